@@ -1,4 +1,8 @@
-"""Whom PostgreSQL runs as when we are root: it refuses root, and a home below /root is closed to everybody else."""
+"""The account that PostgreSQL runs as.
+
+When we are root it has to be another account: PostgreSQL refuses to run as root.
+Others cannot enter a home below /root.
+"""
 
 import asyncio
 import grp
@@ -13,11 +17,11 @@ from typing import Final, Self, TypedDict
 from hydracore.embedded.errors import NoServiceAccount
 from hydracore.embedded.leftovers import kill_group
 
-#: The account that is made for PostgreSQL, and the one that every system has.
+#: The account that is created for PostgreSQL, and the one that is used where it cannot be: every system has that.
 SERVICE_ACCOUNT: Final = "hydracore-postgres"
 FALLBACK_ACCOUNT: Final = "nobody"
 
-#: Ways to make it, by tool: shadow's useradd, then BusyBox's adduser (Alpine has no useradd).
+#: Commands that create it: shadow's useradd, then BusyBox's adduser (Alpine has no useradd).
 CREATE_COMMANDS: Final = (
     (
         "useradd",
@@ -35,7 +39,7 @@ COMMAND_S_MAX: Final = 10
 
 
 class Switch(TypedDict, total=False):
-    """How `subprocess` is told whose process a new one is."""
+    """Arguments of `subprocess` that set the user and the groups of a new process."""
 
     user: int
     group: int
@@ -43,7 +47,11 @@ class Switch(TypedDict, total=False):
 
 
 class ProcessContext(Switch):
-    """The same, and where it runs: in `/`, with none of our environment, in a session that Ctrl-C in our terminal does not reach."""
+    """A `Switch`, and more arguments of `subprocess`.
+
+    The process runs in `/`, with none of our environment, and in a new session, which
+    Ctrl-C in our terminal does not reach.
+    """
 
     cwd: str
     env: dict[str, str]
@@ -63,7 +71,10 @@ class Account:
         return cls(uid=status.st_uid, gid=status.st_gid)
 
     def can_enter(self, directory: Path) -> bool:
-        """Whether this account can pass through every parent of `directory` and into it. Asked of the kernel, which knows all."""
+        """Whether this account can enter `directory`, through all of its parents.
+
+        It is tried: only the kernel knows all rules.
+        """
         command = ["/bin/sh", "-c", 'cd -- "$1"', "sh", str(directory)]
         return self.run(command).returncode == 0
 
@@ -81,9 +92,10 @@ class Account:
         )
 
     async def run_long(self, command: list[str], *, given: bytes, seconds_max: float) -> tuple[int, bytes]:
-        """Run a command as this account: its exit status and its standard error. Raises `TimeoutError`.
+        """Run a command as this account. Returns its exit status and its standard error. Raises `TimeoutError`.
 
-        Where it takes too long, or we are cancelled, it is killed with all its children.
+        `given` is its standard input. On a timeout or a cancellation the command is
+        killed. Whatever is left of its process group is killed in any case.
         """
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -101,7 +113,7 @@ class Account:
         return status, complaint
 
     def switch(self) -> Switch:
-        """The arguments that make a new process this account's; none when it is us already."""
+        """The arguments that make a new process run as this account; none when it is our own account."""
         if self.uid == os.geteuid():
             return {}
         return {"user": self.uid, "group": self.gid, "extra_groups": []}
@@ -116,13 +128,13 @@ def current_account() -> Account:
 
 
 def service_account() -> Account:
-    """An unprivileged account: ours unless we are root, else one made for the purpose. Raises `NoServiceAccount`."""
+    """An unprivileged account: ours unless we are root, otherwise one of those above. Raises `NoServiceAccount`."""
     if os.geteuid() != 0:
         return current_account()
     entry = _find(SERVICE_ACCOUNT)
     for command in CREATE_COMMANDS:
         if entry is None and shutil.which(command[0]):
-            # Two homes may start at the same moment: who comes second fails here and finds the account below.
+            # Two homes may start at the same moment: the second command fails, but its account is found below.
             subprocess.run(  # noqa: S603 - constants
                 command, capture_output=True, check=False, timeout=COMMAND_S_MAX, start_new_session=True
             )

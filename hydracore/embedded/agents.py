@@ -1,4 +1,7 @@
-"""Agents that cloudsim has booted: detached on purpose, so that they survive it, and found here by where they live."""
+"""Ends agents that cloudsim has booted.
+
+They are detached, so that they survive cloudsim, and are found by their root directory.
+"""
 
 import signal
 from pathlib import Path
@@ -12,7 +15,7 @@ GRACE_S: Final = 1.0
 
 
 def end_below(directory: Path) -> int:
-    """End every agent whose root is below `directory`; how many there were. A cloudsim that was asked in time leaves none."""
+    """End every agent whose root is below `directory`. Returns their number: 0 where cloudsim has ended them itself."""
     found = [process for process in psutil.process_iter() if _lives_below(process, directory)]
     end_processes(dict.fromkeys(found, signal.SIGTERM), seconds_max=GRACE_S)
     return len(found)

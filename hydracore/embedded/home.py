@@ -15,12 +15,12 @@ from hydracore.embedded.files import held, write_json
 #: Others may pass through a home (PostgreSQL's own account must reach its data) but neither list it nor read what is in it.
 HOME_MODE: Final = 0o711
 
-#: Says who holds the home, or was the last who did.
+#: The lock file, with the pid of the present or last holder of the home.
 LOCK: Final = "lock"
 
 
 class Secrets(msgspec.Struct, frozen=True, kw_only=True):
-    """Drawn once for a home and kept in `secrets.json`; `home_id` names the home wherever it is moved."""
+    """Secrets and ids of a home, drawn once and kept in `secrets.json`. `home_id` stays when the home is moved."""
 
     home_id: str
     master_key: str
@@ -34,7 +34,7 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
     other_customer_id: str
     other_tenant_id: str
     other_admin_id: str
-    #: The development tenant's API key; empty until there is a database to make it in.
+    #: The development tenant's API key; empty until it was made, which needs a running database.
     api_key: str = ""
     #: Empty in homes that are older than seals, until their next start.
     seal_key: str = ""
@@ -62,7 +62,7 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Home:
-    """The layout of DIR. Making one creates the directory; nothing that was there before is changed."""
+    """The layout of the directory. The constructor creates what is missing and changes nothing that exists."""
 
     def __init__(self, path: Path) -> None:
         """Raises `HomeUnusable`."""
@@ -89,17 +89,20 @@ class Home:
         self.env_file = self.path / "env"
 
     def lock(self) -> AbstractContextManager[None]:
-        """Hold the home alone. Raises `HomeInUse`."""
+        """Hold the home exclusively. Raises `HomeInUse`."""
         return held(self._lock)
 
     @staticmethod
     def was_held(path: Path) -> bool:
-        """Whether there is a home at `path` that was locked at some time."""
+        """Whether there is a home at `path` that has been locked before."""
         lock = path / LOCK
         return lock.is_file() and lock.stat().st_size > 0
 
     def secrets(self) -> Secrets:
-        """This home's secrets, drawn on the first call. Call it with the lock held."""
+        """This home's secrets, drawn on the first call.
+
+        Hold the lock. Raises `HomeUnusable`, or `EmbeddedError` if damaged.
+        """
         try:
             known = msgspec.json.decode(self.secrets_file.read_bytes(), type=Secrets)
         except ValueError:  # No JSON, or no UTF-8 in it.
@@ -123,5 +126,5 @@ class Home:
 
 
 def _key() -> str:
-    """32 random bytes as settings want them."""
+    """32 random bytes in base64url, the form of keys in settings."""
     return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()

@@ -14,16 +14,18 @@ from hydracore.embedded.part import Part
 from hydracore.log_files import keep_small
 from hydracore.waiting import first_of
 
-#: Pauses before a restart, in seconds: doubling from the first to the longest, and back after a steady run.
+#: The pause before a restart, in seconds. It doubles from the first to the longest,
+#: and is reset after a run of `STEADY_S`.
 BACKOFF_S_FIRST: Final = 0.2
 BACKOFF_S_MAX: Final = 5.0
 STEADY_S: Final = 20.0
 
 
 class Keeper:
-    """One part and, most of the time, its process.
+    """One part and its process; between two starts there is none.
 
-    `on_change` is called whenever the process changes, `on_trouble` with a line about each end that nobody has ordered.
+    `on_change` is called whenever the process has started or ended, `on_trouble` with one line
+    about each failed start, each end that was not ordered, and each failure to write the log.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class Keeper:
 
     @property
     def pid(self) -> int | None:
-        """The main process; `None` between two of them."""
+        """The pid of the main process; `None` while there is none."""
         return self._process.pid if self._process and self._process.returncode is None else None
 
     def ran_s(self) -> float:
@@ -54,19 +56,22 @@ class Keeper:
         self._task = asyncio.create_task(self._keep(), name=f"keep {self.part.name}")
 
     def raise_broken(self) -> None:
-        """Raises what broke the keeping, if something has; nobody starts the part any more then."""
+        """Raise the error that ended this keeper, if there was one. The part is not started again then."""
         if self._task is not None and self._task.done():
             self._task.result()
 
     async def stop(self, *, grace_s: float) -> None:
-        """Ask the main process to end; kill it and what it left in its group after `grace_s`."""
+        """Ask the main process to end, and kill it after `grace_s`. Kill what is left of its process group."""
         self._grace_s = grace_s
         self._stopping.set()
         if self._task is not None:
             await self._task
 
     async def _keep(self) -> None:
-        """The only place that starts and ends the process, so that no stop can slip in between and miss one."""
+        """Start the part again and again, until told to stop.
+
+        Only this task starts and ends the process, so that no stop can miss a process that is just being started.
+        """
         backoff_s = BACKOFF_S_FIRST
         trimming = asyncio.create_task(keep_small(lambda: [self.log]))
         try:
@@ -80,13 +85,13 @@ class Keeper:
                 backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
         finally:
             trimming.cancel()
-            # Whatever has ended the keeping: nobody else knows of the process, nor takes note of its end.
+            # Also after an error or a cancellation: nothing else would end the process and wait for it.
             if self._process is not None and self._process.returncode is None:
                 kill_group(self._process.pid)
                 await self._process.wait()
 
     async def _run_once(self) -> None:
-        """Start the part and wait for its end. What keeps it from starting goes to its log; the next try may do better."""
+        """Start the part and wait for its end. A failure to start goes to its log, and the next try may succeed."""
         self.starts += 1
         self._started_at_s = asyncio.get_running_loop().time()
         try:
@@ -106,7 +111,7 @@ class Keeper:
         self._on_change()
 
     async def _prepared(self) -> bool:
-        """Prepare a start; False where a stop came first, which breaks the preparation off."""
+        """Prepare a start. Returns False where a stop was ordered meanwhile, which cancels the preparation."""
         preparing = asyncio.create_task(self.part.prepare())
         await first_of(preparing, asyncio.create_task(self._stopping.wait()))
         if not preparing.cancelled():
@@ -114,7 +119,7 @@ class Keeper:
         return not self._stopping.is_set()
 
     async def _until_ended(self, process: asyncio.subprocess.Process) -> int:
-        """Wait until the process ends by itself, or end it once told to stop; its exit status."""
+        """Wait until the process ends by itself, or end it once told to stop. Returns its exit status."""
         ended = asyncio.create_task(process.wait())
         if ended not in await first_of(ended, asyncio.create_task(self._stopping.wait())):
             with suppress(ProcessLookupError):
@@ -136,7 +141,8 @@ class Keeper:
                 stderr=log,
                 env=dict(part.environ),
                 cwd=part.cwd,
-                # A session of its own: Ctrl-C in the terminal reaches the supervisor alone, which then stops parts in order.
+                # In a new session: Ctrl-C in the terminal reaches only the
+                # supervisor, which then stops the parts in order.
                 start_new_session=True,
                 **switch,
             )
@@ -146,7 +152,7 @@ class Keeper:
             with self.log.open("a") as log:
                 log.write(f"{self.part.name} {text}\n")
         except OSError as error:
-            # A part needs no log to run: a full disk must not be the end of it.
+            # A part needs no log to run: a full disk must not end it.
             self._on_trouble(f"cannot write {self.log}: {error.strerror}")
 
 

@@ -1,7 +1,8 @@
-"""Processes that outlived the supervisor that started them: known by what they have inherited, ended by the next one on the same home.
+"""Ends processes that outlived their supervisor. The next supervisor on the same home does so.
 
-Nothing is written down about them: that could be prevented by a full disk, come too late for a kill, or be made wrong by a clock that is
-put right. Instead each part is given a mark in its environment, which whatever it starts inherits and which the kernel keeps.
+Each part is given a mark in its environment. All processes that it starts inherit the mark,
+and the kernel keeps it. A file with pids would be less reliable: a full disk could prevent
+it, a kill could come before it is written, and setting the clock could make its times wrong.
 """
 
 import os
@@ -14,18 +15,18 @@ from typing import Final
 import msgspec
 import psutil
 
-#: The variable that a part's mark is in.
+#: The environment variable that holds a part's mark.
 VARIABLE: Final = "HYDRACORE_PART"
 LEFTOVER_S_MAX: Final = 4.0
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose part a process is, or of which part it comes."""
+    """Says that a process is a part, or was started by a part, of a home."""
 
     name: str
     #: Asks the part's main process to end.
     stop_signal: signal.Signals
-    #: Device and number of the home's directory: the same where it is moved, and another one in a copy.
+    #: Device and inode number of the home's directory. They stay when it is moved, and differ in a copy.
     home: tuple[int, int]
 
     def environ(self) -> dict[str, str]:
@@ -33,33 +34,36 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def place_of(home: Path) -> tuple[int, int]:
-    """As marks have it. A home that is moved to another device gets a new one: nothing of it runs there then."""
+    """Device and inode number of a home.
+
+    On another device these change, but nothing runs in a home that is moved there.
+    """
     status = home.stat()
     return status.st_dev, status.st_ino
 
 
 def stop_leftovers(home: Path, *, seconds_max: float = LEFTOVER_S_MAX) -> list[str]:
-    """End every process that is marked as this home's and may be looked at by us; the names of their parts, for a message.
+    """End every process with a mark of this home. Returns the names of their parts, for a message.
 
-    Call it with the home held: nobody else's parts run there then. We ourselves and those who started us are spared, whatever is in
-    our environment.
+    Hold the home, so that no other supervisor's parts run there. Processes whose environment we
+    may not read are not found. Our own process and its ancestors are spared, even with a mark.
     """
     place = place_of(home)
     spared = {os.getpid(), *(each.pid for each in psutil.Process().parents())}
     marks = {process: _mark_of(process) for process in psutil.process_iter() if process.pid not in spared}
     found = {process: mark for process, mark in marks.items() if mark is not None and mark.home == place}
-    # What a main process has started is its own to end; the supervisor has asked none of that either.
+    # Only main processes are asked, as by the supervisor: each of them ends what it has started.
     mains = {process: mark.stop_signal for process, mark in found.items() if _leads(process)}
     end_processes(mains, seconds_max=seconds_max)
     for process in mains:
         kill_group(process.pid)
-    # Those who have left their group, or whose main process was killed before.
+    # The rest has left its process group, or its main process was killed before.
     end_processes(dict.fromkeys(found.keys() - mains.keys(), signal.SIGKILL), seconds_max=seconds_max)
     return sorted({mark.name for mark in found.values()})
 
 
 def end_processes(processes: Mapping[psutil.Process, signal.Signals], *, seconds_max: float) -> None:
-    """Ask each process to end by its signal, and kill those that are still there after `seconds_max`."""
+    """Send each process its signal, and kill those that still run after `seconds_max`."""
     for process, stop_signal in processes.items():
         with suppress(psutil.NoSuchProcess):
             process.send_signal(stop_signal)
@@ -71,13 +75,16 @@ def end_processes(processes: Mapping[psutil.Process, signal.Signals], *, seconds
 
 
 def kill_group(leader_pid: int) -> None:
-    """Kill what is left of a part's process group once its leader has ended."""
+    """Kill all that is left of the process group of `leader_pid`."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(leader_pid, signal.SIGKILL)
 
 
 def _mark_of(process: psutil.Process) -> Mark | None:
-    """`None` where there is none, where it is nothing of ours, and where the process is not ours to look at."""
+    """The mark of a process.
+
+    `None`: it has none, or the variable holds something else, or we may not read its environment.
+    """
     try:
         return msgspec.json.decode(process.environ().get(VARIABLE, ""), type=Mark)
     except (psutil.Error, ValueError):
@@ -85,7 +92,7 @@ def _mark_of(process: psutil.Process) -> Mark | None:
 
 
 def _leads(process: psutil.Process) -> bool:
-    """Every part's main process leads a group of its own."""
+    """Whether the process leads its process group, as the main process of every part does."""
     try:
         return os.getpgid(process.pid) == process.pid
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""What the supervisor keeps running: one command, described."""
+"""The description of one program that the supervisor keeps running."""
 
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -7,29 +7,32 @@ from typing import Any
 
 from hydracore.embedded.account import Account
 
-#: Whether a part serves; asked again and again until it does.
+#: Returns whether a part serves. Called repeatedly until it does.
 Ready = Callable[[], Awaitable[bool]]
 
 
 async def nothing_to_prepare() -> None:
-    """Most parts start as they are."""
+    """The preparation of most parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One program. `name` is unique and names the log file; `kind` is what `pids` calls it (two workers are one kind)."""
+    """One program. `name` is unique and names the log file.
+
+    Parts of the same `kind`, such as workers, are grouped in `pids`.
+    """
 
     name: str
     kind: str
     command: tuple[str, ...]
     environ: Mapping[str, str] = field(repr=False)
-    #: Whom it runs as; `None` is us.
+    #: The account that it runs as; `None`: our own.
     account: Account | None = None
     cwd: str | None = None
-    #: Asks it to end in order; sent to its main process alone.
+    #: Asks it for an orderly end; sent to its main process only.
     stop_signal: signal.Signals = signal.SIGTERM
-    #: Run before every start, and cancelled where the part is to stop before that.
+    #: Awaited before every start; cancelled when the part is stopped meanwhile.
     prepare: Callable[[], Coroutine[Any, Any, None]] = nothing_to_prepare
-    #: Whether it serves; a part that cannot be asked counts as ready once it has run for `settle_s`.
+    #: Tells whether it serves. `None`: it cannot be asked, and counts as ready once it has run for `settle_s`.
     ready: Ready | None = None
     settle_s: float = 0.0

@@ -1,8 +1,8 @@
 """Loopback ports that stay the same across restarts.
 
-Ports are drawn below the kernel's ephemeral range (32768 and up on Linux, 49152 on macOS): a client that keeps trying a port of
-that range while its server restarts can be given the very same port as its own, connects to itself, and the server never gets
-it back.
+Ports are drawn below the kernel's ephemeral range (32768 and up on Linux, 49152 on macOS). A client
+that keeps connecting to a port of that range while its server restarts may be given the same port
+as its source port. It is connected to itself then, and the server can never listen there again.
 """
 
 import secrets
@@ -18,9 +18,9 @@ from hydracore.embedded.files import write_json
 LOOPBACK: Final = "127.0.0.1"
 PORT_FIRST: Final = 20_000
 PORT_LAST: Final = 29_999
-#: Whose port never changes.
+#: The name of the port that agents call. It never changes.
 AGENTS: Final = "agents"
-#: Draws before giving up; a machine that needs them all has no free port.
+#: The most ports that are tried. If none of them is free, the range counts as full.
 DRAWS_MAX: Final = 200
 
 
@@ -35,7 +35,7 @@ class Ports:
             self._ports = {}
 
     def claim(self, name: str) -> int:
-        """The port that `name` had last time if it is free, else another one that is remembered from now on."""
+        """The port that `name` had last time if it is free, otherwise a new one, which is saved."""
         port = self._ports.get(name)
         others = {taken for owner, taken in self._ports.items() if owner != name}
         if port is None or port in others or not is_free(port):
@@ -45,9 +45,9 @@ class Ports:
         return port
 
     def claim_for_agents(self) -> int:
-        """The port that agents call: the one of the first time for good, for they have it written down.
+        """The port that agents call. It never changes once it is drawn, because agents have stored it.
 
-        Raises `AgentsPortTaken` where a stranger holds it.
+        Raises `AgentsPortTaken` where another program listens on it.
         """
         known = self._ports.get(AGENTS)
         if known is not None and not is_free(known):
@@ -56,7 +56,7 @@ class Ports:
 
 
 def free_port(*, avoid: set[int] | None = None) -> int:
-    """A loopback port that nobody listens on."""
+    """A loopback port that is free. Raises `EmbeddedError` where none was found."""
     for _ in range(DRAWS_MAX):
         port = PORT_FIRST + secrets.randbelow(PORT_LAST - PORT_FIRST + 1)
         if port not in (avoid or ()) and is_free(port):
@@ -65,7 +65,10 @@ def free_port(*, avoid: set[int] | None = None) -> int:
 
 
 def is_free(port: int, host: str = LOOPBACK) -> bool:
-    """Whether a server could listen on `port`; connections that are closing do not count, as for the server itself."""
+    """Whether a server could listen on `port`.
+
+    Closing connections (TIME_WAIT) do not prevent it, with `SO_REUSEADDR`.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

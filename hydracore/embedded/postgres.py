@@ -1,7 +1,7 @@
 """The embedded PostgreSQL: durable (fsync on), on loopback TCP, with a password, as an account that is never root.
 
-Nothing of the user's is opened up: when the account that PostgreSQL must run as cannot reach the home (below /root, say), the
-data lives in a directory of its own below `/var/lib/hydracore`, named by the home's id.
+Permissions of the user's directories are left alone. Where the account that PostgreSQL must run as cannot reach the
+home, such as below /root, the data lives apart: in a directory below `/var/lib/hydracore`, named by the home's id.
 """
 
 import asyncio
@@ -27,10 +27,10 @@ from hydracore.embedded.ports import LOOPBACK
 #: Data of homes that PostgreSQL's account cannot reach.
 STATE: Final = Path("/var/lib/hydracore")
 
-#: Says who holds data that lives apart, or was the last who did.
+#: The lock file of data that lives apart, with the pid of its present or last holder.
 LOCK: Final = "lock"
 
-#: Both the superuser that owns everything and the database.
+#: The name of the superuser, who owns everything, and of the database.
 OWNER: Final = "hydracore"
 
 INITDB_S_MAX: Final = 60
@@ -46,7 +46,8 @@ INITDB_OPTIONS: Final = (
     "--locale=C",
     "--locale-provider=builtin",
     "--builtin-locale=C.UTF-8",
-    # Iterations make guessing slow. The owner's password is random and cannot be guessed, and they take 3 ms of each new connection.
+    # Iterations slow guessing down, and take 3 ms of each new connection. The owner's
+    # password is random: nobody guesses it.
     "--set=scram_iterations=1",
     "--no-instructions",
 )
@@ -57,7 +58,7 @@ SERVER_OPTIONS: Final = (
     "max_connections=200",
     "timezone=UTC",
     "log_timezone=UTC",
-    # Passwords that people choose are guessed.
+    # For roles that the user adds: passwords that people choose can be guessed.
     "scram_iterations=4096",
     # A terse log names the constraint and leaves out the row that broke it.
     "log_error_verbosity=terse",
@@ -67,7 +68,10 @@ SERVER_OPTIONS: Final = (
 
 
 class Postgres:
-    """One data directory and the part that serves it. `data_id` names the data when it cannot live in `base`."""
+    """One data directory and the part that serves it.
+
+    `data_id` names its directory below `state` if it cannot be `base`.
+    """
 
     def __init__(self, *, base: Path, data_id: str, password: str, port: int, state: Path = STATE) -> None:
         assert data_id
@@ -99,7 +103,7 @@ class Postgres:
         )
 
     async def prepare(self) -> None:
-        """Make the data directory if there is none, and make way for a server in the one that there is."""
+        """Create the data directory if there is none, and remove what an earlier server has left in it."""
         if not self.data.exists():
             await self._initialise()
         await asyncio.to_thread(self._make_way)
@@ -116,9 +120,9 @@ class Postgres:
 
     @contextmanager
     def held(self) -> Generator[None]:
-        """Hold data that lives apart alone: who holds a copy of the home has the same. Raises `HomeInUse`.
+        """Hold data that lives apart exclusively: a copy of the home would use the same data. Raises `HomeInUse`.
 
-        What lives in the home is held with it.
+        Data inside the home needs no second lock: it is held with the home.
         """
         if self.base == self._wanted:
             yield
@@ -131,7 +135,7 @@ class Postgres:
         shutil.rmtree(self.base, ignore_errors=True)
 
     def _place(self) -> tuple[Account, Path]:
-        """Who serves which directory. Data that exists stays where it is and with whom it belongs to."""
+        """The account that runs the server, and its directory. Existing data stays where it is and with its owner."""
         for base in (self._wanted, self._apart):
             if _holds_data(base):
                 owner = Account.owner_of(base / "data")
@@ -151,7 +155,7 @@ class Postgres:
         return account, base
 
     async def _initialise(self) -> None:
-        """initdb and the one database beside the data directory, then a rename: a crash half way leaves nothing to trip over."""
+        """Make the data directory and the database in a draft, then rename it: a crash leaves no half-made directory."""
         draft = self.base / "data.new"
         shutil.rmtree(draft, ignore_errors=True)
         password_file = self.base / "initdb.password"
@@ -182,16 +186,16 @@ class Postgres:
             )
 
     def _make_way(self) -> None:
-        """End the processes of an earlier server here, and drop a pid file that names a stranger.
+        """End the processes of an earlier server on this data, and remove its pid file.
 
-        A pid file whose number now belongs to somebody else would keep PostgreSQL from starting.
+        PostgreSQL would not start where the pid in that file now belongs to another program.
         """
         end_servers(self.data)
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
 
 def end_servers(data: Path) -> None:
-    """End who works in the data directory `data`: every process of a server does, also the children of a killed one."""
+    """End every server process that works in the data directory `data`, including children of a killed server."""
     leftovers = [process for process in psutil.process_iter() if _works_in(process, data)]
     end_processes(dict.fromkeys(leftovers, signal.SIGINT), seconds_max=LEFTOVER_S_MAX)
 
@@ -211,7 +215,10 @@ def _works_in(process: psutil.Process, directory: Path) -> bool:
 
 
 def _place_of(process: psutil.Process, directory: Path) -> str:
-    """Where it works, or is told to. In a container not even root may look at what another account's process does."""
+    """The working directory of a process; where it may not be read, `directory` if the command line names it, else "".
+
+    In a container not even root may read it of another account's process.
+    """
     try:
         return process.cwd()
     except psutil.AccessDenied:

@@ -24,18 +24,19 @@ from hydracore.transport import TRUST_NOBODY
 #: Where `-m hydracore` is found, installed or not.
 PACKAGE_ROOT: Final = Path(configuration.__file__).parent.parent
 
-#: One look at whether a part serves.
+#: The timeout of one request that tells whether a part serves.
 PROBE_S_MAX: Final = 2.0
-#: Relay and workers serve nobody who could ask them; what is wrong with their settings shows within this time.
+#: Relay and workers take no requests that could tell whether they are ready. With
+#: unusable settings they end within this time.
 SETTLE_S: Final = 1.5
-#: A stop in order goes by steps (control plane, agents, simulators, stores); together they stay below 13 s. The API gives requests
-#: under way 5 s, and tells whoever still waits then.
+#: How long the steps of an orderly stop may take; together they stay below 13 s. The
+#: API gives requests under way 5 s, and then answers those that still wait.
 CONTROL_PLANE_GRACE_S: Final = 6.5
 AGENTS_GRACE_S: Final = 3.0
 SIMULATORS_GRACE_S: Final = 1.0
 STORES_GRACE_S: Final = 2.0
 
-#: What only we set; a part is given those of these that it needs.
+#: Settings that each part is given by us, and only where it needs them.
 MANAGED: Final = (
     "database_url",
     "redis_url",
@@ -71,22 +72,23 @@ class Stack:
         self.secrets = home.secrets()
         self.url = f"http://{LOOPBACK}:{port}"
         ports = Ports(home.ports_file)
-        #: Agents are never told `port`, which another start may change.
+        #: Agents call this port, not `port`, which may be another at the next start.
         self._port_for_agents = ports.claim_for_agents()
         self._cloudsim_port = ports.claim("cloudsim")
         self.cloudsim_url = f"http://{LOOPBACK}:{self._cloudsim_port}"
-        #: The scripted models, unless the environment names real ones.
+        #: The URL of the scripted models; None where the environment names real ones.
         self.modelsim_url: str | None = None
-        #: Where the embedded PostgreSQL has its data, which need not be in the home.
+        #: The directory of the embedded PostgreSQL, inside the home or apart from it;
+        #: None where the user's database is used.
         self.data: Path | None = None
         self._workers = workers
         self._stores: list[Part] = []
         self._hold: AbstractContextManager[None] = nullcontext()
         self._http = httpx.AsyncClient(verify=TRUST_NOBODY, trust_env=False)
-        ours = {configuration.variable(name): name for name in MANAGED}
-        self._environ = {name: value for name, value in environ.items() if name not in ours}
+        fields = {configuration.variable(name): name for name in MANAGED}
+        self._environ = {name: value for name, value in environ.items() if name not in fields}
         self._chosen = self._choose(
-            {ours[name]: value for name, value in environ.items() if name in ours and value}, ports
+            {fields[name]: value for name, value in environ.items() if name in fields and value}, ports
         )
         needs = (*configuration.API_NEEDS, *configuration.WORKER_NEEDS)
         everything = self._environ_with(*MANAGED)
@@ -112,7 +114,7 @@ class Stack:
         async with Supervisor.running(
             home=home.path, logs=home.logs, on_change=on_change, on_trouble=on_trouble
         ) as supervisor:
-            if not is_free(port):  # Only now: a leftover of ours may have held it.
+            if not is_free(port):  # Not before: a leftover of this home may have held it until now.
                 raise PortTaken(LOOPBACK, port)
             stack = cls(home, supervisor, port=port, workers=workers, environ=environ)
             async with stack._http, AsyncExitStack() as until_stopped:
@@ -122,11 +124,17 @@ class Stack:
                 yield stack
 
     def managed(self) -> dict[str, str]:
-        """What the parts were given of `MANAGED`, by variable: what an operator's commands need to work on the same."""
+        """The values of `MANAGED` by environment variable.
+
+        An operator's commands need them to work on the same stores.
+        """
         return {configuration.variable(name): self._chosen[name] for name in MANAGED if name in self._chosen}
 
     def _choose(self, given: dict[str, str], ports: Ports) -> dict[str, str]:
-        """The managed settings: the environment's where it has a say, else the home's; stores of our own where none is given."""
+        """The managed settings: those of the environment that it may set, otherwise the home's.
+
+        Adds an embedded store to the parts for each store that the environment does not name.
+        """
         chosen = {
             "master_key": self.secrets.master_key,
             "jwt_secret": self.secrets.jwt_secret,
@@ -159,7 +167,7 @@ class Stack:
         if "model_base_url" not in given:
             self.modelsim_url = f"http://{LOOPBACK}:{ports.claim('modelsim')}"
             chosen["model_base_url"] = f"{self.modelsim_url}/v1"
-        for name in configuration.FILES & given.keys():  # Parts work in another directory.
+        for name in configuration.FILES & given.keys():  # Parts run in another directory.
             chosen[name] = str(Path(given[name]).resolve())
         return chosen
 
@@ -173,7 +181,10 @@ class Stack:
         await _together(*(self.supervisor.start(part) for part in self._control_plane()))
 
     async def _stop(self) -> None:
-        """Those who order servers first, then the servers, then what everybody stands on; each whatever became of the others."""
+        """Stop the control plane, which orders servers, then agents and simulators, then the stores.
+
+        No failure skips a step.
+        """
         control_plane = [part.name for part in self._control_plane()]
         async with AsyncExitStack() as last_first:
             last_first.push_async_callback(self.supervisor.stop, grace_s=STORES_GRACE_S)
@@ -183,7 +194,7 @@ class Stack:
             last_first.push_async_callback(self.supervisor.stop, control_plane, grace_s=CONTROL_PLANE_GRACE_S)
 
     async def _shut_down_cloudsim(self) -> None:
-        """Have cloudsim stop its agents; those that a dead or deaf one leaves are found afterwards."""
+        """Have cloudsim stop its agents. `_stop` ends those that are left where cloudsim is dead or does not answer."""
         with suppress(httpx.HTTPError):
             await self._http.post(
                 f"{self.cloudsim_url}/_sim/shutdown", headers=self._cloudsim_headers(), timeout=AGENTS_GRACE_S
@@ -216,19 +227,19 @@ class Stack:
         names = [f"worker-{number}" for number in range(1, self._workers + 1)]
         return [
             self._part("api", "api", api, ready=self._api_is_ready),
-            # It opens and derives nothing, and asks no provider.
+            # The relay decrypts nothing, derives no tokens and calls no provider.
             self._part("relay", "relay", (*stores, "seal_key", "seal_file")),
             *(self._part(name, "worker", common) for name in names),
         ]
 
     def _cloudsim(self) -> Part:
-        """The provider. It boots agents, which are strangers: no setting but its own token gets that far."""
+        """The provider. Agents that it boots are not trusted: of all settings, it is given its own token only."""
         token = {configuration.variable("cloudsim_token"): self.secrets.cloudsim_token}
         place = ("--home", str(self.home.cloudsim), "--port", str(self._cloudsim_port))
         return self._simulator("cloudsim", place, token, ready=self._cloudsim_is_ready)
 
     def _modelsim(self) -> Part:
-        """The models. A script.json of the user's own may be in its home."""
+        """The scripted models. The user may put a script.json into their directory."""
         assert self.modelsim_url is not None
         self.home.modelsim.mkdir(exist_ok=True)
         place = ("--home", str(self.home.modelsim), "--port", self.modelsim_url.rpartition(":")[2], "--slow-counting")
@@ -283,7 +294,7 @@ class Stack:
 
 
 async def _together(*steps: Coroutine[None, None, None]) -> None:
-    """Do all steps at once; when one fails the others are given up, and its error is the one that is raised."""
+    """Run all steps concurrently. When one fails, the others are cancelled and its error is raised."""
     try:
         async with asyncio.TaskGroup() as group:
             for step in steps:

@@ -1,4 +1,4 @@
-"""The stores that everything stands on, the user's own or the embedded ones: seen to be there, and made ready."""
+"""Checks that the stores answer, the user's own or the embedded ones, and migrates the database."""
 
 import asyncio
 from typing import Final
@@ -11,14 +11,14 @@ from hydracore.embedded.errors import DatabaseRefused, RedisRefused, StoresRefus
 from hydracore.embedded.valkey import answers
 from hydracore.settings import Settings
 
-#: As pg_stat_activity shows it.
+#: The name of its connections in pg_stat_activity.
 APPLICATION: Final = "hydracore-up"
 
 
 async def make_ready(settings: Settings) -> None:
-    """Bring the database to this version, and see that the parts can act as their role there.
+    """Migrate the database to this version, and check that the parts can act as their role there.
 
-    Nothing is changed in it before both stores are there. Raises `StoresRefused` with all that is wrong with them.
+    Nothing is changed in it before both stores answer. Raises `StoresRefused` with the problems of both.
     """
     redis_answers, why_not = await asyncio.gather(answers(settings.redis_url), _look(settings))
     refused = [
@@ -34,7 +34,7 @@ async def make_ready(settings: Settings) -> None:
 
 
 async def _look(settings: Settings) -> DatabaseUnfit | None:
-    """Why nothing can be done on the database, migrated or not."""
+    """Why the database cannot be used; None where it can, if only after a migration."""
     conninfo = pool.conninfo(settings.database_url, role="", application=APPLICATION)
     try:
         await reaching.look(conninfo, role=settings.database_role)

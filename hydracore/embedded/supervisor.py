@@ -1,4 +1,4 @@
-"""Runs the parts of one home as separate processes, each with a mark of the home, so that no crash of ours leaks one."""
+"""Runs the parts of one home as separate processes. Each has a mark of the home, by which it is found if we crash."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
@@ -22,7 +22,7 @@ GRACE_S: Final = 3.0
 class Supervisor:
     """Parts by name, in the order of their start.
 
-    `on_change` hears of every started or ended process, `on_trouble` is told in a line what has ended by itself.
+    `on_change` is called after each start or end of a process, `on_trouble` with one line about each unexpected end.
     """
 
     def __init__(
@@ -49,7 +49,10 @@ class Supervisor:
         on_change: Callable[[], None] | None = None,
         on_trouble: Callable[[str], None] | None = None,
     ) -> AsyncGenerator[Self]:
-        """A supervisor that first ends the leftovers of its predecessors in `home`, and at last stops all that it started."""
+        """A supervisor. It first ends what earlier ones have left running in `home`.
+
+        At the end it stops all its parts.
+        """
         await asyncio.to_thread(stop_leftovers, home)
         supervisor = cls(home=home, logs=logs, on_change=on_change, on_trouble=on_trouble)
         try:
@@ -58,8 +61,9 @@ class Supervisor:
             await supervisor.stop()
 
     async def start(self, part: Part, *, ready_s_max: float = READY_S_MAX) -> None:
-        """Start a part and wait until it is ready; from then on it is restarted when it ends. Raises `PartFailed`, and what breaks its
-        keeper meanwhile.
+        """Start a part and wait until it is ready. From then on it is restarted when it ends.
+
+        Raises `PartFailed`, and the error that ends its keeper meanwhile.
         """
         assert part.name not in self._keepers
         log = self._logs / f"{part.name}.log"
@@ -79,7 +83,10 @@ class Supervisor:
         await self.start(part)
 
     async def stop(self, names: Iterable[str] | None = None, *, grace_s: float = GRACE_S) -> None:
-        """Stop the named parts (all of them by default) at once; unknown names are fine. Raises at last what broke a keeper."""
+        """Stop the named parts (by default all) concurrently; unknown names are ignored.
+
+        Raises, once all have stopped, the error that has ended a keeper.
+        """
         chosen = [name for name in (list(self._keepers) if names is None else names) if name in self._keepers]
         stops = (self._keepers[name].stop(grace_s=grace_s) for name in chosen)
         ends = await asyncio.gather(*stops, return_exceptions=True)
@@ -120,7 +127,7 @@ class Supervisor:
 
     def _tell(self, trouble: str) -> None:
         if self._on_trouble:
-            # A terminal that is closed takes no more lines; the parts go on until the signal that comes with it.
+            # A closed terminal takes no more lines. The parts run until the signal that comes with its closing.
             with suppress(OSError):
                 self._on_trouble(trouble)
 
@@ -130,5 +137,5 @@ class Supervisor:
             if self._listener:
                 self._listener()
         except OSError as error:
-            # What is written down of those who run is for others; they do not depend on it.
+            # The listener writes pids to a file for other programs. The parts do not depend on it.
             self._tell(f"cannot record which parts run: {error.strerror}")

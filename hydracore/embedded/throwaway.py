@@ -1,4 +1,7 @@
-"""Homes for once: made below the directory for temporary files, and deleted with the data that lives apart from them."""
+"""Temporary homes, below the directory for temporary files.
+
+They are deleted with their data, also where that lives apart.
+"""
 
 import os
 import shutil
@@ -16,18 +19,19 @@ from hydracore.embedded.home import HOME_MODE, LOCK, Home
 from hydracore.embedded.leftovers import stop_leftovers
 from hydracore.embedded.postgres import STATE, end_servers
 
-#: The home's own name, below the directory that is made for it.
+#: The name of the home in the temporary directory that is made for it.
 NAME: Final = "home"
 
 
 @contextmanager
 def throwaway_home(prefix: str) -> Generator[Home]:
-    """A home below a directory whose name begins with `prefix`; it is deleted at the end, when nothing runs there any more.
+    """A new home in a temporary directory whose name begins with `prefix`. At the
+    end, what runs there is ended and it is deleted.
 
-    First of all what runs in those of ours whose holder was killed is ended, and they are deleted.
+    The same is done first with such homes of this user whose holder was killed.
     """
     for home in _left_behind(prefix):
-        # Whatever is wrong with one is nothing to whoever wants another.
+        # A problem with an old home must not prevent a new one.
         with suppress(EmbeddedError):
             _discard(home)
     folder = Path(tempfile.mkdtemp(prefix=prefix))
@@ -40,7 +44,10 @@ def throwaway_home(prefix: str) -> Generator[Home]:
 
 
 def _left_behind(prefix: str) -> Iterator[Home]:
-    """Homes of ours that somebody has held. Whether somebody still does, locking them tells."""
+    """This user's temporary homes that have been held before.
+
+    Whether one still is, `_discard` finds out by locking it.
+    """
     for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         with suppress(FileNotFoundError, EmbeddedError):
             status = folder.lstat()
@@ -49,7 +56,7 @@ def _left_behind(prefix: str) -> Iterator[Home]:
 
 
 def _discard(home: Home) -> None:
-    """Delete it for good, unless somebody else is at that, or works there."""
+    """End what runs in a home and delete it, unless another process holds it."""
     with suppress(HomeInUse, FileNotFoundError), home.lock():
         stop_leftovers(home.path)
         end_servers(home.postgres / "data")
@@ -59,7 +66,7 @@ def _discard(home: Home) -> None:
 
 
 def _discard_apart(data: Path) -> None:
-    """Delete data that lives apart, unless whoever has a copy of the home works on it."""
+    """Delete data that lives apart, unless the holder of a copy of the home uses it."""
     with suppress(HomeInUse, FileNotFoundError), held(data / LOCK):
         end_servers(data / "data")
         shutil.rmtree(data, ignore_errors=True)

@@ -1,4 +1,7 @@
-"""The embedded Valkey: wake-ups only, so nothing is written to disk; loopback and a password."""
+"""The embedded Valkey. It carries wake-ups only, so nothing is written to disk.
+
+It listens on loopback and has a password.
+"""
 
 import os
 from pathlib import Path
@@ -16,7 +19,10 @@ ANSWER_S_MAX: Final = 2
 
 
 class Valkey:
-    """One server without persistence. Its configuration is a file, for a command line shows its password to everybody."""
+    """One server without persistence.
+
+    Its configuration is a file: in a command line, everybody could read its password.
+    """
 
     def __init__(self, *, base: Path, password: str, port: int, databases: int = 16) -> None:
         base.mkdir(mode=0o700, exist_ok=True)
@@ -47,12 +53,12 @@ class Valkey:
             f"port {self.port}",
             f"requirepass {self._password}",
             f"databases {self._databases}",
-            # Where it is started: a path may have what the file would take for something else.
+            # The directory that it is started in. A path could have characters that mean something else in this file.
             "dir ./",
             'save ""',
             "appendonly no",
             "daemonize no",
-            # A title is written over the environment, and with it the mark by which a supervisor knows its leftovers.
+            # A title would overwrite the environment, and with it the mark by which a supervisor finds leftovers.
             "set-proc-title no",
         )
         write_atomic(self._config, "\n".join(lines).encode() + b"\n", durable=False)
