@@ -1,4 +1,4 @@
-"""What the host of a URL says of where it is."""
+"""Tells whether the host of a URL is this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 
 def is_loopback(host: str) -> bool:
-    """Whether it is this machine, so that what is sent there goes over no network."""
+    """Whether `host` is a loopback address or `localhost`, so that what is sent there crosses no network."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -1,8 +1,9 @@
-"""HTTP as our servers read it: uvicorn's protocol, with bounds on what a stranger may send before anybody is asked, and on how long
-answers wait for their readers.
+"""uvicorn's HTTP protocol with bounds on the heads of requests, and on how long an answer waits for its
+client to read it.
 
-uvicorn keeps heads of any length, and waits for their ends for ever, and for readers too. What is no head is bounded elsewhere: bodies by whoever
-reads them, idle connections by the keep-alive.
+A head is read before anybody is authenticated. uvicorn keeps heads of any length, and waits for ever for
+the end of a head and for a client that does not read. The rest is bounded elsewhere: bodies where they
+are read, idle connections by the keep-alive.
 """
 
 from __future__ import annotations
@@ -19,21 +20,22 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from hydracore.unread import Unread
 
-#: The request line and all headers of a request, or the trailers behind its body. What is read from a socket at once
-#: (a quarter of a megabyte) may come on top before it is noticed.
+#: The most bytes of the request line and all headers of a request, or of the trailers behind its body.
+#: One read of the socket (a quarter of a megabyte) may come on top before the excess is noticed.
 HEAD_MAX_BYTES: Final = 64 * 1024
 
-#: How long a head may take, from the connection or from its first byte on.
+#: How long a head may take to arrive, from the beginning of the connection or from its own first byte on.
 HEAD_TIMEOUT_S: Final = 20.0
 
-#: Wishes for another protocol. Java's own client has one for HTTP/2 with every request over plain HTTP. A server that does not
-#: offer it goes on as if nothing was said (RFC 9110, section 7.8); our parser would take the body for the other protocol.
+#: `Upgrade` headers, which ask for another protocol. Java's own client asks for HTTP/2 with every
+#: request over plain HTTP. A server that does not offer the protocol ignores the header (RFC 9110,
+#: section 7.8); our parser would take the body for the other protocol.
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.IGNORECASE)
 
-#: What came before HTTP/1.1.
+#: HTTP versions without chunked bodies: those before 1.1.
 _WITHOUT_CHUNKS: Final = frozenset({"0.9", "1.0"})
 
-#: Answers are JSON about somebody's instances: not to be stored, guessed at, or framed.
+#: Answers are private JSON: browsers must not store them, guess their type, or show them in frames.
 _SECURITY_HEADERS: Final = (
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
@@ -48,52 +50,55 @@ def new_request_id() -> str:
 
 
 def headers_of_all(request_id: str) -> tuple[tuple[bytes, bytes], ...]:
-    """What every answer carries: its id, and what browsers heed."""
+    """The headers of every answer: the id of the request, and what browsers have to observe."""
     return (b"x-request-id", request_id.encode()), *_SECURITY_HEADERS
 
 
 class _Refused(Exception):
-    """Ends the parsing of a request."""
+    """Raised in a callback of the parser, to refuse the request."""
 
 
 class _UnchunkedCycle(RequestResponseCycle):
-    """Answers whoever may not know chunks (RFC 9112, section 6.1): a body of unknown length ends with the connection, which uvicorn
-    ends behind every answer to HTTP/1.0."""
+    """Answers clients that may not know chunked bodies (RFC 9112, section 6.1).
 
-    #: Whether the answer's length was told.
-    _is_measured = True
+    A body of unknown length ends with the connection, which uvicorn closes after every answer to HTTP/1.0.
+    """
+
+    #: Whether the answer has a `Content-Length`.
+    _has_length = True
 
     async def send(self, message: Any) -> None:
         if message["type"] == "http.response.start":
             if all(name.lower() != b"content-length" for name, _ in message.get("headers", ())):
                 self.chunked_encoding = False
-                self._is_measured = False
-        elif message["type"] == "http.response.body" and not self._is_measured:
-            # As much as comes is right.
+                self._has_length = False
+        elif message["type"] == "http.response.body" and not self._has_length:
+            # uvicorn checks each part against the expected length: any length is right.
             self.expected_content_length = len(message.get("body", b""))
         await super().send(message)
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Answers heads that are too long with 431 and what is no HTTP with 400, both as `{"detail": ...}`, and ends the connection.
+    """Answers heads that are too long with 431 and what is not HTTP with 400, and closes the connection.
 
-    Where answers to earlier requests are still owed, the connection ends behind those, without a 431 or 400. A connection on which no
-    head comes, or whose answers are not read, is ended without a word.
+    The body of such an answer is `{"detail": ...}`. Where an answer to an earlier request is still due,
+    the connection is closed after that answer, without a 431 or 400. A connection on which no head
+    arrives in time, or whose client does not read the answers, is closed without an answer.
     """
 
     unread: Unread
 
-    #: How many bytes came since the last end of a head, or the last that were known to be of a body.
+    #: The bytes received since the last head ended, or since the last bytes that were known to belong to a body.
     _pending = 0
     _in_head = True
     _in_body = False
-    #: All bytes since the head under way began, with whatever came behind it in the same read. None where its first byte came in
-    #: one read with something else.
+    #: All bytes since the current head began, with those that came behind it in the same read. None
+    #: where its first byte came in one read with something before it.
     _begun: bytes | None = b""
-    #: What is to be read anew, by another parser.
+    #: Bytes that have to be parsed again, by a new parser.
     _anew: bytes | None = None
     _refusal = HTTPStatus.BAD_REQUEST
-    #: The last request that came as a whole, and whether whatever came behind it was refused.
+    #: The last request that was received completely, and whether what came behind it was refused.
     _whole: RequestResponseCycle | None = None
     _is_last = False
     _head_timer: asyncio.TimerHandle | None = None
@@ -124,7 +129,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         if self.flow.write_paused and not self.transport.is_closing():
-            # It is not idle as long as the answer is being read.
+            # The connection is not idle as long as its client reads the answer.
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
@@ -133,7 +138,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._is_last:
-            # Not even kept, however long the answer takes.
+            # Nothing more is read. It is not even kept, however long the answer takes.
             return
         self._pending += len(data)
         if not (self._in_head or self._in_body):
@@ -158,18 +163,20 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # What comes behind a body is a trailer and no header (RFC 9110, section 6.5.1): no proxy has looked at it.
+        # A field behind the body is a trailer, no header (RFC 9110, section 6.5.1), and no proxy has
+        # checked it: it is dropped.
         if not self._in_body:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        # Most of what came with the head may be of its body.
+        # Most of the bytes that came with the head may belong to the body.
         if self._pending > HEAD_MAX_BYTES and self._head_bytes() > HEAD_MAX_BYTES:
             self._refusal = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             raise _Refused
         assert self.parser is not None, "it is what calls this"
         if self.parser.should_upgrade() and self._has_body():
-            # The parser takes the body for the other protocol, which is not offered: it would be lost, or be the next request.
+            # The parser would take the body for the other protocol, so that the body were lost or taken
+            # for the next request.
             self._anew = None if self._begun is None else _without_upgrade(self._begun)
             if self._anew is None:
                 raise _Refused
@@ -181,7 +188,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._end_wait()
         super().on_headers_complete()
         if self.scope["http_version"] in _WITHOUT_CHUNKS:
-            # uvicorn makes its own; the answer begins after this.
+            # uvicorn has made a `RequestResponseCycle`. Its answer begins only after this.
             self.cycle.__class__ = _UnchunkedCycle
 
     def on_body(self, body: bytes) -> None:
@@ -195,30 +202,30 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Silent: to wish for another protocol is no mistake."""
+        """Logs nothing: asking for another protocol is no mistake."""
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words are not ours
-        """Called for whatever the parser, or a callback, does not take."""
+        """Called by uvicorn where the parser, or one of its callbacks, raises an error."""
         self._refuse(self._refusal)
 
     def _refuse(self, status: HTTPStatus) -> None:
         if self._whole is not None and not self._whole.response_complete:
-            # Answers come in the order of their requests, so this one would be taken for that request's. The connection ends behind
-            # that answer instead.
+            # Answers come in the order of their requests, so that the client would take this one for
+            # that request's. Instead the connection is closed after that answer.
             self._whole.keep_alive = False
             self._is_last = True
             return
-        # What has begun of an answer cannot become another one.
+        # An answer that has begun cannot be replaced by another.
         if not (self._is_answering() and self.cycle.response_started):
             body = json.dumps({"detail": status.phrase}).encode()
             head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
-            # The id is never the caller's own: what cannot be read may have none, or two.
+            # The id is not the caller's: a request that cannot be parsed may have none, or two.
             added = b"".join(b"%b: %b\r\n" % header for header in headers_of_all(new_request_id()))
             self.transport.write(STATUS_LINE[status] + head + added + b"\r\n" + body)
         self._close()
 
     def _head_bytes(self) -> int:
-        """How long the head that is being read is, as far as it is parsed: of each line also the colon, a blank and the line's end."""
+        """The bytes of the current head that are parsed so far, with the colon, a blank and the end of each line."""
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _has_body(self) -> bool:
@@ -229,8 +236,10 @@ class BoundedProtocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison] - there from the first request on
 
     def _is_idle_without_limit(self) -> bool:
-        """Whether something came after an answer that is no new head: the rest of a body, or blank lines. The keep-alive
-        has ended with it."""
+        """Whether no request is under way and no keep-alive timer runs.
+
+        Bytes that begin no new head, such as the rest of a body or blank lines, end the keep-alive.
+        """
         return not self._is_answering() and self.timeout_keep_alive_task is None
 
     def _limit_wait(self) -> None:
@@ -243,13 +252,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _give_up(self) -> None:
         if self._is_answering():
-            # Nothing is read during an answer, so the next head may have come already.
+            # Nothing is read during an answer, so that the rest of the next head may have arrived already.
             self._limit_wait()
         else:
             self._close()
 
     def _close(self) -> None:
-        """The transport closes once everything is read, however slowly that is: hence the watch."""
+        """Close the transport, which ends once the client has read everything, and watch that the client does."""
         self.transport.close()
         self._watch_the_rest()
 
@@ -260,7 +269,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
 
 def _without_upgrade(begun: bytes) -> bytes | None:
-    """`begun`, which has a whole head at its beginning, without the wishes in that head; None where there is none to be found."""
+    """`begun` without the `Upgrade` headers of the complete head at its beginning; None where none is found there."""
     end = begun.index(b"\r\n\r\n") + 2
-    head, wishes = _UPGRADE.subn(b"", begun[:end])
-    return head + begun[end:] if wishes else None
+    head, removed = _UPGRADE.subn(b"", begun[:end])
+    return head + begun[end:] if removed else None

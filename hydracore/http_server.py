@@ -1,4 +1,4 @@
-"""uvicorn as all of our servers run it: bounded, and with no words of its own."""
+"""uvicorn as all of our servers run it: with bounds, and without its own logging and headers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from uvicorn.server import Server
 
 from hydracore.http_protocol import BoundedProtocol
 
-#: How long an idle connection is kept. Longer than clients and proxies do (60 s and less), so that it is they who close it:
-#: a request into a connection that is just being closed is lost, and not every client may send it again.
+#: How long an idle connection is kept: longer than by clients and proxies (60 s and less), so that they close it
+#: first. A request that arrives while we close the connection is lost, and not every client may send it again.
 KEEP_ALIVE_S: Final = 75
 
 
 def configuration(app: Any, **own: Any) -> Config:
-    """How the ASGI application `app` is served. `own`: what is peculiar to it, as `uvicorn.Config` takes it."""
+    """The configuration that serves the ASGI application `app`.
+
+    `own`: arguments of `uvicorn.Config` that override ours.
+    """
     ours: dict[str, Any] = {
         "http": BoundedProtocol,
         "ws": "none",
@@ -27,7 +30,7 @@ def configuration(app: Any, **own: Any) -> Config:
         "log_config": None,
         "access_log": False,
         "server_header": False,
-        # Request ids and rates are told by what a proxy adds, addresses are not used: nothing to rewrite.
+        # uvicorn would rewrite clients' addresses by what a proxy adds, but we do not use addresses.
         "proxy_headers": False,
         "timeout_keep_alive": KEEP_ALIVE_S,
     }
@@ -38,12 +41,12 @@ def configuration(app: Any, **own: Any) -> Config:
 async def running_server(config: Config, listener: socket.socket) -> AsyncGenerator[None]:
     """Serve the application of `config` on `listener` within the context, and then shut it down with its grace period.
 
-    Raises what keeps it from starting.
+    Raises the error that keeps the server from starting.
     """
     ready = asyncio.Event()
     server = EmbeddedServer(config, on_started=ready.set)
     running = asyncio.create_task(server.serve(sockets=[listener]))
-    # Its end is heard of too, where it never gets ready.
+    # Also set where the server ends before it is ready: otherwise we would wait for ever.
     running.add_done_callback(lambda _: ready.set())
     try:
         await ready.wait()

@@ -1,4 +1,4 @@
-"""How a process opens Redis, and the log whose moves it tells there."""
+"""How a process opens Redis and the log. The log's store publishes on Redis which lanes have grown."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ REDIS_TIMEOUT_S: Final = 5
 
 
 def open_redis(url: str) -> Redis:
-    """A client that connects once it is used, to be closed by `async with`."""
+    """A client that connects when it is first used. Close it by `async with`."""
     return Redis.from_url(url, socket_connect_timeout=REDIS_TIMEOUT_S, socket_timeout=REDIS_TIMEOUT_S)  # pyright: ignore[reportUnknownMemberType] - untyped keyword arguments
 
 
 @asynccontextmanager
 async def open_store(pool: AsyncConnectionPool, redis: Redis) -> AsyncGenerator[EventStore]:
-    """The log, with its inline projections. At the end it waits for what is under way."""
+    """The log, with its inline projections. At the end it waits for appends and wake-ups that are under way."""
     publisher = Publisher(redis)
     store = EventStore(pool, inline=inline_projections(), published=publisher.published)
     try:

@@ -1,8 +1,8 @@
-"""What a call of Redis ends in where nobody answers it."""
+"""The exceptions that a call to Redis raises where it gets no answer."""
 
 from typing import Final
 
 from redis.exceptions import RedisError
 
-#: Of a connection that goes in the moment in which it is made, uvloop says so with a `RuntimeError`.
+#: uvloop raises `RuntimeError` where a connection is lost in the moment in which it is made.
 NO_ANSWER: Final = (RedisError, OSError, RuntimeError)

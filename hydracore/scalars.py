@@ -1,9 +1,9 @@
-"""Reads single untrusted values, such as texts, numbers and UUIDs, with pydantic's leniency and in its words.
+"""Reads single untrusted values, such as texts, numbers and UUIDs, with pydantic's leniency and its error messages.
 
-A boolean is no number here, though it is one to pydantic: `false` for a budget means no limit to whoever sends it, and 0 is none
-at all.
+A boolean is no number here, though it is to pydantic: a client that sends `false` for a budget means no
+limit, but as the number 0 it would mean no budget at all.
 
-`hydracore.problems` walks documents and comes here for what stands in their leaves.
+`hydracore.problems` walks documents and calls this for their leaves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hydracore.wording import plural
 TRUE_WORDS: Final = frozenset({"1", "true", "t", "yes", "y", "on"})
 FALSE_WORDS: Final = frozenset({"0", "false", "f", "no", "n", "off"})
 UUID_GROUPS: Final = (8, 4, 4, 4, 12)
-#: Of the usual form, and of the longest one (behind `urn:uuid:`).
+#: The length of the usual form, and of the longest one (with `urn:uuid:`).
 UUID_LENGTH: Final = 36
 UUID_LENGTH_MAX: Final = 45
 INT_TEXT: Final = re.compile(r"\s*[+-]?\d+(_\d+)*(\.0+)?\s*")
@@ -31,7 +31,7 @@ INT_TEXT_LENGTH_MAX: Final = 4300
 
 
 class Refused(Exception):
-    """A value is not what was declared; what to say of it, in words and as a code."""
+    """A value does not have its declared type. `msg`: the error message. `type`: pydantic's code for it."""
 
     def __init__(self, msg: str, kind: str) -> None:
         super().__init__(msg)
@@ -40,7 +40,7 @@ class Refused(Exception):
 
 
 def read_scalar(value: Any, info: types.Type) -> Any:
-    """`value` as what `info` declares. Raises `Refused`, with the first thing that is wrong."""
+    """`value` as the type `info`. Raises `Refused` with the first problem."""
     if isinstance(info, types.StrType):
         return _read_str(value, info)
     _refuse_half_characters(value)
@@ -58,7 +58,7 @@ def read_scalar(value: Any, info: types.Type) -> Any:
         case types.LiteralType():
             return _read_literal(value, info)
         case _:
-            # A declaration of ours that nobody has needed yet: extend this, rather than let it through unread.
+            # A type that we have not declared before: it needs a reader, rather than to be accepted unchecked.
             raise TypeError(f"No reader for {info}")
 
 
@@ -70,7 +70,7 @@ def _read_str(value: Any, info: types.StrType) -> str:
         raise Refused(f"String should have at least {plural(info.min_length, 'character')}", "string_too_short")
     if info.max_length is not None and len(value) > info.max_length:
         raise Refused(f"String should have at most {plural(info.max_length, 'character')}", "string_too_long")
-    # pydantic's `$` is the very end; Python's would let a line feed pass after it.
+    # In pydantic `$` matches only the very end; in Python also before a final line feed.
     if info.pattern is not None and not re.search(re.sub(r"\$$", r"\\Z", info.pattern), value):
         raise Refused(f"String should match pattern '{info.pattern}'", "string_pattern_mismatch")
     if "\0" in value:
@@ -133,7 +133,7 @@ def _within(number: Any, info: types.IntType | types.FloatType) -> Any:
 def _read_bool(value: Any) -> bool:
     if isinstance(value, bool):
         return value
-    # A whole float counts as the integer; a fraction is no candidate at all.
+    # A float without a fraction counts as an integer; any other cannot be a boolean.
     if isinstance(value, str | int) or (isinstance(value, float) and value.is_integer()):
         word = str(int(value) if isinstance(value, float) else value).lower()
         if word in TRUE_WORDS | FALSE_WORDS:
@@ -146,7 +146,7 @@ def _read_decimal(value: Any) -> Decimal:
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise Refused("Decimal input should be an integer, float, string or Decimal object", "decimal_type")
     try:
-        # Of a number, what its shortest decimals say, as whoever wrote 0.1 meant one tenth.
+        # A float is taken for its shortest decimal text, because 0.1 is meant as one tenth.
         number = Decimal(repr(value) if isinstance(value, float) else value)
     except InvalidOperation:
         raise Refused("Input should be a valid decimal", "decimal_parsing") from None
@@ -173,7 +173,7 @@ def _read_uuid(value: Any) -> UUID:
 
 
 def _without_uuid_wrapping(value: str) -> str:
-    """The UUID's own text: it may stand in braces or behind `urn:uuid:`."""
+    """The UUID's text without braces or `urn:uuid:` around it."""
     if len(value) == UUID_LENGTH:
         return value
     if value.startswith("{") and value.endswith("}"):
@@ -186,7 +186,7 @@ def _uuid_complaint(value: str, text: str) -> str:
     length = len(value.encode(errors="replace"))
     if length > UUID_LENGTH_MAX:
         return f"invalid length: found {length}"
-    # Positions count from the start of what the parser looks at: the text alone where it has the right length.
+    # Positions count from the start of `value`, or of `text` where that has the usual length, as in that parser.
     offset = 0 if len(text) == UUID_LENGTH else value.index(text)
     hyphens: list[int] = []
     for index, character in enumerate(text):
@@ -207,7 +207,7 @@ def _uuid_complaint(value: str, text: str) -> str:
 
 
 def _refuse_half_characters(value: Any) -> None:
-    """Half of a surrogate pair: JSON can spell it and UTF-8 cannot."""
+    """Refuse texts with half of a surrogate pair: JSON can write it, but UTF-8 cannot."""
     if isinstance(value, str):
         try:
             value.encode()

@@ -1,4 +1,4 @@
-"""The types of settings: what a value must be like, and, in `description`, how a problem names what it should be."""
+"""The types of settings. The `description` of a type says what a value must be, in the words of a reported problem."""
 
 from pathlib import Path
 from typing import Annotated, Final
@@ -38,7 +38,7 @@ JwtSecret = Annotated[str, Meta(min_length=32, description="at least 32 characte
 HttpUrl = Annotated[
     str, Meta(pattern=r"^https?://[^/\s]\S*\Z", description="an http:// or https:// URL without spaces or line breaks")
 ]
-#: It goes into a header of each call.
+#: Sent in a header of each call.
 ApiToken = Annotated[
     HeaderToken, Meta(description="at most 4096 printable ASCII characters, without spaces or line breaks")
 ]
@@ -52,7 +52,7 @@ LabelValue = Annotated[
 RoleName = Annotated[
     str, Meta(pattern=r"^([a-z_][a-z0-9_]{0,62})?\Z", description="a lower-case PostgreSQL role name, or empty")
 ]
-#: Its kind, the key, and whatever its owner notes behind it.
+#: The type of the key, the key, and an optional comment.
 SshPublicKey = Annotated[
     str,
     Meta(
@@ -64,7 +64,8 @@ Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:%-]{1,253}\Z", description="a
 Port = Annotated[int, Meta(ge=0, le=65_535, description="a port from 0 (any free one) to 65535")]
 SecondPort = Annotated[Annotated[int, Meta(ge=1, le=65_535)] | None, Meta(description="a port from 1 to 65535")]
 Seconds = Annotated[float, Meta(gt=0, le=604_800, description="a number of seconds above 0, at most 604800")]
-#: A call waits for its place, for its turn and for its answer, so long each; a worker breaks off what takes 100 s (`workers.advance`).
+#: A call may take this long each to wait for a free connection, for the rate limit and for the answer.
+#: Together that has to stay below the 100 s after which a worker breaks off (`workers.advance`).
 ProviderTimeout = Annotated[float, Meta(gt=0, le=30, description="a number of seconds above 0, at most 30")]
 #: Agents refuse to report less often.
 HeartbeatInterval = Annotated[

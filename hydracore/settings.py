@@ -1,7 +1,8 @@
-"""Everything that is set from outside: environment variables in, one frozen record out.
+"""Reads all settings from environment variables into one frozen record.
 
-A setting `HYDRACORE_X_Y` is the field `x_y`. Absent and empty mean the same: the default; `""` marks a text that nobody gave.
-A part names what it cannot do without (`require=`); all problems are found before the first is reported.
+The variable `HYDRACORE_X_Y` sets the field `x_y`. An absent or empty variable means the default, except
+that `database_role` may be empty. The default `""` means that no text was given. A part names the
+settings that it requires (`require=`). All problems are reported at once.
 """
 
 import binascii
@@ -48,15 +49,16 @@ SECRET_FIELDS: Final = frozenset(
     }
 )
 
-#: Named by paths, which may begin at the directory that the program was started in.
+#: Paths, which may be relative to the directory that the program was started in.
 FILES: Final = frozenset({"catalogue", "seal_file", "erasure_file"})
 
-#: Paths are added to these, each with a slash of its own.
+#: Paths that begin with a slash are appended to these, so that slashes at their ends are removed.
 _URLS_OF_A_ROOT: Final = frozenset({"public_url", "cloudsim_url", "model_base_url", "telegram_base_url"})
-#: Whoever uses one of these takes it apart as we do. Those of a database are libpq's, which may have several hosts.
+#: These are checked with `urlsplit`, as their users parse them. Database URLs are parsed by libpq, and
+#: may have several hosts.
 _URLS: Final = _URLS_OF_A_ROOT | {"redis_url"}
 
-#: How often a statement is executed before it is prepared: what psycopg does unless it is told otherwise.
+#: How often a statement is executed before it is prepared: psycopg's default.
 PREPARE_AFTER: Final = 5
 
 
@@ -69,7 +71,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     redis_url: t.RedisUrl = ""
     #: Wraps the per-customer keys; 32 bytes once decoded.
     master_key: t.Key32 = b""
-    #: What these have made is read and recognized. Nothing new is made with them.
+    #: Former master keys. What was encrypted with them or derived from them stays valid. Nothing new is made with them.
     master_keys_former: t.FormerMasterKeys = ()
     #: Signs and checks bearer tokens.
     jwt_secret: t.JwtSecret = ""
@@ -81,18 +83,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     installation: t.LabelValue = "hydracore"
     #: The role that connections switch to; empty keeps the login role.
     database_role: t.RoleName = "hydracore_app"
-    #: Whether statements stay prepared in the database; not behind a pooler that knows nothing of them.
+    #: Whether statements stay prepared in the database. Must be false behind a pooler that does not support that.
     database_prepared: t.YesOrNo = True
     #: Sent with every server that is created, so that the provider makes no root password.
     ssh_public_key: t.SshPublicKey = ""
     api_host: t.Host = "127.0.0.1"
     api_port: t.Port = 8080
-    #: Where the API listens as well, for agents: what they were told in `public_url` can stay when `api_port` changes.
+    #: A second port of the API, for agents: they keep their `public_url`, which can stay when `api_port` changes.
     api_port_for_agents: t.SecondPort = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     #: A server that is not ready after this long is given up, and the next attempt begins.
     boot_timeout_s: t.Seconds = 900
-    #: One call to a provider.
+    #: How long each step of a call to a provider may take.
     provider_timeout_s: t.ProviderTimeout = 10
     #: How often an agent reports, and when its silence counts as late and as lost.
     heartbeat_interval_s: t.HeartbeatInterval = 15
@@ -109,15 +111,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     enrol_ttl_s: t.Seconds = 3600
     worker_threads: t.Threads = 32
     body_max_bytes: t.BodyBytes = 65_536
-    #: What one user or API key may ask for in a minute; 0: as much as they like.
+    #: The most requests of one user or API key per minute; 0: no limit.
     rate_limit_per_minute: t.RequestsPerMinute = 6_000
-    #: Where pages come from that may use the API from a browser.
+    #: The origins of pages that may use the API from a browser.
     cors_origins: t.Origins = ()
     #: The embedded provider: its root URL (the Hetzner API is below /v1) and its token.
     cloudsim_url: t.HttpUrl = ""
     cloudsim_token: t.ApiToken = ""
-    #: The models that agents talk to: where an OpenAI-compatible API is, such as https://api.openai.com/v1, and its key.
-    #: Agents are given both with their secrets.
+    #: The models that agents use: the base URL of an OpenAI-compatible API, such as
+    #: https://api.openai.com/v1, and its key. Agents receive both with their secrets.
     model_base_url: t.HttpUrl = ""
     model_api_key: t.ApiToken = ""
     #: Where agents find Telegram's bot API.
@@ -125,27 +127,29 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     #: Signs the seals of the log: the seed of an Ed25519 key, 32 bytes once decoded. Without it there are no seals.
     seal_key: t.Key32 = b""
-    #: The public keys of those that signed before it, oldest first: none of them may have signed after a later one has.
+    #: The public keys of the seal keys before it, oldest first. No seal may be signed by an older key
+    #: than the seal before it.
     seal_keys_former: t.FormerKeys = ()
-    #: Where the relay keeps a copy of every seal, a JSON document a line: on another machine's disk, at best.
+    #: The file in which the relay keeps a copy of every seal, one JSON document per line; best on
+    #: another machine's disk.
     seal_file: t.WritableFile = None
     seal_interval_s: t.Seconds = 60
-    #: Where it is written down who was erased, a JSON document a line: never restored from a backup.
+    #: The file that lists erased customers, one JSON document per line. It is never restored from a backup.
     erasure_file: t.WritableFile = None
 
     @property
     def prepare_threshold(self) -> int | None:
-        """For connections that are no pool's, as psycopg has it: None prepares nothing."""
+        """psycopg's `prepare_threshold` for connections outside a pool. None: nothing is prepared."""
         return PREPARE_AFTER if self.database_prepared else None
 
     @property
     def master_keys(self) -> MasterKeys:
-        """For those who demand a master key (`require`)."""
+        """The present and the former master keys. Only for parts that require `master_key`."""
         return MasterKeys(self.master_key, self.master_keys_former)
 
     @property
     def is_public_url_open(self) -> bool:
-        """Whether what agents are told, secrets among it, crosses a network unencrypted."""
+        """Whether agents' calls, whose answers hold secrets, cross a network unencrypted."""
         parts = urlsplit(self.public_url)
         return parts.scheme == "http" and not is_loopback(parts.hostname or "")
 
@@ -201,15 +205,16 @@ def key_of(text: str) -> bytes:
 
 
 def _parsed(name: str, raw: str) -> object:
-    """The value as its type can be converted from; msgspec reads the base64 of RFC 4648 section 4, keys come in section 5's.
+    """`raw` in a form that `msgspec.convert` takes for the field's type. Raises `ValueError` where it cannot be parsed.
 
-    Raises `ValueError` where there is none.
+    Keys are decoded here: they are in base64url (RFC 4648, section 5), and msgspec decodes base64 (section 4).
     """
     if name in _URLS:
-        # Asked for, it says whether it is one: what stands behind a slash in a password looks like a port that is none.
+        # `port` raises `ValueError` where it is no number: a slash in a password makes a part of that
+        # look like the port.
         _ = urlsplit(raw).port
     if name == "api_host":
-        _ = raw.encode("idna")  # As whoever looks it up does.
+        _ = raw.encode("idna")  # As it will be when it is looked up.
     if name in {"master_key", "seal_key"}:
         return key_of(raw)
     if name in {"master_keys_former", "seal_keys_former"}:
@@ -225,7 +230,7 @@ def _parsed(name: str, raw: str) -> object:
 
 
 def _try_store(name: str, raw: str) -> None:
-    """Have the client of a store that is needed look at its URL. Raises `ValueError` where it finds none."""
+    """Check the URL of a required store with the store's client library. Raises `ValueError`."""
     if name == "database_url":
         store_urls.try_database_url(raw)
     elif name == "redis_url":
@@ -244,7 +249,7 @@ def _contradictions(settings: Settings) -> Iterator[str]:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether there is one, as far as we are let look."""
+    """Whether `path` is a file. False where we may not look."""
     try:
         return path.is_file()
     except OSError:
@@ -252,7 +257,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _wanted(of: object) -> str:
-    """What a type asks for, in words."""
+    """What a value of the type must be, in words."""
     for meta in getattr(of, "__metadata__", ()):
         if isinstance(meta, Meta) and meta.description:
             return meta.description

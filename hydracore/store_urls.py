@@ -1,11 +1,14 @@
-"""Whether the stores' clients find a URL in what was set, asked before anybody connects.
+"""Checks whether a store's client library accepts a URL, without connecting.
 
-Each client is imported for its own store alone: that takes as long as many a command.
+Each library is imported only where its store's URL is checked: an import takes as long as many a whole command.
 """
 
 
 def try_database_url(raw: str) -> None:
-    """Raises `ValueError` where libpq finds no URL; what it says of that may have a part of the password."""
+    """Raise `ValueError` where libpq does not accept the URL.
+
+    Its message is dropped: it may hold a part of the password.
+    """
     import psycopg  # noqa: PLC0415 - see above
     from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
 
@@ -16,7 +19,7 @@ def try_database_url(raw: str) -> None:
 
 
 def try_redis_url(raw: str) -> None:
-    """Raises `ValueError` where redis-py finds no URL, or a parameter that it does not have. Nothing is connected to."""
+    """Raise `ValueError` where redis-py does not accept the URL or one of its parameters. Opens no connection."""
     from redis import ConnectionPool, RedisError  # noqa: PLC0415
 
     try:
