@@ -24,7 +24,8 @@ os.environ["PGDATESTYLE"] = "ISO"
 #: Key of the advisory lock that lets one migration run at a time ("hydra" in ASCII).
 _LOCK = 0x6879647261
 
-#: How long a migration waits for a table that somebody uses, before it makes way and tries again: all who come later wait behind it.
+#: How long a migration waits for the lock of a table that is in use. Later users of the table queue
+#: behind the migration, so it gives up then, and tries again after a pause.
 LOCK_WAIT_MS = 500
 LOCK_PAUSE_S = 1.0
 LOCK_TRIES_MAX = 40
@@ -41,9 +42,10 @@ CREATE TABLE IF NOT EXISTS migration (
 
 
 class MigrationError(Exception):
-    """The database cannot be brought to this version: a migration was edited since it was applied, is unknown to this version
-    of the code, needs a table that somebody uses all the time, or refuses what it finds, or the database is of another encoding than
-    UTF-8.
+    """The database cannot be migrated to this version.
+
+    A migration was edited after it was applied, is unknown to this version of the code, needs a table that is
+    always in use, or raises an exception because of the data. Or the encoding of the database is not UTF-8.
     """
 
 
@@ -61,7 +63,7 @@ def schema() -> str:
 
 
 def migrate(database_url: str) -> list[str]:
-    """Apply what is missing, each migration in a transaction of its own, and return the names applied.
+    """Apply the missing migrations, each in its own transaction, and return their names.
 
     Safe to run from several machines at once. Raises `MigrationError`, and psycopg's errors as they are.
     """

@@ -1,7 +1,7 @@
-"""Backups that keep an erasure true: the log's, with everything but the customers' keys, and the keys' own.
+"""Backups that do not undo an erasure: one of the log, with everything except the customers' keys, and one of the keys.
 
-Who has the log's backup, however old, has ciphertext. The keys' backup is the one that must not get old: what is destroyed today
-is in it for as long as it is kept.
+What is sealed in a backup of the log, however old, cannot be read without the keys. A backup of the keys
+must not be kept for long: a key that is destroyed today stays in it.
 """
 
 from __future__ import annotations
@@ -21,24 +21,26 @@ What = Literal["log", "keys"]
 _KEYS: Final = "public.customer_key"
 
 _OPTIONS: Final[dict[What, tuple[str, ...]]] = {
-    # The table is there, empty: what is restored is a whole database.
+    # The dump has the table without its rows, so that a restore makes a complete database.
     "log": (f"--exclude-table-data={_KEYS}",),
     "keys": ("--data-only", f"--table={_KEYS}"),
 }
 
 
 class BackupFailed(Exception):
-    """`str()` is what pg_dump said."""
+    """pg_dump failed. `str()` is its error message."""
 
 
 def back_up(database_url: str, what: What, path: Path) -> None:
-    """Write a dump in PostgreSQL's custom format, of one moment, for pg_restore. In a thread without a loop. Raises `DatabaseUnfit`,
-    `BackupFailed` and `OSError`.
+    """Write a dump of one moment to `path`, in PostgreSQL's custom format, for pg_restore.
 
-    pg_dump copies whatever is there, so that one of a wrong database would be found out when it is needed: hence the look. One of an
-    older release is right, as before it is migrated it must be copied.
+    Call it in a thread without an event loop. Raises `DatabaseUnfit`, `BackupFailed` and `OSError`.
 
-    What pg_dump says goes through us, so that it ends when we do: by itself it would go on behind a kill -9, to the last key.
+    The database is checked first: pg_dump would copy a wrong one as well, and that would be noticed only when the
+    backup is needed. A database of an older release is accepted, because it has to be backed up before it is migrated.
+
+    pg_dump's output passes through this process, so that pg_dump ends when we do. If it wrote the file
+    itself, it would go on after a kill -9 of this process, to the last key.
     """
     run_to_its_end(reaching.look_for_ours(pool.conninfo(database_url, role="", application="hydracore-backup")))
     place, environ = reached(database_url)

@@ -1,15 +1,15 @@
-"""The error texts of libpq, of the server and of its programs in one line each, for terminals and logs: many have several."""
+"""Joins the lines of error texts, of libpq, the server and its programs, into one line for terminals and logs."""
 
 from __future__ import annotations
 
 from typing import Final
 
-#: Behind these a line has come to an end of its own.
+#: A line that ends with one of these is joined to the next by a blank, any other by a semicolon.
 _ENDS: Final = (".", ":", ";", "?", "!", ",")
 
 
 def one_line(complaint: object) -> str:
-    """`str(complaint)` in one line, without the `^` that marks a place in a statement: it would point nowhere there."""
+    """`str(complaint)` in one line, without the `^` that points at a place in the line above it."""
     said = ""
     for line in str(complaint).splitlines():
         text = " ".join(line.split())

@@ -1,5 +1,7 @@
-"""Whether a connection leads to PostgreSQL itself. A pooler in transaction mode gives each transaction any of its sessions, so that
-a lock of the session would stay in one that others use.
+"""Tells whether a connection leads to PostgreSQL itself or to a pooler in transaction mode.
+
+Such a pooler runs each transaction in any of its sessions, so that a session's lock would stay in a
+session that others use.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from hydracore.settings import Settings
 
 
 class NotDirect(DatabaseUnfit):
-    """Between us and the server is a pooler."""
+    """The URL leads to a pooler in transaction mode."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -22,15 +24,17 @@ class NotDirect(DatabaseUnfit):
 
 
 async def require_direct(settings: Settings, conninfo: str) -> None:
-    """Raises `NotDirect` behind a pooler in transaction mode, and `NotReached`. Only where `database_prepared` is false, as it must be
-    behind such a pooler, does this look for one."""
+    """Raise `NotDirect` behind a pooler in transaction mode, and `NotReached` where nothing answers.
+
+    `database_prepared` must be false behind such a pooler. Where it is true, nothing is checked.
+    """
     if settings.database_prepared:
         return
     try:
         async with await psycopg.AsyncConnection.connect(
             conninfo, autocommit=True, prepare_threshold=None
         ) as connection:
-            # A pooler says of itself which process it is.
+            # When a client connects, a pooler gives a process id of its own making, not that of a server process.
             row = await (await connection.execute("SELECT pg_backend_pid()")).fetchone()
             is_direct = row == (connection.info.backend_pid,)
     except psycopg.Error as error:

@@ -1,4 +1,4 @@
-"""Connections that give up on a server that says nothing, for work that somebody waits for."""
+"""Connections that give up on a server that does not answer, for work that a caller waits for."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from psycopg.abc import PQGen
 
 from events.exchange import hang_up, hanging_up
 
-#: How long such work waits for a word of the server: as long as a connection takes to notice that its machine is gone
-#: (`pool._WATCHFUL`).
+#: How long the server may take to answer a statement: as long as a connection takes to notice that the
+#: server's machine is gone (`pool._WATCHFUL`).
 ANSWER_S_MAX: Final = 20.0
 
 T = TypeVar("T")
 
 
 class HurriedConnection(psycopg.AsyncConnection):
-    """Ends where the server says nothing for `answer_s_max`: whoever waits gets the `OperationalError` of a lost connection.
+    """Shuts itself down where an answer takes longer than `answer_s_max`. The caller gets the
+    `OperationalError` of a lost connection.
 
-    Nothing else finds out that a server is frozen: its kernel keeps the connections alive, and it does not answer a request to cancel
-    the statement either.
+    Nothing else notices a frozen server process: its kernel keeps the connection alive, and it does not
+    react to a request to cancel the statement either.
     """
 
     answer_s_max: ClassVar[float] = ANSWER_S_MAX

@@ -18,8 +18,8 @@ from hydracore.signals import run_to_its_end
 OPEN_TIMEOUT_S = 10.0
 BORROW_TIMEOUT_S = 10.0
 
-#: What libpq is told unless the URL says otherwise: give up on a server that does not answer in time, and notice within
-#: half a minute that one is gone without a word. A statement there would otherwise wait for the kernel's two hours.
+#: libpq's parameters unless the URL sets them: give up connecting to a server that does not answer in time, and notice
+#: within half a minute that a server's machine is gone. A statement would otherwise wait for the kernel's two hours.
 _WATCHFUL = {
     "connect_timeout": "5",
     "keepalives_idle": "10",
@@ -28,16 +28,18 @@ _WATCHFUL = {
     "tcp_user_timeout": "20000",  # milliseconds
 }
 
-#: Options of a session that acts as a role (behind a pooler nobody may): the server ends it when its client is gone, even while it
-#: waits for a lock, and notices within half a minute that the client's machine is gone without a word. The URL may say otherwise.
+#: Options of sessions that act as a role (behind a pooler, none does). The server ends such a session
+#: when its client is gone, even while the session waits for a lock, and notices within half a minute
+#: that the client's machine is gone. The URL may set other values.
 NOTICE_LOSS = (
     "-c client_connection_check_interval=2000"
     " -c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
 )
 
-#: Options that our code relies on, whatever the defaults of the database or the role are. Read committed: an append looks where its lane
-#: ends once it has the lane's lock, and must see what others committed while it waited, or it would take numbers that are given. The
-#: rest fixes how sent values are parsed. `hydracore.db` fixes how dates are returned.
+#: Options that our code relies on, whatever the defaults of the database or the role are. Read committed: an append
+#: reads where its lane ends once it has the lane's lock, and must see what others committed while it waited, or it
+#: would use their numbers again. The other options set how sent values are parsed. `hydracore.db` sets how dates are
+#: returned.
 OURS = (
     r"-c default_transaction_isolation=read\ committed"
     " -c array_nulls=on -c standard_conforming_strings=on"
@@ -58,7 +60,10 @@ def conninfo(database_url: str, *, role: str, application: str) -> str:
 
 
 def check(database_url: str, *, role: str, application: str) -> None:
-    """Look at it once, for those who are no part and wait for nothing. In a thread without a loop. Raises `DatabaseUnfit`."""
+    """Check the database once, without waiting for it, for commands. Raises `DatabaseUnfit`.
+
+    Call it in a thread without an event loop.
+    """
     run_to_its_end(reaching.look(conninfo(database_url, role="", application=application), role=role))
 
 
@@ -68,8 +73,9 @@ async def open_pool(
 ) -> AsyncGenerator[AsyncConnectionPool]:
     """An open pool of up to `size` autocommit connections, closed at the end. Borrow through `events.patience`.
 
-    `prepared`: whether statements may stay prepared on the server. `hurried`: for those who are waited for, and have no statement
-    that takes long (see `HurriedConnection`). Raises `DatabaseUnfit` where the database cannot be reached, or is not migrated.
+    `prepared`: whether statements may stay prepared on the server. `hurried`: whether connections give up
+    on a server that does not answer (`HurriedConnection`), for processes that callers wait for and that run
+    no long statements. Raises `DatabaseUnfit` where the database cannot be reached, or is not migrated.
     """
     await reaching.reach(conninfo(database_url, role="", application=application), role=role)
     acting = conninfo(database_url, role=role, application=application)
@@ -83,8 +89,9 @@ async def open_pool(
         open=False,
         kwargs={"autocommit": True} if prepared else {"autocommit": True, "prepare_threshold": None},
         timeout=BORROW_TIMEOUT_S,
-        # It tries ever less often; once that is over, whoever comes next has it begin anew. For longer, a database that was away for half a
-        # minute would stay away for as long again.
+        # The pool tries to reconnect with growing pauses for this long. After that, the next caller
+        # makes it begin anew. With a longer timeout the pauses would grow so much that a database that
+        # was away for half a minute would stay out of reach for another half.
         reconnect_timeout=BORROW_TIMEOUT_S,
         name=application,
     )

@@ -1,7 +1,8 @@
-"""The first look at the database: whether it is there, lets us in, and has the shape that this version needs.
+"""Checks whether the database answers, lets us in, and is migrated to this version.
 
-Parts that are started too early end, so that whoever started them sees it and starts them again: one that waited for a migration
-would look as if it worked. Only for a database that is not there yet they wait a little, as for one that is just restarted.
+A part that is started before the migration ends at once, so that its supervisor notices and starts it
+again: if it waited, it would look as if it worked. It waits a little only for a database that does not
+answer, which may just be restarting.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from hydracore.db import migrations
 from hydracore.db.complaints import one_line
 from hydracore.db.hurried import HurriedConnection
 
-#: How long a database that does not answer is waited for.
+#: How long to wait for a database that does not answer.
 START_S_MAX: Final = 30.0
 _PAUSE_S: Final = 0.5
 
-#: Classes of SQLSTATE of what waiting does not mend: logins, databases, rights, and roles that there are not.
+#: SQLSTATE classes of errors that waiting does not cure: refused logins, and missing databases, rights and roles.
 _HOPELESS_CLASSES: Final = frozenset({"22", "28", "3D", "42"})
-#: The same in the words of a server that refuses to connect, of which libpq tells no SQLSTATE. One that speaks another language is
-#: waited for. So is whatever else it says: it may be full, or starting, or a pooler whose server is.
+#: The same errors by parts of their texts, because libpq gives no SQLSTATE where the server refuses a connection. With
+#: any other text, and in another language, we wait: the server may be full or starting, or be a pooler whose server is.
 _HOPELESS_WORDS: Final = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
 
-#: The table of migrations: as whom it is asked for, whether that role may read it, and whether any may but its owner, which is so from
-#: the migration on that has all parts read it.
+#: About the table of migrations: the current role, whether that role may read it, and whether any role
+#: but its owner may. The last is so since the migration that lets all parts read it.
 _LEDGER: Final = """
 SELECT current_user,
        has_table_privilege(t.oid, 'SELECT'),
@@ -44,30 +45,31 @@ _log = structlog.get_logger(__name__)
 
 
 class _Looking(HurriedConnection):
-    """What a look asks is answered at once, or the server is stuck."""
+    """For the few short queries here: a server that does not answer them soon is stuck."""
 
     answer_s_max = 5.0
 
 
 class DatabaseUnfit(Exception):
-    """Nothing can be done on this database. `str()` is one line, which says why and has no secret."""
+    """The database cannot be used. `str()` says why, in one line without secrets."""
 
 
 class NotReached(DatabaseUnfit):
-    """It is not there, or does not let us in."""
+    """The database does not answer, or does not let us in."""
 
 
 class NotOurs(DatabaseUnfit):
-    """It has no log: another program's, or none's."""
+    """The database has no log of HydraCore: it is empty or another program's."""
 
     def __init__(self) -> None:
         super().__init__("this database has no HydraCore log: check HYDRACORE_DATABASE_URL")
 
 
 class NotMigrated(DatabaseUnfit):
-    """It lacks migrations that this version has. More than that it may have: a newer version migrates beside older parts.
+    """The database lacks migrations of this version. It may have newer ones: a newer version migrates
+    beside older parts.
 
-    `missing`: which, where it has others.
+    `missing`: their names; empty where the database has no migrations at all.
     """
 
     def __init__(self, missing: Sequence[str] = ()) -> None:
@@ -76,11 +78,11 @@ class NotMigrated(DatabaseUnfit):
 
 
 class NotAllowed(DatabaseUnfit):
-    """It is as it must be, and whoever connects has not been granted all that this version needs."""
+    """The login or its role lacks rights that this version needs. Nothing else is wrong with the database."""
 
 
 async def reach(conninfo: str, *, role: str) -> None:
-    """`look`, and wait where that may help, for `START_S_MAX` at most. Raises what `look` does."""
+    """Repeat `look` while waiting may help, for `START_S_MAX` at most. Raises what `look` does."""
     clock = asyncio.get_running_loop().time
     give_up_at = clock() + START_S_MAX
     told = ""
@@ -100,14 +102,15 @@ async def look(conninfo: str, *, role: str) -> None:
     """Connect once, as the login role, and act as `role` unless it is empty. Raises `DatabaseUnfit`."""
     async with _looking(conninfo) as connection:
         try:
-            # For the transaction alone: a pooler may give the session to somebody else.
+            # For this transaction only: a pooler may give the session to another client afterwards.
             async with connection.transaction():
                 if role:
                     await connection.execute(sql.SQL("SET LOCAL ROLE {}").format(sql.Identifier(role)))
                 await require_migrated(connection)
         except psycopg.DatabaseError as error:
             if not connection.closed:
-                # There is no such role before the first migration of a cluster.
+                # Before the first migration of a cluster the role is missing: then say that, rather than
+                # complain of the role.
                 await require_migrated(connection)
             if isinstance(error, psycopg.errors.InsufficientPrivilege):
                 login = connection.info.user
@@ -118,7 +121,7 @@ async def look(conninfo: str, *, role: str) -> None:
 
 
 async def look_for_ours(conninfo: str) -> None:
-    """Connect once, and see that the database is one of ours, if only of an older release. Raises `DatabaseUnfit`."""
+    """Connect once, and check that the database is HydraCore's, of this or an older release. Raises `DatabaseUnfit`."""
     async with _looking(conninfo) as connection:
         try:
             applied = await _applied(connection)
@@ -139,7 +142,7 @@ async def _looking(conninfo: str) -> AsyncGenerator[_Looking]:
 
 
 async def require_migrated(connection: AsyncConnection) -> None:
-    """Raises `NotMigrated` and `NotAllowed`."""
+    """Raise `NotMigrated` where a migration of this version is missing, and `NotAllowed`."""
     applied = await _applied(connection)
     missing = [name for name, _ in migrations() if name not in applied]
     if missing:
@@ -147,7 +150,11 @@ async def require_migrated(connection: AsyncConnection) -> None:
 
 
 async def _applied(connection: AsyncConnection) -> frozenset[str]:
-    """The migrations that the database has, as far as we may see them. Raises `NotAllowed`."""
+    """The names of the applied migrations; none where the table is missing, or is so old that only its
+    owner may read it.
+
+    Raises `NotAllowed` where other roles than the owner may read it, but not ours.
+    """
     ledger = await (await connection.execute(_LEDGER)).fetchone()
     if ledger is None:
         return frozenset()
@@ -162,7 +169,7 @@ async def _applied(connection: AsyncConnection) -> frozenset[str]:
 
 
 def _is_hopeless(error: BaseException | None) -> bool:
-    """Whether it is there and lets nobody in who comes like this: a password does not come right by waiting."""
+    """Whether waiting cannot help: the database answers and refuses this login, as with a wrong password."""
     if isinstance(error, psycopg.Error) and error.sqlstate is not None:
         return error.sqlstate[:2] in _HOPELESS_CLASSES
     return any(words in str(error) for words in _HOPELESS_WORDS)

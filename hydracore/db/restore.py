@@ -1,4 +1,4 @@
-"""Backups brought back, in one transaction: all of one is there or nothing."""
+"""Restores backups, each in one transaction: completely or not at all."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ _LOOK = _SQL["look"]
 _ANY_KEY = _SQL["any_key"]
 _ROLES = _SQL["roles"]
 
-#: pg_restore sets this of whatever server there is. PostgreSQL knows it from version 17 on, and would refuse all the rest.
+#: pg_restore writes this line for any server. Servers older than PostgreSQL 17 do not know the setting
+#: and would refuse the whole script.
 _TIMEOUT: Final = b"SET transaction_timeout = 0;\n"
 _TIMEOUT_IF_KNOWN: Final = (
     b"SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout';\n"
 )
-#: What a dump that has a log lists, among much else: its events, and that it is of ours.
+#: Entries in the list of every dump with a log: the events, and the migrations, which mark it as HydraCore's.
 _LOG: Final = (" TABLE DATA public event ", " TABLE DATA public migration ")
 #: A role as pg_dump writes it, and the lines of a dump that name one.
 _ROLE: Final = r'("(?:[^"]|"")+"|[^\s";]+)'
@@ -35,23 +36,23 @@ _RIGHTS: Final = re.compile(rf"(?:GRANT|REVOKE) .* (?:TO|FROM) {_ROLE}(?: WITH G
 _DEFAULTS: Final = re.compile(
     rf"ALTER DEFAULT PRIVILEGES FOR ROLE {_ROLE} .* (?:TO|FROM) {_ROLE}(?: WITH GRANT OPTION)?;"
 )
-#: Who is none, and is written where a role might be.
+#: Not a role, but written where a role can be.
 _EVERYBODY: Final = "PUBLIC"
 
 
 class RestoreRefused(Exception):
-    """`str()` is why the file cannot be restored there. Nothing was changed."""
+    """The file cannot be restored there. `str()` says why. Nothing was changed."""
 
 
 class RestoreFailed(Exception):
-    """`str()` is what pg_restore or psql said. Nothing was changed."""
+    """pg_restore or psql failed. `str()` is the error message. Nothing was changed."""
 
 
 def restore(database_url: str, path: Path) -> What:
-    """Restore a backup, or any other dump of ours that pg_restore reads: what it was.
+    """Restore a backup, or any other dump of a HydraCore database that pg_restore reads. Returns what it held.
 
-    The log's goes into an empty database, the keys' into one that has no key. Raises `RestoreRefused`, `RestoreFailed`, `OSError`
-    and psycopg's errors.
+    A backup of the log needs an empty database, one of the keys a database without keys. Raises
+    `RestoreRefused`, `RestoreFailed`, `OSError` and psycopg's errors.
     """
     what = _what(path)
     _require_room(database_url, what, path)
@@ -79,7 +80,7 @@ def restore(database_url: str, path: Path) -> What:
 
 
 def _what(path: Path) -> What:
-    """What the file is a backup of. Raises `RestoreRefused` where it is none of ours."""
+    """What the file is a backup of. Raises `RestoreRefused` where it is no backup of HydraCore."""
     command = [postgres_client("pg_restore"), "--list", path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our program
     if done.returncode:
@@ -93,7 +94,7 @@ def _what(path: Path) -> What:
 
 
 def _require_room(database_url: str, what: What, path: Path) -> None:
-    """Raises `RestoreRefused` where the database is not as the backup needs it."""
+    """Raise `RestoreRefused` where the backup cannot be restored into this database."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         row = connection.execute(_LOOK).fetchone()
         assert row is not None, "a select of values has a row"
@@ -101,7 +102,7 @@ def _require_room(database_url: str, what: What, path: Path) -> None:
         if what == "log":
             if any_table:
                 raise RestoreRefused("The database is not empty: create a new one with createdb")
-            # First, for in SQL_ASCII names of roles are no texts, and none would be found.
+            # Before the roles: in SQL_ASCII their names come as bytes, and none would be found.
             if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
                 raise RestoreRefused(f"The database has the encoding {encoding}: create one with ENCODING 'UTF8'.")
             there = {name for (name,) in connection.execute(_ROLES)}
@@ -116,10 +117,10 @@ def _require_room(database_url: str, what: What, path: Path) -> None:
 
 
 def _roles(path: Path) -> dict[str, str]:
-    """Whom the dump gives rights to, or takes them from: each role as SQL writes it, by its name."""
+    """The roles that the dump grants rights to or revokes them from: their spelling in SQL by their names."""
     command = [postgres_client("pg_restore"), "--no-owner", "--schema-only", "--file=-", path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our program
-    # What it may fail with, the restore itself will.
+    # A failure is not reported here: the restore itself will fail in the same way.
     found = [
         match for line in done.stdout.splitlines() for match in (_RIGHTS.fullmatch(line), _DEFAULTS.fullmatch(line))
     ]
@@ -128,7 +129,10 @@ def _roles(path: Path) -> dict[str, str]:
 
 
 def _pass_on(reader: subprocess.Popen[bytes], writer: subprocess.Popen[bytes]) -> bool:
-    """Have `writer` execute what `reader` says. Whether that was all: without a COMMIT, nothing of it stays."""
+    """Have `writer` execute the script of `reader` in one transaction.
+
+    Returns whether the whole script was passed on. Otherwise there is no COMMIT, and nothing is kept.
+    """
     assert reader.stdout is not None
     assert writer.stdin is not None
     is_whole = False
@@ -139,7 +143,7 @@ def _pass_on(reader: subprocess.Popen[bytes], writer: subprocess.Popen[bytes]) -
         writer.stdin.write(b"COMMIT;\n" if is_whole else b"")
         writer.stdin.flush()
     except BrokenPipeError:
-        is_whole = False  # It has given up, and says why.
+        is_whole = False  # psql has ended early. Its standard error says why.
     except BaseException:
         writer.kill()
         raise
@@ -151,7 +155,7 @@ def _pass_on(reader: subprocess.Popen[bytes], writer: subprocess.Popen[bytes]) -
 
 
 def copy_script(script: IO[bytes], to: IO[bytes]) -> None:
-    """Pass on what pg_restore says, as every supported server understands it."""
+    """Pass the script of pg_restore on, in a form that every supported server understands."""
     for line in script:
         if line == _TIMEOUT:
             to.write(_TIMEOUT_IF_KNOWN)

@@ -1,5 +1,5 @@
 -- name: look
--- What a restore finds: whether there is any table, and whether there is one of keys.
+-- Whether the database has any table, and whether it has the table of keys.
 SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')),
        to_regclass('public.customer_key') IS NOT NULL
 
