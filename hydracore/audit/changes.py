@@ -9,12 +9,12 @@ import msgspec
 
 from events.state import Instance
 
-#: What every event changes says nothing about any: the version and the time stand beside the event.
+#: Fields that are not compared: version and time change with every event, and are shown with it.
 _COUNTED: Final = frozenset({"id", "version", "updated_ms"})
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """`field`: where in the state, such as `attempt.server_id`. Lists are one field, and what is not there is null."""
+    """`field`: its path in the state, such as `attempt.server_id`. A list is one field. An absent value is null."""
 
     field: str
     before: Any
@@ -22,7 +22,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def changes_between(before: Instance | None, after: Instance) -> Iterator[Change]:
-    """What is different in `after`, in the order of the state's fields. `before` None: there was no instance."""
+    """The fields that differ, in the order of the state's fields. `before` None: there was no instance."""
     for name in Instance.__struct_fields__:
         old, new = None if before is None else getattr(before, name), getattr(after, name)
         # Folding copies what an event leaves alone, so most fields are the very same object.

@@ -1,4 +1,7 @@
-"""A cut through the log, by the heads of all lanes, as a short text: whoever goes on reading later reads the same as before."""
+"""The heads of all lanes as a short text.
+
+A client that goes on with it later reads the same part of the log as before.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,13 @@ _MORE = 1 << _BITS
 
 
 def cut_text(heads: Sequence[int]) -> str:
-    """Letters, digits, `-` and `_`: about three for each lane."""
+    """The heads as letters, digits, `-` and `_`: about three characters per lane."""
     assert len(heads) == LANES, "a head for each lane"
     return base64url.encode(b"".join(map(_bytes_of, heads)))
 
 
 def read_cut(text: str) -> list[int]:
-    """The heads. Raises `ValueError` where the text says none."""
+    """The heads. Raises `ValueError` where the text is not one of `cut_text`."""
     try:
         heads = list(_numbers(base64url.decode(text)))
     except binascii.Error:

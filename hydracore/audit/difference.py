@@ -17,12 +17,12 @@ from hydracore.audit.changes import Change, changes_between
 from hydracore.audit.history import Entry, Wanted, of_instance
 from hydracore.audit.past import Past
 
-#: How many of the events that changed a field are kept: the last ones, because they made it what it is.
+#: The most events that are kept per changed field: the last ones, because they led to its present value.
 STEPS_MAX: Final = 100
 
 
 class Step(NamedTuple):
-    """One event's part in a change."""
+    """An event that changed a field, and how."""
 
     lane: int
     seq: int
@@ -35,7 +35,7 @@ class Step(NamedTuple):
 
 
 class Steps:
-    """The events that changed a field: how many there were, and the last ones: `STEPS_MAX`, or fewer with large values."""
+    """The events that changed a field: their number, and the last `STEPS_MAX`, or fewer where values are large."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -48,7 +48,7 @@ class Steps:
 
 
 class Difference(NamedTuple):
-    """`start` None: from before the instance was. Each change with the steps that lead from the one value to the other."""
+    """`start` None: before the instance existed. Each change comes with the events that led from old to new value."""
 
     start: Past | None
     end: Past
@@ -56,7 +56,7 @@ class Difference(NamedTuple):
 
 
 async def difference(pool: AsyncConnectionPool, instance_id: UUID, *, start: Past | None, end: Past) -> Difference:
-    """Reads the events between the two; `start` is not after `end`."""
+    """Compare two moments of an instance, and read the events between them. `start` must not be after `end`."""
     first = None if start is None else start.state
     assert version_of(first) <= end.state.version, "from the earlier to the later"
     steps: defaultdict[str, Steps] = defaultdict(Steps)
@@ -65,13 +65,13 @@ async def difference(pool: AsyncConnectionPool, instance_id: UUID, *, start: Pas
             _collect(steps, entry)
             if entry.record.version == end.state.version:
                 break
-    # What went there and back again in between is no change.
+    # A field that was changed and has its old value again is no change.
     return Difference(start, end, [(change, steps[change.field]) for change in changes_between(first, end.state)])
 
 
 def _collect(steps: defaultdict[str, Steps], entry: Entry) -> None:
     record = entry.record
-    # Not the record itself, whose payload may be long.
+    # The record itself is not kept: its payload may be long.
     place = (record.lane, record.seq, record.version, record.recorded_at)
     for change in changes_between(entry.before, entry.after):
         steps[change.field].add(Step(*place, record.type, record.actor, record.command, change))

@@ -1,8 +1,8 @@
-"""Erases a customer: their key is destroyed, and each of their streams says so.
+"""Erases a customer: destroys their key, and records that in each of their streams.
 
-Intent, effect, observation: the order is written down outside the database first, then the key goes, then the events come. Each
-step finds what is done already, so that an erasure which was cut off anywhere is completed by ordering it again, by `db
-migrate`, or, as far as the key goes, by the next API process that starts.
+Intent, effect, observation: first the order is written to a file outside the database, then the key is destroyed,
+then the events are appended. Each step skips what is done already. So an erasure that was interrupted anywhere is
+completed by ordering it again or by `db migrate`. The next API process that starts destroys the key as well.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ _CUSTOMER = _SQL["customer"]
 _WITHOUT_EVENT = _SQL["without_event"]
 _ANY_ERASED = _SQL["any_erased"]
 
-#: How long what was sealed with a key is on its way into the log at most after no process seals with it any more, unless the log is in
-#: trouble. What begins a stream later, whoever takes it up tells (`workers.erasure`).
+#: How long a text may be on its way into the log after it was sealed, unless the log is in trouble. In
+#: streams that begin even later, the worker that takes them up records the erasure (`workers.erasure`).
 APPEND_S = PATIENCE_S
 
 _log = structlog.get_logger(__name__)
 
 
 class Customer(msgspec.Struct, frozen=True, kw_only=True):
-    """`live`: the instances that are not deleted. `destroyed_at`: when the key was destroyed, None where it is not."""
+    """`live`: the instances that are not deleted. `destroyed_at`: when the key was destroyed; None where it was not."""
 
     tenant_id: str
     customer_id: str
@@ -54,8 +54,10 @@ class Customer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Steps(NamedTuple):
-    """Told what is done. `ordered`: whoever looks at the list next erases. `destroyed`: there is no way back. `told`: so many more
-    instances.
+    """Callbacks for the progress.
+
+    `ordered`: the order is in the file, and is carried out even if we are interrupted. `destroyed`: the
+    key is destroyed, for good. `told`: called with the number of further instances that were dealt with.
     """
 
     ordered: Callable[[], None]
@@ -64,7 +66,7 @@ class Steps(NamedTuple):
 
 
 class Erased(msgspec.Struct, frozen=True, kw_only=True):
-    """What was done. `recorded`: how many streams have been told just now."""
+    """What was done. `recorded`: the number of streams in which the erasure was recorded just now."""
 
     tenant_id: str
     customer_id: str
@@ -75,7 +77,7 @@ class Erased(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def find(pool: AsyncConnectionPool, customer_id: str, *, tenant_id: str | None) -> Customer:
-    """The customer. Raises `CustomerUnclear` where there is none, or where several tenants have one and none is named."""
+    """The customer. Raises `CustomerUnclear` where no tenant has it, or several have and `tenant_id` is None."""
 
     async def look(connection: AsyncConnection) -> tuple[list[str], Customer | None]:
         cursor = await connection.execute(_TENANTS_OF, {"customer": customer_id})
@@ -100,7 +102,7 @@ async def find(pool: AsyncConnectionPool, customer_id: str, *, tenant_id: str | 
 
 
 def refuse_live(customer: Customer) -> None:
-    """Raises `StillThere` where an instance is not deleted: its server still knows what would be erased here."""
+    """Raise `StillThere` where an instance is not deleted: its server still holds what would be erased here."""
     if customer.live:
         named = ", ".join(map(str, customer.live[:NAMED_MAX])) + (", ..." if len(customer.live) > NAMED_MAX else "")
         which = "that is" if len(customer.live) == 1 else "that are"
@@ -111,7 +113,7 @@ def refuse_live(customer: Customer) -> None:
 
 
 class Eraser:
-    """`actor`: who gives the order. `correlation_id` is the same for all that this one does."""
+    """`actor`: who gives the order. `correlation_id`: that of all events that are recorded."""
 
     def __init__(
         self,
@@ -131,9 +133,9 @@ class Eraser:
         self._clock = clock
 
     async def erase(self, customer: Customer, steps: Steps) -> Erased:
-        """All of it; once it is done, doing it again does nothing.
+        """Carry out the whole erasure. Once that is done, repeating it does nothing.
 
-        Raises `OSError`, `ErasuresUnknown`, `StoreUnavailable`, and `NotRecorded` once all has been done that can be.
+        Raises `OSError`, `ErasuresUnknown` and `StoreUnavailable`; and `NotRecorded`, after doing all that can be done.
         """
         who = (customer.tenant_id, customer.customer_id)
         if who in await _listed(self._pool, self._file):
@@ -155,9 +157,9 @@ class Eraser:
         )
 
     async def redo(self) -> tuple[int, int]:
-        """Erase again whoever is in the file: how many keys were there, and how many streams had to be told.
+        """Erase all customers in the file again. Returns how many keys were destroyed and how many streams told.
 
-        Raises `ErasuresUnknown`, `StoreUnavailable`, and `NotRecorded` once all has been done that can be.
+        Raises `ErasuresUnknown` and `StoreUnavailable`; and `NotRecorded`, after doing all that can be done.
         """
         customers = list(await _listed(self._pool, self._file))
         destroyed = await keys.destroy(self._pool, customers)
@@ -169,6 +171,7 @@ class Eraser:
         destroyed: Collection[tuple[str, str]],
         progress: Callable[[int], None],
     ) -> int:
+        """Record the erasures in all streams that lack them. Returns the number of streams in which that was done."""
         parameters = {"tenants": [tenant for tenant, _ in customers], "customers": [each for _, each in customers]}
 
         async def look(connection: AsyncConnection) -> list[UUID]:
@@ -177,35 +180,35 @@ class Eraser:
         if not destroyed and not await patiently(self._pool, look):
             return 0
         recorded, left = 0, dict[UUID, str]()
-        # Until then a process that had just read a key may seal with it; and until then what it has sealed may begin a stream, or
-        # change one, that is to be told too.
+        # For `CACHE_S` a process that has just read the key may seal with it. For another `APPEND_S`,
+        # what it has sealed may begin or change a stream, in which the erasure has to be recorded, too.
         for wait_s in (keys.CACHE_S, APPEND_S):
             await asyncio.sleep(wait_s)
             streams = [stream for stream in await patiently(self._pool, look) if stream not in left]
-            could_not = await self._tell_all(streams, progress)
+            could_not = await self._record_in_each(streams, progress)
             recorded += len(streams) - len(could_not)
             left |= could_not
-        # A standby that lacks this may have taken over meanwhile.
+        # A standby that still has the keys may have taken over meanwhile.
         await keys.destroy(self._pool, customers)
         if left:
             raise NotRecorded(left, recorded=recorded)
         return recorded
 
-    async def _tell_all(self, streams: Sequence[UUID], progress: Callable[[int], None]) -> dict[UUID, str]:
-        """Those that could not be told, with the reason."""
+    async def _record_in_each(self, streams: Sequence[UUID], progress: Callable[[int], None]) -> dict[UUID, str]:
+        """Record the erasure in these streams. Returns those in which it could not be, with the reason."""
         left: dict[UUID, str] = {}
         for stream_id in streams:
             try:
-                await self._tell(stream_id)
+                await self._record_in(stream_id)
             except StoreUnavailable:
                 raise
-            except Exception as error:  # noqa: BLE001 - a history that somebody broke keeps no other from being told
-                # Of others than our own errors no word: it may be of what an event says.
+            except Exception as error:  # noqa: BLE001 - a broken history must not prevent the others
+                # The text of an error that is not ours is not shown: it may quote an event.
                 left[stream_id] = str(error) if isinstance(error, EventsError) else type(error).__name__
             progress(1)
         return left
 
-    async def _tell(self, stream_id: UUID) -> None:
+    async def _record_in(self, stream_id: UUID) -> None:
         command = EraseCustomer(at_ms=int(self._clock().timestamp() * 1000))
         await self._store.execute(stream_id, command, self._origin(stream_id))
 
@@ -218,7 +221,7 @@ class Eraser:
 
 
 async def destroy_again(pool: AsyncConnectionPool, file: ErasureFile) -> None:
-    """Destroy the keys of erased customers that a restore has brought back. For whoever is about to open fields.
+    """Destroy the keys of erased customers that a restore has brought back. Call it before opening any field.
 
     Raises `ErasuresUnknown` and `StoreUnavailable`.
     """
@@ -228,16 +231,16 @@ async def destroy_again(pool: AsyncConnectionPool, file: ErasureFile) -> None:
 
 
 async def refuse_unlisted(pool: AsyncConnectionPool) -> None:
-    """For whoever was not told where the erased are listed, and is about to serve everybody, or to bring a restore up to date.
+    """Raise `ErasuresUnknown` where the database knows of erasures. Raises `StoreUnavailable`.
 
-    Raises `ErasuresUnknown` where the database knows of erasures, and `StoreUnavailable`.
+    For processes that have no file of erasures, before they serve customers or migrate a restored database.
     """
     if await _any_erased(pool):
         raise ErasuresUnknown(None, "the database has erased customers")
 
 
 async def _listed(pool: AsyncConnectionPool, file: ErasureFile) -> dict[tuple[str, str], Erasure]:
-    """Who is in the file, which is there unless nobody was ever erased, as far as the database can tell."""
+    """The erasures in the file. It must exist (`ErasuresUnknown`), unless the database knows of no erasure."""
     erasures = await asyncio.to_thread(file.known)
     if erasures:
         return erasures

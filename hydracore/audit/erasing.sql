@@ -23,6 +23,6 @@ SELECT i.id
  ORDER BY i.id
 
 -- name: any_erased
--- Whether a key was destroyed or a stream says so: after a restore there may be either alone.
+-- Whether any key was destroyed or any stream records an erasure: after a restore there may be only one of the two.
 SELECT EXISTS (SELECT FROM customer_key WHERE destroyed_at IS NOT NULL)
     OR EXISTS (SELECT FROM event WHERE type = 'customer_erased')

@@ -1,7 +1,7 @@
-"""The list of erased customers outside the database: whatever is restored, and however old it is, they stay erased.
+"""The list of erased customers, outside the database: they stay erased, whatever backup is restored.
 
-An erasure is written here before anything else is done, and taken up again wherever a key of somebody who is listed shows up:
-by `db migrate`, which belongs behind every restore, and by every API process before it serves.
+An erasure is written here first. If a restore brings the key of a listed customer back, it is destroyed
+again: by `db migrate`, which has to follow every restore, and by every API process before it serves.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class ErasureFile(LinesFile[Erasure]):
         super().__init__(path, Erasure)
 
     def known(self, *, must_be_there: bool = False) -> dict[tuple[str, str], Erasure]:
-        """All erasures by tenant and customer; none where there is no file yet. `must_be_there`: somebody was erased already.
+        """All erasures by tenant and customer; none where there is no file. `must_be_there`: whether that is an error.
 
-        Raises `ErasuresUnknown` where it cannot be read or is damaged, and where its directory is not there, as of a volume
-        that is not mounted: not knowing who was erased is no reason to serve everybody.
+        Raises `ErasuresUnknown` where the file cannot be read or is damaged, and where its directory is
+        missing, as with a volume that is not mounted: without the list, erased customers would be served.
         """
         try:
             return {erasure.customer: erasure for erasure in self.read()}
@@ -50,7 +50,10 @@ class ErasureFile(LinesFile[Erasure]):
             raise ErasuresUnknown(self.path, error.strerror or str(error)) from None
 
     def parse(self, line: bytes) -> Erasure | None:
-        """As of any such file, but a line that ends as an erasure does, and is none, names somebody who was erased."""
+        """The erasure in a line; None where the line is incomplete.
+
+        Raises `ErasuresUnknown` for a damaged line that ends as a complete one does: it named an erased customer.
+        """
         erasure = super().parse(line)
         if erasure is None and line.rstrip().endswith(b"}"):
             raise ErasuresUnknown(self.path, "a line is damaged")

@@ -1,21 +1,21 @@
-"""What the audit cannot do because it was asked for something that is not there.
+"""The errors of the audit: what it cannot do, and why.
 
 AuditError
 ├── NothingThere      no such instance, or none yet at that version or moment
 ├── NoSeal            there is no seal to begin at
-├── CustomerUnclear   the customer is nobody's, or several tenants'
-├── CopyContradicts   the copy of the seals is that of other seals than the database has
-├── CopyMissing       there are seals, and the file that must have the copy is not there
-├── CopyEmpty         there are seals, and none in the file that must have the copy
-├── ErasuresUnknown   the file that says who was erased cannot be read, or was not named
-├── CutOff            an erasure was ordered, and is not done
-├── NotRecorded       the key is destroyed, and some of the streams could not be told
+├── CustomerUnclear   no tenant has the customer, or several have
+├── CopyContradicts   the database does not have the newest seal of the copy
+├── CopyMissing       there are seals, but not the file of their copy
+├── CopyEmpty         there are seals, but none in the file of their copy
+├── ErasuresUnknown   the file that lists the erased customers cannot be read, or is not set
+├── CutOff            an erasure was ordered, but not completed
+├── NotRecorded       the key is destroyed, but the erasure could not be recorded in some streams
 ├── StillThere        the customer has instances that are not deleted
-├── FileExists        what is to be written is there already
-├── NoRegularFile     what is to be written is a device, a pipe or the like
+├── FileExists        the file to write exists already
+├── NoRegularFile     the file to write is a device, a pipe or the like
 ├── ParquetMissing    pyarrow is not installed
-├── NotAnExport       a file that is no export, or one of a later version
-└── RecordUnreadable  an export that is damaged from some record on
+├── NotAnExport       the file is no export, or one of a later version
+└── RecordUnreadable  an export is damaged from some record on
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from hydracore.wording import plural
 if TYPE_CHECKING:
     from events.seal import Seal
 
-#: How many instances an error names.
+#: The most instances that an error names.
 NAMED_MAX = 5
 
 
 class AuditError(Exception):
-    """Root. `str()` is shown to whoever asked."""
+    """Root of these errors. `str()` is shown to users."""
 
 
 class NothingThere(AuditError):
@@ -53,7 +53,7 @@ class CustomerUnclear(AuditError):
 
 
 class CopyContradicts(AuditError):
-    """`made`: the seal that was made all the same, if there was anything to seal."""
+    """`made`: the seal that was made nevertheless; None where none was made."""
 
     def __init__(self, path: Path, number: int, made: Seal | None) -> None:
         super().__init__(
@@ -80,7 +80,7 @@ class CopyEmpty(AuditError):
 
 
 class ErasuresUnknown(AuditError):
-    """`path`: where they are listed, None where nobody said."""
+    """`path`: the list of erasures; None where it is not set."""
 
     def __init__(self, path: Path | None, reason: str) -> None:
         super().__init__(
@@ -91,7 +91,7 @@ class ErasuresUnknown(AuditError):
 
 
 class NotRecorded(AuditError):
-    """`left`: why, by the stream that could not be told."""
+    """`left`: the streams in which the erasure was not recorded, with the reasons."""
 
     def __init__(self, left: Mapping[UUID, str], *, recorded: int) -> None:
         named = "; ".join(f"{stream} ({why})" for stream, why in islice(left.items(), NAMED_MAX))
@@ -104,7 +104,7 @@ class NotRecorded(AuditError):
 
 
 class CutOff(AuditError):
-    """`left`: what is done for good, and what is to be done."""
+    """`left`: what is done for good, and what remains to be done."""
 
     def __init__(self, reason: str, left: str) -> None:
         super().__init__(f"{reason} ({left})")

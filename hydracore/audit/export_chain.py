@@ -1,7 +1,7 @@
-"""Checks one lane of an export: its chain from link to link, its events, and what seals say of it.
+"""Checks one lane of an export: the links of its chain, its events, and what seals say of it.
 
-As `events.examine` does with the database, each thing is computed from what is stored of the things below it, and after
-something that does not fit, the stored link is gone on with: one edit is one finding, at its place.
+As in `events.examine`, each value is computed from the stored values that it covers, and after a
+mismatch the check goes on from the stored link. So one edit gives one finding, at its place.
 """
 
 from __future__ import annotations
@@ -26,36 +26,42 @@ from hydracore.audit.export_records import (
 
 
 class Find(Protocol):
-    """Takes down what is wrong at the record that is being looked at."""
+    """Reports a finding at the current record."""
 
     def __call__(self, kind: str, what: str, **place: Any) -> None: ...
 
 
 class LaneChain:
-    """A lane as it is read. `points`: what seals say of it, in order, and above where it begins."""
+    """The check of one lane, fed with its records in order.
+
+    `points`: what seals say of the lane, in order, above the number at which it begins here. `is_ours`:
+    whether a command belongs to what was exported.
+    """
 
     def __init__(
         self, begin: LaneRecord, points: Sequence[Point], find: Find, is_ours: Callable[[CommandRecord], bool]
     ) -> None:
         self.lane = begin.lane
         self.commands = self.steps = self.events = 0
-        #: Something was found since the last point that fitted: what a seal says, or does not, is no news then.
+        #: Whether anything was found since the last matching point. If so, seals that do not match are
+        #: not reported, too.
         self.is_broken = False
         #: The version that each stream has reached.
         self.versions: dict[UUID, int] = {}
-        #: The events that no seal speaks of: how many, and the first one's number.
+        #: The events that no seal covers: their count, and the first one's number.
         self.unsealed, self.unsealed_from = 0, 0
         self._find = find
         self._is_ours = is_ours
         self._points = list(points)
-        #: The number of the last point that fitted, and of the last one below it.
+        #: The number of the last point that matched, and of the last matching one below it.
         self._fitting_seq = self._sealed_seq = begin.after
         self._link = begin.link
-        #: The number that comes next, at least; and at most too, unless a step of others came last.
+        #: The lowest number that may come next. It is the only one, unless steps of others came last:
+        #: their events are not counted.
         self._next = begin.after + 1
         self._is_exact = True
         self._command: CommandRecord | None = None
-        #: Of the command's events: the number that comes next, the digests so far, and whether none was left out.
+        #: About the events of the current command: the next number, the digests so far, and whether none is missing.
         self._due = 0
         self._digests: list[bytes] = []
         self._is_whole = True
@@ -97,7 +103,7 @@ class LaneChain:
         self.unsealed += 1
 
     def others(self, steps: StepsRecord) -> None:
-        """Commands of which the file has no more than the chain needs."""
+        """Check commands that were not exported: the file has only what the chain needs of them."""
         self._finish_command()
         try:
             several = list(steps)
@@ -117,7 +123,7 @@ class LaneChain:
         self.steps += len(several)
 
     def finish(self, end: LaneEndRecord | None) -> None:
-        """The end of the lane; None where the file has none."""
+        """Check the end of the lane. `end` None: the file has no end of it."""
         self._finish_command()
         if end is None:
             self._break("file_truncated", "The end of the lane is missing in the file", self._next)
@@ -129,7 +135,7 @@ class LaneChain:
             self._break("chain_broken", "The chain does not lead to the link at its end", end.seq)
 
     def _reach(self, first: int) -> None:
-        """What comes next begins with this number."""
+        """Check that the next command may begin with the number `first`, and what seals say of the lane before it."""
         if first < self._next:
             self._break("command_overlaps", "A command claims numbers of an earlier one", first)
         elif self._is_exact and first > self._next:
@@ -137,7 +143,7 @@ class LaneChain:
         self._pass_points(first)
 
     def _pass_points(self, seq: int) -> None:
-        """Compare with what seals say of the lane below `seq`, up to where it has the link of now."""
+        """Compare the points below `seq` with the chain, whose present link is that of number `seq - 1`."""
         while self._points and self._points[0].seq < seq:
             point = self._points.pop(0)
             if (point.seq, point.link) == (seq - 1, self._link):
@@ -147,10 +153,10 @@ class LaneChain:
                 self.unsealed = self.unsealed_from = 0
             elif not self.is_broken:
                 what = f"Seal {point.seal} does not match these events"
-                # Several seals may speak of one number, and another one of these events.
+                # Where another seal of the same number has matched, the finding begins behind the matching point below.
                 after = self._fitting_seq if self._fitting_seq < point.seq else self._sealed_seq
                 self._break("rewritten", what, after + 1, last_seq=point.seq)
-                # Whatever comes later in the lane stands on these.
+                # All later points depend on these events.
                 self._points = []
 
     def _linked(self, digest: bytes, first: int, recorded_us: int) -> bytes | None:

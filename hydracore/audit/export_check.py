@@ -1,8 +1,8 @@
-"""`audit verify-export`: what of an export can be proven with nothing but the file and the public key of the seals.
+"""`audit verify-export`: checks an export with nothing but the file and the public key of the seals.
 
-Of every event that is in it: that its bytes, its command, who gave it and why, its number and its time are those of the log
-that was sealed. Of every stream: that no version is missing before its last one. That the file was not changed at all since
-it was made, and that nothing is missing at the end of a stream either, is proven where the exporter has signed it.
+It proves that each event's bytes, command, actor, cause, number and time are those of the sealed log,
+and that no stream lacks a version before its last one. Where the exporter has signed the file, it also
+proves that the file was not changed since, and that no stream lacks events at its end.
 """
 
 from __future__ import annotations
@@ -31,14 +31,17 @@ from hydracore.audit.seal_file import SealFile
 from hydracore.audit.verifying import Progress
 from hydracore.wording import plural
 
-#: After how many records the progress is told.
+#: The number of records between two reports of progress.
 SHOWN_EVERY = 1_000
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """`public_key`: the only key that counts, with the `former_keys` before it; None accepts any. `seals`: the copy of the seals outside the database.
+    """`public_key`: the only accepted key, with the `former_keys` before it; None accepts any.
 
-    `allow_unsigned`: whether an export may be unsigned although there is a key. Whoever cuts one can take its signature out, too.
+    `seals`: the copy of the seals outside the database.
+
+    `allow_unsigned`: whether the export may be unsigned although `public_key` is given. Whoever cuts an
+    export off can remove its signature, too, so that this is not the default.
     """
 
     path: Path
@@ -49,7 +52,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """What the file says that it is, how much was looked at, and what must not be."""
+    """What the file says it is, how much was checked, and what is wrong."""
 
     path: str
     tenant_id: str = ""
@@ -68,7 +71,7 @@ class Report(msgspec.Struct, kw_only=True):
 
 
 def verify_export(request: Request, progress: Progress) -> Report:
-    """Everything that is wrong with an export. Raises `OSError`, `NotAnExport` and `ParquetMissing`."""
+    """Check an export and report all that is wrong with it. Raises `OSError`, `NotAnExport` and `ParquetMissing`."""
     began_s = time.monotonic()
     check = _Check(request)
     number = 0
@@ -99,13 +102,13 @@ class _Check:
         self._last_lane = -1
         self._is_headless = False
         self._ended = False
-        #: Its end is there, and no signature in it.
+        #: Whether the file has its end, but no signature there.
         self._is_unsigned = False
-        #: What no seal speaks of: lane, first number and how many, a row a lane.
+        #: The events that no seal covers: lane, first number and count, a row per lane.
         self._unsealed: list[tuple[int, int, int]] = []
 
     def take(self, number: int, record: r.AnyRecord) -> None:
-        """The next record."""
+        """Check the next record."""
         self._number = number
         if number == 1 and not isinstance(record, r.Header):
             self._is_headless = True
@@ -129,7 +132,7 @@ class _Check:
         self._fingerprint.add(record)
 
     def finish(self, number: int) -> None:
-        """There are no more records."""
+        """Call it after the last record."""
         self._number = number
         if not self._ended:
             self._end_lane(None)
@@ -137,7 +140,7 @@ class _Check:
         self._say_what_is_not_proven()
 
     def damaged(self, error: RecordUnreadable) -> None:
-        """The file cannot be read on."""
+        """Report that the file cannot be read any further."""
         self._number = error.number
         self._find("record_unreadable", f"{error}; the rest of the file was not checked")
 
@@ -227,12 +230,12 @@ class _Check:
 
     def _is_ours(self, command: r.CommandRecord) -> bool:
         if self._is_headless:
-            return True  # Nobody says any more what was exported.
+            return True  # Without the header it is unknown what was exported.
         instance_id = self.report.instance_id
         return command.tenant_id == self.report.tenant_id and instance_id in {None, command.stream_id}
 
     def _compare_with_copies(self) -> None:
-        """Each seal of the export must be in the copy, as it is."""
+        """Report each seal of the export that the copy does not have in the same form."""
         if self._copies is None:
             return
         left = dict(self._seals)

@@ -20,7 +20,7 @@ Format = Literal["jsonl", "parquet"]
 #: Takes a record and its line.
 Write = Callable[[AnyRecord, bytes], None]
 
-#: Far more than any record has: what is longer is none.
+#: The most bytes of a line, far more than any record has.
 _LINE_MAX: Final = 64 * 1024 * 1024
 
 _decoder: Final = msgspec.json.Decoder(AnyRecord)
@@ -39,12 +39,12 @@ def writing(path: Path, form: Format) -> Generator[Write]:
 
 
 def reading(path: Path) -> Iterator[Placed]:
-    """The records of a file of either format, the header first, unless somebody took it out.
+    """The records of a file in either format. The first is the header, unless somebody has removed it.
 
-    Raises `OSError`, `NotAnExport` where it is none that this version can read, `ParquetMissing`, and `RecordUnreadable`
-    where it is damaged.
+    Raises `OSError`, `NotAnExport` where the file is no export that this version can read,
+    `ParquetMissing`, and `RecordUnreadable` where it is damaged.
     """
-    # Opened once: what was read of a pipe is not there again.
+    # Opened only once: what was read from a pipe cannot be read again.
     with path.open("rb") as file:
         is_parquet = file.peek().startswith(export_parquet.MAGIC)
         if is_parquet and not file.seekable():
@@ -73,16 +73,16 @@ def _lines(file: BinaryIO) -> Iterator[Placed]:
     while line := file.readline(_LINE_MAX):
         number += 1
         try:
-            # A document without its end is none, and a whole one needs no line behind it.
+            # A document that is cut off cannot be decoded, and a complete one needs no line feed behind it.
             record = _decoder.decode(line)
         except UNREADABLE as error:
             what = str(error) if line.endswith(b"\n") else "the line is cut off"
             raise RecordUnreadable(number, what) from None
-        # Of a field that is there twice the last one is decoded here, and proven; others read the first.
+        # Of a field that occurs twice, the last one is decoded and checked here, but other readers may take the first.
         if not is_later(record) and _encode(record) != line.removesuffix(b"\n"):
             raise RecordUnreadable(number, NOT_AS_WRITTEN)
         yield Placed(number, record)
 
 
 def _ignore(_: int) -> None:
-    """A file tells how much it has written, which is all of it."""
+    """Drop what a file's `write` returns: the number of bytes, which is always all of them."""

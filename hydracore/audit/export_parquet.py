@@ -21,7 +21,7 @@ from hydracore.audit.export_records import NOT_AS_WRITTEN, AnyRecord, Placed, Re
 #: How a Parquet file begins.
 MAGIC: Final = b"PAR1"
 
-#: How much a row group holds, measured in JSON: what a writer keeps in memory. Readers keep far less.
+#: The bytes of a row group, measured in JSON. A writer keeps them in memory; readers keep far less.
 _GROUP_BYTES_MAX: Final = 16 * 1024 * 1024
 _ROWS_READ: Final = 500
 
@@ -30,7 +30,7 @@ _KIND: Final = "kind"
 
 @contextmanager
 def writing(path: Path) -> Generator[Callable[[AnyRecord, bytes], None]]:
-    """Raises `ParquetMissing` and `OSError`."""
+    """Write records to a new file. Raises `ParquetMissing` and `OSError`."""
     arrow, parquet = _arrow()
     schema = _schema(arrow)
     with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
@@ -40,7 +40,7 @@ def writing(path: Path) -> Generator[Callable[[AnyRecord, bytes], None]]:
 
 
 class _Buffer:
-    """Rows that wait until there are enough of them for a row group."""
+    """Collects rows until there are enough of them for a row group."""
 
     def __init__(self, write: Callable[[list[dict[str, Any]]], None]) -> None:
         self._write = write
@@ -60,7 +60,10 @@ class _Buffer:
 
 
 def reading(path: Path) -> Iterator[Placed]:
-    """Raises `ParquetMissing`, `OSError`, `MemoryError`, and `RecordUnreadable` where the file is damaged."""
+    """The records of a file.
+
+    Raises `ParquetMissing`, `OSError`, `MemoryError`, and `RecordUnreadable` where the file is damaged.
+    """
     arrow, parquet = _arrow()
     number = 0
     try:
@@ -68,15 +71,15 @@ def reading(path: Path) -> Iterator[Placed]:
             names: list[str] = file.schema_arrow.names
             if repeated := next((name for name in names if names.count(name) > 1), None):
                 raise RecordUnreadable(1, f"{repeated} appears more than once")
-            # Where no thread can be started any more, the file is none the worse for it.
+            # Without threads: where none can be started, the file would seem damaged.
             for batch in file.iter_batches(batch_size=_ROWS_READ, use_threads=False):
                 for row in batch.to_pylist():
                     number += 1
                     yield Placed(number, _record(number, row))
     except MemoryError:
-        raise  # Arrow's own is one of its errors, too.
+        raise  # Arrow's own `MemoryError` is an `ArrowException`, too.
     except (arrow.ArrowException, OSError, ValueError, OverflowError, RecursionError) as error:
-        # Not only what pyarrow says of a file: also texts that are none, and times that no calendar has.
+        # pyarrow's errors, and those of texts that are not UTF-8 and of times that no calendar has.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise RecordUnreadable(number + 1, str(error).partition("\n")[0]) from None
@@ -85,7 +88,7 @@ def reading(path: Path) -> Iterator[Placed]:
 def _record(number: int, row: dict[str, Any]) -> AnyRecord:
     given = {name: value for name, value in row.items() if value is not None}
     record = msgspec.convert(given, AnyRecord)
-    # An id in capitals is the same one here, and another to whoever looks for it.
+    # An id in capitals is the same here, but not for other readers that search for it.
     if not is_later(record) and given != {name: value for name, value in _row(record).items() if value is not None}:
         raise RecordUnreadable(number, NOT_AS_WRITTEN)
     return record

@@ -1,17 +1,17 @@
-"""What an export is made of: one record after the other, the same in every file format.
+"""The records of an export, the same in every file format.
 
     header
     seal ...            whose heads the lanes below begin at, pass, or end at
     per lane, in order:
         lane            where the chain begins: at the lane's beginning, or at the head that a seal signs
-        command         one of the export's own, whole, and behind it its `event`s, whole
-        steps           commands of others in between: the links need their digest, number and time, and nothing else
+        command         an exported command, complete, followed by its `event`s, complete
+        steps           other commands in between: only their digest, number and time, which the links need
         lane_end        where the chain ends
-    end                 how much there was, and the digest of all records before it
+    end                 the counts, and the digest of all records before it
 
-With the steps of others the chain runs without a gap from the lane's beginning (or a seal) to a head that a seal signs, so that
-whoever has the seals' public key can prove of each event that the sealed log holds it, and how. What the others did is not
-in the file.
+With the steps of other commands the chain runs without a gap from the lane's beginning (or a seal) to a
+head that a seal signs. So with the seals' public key it can be proven of each event that the sealed log
+holds it in this form. What the other commands did is not in the file.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from events.seal import Seal
 #: Rises when a record gets another meaning. Every version that was ever written stays readable (`tests/corpus/`).
 FORMAT_VERSION: Final = 1
 
-#: How many steps one record holds at most.
+#: The most steps of one record.
 STEPS_MAX: Final = 1_000
 
-#: What a file of strangers may say: numbers that the log can count to, and times that are some moment.
+#: What an untrusted file may have: numbers in the log's range, and times with an offset.
 Lane = Annotated[int, Meta(ge=0, lt=LANES)]
 Number = Annotated[int, Meta(ge=0, le=SEQ_MAX)]
 Time = Annotated[datetime, Meta(tz=True)]
@@ -46,13 +46,13 @@ _STEP: Final = struct.Struct(">qq32s")
 class Record(
     msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", omit_defaults=True, forbid_unknown_fields=True
 ):
-    """What all records have."""
+    """The base of all records."""
 
 
 class Header(Record, frozen=True, kw_only=True, tag="header", forbid_unknown_fields=False):
-    """`instance_id`: null where everything of the tenant is here. `made_by`: the version of HydraCore.
+    """`instance_id`: null where the whole tenant was exported. `made_by`: the version of HydraCore.
 
-    Fields of later versions are passed over here, so that it can be said that a version is later.
+    Unknown fields are ignored here, so that the header of a later version can be read and reported as such.
     """
 
     format: str
@@ -85,7 +85,7 @@ class SealRecord(Record, frozen=True, kw_only=True, tag="seal"):
 
 
 class LaneRecord(Record, frozen=True, kw_only=True, tag="lane"):
-    """The chain begins behind number `after`, with `link`: as seal `number` says, or, with 0, as every lane begins."""
+    """The chain begins behind `after`, with `link`: at the head in seal `number`, or, if 0, at the lane's start."""
 
     lane: Lane
     after: Number
@@ -114,7 +114,7 @@ class CommandRecord(Record, frozen=True, kw_only=True, tag="command"):
 
 
 class EventRecord(Record, frozen=True, kw_only=True, tag="event"):
-    """A row of `event`. `payload` is the exact stored text, as a text: no reader may write its JSON anew."""
+    """A row of `event`. `payload` is the exact stored text, as a string, so that no reader reformats its JSON."""
 
     lane: Lane
     seq: Number
@@ -130,9 +130,9 @@ class EventRecord(Record, frozen=True, kw_only=True, tag="event"):
 
 
 class StepsRecord(Record, frozen=True, kw_only=True, tag="steps"):
-    """Commands of others, 48 bytes each: first number and time (microseconds since 1970), 8 bytes each, and digest.
+    """Other commands, 48 bytes each: first number and time (microseconds since 1970), 8 bytes each, and digest.
 
-    `link`: of the last one.
+    `link`: that of the last command.
     """
 
     lane: Lane
@@ -174,10 +174,10 @@ AnyRecord = Header | SealRecord | LaneRecord | CommandRecord | EventRecord | Ste
 
 _encoder: Final = msgspec.json.Encoder()
 
-#: What the header says that the file is.
+#: `Header.format` of every export.
 FORMAT: Final = "hydracore-export"
 
-#: Of a record that says what another reader may not find in it, such as a field that is there twice.
+#: Said of a record that other readers may read differently, such as one with a field twice.
 NOT_AS_WRITTEN: Final = "it is not encoded as an export encodes it"
 
 
@@ -187,7 +187,7 @@ def is_later(record: AnyRecord) -> bool:
 
 
 class Placed(NamedTuple):
-    """A record and which one it is: the line of a JSON Lines file, the row of a Parquet file, from 1."""
+    """A record and its number: the line of a JSON Lines file, or the row of a Parquet file, from 1."""
 
     number: int
     record: AnyRecord
@@ -200,7 +200,7 @@ class Fingerprint:
         self._sha256 = sha256()
 
     def add(self, record: AnyRecord) -> bytes:
-        """The record's line, which counts from now on."""
+        """Add a record to the digest. Returns its line."""
         line = _encoder.encode(record) + b"\n"
         self._sha256.update(line)
         return line

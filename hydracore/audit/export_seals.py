@@ -17,9 +17,10 @@ _FIRST_SEAL = _SQL["first_seal"]
 
 
 class SealFinder:
-    """Finds the seals that a stretch begins and ends at. Numbers are dense and heads never fall, so it looks only at a few.
+    """Finds the seals at which the exported part of a lane begins and ends.
 
-    Raises `LogCorrupted` where one of these has what no seal can have.
+    Numbers of seals have no gaps and heads never fall, so that a binary search reads only a few. Raises
+    `LogCorrupted` where one of these has values that no seal can have.
     """
 
     def __init__(self, connection: Connection, newest: Seal | None) -> None:
@@ -30,20 +31,20 @@ class SealFinder:
         self._first = 1 if row is None else row[0]
 
     def used(self) -> list[Seal]:
-        """Those that were asked for, and the newest, in the order of their numbers."""
+        """The seals that were found so far, and the newest, in the order of their numbers."""
         return [self._used[number] for number in sorted(self._used)]
 
     def upto(self, lane: int) -> int:
-        """How far the newest seal has seen a lane."""
+        """The lane's head in the newest seal; 0 where there is no seal."""
         return 0 if self._newest is None else self._newest.head(lane).seq
 
     def last_before(self, lane: int, seq: int) -> Seal | None:
-        """The newest seal that ends before `seq`."""
+        """The newest seal that does not cover `seq`; None where there is none."""
         number = self._first_at(lane, seq) - 1
         return None if number < self._first else self._use(number)
 
     def first_from(self, lane: int, seq: int) -> Seal | None:
-        """The oldest seal that has seen `seq`."""
+        """The oldest seal that covers `seq`; None where there is none."""
         number = self._first_at(lane, seq)
         return None if self._newest is None or number > self._newest.number else self._use(number)
 

@@ -1,8 +1,8 @@
-"""`audit export`: everything of a tenant or of an instance, with what an auditor needs to prove it without the database.
+"""`audit export`: writes all events of a tenant or an instance, with what proves them without the database.
 
-One statement says how far every lane has got; what is before that never changes again. So an export of one moment needs no
-transaction that is open for as long as it takes: lane after lane is read in short statements, and writers notice nothing.
-Memory holds the commands of a window of a lane at a time, and a page of their events.
+One statement reads the heads of all lanes; what is before these never changes. So the export is of one
+moment without a long transaction: the lanes are read one after the other in short statements, which do
+not hinder writers. Memory holds the commands of one window of a lane, and one page of their events.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ _SEALING = Statements("hydracore.audit", "sealing.sql")
 _CUT = _SEALING["heads"]
 _LAST_SEAL = _SEALING["last_seal"]
 
-#: How many numbers of a lane are read at a time.
+#: The numbers of a lane that are read at a time.
 WINDOW: Final = 5_000
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What goes where. One of `tenant_id` and `instance_id` is given.
+    """What to export, and where to. Either `tenant_id` or `instance_id` is given.
 
-    `sealed`: up to the last seal only, so that nothing in it lacks proof. `key`: the seed of the key that signs seals, if it is
-    at hand: then the file as a whole is signed with it.
+    `sealed`: whether to stop at the last seal, so that nothing in the file lacks proof. `key`: the seed
+    of the key that signs seals, with which the file as a whole is signed; empty: it is not.
     """
 
     conninfo: str
-    #: As psycopg has it; None where nothing may stay prepared.
+    #: psycopg's; None where statements must not stay prepared.
     prepare_threshold: int | None = PREPARE_AFTER
     output: Path
     exported_at: datetime
@@ -77,7 +77,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Exported(msgspec.Struct, kw_only=True):
-    """What the file holds. `steps`: commands of others. `unsealed`: events that no seal of the database speaks of yet."""
+    """What the file holds. `steps`: those of other commands.
+
+    `unsealed`: events that no seal of the database covers yet.
+    """
 
     output: str
     tenant_id: str = ""
@@ -92,12 +95,12 @@ class Exported(msgspec.Struct, kw_only=True):
     signed: bool = False
     size_bytes: int = 0
     seconds: float = 0.0
-    #: How long of it was spent resting.
+    #: How much of `seconds` was spent resting, to give way to writers.
     rested_s: float = 0.0
 
 
 class _Span(NamedTuple):
-    """Where in a lane what is exported begins and ends."""
+    """The first and the last number of what is exported of a lane."""
 
     lane: int
     first: int
@@ -108,7 +111,8 @@ class _Span(NamedTuple):
 class _Stretch(NamedTuple):
     """The part of a lane whose chain is in the file.
 
-    `seal`: the number of the one that it begins at, 0 for none. `sealed`: how far seals speak of the lane.
+    `seal`: the number of the seal that it begins at; 0: at the lane's beginning. `sealed`: the lane's
+    head in the newest seal.
     """
 
     span: _Span
@@ -119,10 +123,10 @@ class _Stretch(NamedTuple):
 
 
 def export(request: Request, progress: Progress) -> Exported:
-    """Write the file, whole or not at all.
+    """Write the file, completely or not at all.
 
-    Raises `NothingThere`, `NoSeal`, `FileExists`, `NoRegularFile`, `ParquetMissing`, `LogCorrupted` where a seal is none or a
-    time no calendar's, `OSError` and psycopg's errors.
+    Raises `NothingThere`, `NoSeal`, `FileExists`, `NoRegularFile`, `ParquetMissing`, `LogCorrupted` where
+    a seal is invalid, a command is missing or no calendar has a time, `OSError` and psycopg's errors.
     """
     assert (request.tenant_id is None) != (request.instance_id is None), "an instance or a tenant"
     refuse_unfit(request.output, replace=request.replace)
@@ -153,7 +157,7 @@ def export(request: Request, progress: Progress) -> Exported:
 
 
 def _look(connection: Connection, request: Request) -> tuple[list[Head], Seal | None, list[_Span]]:
-    """The cut, the newest seal, and what there is to export, all of one moment."""
+    """The heads up to which to export, the newest seal, and what there is to export, all of one moment."""
     connection.isolation_level = IsolationLevel.REPEATABLE_READ
     with connection.transaction():
         heads = [Head(*row) for row in connection.execute(_CUT, binary=True).fetchall()]
@@ -181,7 +185,10 @@ def _spans(connection: Connection, request: Request, heads: list[Head]) -> list[
 
 
 def _stretch(span: _Span, heads: list[Head], seals: SealFinder) -> _Stretch:
-    """From the last seal before the first event to the first seal that has seen the last one, where there are such seals."""
+    """The stretch from the last seal before the first event to the first seal that covers the last event.
+
+    Where there is no such seal, it begins at the lane's beginning, or ends at its head.
+    """
     before = seals.last_before(span.lane, span.first)
     behind = seals.first_from(span.lane, span.last)
     start = None if before is None else before.head(span.lane)
@@ -196,7 +203,7 @@ def _stretch(span: _Span, heads: list[Head], seals: SealFinder) -> _Stretch:
 
 
 class _Export:
-    """The file as it grows."""
+    """Writes the records of the file, and counts them."""
 
     def __init__(self, connection: Connection, request: Request, write: Write) -> None:
         self.report = Exported(output=str(request.output), instance_id=request.instance_id)
@@ -223,7 +230,7 @@ class _Export:
         )
 
     def lane(self, stretch: _Stretch, progress: Progress) -> None:
-        """One lane's part, a window after the other."""
+        """Write the records of one lane, window by window."""
         lane, (after, link) = stretch.span.lane, stretch.start
         self.put(r.LaneRecord(lane=lane, after=after, link=link, number=stretch.seal))
         streams: set[UUID] = set()
@@ -243,14 +250,17 @@ class _Export:
         self.report.lanes += 1
 
     def _check_reached(self, lane: int, upto: int) -> None:
-        """Behind a hole of all numbers that there are, the next command would be looked for for ever. Raises `LogCorrupted`."""
+        """Raise `LogCorrupted` where the commands do not reach `upto`.
+
+        A forged head may leave a gap as large as the range of numbers: reading on window by window would not end.
+        """
         row = self._connection.execute(_LAST_COMMAND, {"lane": lane, "upto": upto}, binary=True).fetchone()
         last = 0 if row is None else row[0]
         if last < upto:
             raise LogCorrupted(lane, last + 1, f"the previous command ends before this, and none begins up to {upto}")
 
     def _window(self, span: _Span, after: int, upto: int) -> Iterator[r.AnyRecord]:
-        """The commands that begin in the window: ours with their events, and the steps of others between them."""
+        """The commands that begin in the window: exported ones with their events, and the steps of the others."""
         parameters: dict[str, Any] = {
             "lane": span.lane,
             "after": after,
@@ -282,7 +292,7 @@ class _Export:
             yield from others[command.first_seq]
 
     def _events(self, lane: int, numbers: set[int]) -> Iterator[r.EventRecord]:
-        """Those of these that are there, a page at a time."""
+        """The events with these numbers, as far as they exist. They are read a page at a time."""
         seqs = sorted(numbers)
         while seqs:
             parameters = {"lane": lane, "seqs": seqs, "bytes": pages.PAGE_BYTES}

@@ -25,7 +25,7 @@ SELECT lane, min(first_seq), max(first_seq + event_count) - 1, tenant_id
  ORDER BY lane
 
 -- name: commands
--- Here and below, a time that no calendar has comes as a null, which is the reader's to complain about.
+-- Here and below, a time that no calendar has comes as null, which the reader reports.
 SELECT lane, first_seq, event_count, command_id, stream_id, tenant_id, name, actor, correlation_id, causation_id,
        request_hash, result::text AS result, digest, link,
        CASE WHEN recorded_at BETWEEN '0002-01-01' AND '9998-01-01' THEN recorded_at END AS recorded_at
@@ -35,11 +35,11 @@ SELECT lane, first_seq, event_count, command_id, stream_id, tenant_id, name, act
  ORDER BY first_seq
 
 -- name: last_command
--- Where the last command that begins before a number ends.
+-- The last number of the last command that begins up to a number.
 SELECT first_seq + event_count - 1 FROM command WHERE lane = %(lane)s AND first_seq <= %(upto)s ORDER BY first_seq DESC LIMIT 1
 
 -- name: events
--- A page (`events/pages.py`) of these.
+-- A page (`events/pages.py`) of the events with these numbers.
 SELECT e.lane, e.seq, e.stream_id, e.version, e.tenant_id, e.type, e.schema_version, e.payload::text AS payload, e.digest,
        e.command_id, CASE WHEN e.recorded_at BETWEEN '0002-01-01' AND '9998-01-01' THEN e.recorded_at END AS recorded_at
   FROM (SELECT e.lane, e.seq, e.stream_id, e.version, e.tenant_id, e.type, e.schema_version, e.payload, e.digest, e.command_id,
@@ -50,8 +50,9 @@ SELECT e.lane, e.seq, e.stream_id, e.version, e.tenant_id, e.type, e.schema_vers
  ORDER BY e.seq
 
 -- name: steps
--- The steps of others' commands, packed, in runs between two of ours: no more than %(most)s in a row. With the last one's link,
--- and the first one without a time.
+-- The steps of commands that are not exported, packed: a row for each run between two exported commands,
+-- or several where a run has more than %(most)s. With the link of the last step, and the number of the
+-- first without a digest or a time.
 SELECT behind, count(*), string_agg(step, ''::bytea ORDER BY first_seq), (array_agg(link ORDER BY first_seq DESC))[1],
        min(first_seq) FILTER (WHERE step IS NULL)
   FROM (SELECT first_seq, behind, link,

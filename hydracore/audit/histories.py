@@ -1,4 +1,4 @@
-"""Histories of streams, put together out of the windows of their lanes while these are verified."""
+"""Collects the histories of streams out of the windows of their lanes, while the lanes are verified."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from events.ids import lane_of_bytes
 from events.upcast import CURRENT, Outdated
 from events.window import Window
 
-#: How many bytes the histories may have that are held, and what each event of them counts for beside its own.
+#: The most bytes of histories that are held, and the bytes that each event counts for in addition to its payload.
 HELD_BYTES_MAX = 128 * 2**20
 _EVENT_BYTES = 64
 
-#: Which byte of its id says whether a stream is among those that are held, below which number. The last byte tells the lane.
+#: A stream is held if this byte of its id is below a limit, at first `_ALL`. The last byte would not do:
+#: it gives the lane.
 _SHARE_AT = 14
 _ALL = 256
 
@@ -23,22 +24,22 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Histories:
-    """`lengths`: how many events streams have, by the bytes of their ids. A stream is whole as soon as it has so many, and is forgotten
-    then; one that is not among them is not held.
+    """`lengths`: the number of events of each stream, by the bytes of its id. Other streams are not held.
 
-    Where there is more than may be held, only every other stream is from then on, then every fourth, and so on.
+    A stream is whole once all of its events were taken. Where more than `bytes_max` would be held, only
+    half of the streams are from then on, then a quarter, and so on.
     """
 
     def __init__(self, lengths: dict[bytes, int], *, bytes_max: int = HELD_BYTES_MAX) -> None:
         self._lengths = lengths
         self._bytes_max = bytes_max
-        #: By lane: what another lane has of a stream is no part of it.
+        #: By lane: events of a stream that are in another lane do not belong to its history.
         self._held = defaultdict[int, dict[bytes, list[bytes]]](dict)
         self._whole: dict[bytes, list[bytes]] = {}
         self._below = _ALL
-        #: How many bytes were held at the last count, and have been read since.
+        #: The bytes that were held at the last count, plus those that were taken since.
         self._bytes = 0
-        #: How many events those have that are whole, and how many bytes.
+        #: The events and the bytes of the streams that are whole.
         self.events_whole = self.bytes_whole = 0
 
     def take(self, lane: int, window: Window) -> None:
@@ -54,7 +55,7 @@ class Histories:
                     continue
             history.append(payload)
             if version != len(history):
-                # Whatever lacks an event, or has one where it does not belong, is not known here.
+                # An event is missing or out of place: this stream is dropped.
                 del held[stream]
             elif version == lengths[stream]:
                 del held[stream], lengths[stream]
@@ -66,7 +67,7 @@ class Histories:
             self._make_room()
 
     def let_go(self) -> dict[bytes, list[bytes]]:
-        """The events of the streams that are whole, as bulk decoding takes them (`projections.stored.events_of`)."""
+        """Return and forget the whole streams: their events as `projections.stored.events_of` decodes them."""
         whole, self._whole = self._whole, {}
         self.events_whole = self.bytes_whole = 0
         return whole
@@ -85,7 +86,7 @@ def _weight(payloads: list[bytes]) -> int:
 
 
 def _as_decoded(window: Window) -> list[bytes]:
-    """The payloads, of those that are not what today's code writes with what says so (`events.upcast.Outdated`)."""
+    """The payloads. Those of other than current versions are wrapped with their name and version (`Outdated`)."""
     names, versions = window.type_names(), window.schema_versions
     if all(map(eq, map(CURRENT.get, names), versions)):
         return window.payloads

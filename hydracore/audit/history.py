@@ -36,11 +36,11 @@ _IS_TENANT: Final = _SQL["is_tenant"]
 _OF_TENANT: Final = pages.paged(_SQL["of_tenant"])
 _PLACE: Final = _SQL["place"]
 
-#: How many commands of a tenant are read at a time, at most.
+#: The most commands of a tenant that are read at a time.
 COMMANDS: Final = 250
 
-#: How many states a walk through a tenant keeps, and how many bytes of them, about; those of other instances are folded again when
-#: their turn comes.
+#: The most states, and about the most bytes of states, that a walk through a tenant keeps. Other
+#: instances are folded again when their next event comes.
 STATES_MAX: Final = 2_000
 STATES_BYTES_MAX: Final = 32 * 2**20
 
@@ -58,7 +58,7 @@ class Position(NamedTuple):
 
 
 class Place(NamedTuple):
-    """What stands at a position: an event of `stream_id`, and when and where its command begins."""
+    """The event at a position, with the time and the first number of its command."""
 
     position: Position
     stream_id: UUID
@@ -69,7 +69,7 @@ class Place(NamedTuple):
 
 
 class Record(NamedTuple):
-    """An event as the log has it, with the command that it came of."""
+    """An event as it is stored, with the command that caused it."""
 
     lane: int
     seq: int
@@ -91,7 +91,7 @@ class Record(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What happened, and the instance before and after it."""
+    """An event, and the instance before and after it."""
 
     record: Record
     event: AnyEvent
@@ -100,9 +100,9 @@ class Entry(NamedTuple):
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """Which events: recorded from `since` to `until`, both included, of one of the `types`, caused by `actor`.
+    """A filter of events: recorded from `since` to `until`, both included, of one of the `types`, caused by `actor`.
 
-    `actor`: one (`admin:ops`), or all of a kind (`admin`). What is None or empty admits all.
+    `actor`: a single actor (`admin:ops`), or all of a kind (`admin`). A field that is None or empty admits all.
     """
 
     since: datetime | None = None
@@ -123,14 +123,14 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def kind(self) -> str | None:
-        """How the actors of the wanted kind begin; None where one alone is wanted."""
+        """The prefix of the actors of the wanted kind; None where no kind is wanted."""
         return f"{self.actor}:" if self.actor is not None and ":" not in self.actor else None
 
 
 async def of_instance(
     pool: AsyncConnectionPool, instance_id: UUID, wanted: Wanted, *, after: Instance | None = None
 ) -> AsyncGenerator[Entry]:
-    """What happened to an instance, in order; with `after`, from that state of it on. Raises `NothingThere`."""
+    """The entries of an instance, in order. `after`: only those that follow this state. Raises `NothingThere`."""
     state = after
     while True:
         page, is_last = await read_page(pool, _OF_INSTANCE, instance_id, after=version_of(state))
@@ -150,7 +150,7 @@ async def of_instance(
 
 
 async def heads_now(pool: AsyncConnectionPool) -> list[int]:
-    """How far each lane has got. Raises `StoreUnavailable`."""
+    """The present heads, by lane. Raises `StoreUnavailable`."""
     heads = await patiently(pool, read_heads)
     return [heads[lane] for lane in range(LANES)]
 
@@ -163,11 +163,11 @@ async def of_tenant(
     heads: list[int] | None = None,
     after: Place | None = None,
 ) -> AsyncGenerator[Entry]:
-    """What happened to all instances of a tenant up to the `heads` of the lanes (None: as they are now), in the order of time, lane
-    and number.
+    """The entries of all instances of a tenant up to the `heads` of the lanes (None: the present ones).
 
-    `after`: only what comes behind that event; with the same heads, that is the rest. What was committed since may be recorded
-    before. Raises `NothingThere` for a tenant that the log does not know.
+    They are ordered by time, lane and number. `after`: only those behind that event. With the same
+    `heads`, these are the rest of an earlier walk; events that were committed since may have earlier
+    times. Raises `NothingThere` for a tenant that the log does not know.
     """
     if not (await rows(pool, _IS_TENANT, {"tenant_id": tenant_id}))[0][0]:
         raise NothingThere(f"The log has no tenant {tenant_id!r}")
@@ -181,7 +181,7 @@ async def of_tenant(
         "limit": COMMANDS,
         "bytes": pages.PAGE_BYTES,
     }
-    # Where nothing is left out, each version of a stream comes right behind the one before.
+    # Without a filter of types or actors, each version of a stream comes right behind the one before.
     states = _States(pool, gapless=not wanted.types and wanted.actor is None)
     cursor, passed = _begin(wanted, after)
     while True:
@@ -200,7 +200,7 @@ async def of_tenant(
 
 
 async def locate(pool: AsyncConnectionPool, position: Position) -> Place:
-    """Raises `NothingThere`."""
+    """The event at a position. Raises `NothingThere`."""
     found = await rows(pool, _PLACE, position._asdict())
     if not found:
         raise NothingThere(f"The log has no event {position}")
@@ -221,21 +221,24 @@ Cursor = tuple[datetime, int, int]
 
 
 def _behind(cursor: Cursor) -> dict[str, Any]:
-    """As parameters. Before all is also what somebody forged to be before all."""
+    """The cursor as parameters.
+
+    `_BEFORE_ALL` becomes `-infinity`, so that events with forged times before it are read, too.
+    """
     time, lane, seq = cursor
     return {"after_time": "-infinity" if time == _BEFORE_ALL else time, "after_lane": lane, "after_seq": seq}
 
 
 def _by_command(page: list[Any], *, all_events: bool) -> Iterator[tuple[Cursor, list[Record]]]:
-    """Where each command stands, with its events; of one without an event of the wanted types there is a row without one.
+    """The cursor of each command, with its events. A command without events of the wanted types has none, but a cursor.
 
-    Raises `LogCorrupted` where all events are wanted and one is not there.
+    Raises `LogCorrupted` where all events are wanted and one is missing.
     """
     for _, found in groupby(page, key=lambda row: (row[0], row[-2])):
-        told = list(found)
-        lane, recorded_at, first, count = (told[0][at] for at in (0, 7, -2, -1))
+        of_command = list(found)
+        lane, recorded_at, first, count = (of_command[0][at] for at in (0, 7, -2, -1))
         cursor = (some_time(lane, first, recorded_at), lane, first)
-        records = [Record(*row[:-2]) for row in told if row[1] is not None]
+        records = [Record(*row[:-2]) for row in of_command if row[1] is not None]
         if all_events:
             there = {record.seq for record in records}
             due = range(first, first + max(count or 1, 1))
@@ -248,7 +251,7 @@ def _by_command(page: list[Any], *, all_events: bool) -> Iterator[tuple[Cursor, 
 
 
 def _begin(wanted: Wanted, after: Place | None) -> tuple[Cursor, Cursor]:
-    """Behind which command to begin reading, and behind which event to begin telling."""
+    """The command behind which to begin reading, and the event behind which to begin with entries."""
     since = (wanted.since or _BEFORE_ALL, -1, 0)
     if after is None:
         return since, since
@@ -260,7 +263,7 @@ def _begin(wanted: Wanted, after: Place | None) -> tuple[Cursor, Cursor]:
 
 
 class _States:
-    """The newest states of the instances that a walk has passed lately, to go on from."""
+    """Caches the newest states of instances that a walk has passed lately. `gapless`: whether it passes every event."""
 
     def __init__(self, pool: AsyncConnectionPool, *, gapless: bool) -> None:
         self._pool = pool
@@ -268,9 +271,9 @@ class _States:
         self._known = Recent[UUID, Instance](count_max=STATES_MAX, bytes_max=STATES_BYTES_MAX)
 
     async def take(self, record: Record) -> Instance | None:
-        """The instance right before `record`; events that were not asked for are folded in on the way.
+        """The instance right before `record`. Events that the walk has not passed are read and folded.
 
-        Raises `LogCorrupted` where there can be none of these.
+        Raises `LogCorrupted` where it passes every event, and some before `record` are missing.
         """
         state = self._known.get(record.stream_id)
         before = record.version - 1

@@ -1,5 +1,6 @@
 -- name: to_fold
--- A page of a stream (`events/pages.py`), to be folded; here and below, with what all of it up to each event weighs.
+-- A page (`events/pages.py`) of a stream, to be folded. Here and below, `upto_bytes` is the weight of
+-- the page up to the row.
 SELECT e.seq, e.version, e.type, e.schema_version, e.payload::text, e.upto_bytes
   FROM (SELECT e.seq, e.version, e.type, e.schema_version, e.payload, {weight} AS bytes,
                sum({weight}) OVER (ORDER BY e.version ROWS UNBOUNDED PRECEDING) AS upto_bytes
@@ -13,13 +14,13 @@ SELECT e.seq, e.version, e.type, e.schema_version, e.payload::text, e.upto_bytes
  ORDER BY e.version
 
 -- name: recorded_at
--- Here and below, a time that no calendar has comes as a null, which is the reader's to complain about.
+-- Here and below, a time that no calendar has comes as null, which the reader reports.
 SELECT seq, CASE WHEN recorded_at BETWEEN '0002-01-01' AND '9998-01-01' THEN recorded_at END
   FROM event
  WHERE lane = %(lane)s AND stream_id = %(stream_id)s AND version = %(version)s
 
 -- name: of_instance
--- A page of a stream with who did it. An event without its command is the reader's to complain about.
+-- A page of a stream, each event with its command. The reader reports an event without a command.
 SELECT e.lane, e.seq, e.stream_id, e.version, e.type, e.schema_version, e.payload::text,
        CASE WHEN e.recorded_at BETWEEN '0002-01-01' AND '9998-01-01' THEN e.recorded_at END,
        c.command_id, c.name, c.actor, c.correlation_id, c.causation_id, e.upto_bytes
@@ -37,9 +38,9 @@ SELECT e.lane, e.seq, e.stream_id, e.version, e.type, e.schema_version, e.payloa
 SELECT EXISTS (SELECT FROM command WHERE tenant_id = %(tenant_id)s)
 
 -- name: of_tenant
--- The events of the next commands of a tenant, in the order of all lanes: a page (`events/pages.py`) that ends with a command. One
--- without an event of the wanted types has one row without an event, so that the reader gets on. `heads`: how far each lane is read; lanes have no gaps, so
--- whatever is committed later is above.
+-- The events of a tenant's next commands, in the order of all lanes: a page (`events/pages.py`) of whole commands.
+-- A command without events of the wanted types has one row without an event, so that the reader gets on. `heads`:
+-- the last number to read of each lane. Lanes have no gaps, so that whatever is committed later has higher numbers.
 SELECT k.lane, e.seq, e.stream_id, e.version, e.type, e.schema_version, e.payload::text,
        CASE WHEN k.recorded_at BETWEEN '0002-01-01' AND '9998-01-01' THEN k.recorded_at END,
        k.command_id, k.name, k.actor, k.correlation_id, k.causation_id, k.first_seq, k.event_count
@@ -67,7 +68,7 @@ SELECT k.lane, e.seq, e.stream_id, e.version, e.type, e.schema_version, e.payloa
  ORDER BY k.recorded_at, k.lane, k.first_seq, e.seq
 
 -- name: place
--- Which event stands at a place, and where its command begins.
+-- The event at a position, with the time and the first number of its command.
 SELECT e.stream_id, e.version, e.tenant_id,
        CASE WHEN c.recorded_at BETWEEN '0002-01-01' AND '9998-01-01' THEN c.recorded_at END, c.first_seq
   FROM event e

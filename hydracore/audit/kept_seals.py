@@ -1,19 +1,20 @@
-"""Some of many seals, in as little memory however many there are.
+"""Keeps a selection of seals in bounded memory.
 
-A lane's link stands for all before it, so that the newest seal alone shows that something before it was rewritten. The others
-tell where: evenly spread, they bound it.
+A lane's link covers all before it, so that the newest seal alone shows whether something before it was
+rewritten. The others, evenly spread, narrow down where.
 """
 
 from __future__ import annotations
 
 from events.seal import Seal
 
-#: How many are kept: of more every second, of more than twice as many every fourth, and so on; and always the newest.
+#: The most seals that are kept. Of more than that, every second is kept, of more than twice that, every
+#: fourth, and so on; and always the newest.
 KEPT_MAX = 1_024
 
 
 class KeptSeals:
-    """Seals that were added in the order of their numbers."""
+    """The selection. Seals have to be added in the order of their numbers."""
 
     def __init__(self) -> None:
         self.seals: list[Seal] = []
@@ -22,7 +23,7 @@ class KeptSeals:
 
     def add(self, seal: Seal) -> None:
         if self._added and (self._added - 1) % self._step:
-            # The last one was there for being the newest only.
+            # The last one was kept only because it was the newest.
             self.seals.pop()
         elif len(self.seals) == KEPT_MAX:
             del self.seals[1::2]

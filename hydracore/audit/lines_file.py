@@ -1,6 +1,6 @@
-"""A file of JSON documents, one a line, only ever added to: what must outlive the database lies in such files outside it.
+"""An append-only file with one JSON document per line, for what must outlive the database.
 
-A line that a crash left half done is passed over: whoever wrote it was not told that it is there, and writes it again.
+A line that a crash left incomplete is skipped: its writer had no confirmation yet, and writes it again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hydracore.reading import UNREADABLE
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-#: Far more than a line has: what is longer is none.
+#: The most bytes of a line, far more than any document has. A longer line is skipped.
 LINE_MAX = 65_536
 
 _encoder = msgspec.json.Encoder()
@@ -27,12 +27,12 @@ _encoder = msgspec.json.Encoder()
 class LinesFile(Generic[T]):
     def __init__(self, path: Path, of: type[T]) -> None:
         self.path = path
-        #: How many lines the last reading could make nothing of.
+        #: The number of lines that could not be decoded in the last reading.
         self.passed_over = 0
         self._decoder = msgspec.json.Decoder(of)
 
     def read(self) -> Iterator[T]:
-        """What is in the file, in its order. Raises `OSError`."""
+        """The documents in the file, in order. Raises `OSError`."""
         self.passed_over = 0
         is_begun = False
         with self.path.open("rb") as file:
@@ -45,14 +45,15 @@ class LinesFile(Generic[T]):
                 is_begun = not line.endswith(b"\n")
 
     def append(self, documents: Iterable[T]) -> None:
-        """Add documents and wait until they are on the disk. Raises `OSError`, also where it is no regular file: a pipe or a
-        device keeps nothing.
+        """Add documents and wait until they are on the disk.
+
+        Raises `OSError`, also where the file is not a regular one: a pipe or a device keeps nothing.
         """
         is_new = not self.path.exists()
         if not is_new and not self.path.is_file():
             raise OSError(errno.EINVAL, "it is not a regular file", str(self.path))
         with naming(self.path), self.path.open("ab") as file:
-            # Ends a line that was left half done; an empty line means nothing.
+            # A line feed ends an incomplete line; an empty line is ignored.
             file.write(
                 b"".join([b"\n" if self._is_torn() else b"", *(_encoder.encode(each) + b"\n" for each in documents)])
             )
@@ -62,13 +63,13 @@ class LinesFile(Generic[T]):
             sync_folder(self.path.parent)
 
     def sync(self) -> None:
-        """Wait until all that is in the file is on the disk: whoever wrote it may have been killed before. Raises `OSError`."""
+        """Wait until the whole file is on the disk: its last writer may have been killed before. Raises `OSError`."""
         with naming(self.path), self.path.open("rb") as file:
             os.fsync(file.fileno())
         sync_folder(self.path.parent)
 
     def parse(self, line: bytes) -> T | None:
-        """What a line says, None where it is half done."""
+        """The document in a line; None where it cannot be decoded."""
         try:
             return self._decoder.decode(line)
         except UNREADABLE:

@@ -1,7 +1,7 @@
-"""Compares streams with their rows as soon as they are whole, while their lanes are verified.
+"""Compares whole streams with their rows while their lanes are verified.
 
-The rows of nearly all streams are what they must be, and to see that, nothing has to be read of the log a second time. What does not
-match, for whatever reason, is for those to look into who read history and rows in one snapshot (`tables`).
+The rows of nearly all streams are right, and this shows it without reading the log a second time. Streams that
+do not match, for whatever reason, are compared again by `tables`, which reads history and rows in one snapshot.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from projections.spilling import lengths_of
 
 _LENGTHS_OF_STREAMS = Statements("projections", "generations.sql")["lengths_of_streams"]
 
-#: Of how many streams is known how long they are, at most; others are left to those who look closely.
+#: The most streams whose lengths are held. Other streams are left to `tables`.
 LENGTHS_MAX = 500_000
 
 
 class Matching:
-    """Of these lanes, which are verified from the beginning."""
+    """`lanes`: those that are verified from their beginning."""
 
     def __init__(self, connection: Connection, lanes: Collection[int]) -> None:
         self._connection = connection
         self._lanes = frozenset(lanes)
         self._projections = served(connection).inline if lanes else []
-        #: How many events each stream has that matches, by the bytes of its id.
+        #: The number of events of each stream that matches, by the bytes of its id.
         self.found: dict[bytes, int] = {}
         lengths: dict[bytes, int] = {}
         if self._projections:
@@ -42,7 +42,10 @@ class Matching:
         self._histories = Histories(lengths)
 
     def take(self, lane: int, window: Window) -> int:
-        """Take a window of a lane that fits; of how many events the streams are that match, of those that were compared for it."""
+        """Take a window that fits, and compare once enough streams are whole.
+
+        Returns the number of events of the streams that were found to match.
+        """
         if not self._projections or lane not in self._lanes:
             return 0
         histories = self._histories
@@ -51,7 +54,7 @@ class Matching:
         return self.compare() if is_enough else 0
 
     def compare(self) -> int:
-        """Compare what is whole; of how many events the streams are that match."""
+        """Compare the streams that are whole. Returns the number of events of those that match."""
         whole = self._histories.let_go()
         if not whole:
             return 0
@@ -59,6 +62,6 @@ class Matching:
             with self._connection.transaction():
                 found = tables.matching(self._connection, whole, self._projections)
         except psycopg.DataError:
-            return 0  # Something that the database cannot even compute with.
+            return 0  # A value that the database cannot process.
         self.found |= found
         return sum(found.values())

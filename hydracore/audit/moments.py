@@ -23,7 +23,7 @@ _MOMENT: Final = timedelta(microseconds=1)
 
 
 def read_time(text: str) -> datetime:
-    """`text` as a time in UTC; a date alone is its first moment, and without an offset it is UTC's.
+    """`text` as a time in UTC. A date alone means its first moment; a time without an offset is in UTC.
 
     Raises `ValueError` with what to write instead.
     """
@@ -37,18 +37,18 @@ def read_time(text: str) -> datetime:
 
 
 def read_end(text: str) -> datetime:
-    """The same of a time that something is to end with: a date alone is its last moment, so that the day belongs to it."""
+    """As `read_time`, for the end of a period: a date alone means its last moment, so that the day is included."""
     time = read_time(text)
     return time + (_DAY - _MOMENT) if _DATE.fullmatch(text) else time
 
 
 def time_text(time: datetime) -> str:
-    """`time` in UTC, to the microsecond that the log keeps."""
+    """`time` in UTC with microseconds, the precision of the log."""
     return time.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def ms_text(at_ms: int) -> str | int:
-    """Milliseconds since 1970 as a time in UTC; the number itself where no calendar has it, as in a log that was forged."""
+    """Milliseconds since 1970 as a time in UTC; the number itself where no calendar has it, as in a forged log."""
     try:
         return time_text(EPOCH + timedelta(milliseconds=at_ms))
     except OverflowError:
@@ -56,7 +56,7 @@ def ms_text(at_ms: int) -> str | int:
 
 
 def some_time(lane: int, seq: int, recorded_at: datetime | None) -> datetime:
-    """When something was recorded. Raises `LogCorrupted` where no calendar has that time, which is None here."""
+    """`recorded_at`. Raises `LogCorrupted` where it is None, as statements give a time that no calendar has."""
     if recorded_at is None:
         raise LogCorrupted(lane, seq, "it was recorded at a time that is out of range")
     return recorded_at

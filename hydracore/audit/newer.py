@@ -1,4 +1,4 @@
-"""What only a newer HydraCore can read, as there may be in a rolling deploy: no finding, and nothing that passes in silence."""
+"""Events that only a newer HydraCore can read, as in a rolling deploy: no finding, but a note in the report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from events.finding import Note
 
 
 class Newer(NamedTuple):
-    """An event in a lane: what is made of it was not compared."""
+    """An event of a newer version in a lane: rows that depend on it were not compared."""
 
     lane: int
     type: str
@@ -24,7 +24,7 @@ class Newer(NamedTuple):
 
 
 def newer(error: Exception, lane: int) -> Newer | None:
-    """What broke a fold, if it is no more than that."""
+    """The event that broke a fold, where that is its only fault; otherwise None."""
     if isinstance(error, EventUnreadable) and error.is_newer:
         return Newer(lane, error.tag, error.schema_version)
     return None

@@ -1,7 +1,8 @@
 """An instance as it was: its events folded up to a version, or to a time by the log's clock.
 
-There is one fold (`events.evolve`), for writing, replay and audit alike. A stream is read a page at a time, so that memory
-holds a page however long it is. One that contradicts itself is a `LogCorrupted` at its place, never a state that looks right.
+There is one fold (`events.evolve`), for writing, replay and audit alike. A stream is read a page at a
+time, so that memory holds one page however long the stream is. A stream that contradicts itself raises
+`LogCorrupted` with the place, rather than giving a state that looks right.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ _SQL: Final = Statements("hydracore.audit", "history.sql")
 _TO_FOLD: Final = pages.paged(_SQL["to_fold"])
 _RECORDED_AT: Final = _SQL["recorded_at"]
 
-#: How many events of a stream are read at a time, at most.
+#: The most events of a stream that are read at a time.
 PAGE: Final = 2_000
 
-#: How many are folded before others get their turn: the API answers everybody else in the same loop.
+#: The events that are folded before other tasks get a turn: the API answers other requests in the same event loop.
 TURN: Final = 200
 
 
@@ -47,7 +48,7 @@ async def state_at(
 ) -> Past:
     """The instance at a version of its stream, or at a time; now, where neither is given.
 
-    Raises `NothingThere` where there is none, or none yet.
+    Raises `NothingThere` where there is no such instance, or not at that version or time.
     """
     state = await fold_on(pool, instance_id, None, upto=version, at=at)
     if state is None:
@@ -102,7 +103,7 @@ async def read_page(
 
 
 async def rows(pool: AsyncConnectionPool, statement: bytes, parameters: Mapping[str, Any]) -> list[Any]:
-    """What one statement gives, as tuples. Raises `StoreUnavailable` and psycopg's errors."""
+    """The rows of one statement, as tuples. Raises `StoreUnavailable` and psycopg's errors."""
 
     async def fetch(connection: AsyncConnection) -> list[Any]:
         # In the binary format, because writing and reading numbers and times as text takes both sides longer.
@@ -112,5 +113,5 @@ async def rows(pool: AsyncConnectionPool, statement: bytes, parameters: Mapping[
 
 
 def stream(stream_id: UUID) -> dict[str, Any]:
-    """Where a stream is, as parameters."""
+    """The lane and the id of a stream, as parameters."""
     return {"lane": lane_of(stream_id), "stream_id": stream_id}

@@ -1,4 +1,4 @@
-"""Rows of read tables as they are served, beside those that the log gives."""
+"""Reads the rows of read tables, and compares them with the rows that the log gives."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from events.finding import Finding
 from projections.definition import Projection
 from projections.tables import LIVE, Row, Table, encode_document
 
-#: How much of a value a finding shows.
+#: The most characters of a value that a finding shows.
 _SHOWN_MAX: Final = 60
 
 Place = Callable[[Row], Mapping[str, Any] | None]
-"""Where a row belongs, as fields of a finding; None where nothing is to be said of it."""
+"""Returns the place of a row as fields of a finding; None where the row is not to be reported."""
 
 
 class _AnyTime(TimestamptzBinaryLoader):
-    """A time that no calendar has is no reason to fail: it differs from whatever the log gives."""
+    """Loads a time that no calendar has as a value that differs from any of the log, rather than failing."""
 
     def load(self, data: Buffer) -> Any:
         try:
@@ -45,40 +45,43 @@ _NO_TIME: Final = "a time out of range"
 
 
 def lock(connection: Connection, projections: Iterable[Projection]) -> None:
-    """Hold the tables against a rebuild's swap. To be called before the transaction's first look at anything."""
+    """Lock the tables, so that no rebuild swaps them. It has to be the first statement of its transaction."""
     tables = [sql.Identifier(LIVE, table.name) for projection in projections for table in projection.tables]
     connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(sql.SQL(", ").join(tables)))
 
 
 def ask(connection: Connection, query: sql.Composed | bytes, parameters: Mapping[str, Any]) -> Cursor[Row]:
-    """Ask for rows with their documents as they are written. In a transaction."""
+    """Execute a query whose documents are returned as bytes, as stored. Call it in a transaction."""
     cursor = connection.cursor(binary=True)
-    # Decoded, 1 and true would be equal.
+    # Once decoded, 1 and true would be equal.
     cursor.adapters.register_loader("json", ByteaBinaryLoader)
     return cursor.execute(query, parameters, prepare=True)
 
 
 def read(connection: Connection, query: sql.Composed | bytes, parameters: Mapping[str, Any]) -> list[Row]:
-    """The rows, also those with times that no calendar has."""
+    """The rows of a query, including those with times that no calendar has."""
     cursor = ask(connection, query, parameters)
     try:
         return cursor.fetchall()
     except psycopg.DataError:
-        # Slower, as each value passes through Python.
+        # Slower, because each value passes through Python.
         cursor.adapters.register_loader("timestamptz", _AnyTime)
         cursor.adapters.register_loader("date", _AnyDate)
         return cursor.execute(query, parameters, prepare=True).fetchall()
 
 
 def as_stored(table: Table, rows: list[Row]) -> list[Row]:
-    """The rows that a fold gives as `read` gives them."""
+    """The rows of a fold, in the form in which `read` returns rows."""
     for at in [table.columns.index(name) for name in table.documents]:
         rows = [(*row[:at], encode_document(row[at]), *row[at + 1 :]) for row in rows]
     return rows
 
 
 def differences(table: Table, live: list[Row], fresh: list[Row], *, place: Place) -> Iterator[Finding]:
-    """Where the rows that are served are not those that the log gives, whatever the order of either."""
+    """Findings where the served rows `live` differ from the rows `fresh` that the log gives.
+
+    Their order does not matter.
+    """
     key = [table.columns.index(name) for name in table.key]
 
     def by_key(rows: list[Row]) -> dict[Row, Row]:

@@ -1,7 +1,7 @@
-"""Checks the seals of the database, one after the other, and against the copy outside it.
+"""Checks the seals of the database, each with the one before it and with the copy outside the database.
 
-The copy counts for more: what it has and the database has not, or has otherwise, is a finding, and what such a seal says
-of the lanes is checked as well.
+The copy is trusted more: a seal of the copy that the database lacks, or has in another form, is a
+finding, and the lanes are checked against that seal as well.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from hydracore.wording import plural
 
 _SEALS_FROM = Statements("hydracore.audit", "sealing.sql")["seals_from"]
 
-#: How many seals are read at a time.
+#: Seals per page.
 SEALS_MAX = 100
 
 
 class Keys(NamedTuple):
-    """Which keys count, as `flaws_of` takes them."""
+    """The accepted keys, as `flaws_of` takes them."""
 
     public_key: bytes | None
     former_keys: tuple[bytes, ...]
 
 
 class SealsChecked(msgspec.Struct, kw_only=True):
-    """`last`: the newest seal without a flaw. `newest`: the number of the database's last one, 0 where it has none. `good` and `flawed` ones are of the database, `copied` ones good and of the copy alone.
+    """`last`: the newest seal without a flaw. `newest`: the number of the database's last seal, 0 where it has none.
 
-    Each kind is kept apart, so that nobody pushes out what a seal says with another beside it.
+    `good` and `flawed` seals are the database's; `copied` seals are good, and only the copy has them. They are kept
+    apart, because each keeps a limited selection: nobody can displace seals of one kind by adding some of another.
     """
 
     count: int = 0
@@ -57,7 +58,7 @@ class SealsChecked(msgspec.Struct, kw_only=True):
                 self.findings.append(Finding(kind=kind, what=f"Seal {number}: {flaw}"))
 
     def points(self, lane: int) -> list[Point]:
-        """What the seals that were kept say of a lane, each thing once, with the first that said it; in the order of the lane."""
+        """The heads of a lane in the kept seals, in order, each once, with the number of the first seal that has it."""
         said: dict[Head, int] = {}
         seals = (*self.good.seals, *self.flawed.seals, *self.copied.seals)
         for seal in sorted(seals, key=lambda seal: seal.number):
@@ -74,7 +75,7 @@ class SealsChecked(msgspec.Struct, kw_only=True):
 
 
 def stored_seals(connection: Connection) -> Iterator[Seal]:
-    """The seals of the database in order, a page at a time, each page in a statement of its own."""
+    """The seals of the database in order. Each page is read by a separate statement."""
     first = -(2**63)
     while first <= SEQ_MAX:
         with connection.cursor(row_factory=class_row(Seal), binary=True) as cursor:
@@ -88,7 +89,10 @@ def stored_seals(connection: Connection) -> Iterator[Seal]:
 def check_seals(
     stored: Iterable[Seal], copies: Iterable[Seal], *, public_key: bytes | None, former_keys: tuple[bytes, ...] = ()
 ) -> SealsChecked:
-    """Both in the order of their numbers. The keys: see `flaws_of`. Raises what the iterables raise."""
+    """Check the `stored` seals, in the order of their numbers, and `copies`, in the order of the file.
+
+    The keys: see `flaws_of`. Raises what the iterables raise.
+    """
     checked = SealsChecked()
     keys = Keys(public_key, former_keys)
     previous: Seal | None = None
@@ -137,14 +141,16 @@ def _side_by_side(stored: Iterable[Seal], copies: Iterable[Seal]) -> Iterator[tu
 
 
 def _rising(copies: Iterable[Seal], checked: SealsChecked, keys: Keys) -> Iterator[Seal]:
-    """The copies without repeats: two relays that share a file may both have written one. None of them leaves one out.
+    """The copies in rising order. Repeats are left out: two relays that share a file may both have written a seal.
 
-    A repeat may be another one of this number, whatever the database and the copy had before it: what it says of the lanes counts.
+    Neither leaves one out, so that a gap is a finding. A repeat may be a different seal of the same
+    number: if it is good, it is kept, so that the lanes are checked against it.
     """
     last = 0
     newest: Seal | None = None
     for copy in copies:
-        # A number out of the order may be the damage: whoever went on behind it would pass over all others.
+        # A number out of order may itself be damaged. If it were accepted unchecked, all later copies
+        # would be left out.
         if not 1 <= copy.number <= last + 1 and not _is_good(checked, copy, keys):
             continue
         if copy.number > last:
@@ -160,14 +166,14 @@ def _rising(copies: Iterable[Seal], checked: SealsChecked, keys: Keys) -> Iterat
 
 
 def _only_copied(checked: SealsChecked, copy: Seal, keys: Keys) -> None:
-    """A copy of which the database knows nothing."""
+    """Report and keep a good copy of a seal that the database does not have."""
     if _is_good(checked, copy, keys):
         checked.find("seal_missing", copy.number, ["it is in the copy outside the database, but not in the database"])
         checked.copied.add(copy)
 
 
 def _is_good(checked: SealsChecked, copy: Seal, keys: Keys) -> bool:
-    """Whether a copy counts; what is wrong with it is taken down."""
+    """Whether a copy has no flaws. Flaws are reported."""
     flaws = list(flaws_of(copy, previous=None, public_key=keys.public_key, former_keys=keys.former_keys))
     checked.find("copy_flawed", copy.number, flaws)
     return not flaws
@@ -178,7 +184,7 @@ def _out_of_place(seal: Seal, previous: Seal | None) -> list[str]:
 
 
 def _head(seal: Seal, lane: int) -> Head | None:
-    """What a seal says of a lane, if anything: whoever takes the table's constraints away can write nulls, and lists of lists."""
+    """The head of a lane in a seal, or None: without the table's constraints there may be nulls and nested lists."""
     heads: Any = seal.heads or ()
     if lane < len(heads) and isinstance(heads[lane], int) and heads[lane] > 0 and seal.links:
         return seal.head(lane)

@@ -1,7 +1,7 @@
-"""The copy of the seals outside the database: a JSON document a line, only ever added to.
+"""The copy of the seals outside the database: an append-only file with one JSON document per line.
 
-Whoever can rewrite the database cannot rewrite this; it belongs on another machine's disk or in a bucket that keeps what
-it was given.
+It belongs on another machine's disk, or in a bucket that keeps what it was given, so that whoever can
+rewrite the database cannot rewrite the copy.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class SealFile(LinesFile[Seal]):
 
     @property
     def notes(self) -> list[str]:
-        """What whoever has read it should know."""
+        """Notes for a report on the last reading."""
         if not self.passed_over:
             return []
         lines = plural(self.passed_over, "line")
@@ -38,7 +38,7 @@ class SealFile(LinesFile[Seal]):
             with self.path.open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 4 * LINE_MAX))
                 seals = [seal for line in file.readlines() if (seal := self.parse(line)) is not None]
-            # What is not a seal may stand at the end, and much of it.
+            # The end may hold many bytes that are no seals: then the whole file is read.
             return max(seals or self.read(), key=lambda seal: seal.number, default=None)
         except FileNotFoundError:
             return None
@@ -50,9 +50,9 @@ class SealFile(LinesFile[Seal]):
 
 
 def kept_copy(path: Path, conninfo: str) -> SealFile | None:
-    """The copy that is kept there; None where there is nothing yet that could have been copied.
+    """The copy at `path`; None where there is no file and the database has no seals yet.
 
-    Raises `CopyMissing`, `OSError` and psycopg's errors.
+    Raises `CopyMissing` where it has seals but there is no file, `OSError` and psycopg's errors.
     """
     if not path.exists():
         with psycopg.connect(conninfo) as connection:

@@ -1,8 +1,8 @@
-"""Seals the log from time to time, and keeps the copy outside the database complete.
+"""Seals the log periodically, and keeps the copy of the seals outside the database complete.
 
-Any number of relays may do so: numbers are dense, and whoever comes second takes the first one's seal for done. Before a
-lane is sealed again it is asked for what the seal before said of it, which is believed for its signature alone. Where it says
-something else now, nothing is sealed any more: that is an alarm, and a seal over it would only make it look right.
+Any number of relays may do so: numbers have no gaps, and the second of two relays accepts the seal of the first.
+Before the lanes are sealed again, they are compared with the seal before, which is trusted only for its signature.
+If they differ, nothing is sealed any more: that is an alarm, and another seal would only make the lanes look right.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ADD_SEAL = _SQL["add_seal"]
 _HEADS = _SQL["heads"]
 _SEALED_STILL = _SQL["sealed_still"]
 
-#: How many seals are copied at a time.
+#: The seals that are copied at a time.
 COPY_MAX = 100
 
 _log = structlog.get_logger(__name__)
@@ -46,7 +46,7 @@ def utc_now() -> datetime:
 
 
 class _Place(NamedTuple):
-    """Where the log is (see `place` in sealing.sql). `written`: bytes."""
+    """The database of the log, and how far it has written (see `place` in sealing.sql). `written`: bytes."""
 
     database: int
     cluster: int
@@ -54,12 +54,15 @@ class _Place(NamedTuple):
     written: int
 
     def may_follow(self, before: _Place) -> bool:
-        """Whether this may be `before` at a later time, and not what was restored in its place."""
+        """Whether this may be the database of `before` at a later time, not one that was restored in its place."""
         return self[:-1] == before[:-1] and self.written >= before.written
 
 
 class Sealer:
-    """`key`: the seed of an Ed25519 key. `former_keys`: the public ones of those before it, oldest first. `file`: the copy outside the database, if one is kept."""
+    """`key`: the seed of an Ed25519 key.
+
+    `former_keys`: the public keys before it, oldest first. `file`: the copy, if one is kept.
+    """
 
     def __init__(
         self,
@@ -74,20 +77,22 @@ class Sealer:
         self._key = Ed25519PrivateKey.from_private_bytes(key)
         self._public_key = self._key.public_key().public_bytes_raw()
         self._former_keys = former_keys
-        #: The newest seal that this one has made or stood on: whoever takes it out, or puts another in its place, is noticed also
-        #: where no copy is kept.
+        #: The newest seal that this sealer has made or built on. If it is removed or replaced, that is
+        #: noticed even where no copy is kept.
         self._last: Seal | None = None
-        #: Where the log was when that was last seen there.
+        #: The place of the log when `_last` was last seen there.
         self._place: _Place | None = None
         self._file = file
         self._clock = clock
 
     async def seal(self, *, age_min: timedelta = timedelta(0)) -> Seal | None:
-        """Seal what is new, and complete the copy. None where nothing is new, or where the last seal is younger than `age_min`.
+        """Seal what is new, and complete the copy. Returns the seal, or None.
 
-        Raises `LogCorrupted` where the last seal is none of this key's, is not the one that was there before, or says something else
-        than the log does now, `StoreUnavailable`, `OSError` where the copy
-        cannot be written, and `CopyContradicts` where it is the copy of other seals.
+        None: nothing is new, the last seal is younger than `age_min`, or another sealer was faster.
+
+        Raises `LogCorrupted` where the last seal is not by an accepted key, is not the one that was
+        there before, or contradicts the log, `StoreUnavailable`, `OSError` where the copy cannot be
+        written, and `CopyContradicts` where it has another seal than the database.
         """
         made = await patiently(self._pool, lambda connection: self._make(connection, age_min))
         if self._file is not None:
@@ -95,13 +100,14 @@ class Sealer:
         return made
 
     def ahead(self, seal: Seal) -> timedelta:
-        """How far a seal is of the future, by the own clock."""
+        """How far the time of a seal is ahead of our clock; at least 0."""
         return max(timedelta(0), seal.sealed_at - self._clock())
 
     async def _make(self, connection: AsyncConnection, age_min: timedelta) -> Seal | None:
         now = self._clock()
         previous = await self._previous(connection)
-        # Clocks differ. A seal that is far in the future is as old as one that is far in the past.
+        # Clocks differ. A seal that is far in the future must not stop the sealing: it counts as old as
+        # one far in the past.
         if previous is not None and abs(now - previous.sealed_at) < age_min:
             return None
         heads = [Head(*row) for row in await (await connection.execute(_HEADS, binary=True)).fetchall()]
@@ -122,7 +128,10 @@ class Sealer:
         return seal
 
     async def _previous(self, connection: AsyncConnection) -> Seal | None:
-        """The seal to stand on, None where there is none yet. Raises `LogCorrupted` where nothing can stand on it."""
+        """The seal that the next one builds on; None where there is none yet.
+
+        Raises `LogCorrupted` where it is flawed.
+        """
         row = await (await connection.execute(_PLACE)).fetchone()
         assert row is not None, "a database has a place"
         place, known = _Place(*row), self._last
@@ -139,7 +148,10 @@ class Sealer:
         return previous
 
     def _require_restore(self, known: Seal, place: _Place) -> None:
-        """Say once, and loudly, that `known` was lost with what was restored. Raises `LogCorrupted` where nothing was."""
+        """Log as an error that a restore has lost the seal `known`.
+
+        Raises `LogCorrupted` where there was no restore.
+        """
         assert self._place is not None, "a seal was seen somewhere"
         if place.may_follow(self._place):
             what = f"seal {known.number} was removed or replaced since it was made"
@@ -154,7 +166,7 @@ class Sealer:
             last = copied.number
             known = await patiently(self._pool, lambda c: _seals(c, _SEALS_AFTER, last - 1, 1))
             if known != [copied]:
-                # A seal is in the database before it is in the copy, so that the database has forgotten it since.
+                # A seal is in the database before it is in the copy: the database has lost or replaced it since.
                 raise CopyContradicts(file.path, last, made)
         while seals := await patiently(self._pool, lambda c, last=last: _seals(c, _SEALS_AFTER, last, COPY_MAX)):
             await asyncio.to_thread(file.append, seals)
@@ -162,7 +174,7 @@ class Sealer:
 
 
 async def keep_sealing(pool: AsyncConnectionPool, settings: Settings) -> None:
-    """Seal every `seal_interval_s`, for ever; or say that there will be no seals, and return."""
+    """Seal every `seal_interval_s`, for ever. Without a key, log that there will be no seals, and return."""
     if not settings.seal_key:
         _log.warning(
             "log_is_not_sealed",
@@ -179,7 +191,7 @@ def sealer_of(pool: AsyncConnectionPool, settings: Settings) -> Sealer:
 
 
 async def _keep_sealing(sealer: Sealer, interval_s: float) -> NoReturn:
-    # Somebody else's seal counts: a little less than the interval, so that the own one is not skipped for a late tick.
+    # Half the interval: seals of other relays count, too, but a late one of our own must not make us skip the next.
     age_min = timedelta(seconds=interval_s / 2)
     while True:
         try:
@@ -197,7 +209,7 @@ async def _keep_sealing(sealer: Sealer, interval_s: float) -> NoReturn:
 
 
 async def _seal(sealer: Sealer, age_min: timedelta) -> Seal | None:
-    """Seal, and say what is wrong with it and does not stop it."""
+    """Seal, and log what is wrong but does not prevent it: a copy with other seals, or a seal dated in the future."""
     try:
         made = await sealer.seal(age_min=age_min)
     except CopyContradicts as error:
@@ -215,7 +227,7 @@ async def _seals(connection: AsyncConnection, statement: bytes, *parameters: int
 
 
 async def _check_still_so(connection: AsyncConnection, previous: Seal, heads: list[Head]) -> None:
-    """Raises `LogCorrupted` where a lane is shorter than it was sealed, or its sealed end has another link now."""
+    """Raise `LogCorrupted` where a lane is shorter than in `previous`, or has another link at its sealed head."""
     for lane, head in enumerate(heads):
         if head.seq < previous.heads[lane]:
             what = f"the lane ended at {previous.heads[lane]} when seal {previous.number} was made"

@@ -1,5 +1,5 @@
 -- name: last_seal
--- A time that no calendar has is no reason to fail: it comes as a null, and the seal is flawed.
+-- A time that no calendar has comes as null, which is a flaw of the seal, rather than failing.
 SELECT number, CASE WHEN sealed_at BETWEEN '0002-01-01' AND '9998-01-01' THEN sealed_at END AS sealed_at,
        heads, links, root, previous, public_key, signature
   FROM seal
@@ -7,8 +7,8 @@ SELECT number, CASE WHEN sealed_at BETWEEN '0002-01-01' AND '9998-01-01' THEN se
  LIMIT 1
 
 -- name: place
--- Where the log is: in which database of which cluster, on which timeline, and how many bytes that has written for good, which only a
--- restore makes less. Whoever owns the tables can change none of these.
+-- The database, the cluster and the timeline of the log, and the bytes of WAL that are flushed, which
+-- only a restore makes fewer. The owner of the tables can change none of these.
 SELECT d.oid, s.system_identifier, substr(pg_walfile_name(w.lsn), 1, 8), (w.lsn - '0/0'::pg_lsn)::bigint
   FROM pg_database d
  CROSS JOIN pg_control_system() s
@@ -35,7 +35,7 @@ RETURNING number
 SELECT head, link FROM lane_head ORDER BY lane
 
 -- name: sealed_still
--- What the lanes have now where they once ended: the end and the link of the command there.
+-- For each lane, the last number and the link of the command that is now at its sealed head.
 SELECT s.lane, s.head, c.first_seq + c.event_count - 1, c.link
   FROM unnest(%(heads)s::bigint[]) WITH ORDINALITY AS n (head, ordinal)
  CROSS JOIN LATERAL (SELECT (n.ordinal - 1)::smallint AS lane, n.head) s
@@ -48,7 +48,8 @@ SELECT s.lane, s.head, c.first_seq + c.event_count - 1, c.link
  ORDER BY s.lane
 
 -- name: seals_from
--- A page of seals. Where somebody took the key away a number may be there twice: no page ends between the two.
+-- A page of seals. Without the primary key, which somebody may have dropped, a number may occur twice:
+-- no page ends between the two.
 SELECT number, CASE WHEN sealed_at BETWEEN '0002-01-01' AND '9998-01-01' THEN sealed_at END AS sealed_at,
        heads, links, root, previous, public_key, signature
   FROM seal

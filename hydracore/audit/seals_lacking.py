@@ -1,7 +1,7 @@
-"""The seals of the database that the copy outside it does not have yet.
+"""Finds the seals of the database that the copy outside it lacks.
 
-A seal is copied right after it was made. Few may lack for that; one that is old as well was taken out of the copy, or the copy is
-an old one.
+A seal is copied right after it was made, so that the copy may lack a few new ones. If it lacks many, or
+an old one, seals were removed from it, or the copy is an old one.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from typing import Any, Final
 
 from events.seal import Seal
 
-#: How many seals a copy may lack at its end without a word: the one that is being copied, and one that another relay has just made.
+#: The most seals that a copy may lack at its end without a note: one that is being copied, and one that
+#: another relay has just made.
 COPY_BEHIND_MAX: Final = 2
 
 
 class Lacking:
-    """What comes behind the copy's `newest`."""
+    """Takes note of the seals behind number `newest`, the last one of the copy."""
 
     def __init__(self, newest: int) -> None:
         self._newest = newest
@@ -25,7 +26,7 @@ class Lacking:
         self._oldest: Seal | None = None
 
     def watched(self, stored: Iterable[Seal]) -> Iterator[Seal]:
-        """The same seals, in the order of their numbers."""
+        """The same seals, passed on. They have to be in the order of their numbers."""
         for seal in stored:
             if seal.number > self._newest:
                 self._count = seal.number - self._newest
@@ -33,7 +34,7 @@ class Lacking:
             yield seal
 
     def is_told_of(self, copied_before: datetime | None) -> bool:
-        """Whether the copy lacks more than it may: many, or one that was made before that."""
+        """Whether the copy lacks more than `COPY_BEHIND_MAX` seals, or one that was made before `copied_before`."""
         if self._count > COPY_BEHIND_MAX:
             return True
         if self._oldest is None or copied_before is None:

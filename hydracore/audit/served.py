@@ -1,7 +1,7 @@
-"""Which read tables are compared: those that the database says are served, and what is wrong with what it says.
+"""Finds the read tables to compare: those that are served according to the database. Checks that as well.
 
-Whoever edits a row can edit that, too. So what it says must agree with itself, and excuses no more than a release that is
-newer than this one explains.
+Somebody who edits rows can also edit which tables are served. So the database must be consistent about
+it, and a table is left out without a finding only where a newer release explains that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FIRST_VERSION = 1
 
 
 class Served(NamedTuple):
-    """Projections in the version that is served, whose tables are there to be compared; and what is to be said of all others."""
+    """Projections in the served version whose tables can be compared; and findings and notes on all others."""
 
     inline: list[Inline]
     followed: list[Followed]
@@ -39,7 +39,10 @@ class Served(NamedTuple):
 
 
 class _Said(NamedTuple):
-    """A row of the table `projection`. `agrees`: the live build is of that version. `is_built`: a rebuild has made it."""
+    """A row of the table `projection`.
+
+    `agrees`: whether the live build has that version. `is_built`: whether a rebuild made it.
+    """
 
     name: str
     version: int | None
@@ -48,7 +51,7 @@ class _Said(NamedTuple):
 
 
 def served(connection: Connection) -> Served:
-    """What the database says at this moment."""
+    """The projections that are served at this moment."""
     known = tuple((name, tuple(versions.items())) for name, versions in registry.all_versions().items())
     tables = [table.name for _, versions in known for _, one in versions for table in one.tables]
     # A swap may come at any time.
@@ -60,7 +63,7 @@ def served(connection: Connection) -> Served:
 
 @lru_cache(1)
 def _sorted(known: _Known, said: tuple[_Said, ...], columns: tuple[tuple[str, tuple[str, ...]], ...]) -> Served:
-    """It is asked for each lane, and the answer is nearly always the same."""
+    """Cached, because it is called for each lane, nearly always with the same arguments."""
     versions, there = {name: dict(of_name) for name, of_name in known}, dict(columns)
     found = Served([], [], [], [])
     for row in said:
@@ -70,7 +73,7 @@ def _sorted(known: _Known, said: tuple[_Said, ...], columns: tuple[tuple[str, tu
         if projection is not None:
             _sort_in(found, projection, there)
     for name in sorted(versions.keys() - {row.name for row in said}):
-        _take(found, _unsaid(versions[name][max(versions[name])], there))
+        _take(found, _not_served(versions[name][max(versions[name])], there))
     return found
 
 
@@ -82,7 +85,7 @@ def _take(found: Served, said: Finding | Note | None) -> None:
 
 
 def _doubts(row: _Said, known: Mapping[int, Projection]) -> Finding | Note | None:
-    """What is to be said of a version, of which this code has the `known` ones."""
+    """What is wrong with a served version, or was not compared for it. `known`: the versions that this code has."""
     says = f"The table projection says that {row.name} is served in version {row.version}"
     if not row.agrees:
         what = f"{says}, but projection_generation has no such live generation"
@@ -119,8 +122,8 @@ def _lacking(projection: Projection, there: Mapping[str, tuple[str, ...]]) -> It
             yield Finding(kind="column_missing", what=what, table=table.name)
 
 
-def _unsaid(projection: Projection, there: Mapping[str, tuple[str, ...]]) -> Finding | Note:
-    """Nothing is wrong with a projection that the database does not say is served, where it was never built."""
+def _not_served(projection: Projection, there: Mapping[str, tuple[str, ...]]) -> Finding | Note:
+    """About a projection that is not served: a finding if its tables exist, a note if it was never built."""
     if any(table.name in there for table in projection.tables):
         what = f"The table projection has no row of {projection.name}, although its rows are served: they were not compared"
         return Finding(kind="projection_missing", what=what, table="projection")

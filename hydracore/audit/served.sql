@@ -1,6 +1,6 @@
 -- name: said
--- What is said to be served: whether the live build is of that version, and whether it was built at all: what an installation began
--- with was not.
+-- The projections that are served: whether the live build has that version, and whether a rebuild made
+-- it. Those that an installation began with were not made by a rebuild.
 SELECT p.name, p.version, (p.version = g.version) IS TRUE,
        EXISTS (SELECT FROM projection_lane l WHERE l.name = p.name AND l.generation = p.generation)
   FROM projection p
@@ -8,7 +8,7 @@ SELECT p.name, p.version, (p.version = g.version) IS TRUE,
  ORDER BY p.name
 
 -- name: columns
--- A lane or an instance's id of another type cannot be asked for, as if it were not there.
+-- The columns of the tables. A lane or an instance's id of another type counts as missing: it cannot be queried.
 SELECT c.relname, array_agg(a.attname ORDER BY a.attnum)
   FROM pg_class c
   JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped

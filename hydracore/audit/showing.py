@@ -1,7 +1,7 @@
-"""Histories as they are shown, on a terminal, as JSON and over HTTP alike: what is sealed is never shown raw.
+"""The form of histories that are shown on a terminal, as JSON and over HTTP: sealed texts are never shown raw.
 
-What stands for a sealed text is decided by whoever shows it (`Show`). Hashes of credentials are cut down to what tells two
-apart.
+The caller decides what is shown in place of a sealed text (`Show`). Hashes of credentials are cut to a
+length that tells two apart.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hydracore.audit.past import Past
 from hydracore.audit.words import phrase
 from hydracore.documents import mask, with_secrets
 
-#: What is shown for a sealed text to whom it is not opened, and what of one whose key was destroyed.
+#: What is shown for a sealed text that is not opened, and for one whose key was destroyed.
 SEALED: Final = "(sealed)"
 ERASED: Final = "(erased)"
 
@@ -31,10 +31,11 @@ ERASED: Final = "(erased)"
 SEALED_FIELDS: Final = frozenset({*SEALED_OF_INSTANCE, *SEALED_OF_CONFIG})
 SEALED_WITHIN: Final = frozenset({"integrations", "skills"})
 
-#: How the names of what stands for a credential end: nobody can do anything with these, and nobody needs all of them.
+#: The endings of the names of fields that stand for a credential. They are of no use to anybody, and not
+#: needed in full.
 _OF_CREDENTIALS: Final = ("_hash", "_nonce")
 
-#: What to show for a sealed text, by the name of its field.
+#: Returns what to show for a sealed text. Takes the name of its field, and the text.
 Show = Callable[[str, str], Awaitable[Any]]
 
 TimeText = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
@@ -43,8 +44,8 @@ TimeText = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 class HistoryEvent(msgspec.Struct, frozen=True, kw_only=True):
     """One event: where it stands, what it says, who did it, and what it changed of the instance.
 
-    `recorded_at` is by the log's clock, `happened_at` by the clock of whoever saw it: in milliseconds since 1970 where no calendar
-    has that time. `what` is for people.
+    `recorded_at` is by the log's clock, `happened_at` by the clock of the process that saw it: in
+    milliseconds since 1970 where no calendar has that time. `what` is for people.
     """
 
     lane: int
@@ -65,7 +66,7 @@ class HistoryEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HistoryState(msgspec.Struct, frozen=True, kw_only=True):
-    """An instance after its event `version`, which the log learned of at `recorded_at`."""
+    """An instance after its event `version`, which was recorded at `recorded_at`."""
 
     instance_id: UUID
     version: int
@@ -74,7 +75,7 @@ class HistoryState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HistoryStep(msgspec.Struct, frozen=True, kw_only=True):
-    """One event's part in a change."""
+    """An event that changed a field, and how."""
 
     lane: int
     seq: int
@@ -88,14 +89,14 @@ class HistoryStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HistoryChange(Change, frozen=True, kw_only=True):
-    """A field that is different at the end, and the events that made it so: how many there were, and the last of them."""
+    """A field that is different at the end, with the number of events that changed it, and the last of these."""
 
     event_count: int
     events: list[HistoryStep]
 
 
 class HistoryDifference(msgspec.Struct, frozen=True, kw_only=True):
-    """`from_version` 0: from before the instance was."""
+    """`from_version` 0: from before the instance existed."""
 
     instance_id: UUID
     from_version: int
@@ -106,7 +107,7 @@ class HistoryDifference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def sealed(_field: str, _text: str) -> str:
-    """Opens nothing to anybody."""
+    """A `Show` that opens nothing."""
     return SEALED
 
 
@@ -187,7 +188,7 @@ async def _shown_value(field: str, value: Any, show: Show) -> Any:
 
 
 async def shown(name: str, value: Any, show: Show) -> Any:
-    """`value` of the field `name` (empty: of none), with what may be seen in place of what is sealed."""
+    """`value` of the field `name` (empty: a whole document), with what `show` returns in place of sealed texts."""
     if name in SEALED_WITHIN:
         return await _shown_within(name, value, show)
     if isinstance(value, dict):
@@ -202,8 +203,10 @@ async def shown(name: str, value: Any, show: Show) -> Any:
 
 
 async def _shown_within(name: str, value: Any, show: Show) -> Any:
-    """A list whose names are its owner's: what is sealed there is told by its form. What was stored before it was known for
-    a secret is in the clear, and is masked here."""
+    """A list whose owner chooses the names of fields: sealed texts are recognized by their form.
+
+    Secrets that were stored in the clear, before they were known as such, are masked.
+    """
 
     async def hide(text: str) -> str:
         return text if looks_sealed(text) else mask(text)

@@ -1,6 +1,6 @@
-"""Compares snapshots with the log: the stream of each folded from its beginning, and what the fold gives with what is kept.
+"""Compares snapshots with the log: folds the stream of each from its beginning, and compares the result.
 
-Nothing of it needs to be seen in one moment: a snapshot says which version it is of, and no event changes.
+Not all of it has to be read at one moment: a snapshot states its version, and events never change.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _STREAMS = _SQL["streams"]
 _NEWER = _SQL["newer"]
 _TO_FOLD = _SQL["to_fold"]
 
-#: How many events are folded before writers are given way to, at most.
+#: The most events that are folded between two pauses for writers.
 PAGE = 200
 
-#: How many of the fields that differ a finding names.
+#: The most differing fields that a finding names.
 _FIELDS_MAX = 5
 
 _NOT_KNOWN = "Snapshots by a newer HydraCore with different rules were not compared"
 
 
 def events_to_fold(connection: Connection, after: Mapping[int, int]) -> dict[int, int]:
-    """How many events are folded to compare the snapshots of each lane, of the streams that have events behind the number `after`."""
+    """The number of events to fold per lane, for snapshots of streams that have events behind the number `after`."""
     asked = {"lanes": [*after], "after": [*after.values()], "fold": FOLD}
     return dict(connection.execute(_TO_FOLD, asked).fetchall())
 
@@ -45,10 +45,11 @@ def events_to_fold(connection: Connection, after: Mapping[int, int]) -> dict[int
 def compare(
     connection: Connection, lane: int, *, among: Container[bytes] | None, after_each: Callable[[int], None]
 ) -> Iterator[Finding | Note]:
-    """What is wrong with the snapshots of a lane. `among`: only of these streams, by the bytes of their ids. `after_each`: called after
-    each page of events, with their number.
+    """What is wrong with the snapshots of a lane, or was not compared.
 
-    An event that cannot be read, or makes no sense, is left to those who compare the rows of its stream.
+    `among`: the streams to compare, by the bytes of their ids; None for all. `after_each`: called after
+    each page of events, with their number. An event that cannot be read or folded is not reported here,
+    but where the rows of its stream are compared.
     """
     ((newer,),) = connection.execute(_NEWER, (lane, FOLD)).fetchall()
     if newer:
@@ -56,7 +57,7 @@ def compare(
     for (stream_id,) in connection.execute(_STREAMS, (lane, FOLD)).fetchall():
         if among is not None and stream_id.bytes not in among:
             continue
-        # Another release may have replaced it in this moment.
+        # Another release may have replaced it meanwhile.
         for version, digest, text in connection.execute(_SNAPSHOT, (lane, stream_id, FOLD)).fetchall():
             what = _wrong(connection, lane, stream_id, (version, digest, text), after_each)
             if what is not None:
@@ -71,7 +72,7 @@ def _wrong(
     after_each: Callable[[int], None],
 ) -> str | None:
     version, digest, text = snapshot
-    # Whoever takes the table's constraints away can make it so.
+    # Possible only without the table's constraints, which somebody may have dropped.
     if version is None or digest is None or text is None or version < 1:
         return "The snapshot lacks required fields"
     state, last = None, b""

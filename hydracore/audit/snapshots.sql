@@ -1,4 +1,4 @@
--- Snapshots, for whoever compares them with the log.
+-- Snapshots, to compare them with the log.
 
 -- name: streams
 SELECT stream_id FROM snapshot WHERE lane = %s AND fold = %s ORDER BY stream_id
@@ -7,7 +7,8 @@ SELECT stream_id FROM snapshot WHERE lane = %s AND fold = %s ORDER BY stream_id
 SELECT count(*) FROM snapshot WHERE lane = %s AND fold > %s
 
 -- name: to_fold
--- Of how many events those snapshots are whose streams have events behind these numbers; behind 0, all.
+-- Per lane, the number of events that its snapshots cover: those of streams with events behind these
+-- numbers, or with 0, all.
 SELECT s.lane, sum(s.version)
   FROM unnest(%(lanes)s::smallint[], %(after)s::bigint[]) AS l (lane, after)
   JOIN snapshot s ON s.lane = l.lane AND s.fold = %(fold)s AND s.version > 0

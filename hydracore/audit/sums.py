@@ -1,8 +1,8 @@
 """Compares the tables of followed projections with what the log gives, lane by lane.
 
-A follower writes its rows and its checkpoint together, so one look sees both as they belong together. What is behind a
-checkpoint never changes: it is added up while the lane is verified (`Along`), and what is lacking then is read afterwards, in
-pieces, without a snapshot.
+A follower writes its rows and its checkpoint in one transaction, so that one snapshot shows both in
+agreement. The events up to a checkpoint never change: they are added up while the lane is verified
+(`Along`), and those that are lacking then are read afterwards, page by page and without a snapshot.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ _FACTS = template(_SQL["facts"])
 _ROWS = template(_SQL["rows"])
 _ROWS_OF_NO_LANE = template(_SQL["rows_of_no_lane"])
 
-#: How many events are read at a time, at most.
+#: The most events that are read at a time.
 EVENTS_MAX = 2_000
 
-#: How many bytes of what events say are held, at most, in the sums of lanes that are added up while they are verified; in memory it is
-#: about twice as much.
+#: The most bytes of payloads that are held in the sums of lanes that are added up while they are
+#: verified. In memory they take about twice as much.
 HELD_BYTES_MAX = 64 * 2**20
 
-#: How many of the events that a projection was told to pass over are named of each lane.
+#: The most skipped events that are named per projection and lane.
 SKIPPED_MAX = 5
 
 
 class Seen(NamedTuple):
-    """A projection in one lane: how far it has followed, what it was told to pass over, and its rows by table."""
+    """A projection in one lane: the number it has followed to, the events skipped by order, and its rows by table."""
 
     projection: Followed
     upto: int
@@ -55,17 +55,17 @@ class Seen(NamedTuple):
 
 
 class Room:
-    """How many bytes of what events say may be held, in sums, of all lanes that are added up side by side."""
+    """The bytes of payloads that may still be held in the sums of all lanes that are added up side by side."""
 
     def __init__(self, bytes_max: int = HELD_BYTES_MAX) -> None:
         self.left = bytes_max
 
 
 class Along:
-    """What adds up in one lane, fed with its windows as they are verified.
+    """The folds of followed projections in one lane, fed with its windows while they are verified.
 
-    It ends, and lets go of all that it holds, where a window is missing or cannot be folded, and where there is no `room` for more: then
-    the lane is read once more, and whatever is wrong with it is said then.
+    Where a window is missing or cannot be folded, or `room` is used up, it gives up and frees all that
+    it holds. Then the lane is read once more, and what is wrong with it is reported then.
     """
 
     def __init__(self, lane: int, served: Collection[Followed], room: Room) -> None:
@@ -94,7 +94,7 @@ class Along:
                 fold.feed([fact for name, fact in named if types is None or name in types])
         except MemoryError:
             raise
-        except Exception:  # noqa: BLE001 - a history that somebody made up may break a fold anywhere; read again, it is told as such
+        except Exception:  # noqa: BLE001 - a forged history may break a fold anywhere; the second read reports it
             self._end()
         else:
             self.upto = window.seqs[-1]
@@ -105,13 +105,13 @@ class Along:
         self._held = 0
 
     def fold(self, seen: Seen) -> Accumulator | None:
-        """That of a projection as it was `seen`; None where there is none, or it was fed what the projection has not taken."""
+        """The fold of `seen`; None if there is none, or if it was fed events that the projection lacks."""
         _, fold = self._folds.get((seen.projection.name, seen.projection.version), (None, None))
         return None if seen.skipped or seen.upto < self.upto else fold
 
 
 class Started(NamedTuple):
-    """The fold of a projection that was `seen`, and the number `after` which its events are lacking."""
+    """The fold of the projection `seen`, and the number `after` which it lacks events."""
 
     seen: Seen
     fold: Accumulator
@@ -134,10 +134,10 @@ def compare(
     after_each: Callable[[int], None],
     along: Along | None = None,
 ) -> Iterator[Finding | Newer | Note]:
-    """Where the rows of a lane are not what its events give, what could not be compared, and whose word was taken.
+    """Compare the rows of a lane with its events. Yields what differs, was not compared, or was only believed.
 
-    `due`: how far all should have followed by now. `along`: what was added up already; what it lacks is read. `after_each` is told how
-    many events were read each time.
+    `due`: the number to which all should have followed by now. `along`: the folds so far; events that
+    they lack are read. `after_each`: called after each page of events, with their number.
     """
     with connection.transaction():
         head, seen = _look(connection, lane, served)
@@ -167,7 +167,7 @@ def _added(
     after_each: Callable[[int], None],
     along: Along | None,
 ) -> Iterator[Started | Finding | Newer]:
-    """The folds, fed with all that they lack, or why one cannot be: together, or each by itself where one of them breaks."""
+    """The folds, fed with the events they lack, or why that failed: together or, if one of them fails, one by one."""
     started = [_started(each, along) for each in seen]
     try:
         for facts in _facts(connection, lane, started, head=head):
@@ -175,20 +175,20 @@ def _added(
             after_each(len(facts))
     except (psycopg.OperationalError, psycopg.InterfaceError, MemoryError):
         raise  # A database that goes away is no finding.
-    except Exception as error:  # noqa: BLE001 - a history that somebody made up may break a fold anywhere
+    except Exception as error:  # noqa: BLE001 - a forged history may break a fold anywhere
         if len(seen) == 1:
             what = f"The events of the lane cannot be applied to {seen[0].projection.name}: {type(error).__name__}"
             yield newer(error, lane) or Finding(kind="history_broken", what=what, lane=lane)
             return
         for each in seen:
-            # Anew: a fold may have been fed some of it.
+            # From the beginning: a fold may have been fed some of the events already.
             yield from _added(connection, lane, [each], head=head, after_each=after_each, along=None)
     else:
         yield from started
 
 
 def _believed(seen: Seen, lane: int, head: int, *, due: int) -> Iterator[Note]:
-    """What the rows may lack because the database says so, which whoever edits rows can make it say."""
+    """Notes on what rows may lack according to the database: somebody who edits rows can edit that as well."""
     name = seen.projection.name
     if seen.upto < min(head, due):
         there = f"to {seen.upto} of {head}{', parked' if seen.is_parked else ''}"
@@ -201,7 +201,7 @@ def _believed(seen: Seen, lane: int, head: int, *, due: int) -> Iterator[Note]:
 
 
 def orphan_rows(connection: Connection, served: Collection[Followed]) -> Iterator[Finding]:
-    """Rows of no lane, which nobody who compares lane by lane would see."""
+    """Rows of lanes that do not exist: the comparison lane by lane does not see them."""
     for table in (table for projection in served for table in projection.tables):
         query = _ROWS_OF_NO_LANE.format(table=sql.Identifier(LIVE, table.name))
         for (lane,) in connection.execute(query, {"limit": FINDINGS_MAX}):
@@ -210,14 +210,14 @@ def orphan_rows(connection: Connection, served: Collection[Followed]) -> Iterato
 
 
 def _look(connection: Connection, lane: int, served: Collection[Followed]) -> tuple[int, list[Seen]]:
-    """Where the lane ends, and what each projection has made of it, at one moment."""
+    """The head of the lane, and the progress and the rows of each projection in it, at one moment."""
     followed = {projection.name: projection for projection in served}
     lock(connection, served)
     parameters = {"lane": lane, "names": list(followed)}
     head, seen = 0, list[Seen]()
     for name, version, at, upto, is_parked, skipped in connection.execute(_FOLLOWED, parameters).fetchall():
         head, projection = at, followed[name]
-        # Another version came to be served in this moment: its rows are not for this one's fold.
+        # If another version is served since, its rows cannot be compared with this version's fold.
         if version == projection.version:
             rows = {table.name: _rows(connection, table, lane) for table in projection.tables}
             seen.append(Seen(projection, upto, is_parked, frozenset(skipped), rows))
@@ -235,7 +235,7 @@ def _query(table: Table) -> bytes:
 
 
 def _facts(connection: Connection, lane: int, started: Sequence[Started], *, head: int) -> Iterator[list[Fact]]:
-    """What the folds lack of the lane, in order, and of those that lack less more than that."""
+    """The events of the lane that any of the folds lacks, in order. Some folds have taken the first of them already."""
     told = sql.Literal(payload_types(each.seen.projection for each in started))
     query = _FACTS.format(fact=stored.fact(told), weight=stored.weight(told))
     after = min((each.after for each in started), default=0)

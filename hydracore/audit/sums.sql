@@ -1,6 +1,6 @@
 -- name: followed
--- Each projection that is served: its version, where the lane ends, how far it has followed, whether it is parked there, and what
--- it passed over by hand.
+-- Each served projection: its version, the lane's head, the number it has followed to, whether it is
+-- parked there, and the events that it skipped by order.
 SELECT p.name, p.version, coalesce(h.head, 0), coalesce(c.seq, 0),
        coalesce(c.error IS NOT NULL OR c.parked_until > now(), false),
        ARRAY(SELECT s.seq FROM projection_skipped s WHERE s.name = p.name AND s.version = p.version AND s.lane = h.lane)
@@ -17,7 +17,7 @@ SELECT {columns} FROM {table} t WHERE t.lane = %(lane)s
 SELECT DISTINCT t.lane FROM {table} t WHERE (t.lane BETWEEN 0 AND 63) IS NOT TRUE ORDER BY t.lane LIMIT %(limit)s
 
 -- name: facts
--- A page of a lane (`events/pages.py`): where it ends, what it weighs, and its events as facts, in order, as one array.
+-- A page (`events/pages.py`) of a lane: its last number, its weight, and its events as facts, in order, as one array.
 SELECT max(seq), max(upto_bytes), '[' || string_agg(fact, ',' ORDER BY seq) FILTER (WHERE has_command) || ']'
   FROM (SELECT e.seq, e.upto_bytes, k.lane IS NOT NULL AS has_command, {fact} AS fact
           FROM (SELECT e.lane, e.seq, e.stream_id, e.tenant_id, e.type, e.schema_version, e.payload, e.command_id, e.recorded_at,

@@ -1,7 +1,8 @@
-"""Compares the read tables with what the log gives: whole histories folded anew, against the rows that are served.
+"""Compares the inline read tables with the log: folds whole histories, and compares the result with the rows.
 
-An append writes its events and its rows together, so in one snapshot both must agree, however busy the writers are. Streams are
-taken a few hundred at a time, each time in a snapshot of its own, so that neither memory nor a transaction grows with the log.
+An append writes its events and its rows in one transaction, so that in one snapshot both must agree,
+however busy the writers are. Streams are compared a few hundred at a time, each time in a new snapshot,
+so that neither memory nor a transaction grows with the log.
 """
 
 from __future__ import annotations
@@ -35,20 +36,19 @@ from projections.tables import LIVE, Row, Table
 _SQL = Statements("hydracore.audit", "tables.sql")
 _HISTORIES = _SQL["histories"]
 
-#: How many streams are folded and compared at a time, and how many events they may have together unless one has more alone.
+#: The most streams that are compared at a time, and the most events that they have together, unless a
+#: single stream has more.
 STREAMS_MAX = 500
 EVENTS_MAX = 4_000
 
 _history: msgspec.json.Decoder[tuple[UUID, list[Stored]]] = msgspec.json.Decoder(tuple[UUID, list[Stored]])
 
-#: Where the id of a stream stands in what that decodes.
+#: The position of the stream's id in the bytes that `_history` decodes.
 _ID = slice(2, 38)
 
 
 class Part(NamedTuple):
-    """Streams that are compared together, by the bytes of their ids, with the lane that each was met in; and how many events
-    they have.
-    """
+    """Streams that are compared together. `lanes`: the lane that each was found in, by the bytes of its id."""
 
     lanes: dict[bytes, int]
     events: int
@@ -59,10 +59,10 @@ class Part(NamedTuple):
 
 
 def parts(lanes: Mapping[int, Iterable[tuple[bytes, int]]]) -> Iterator[Part]:
-    """The streams of some lanes, given with the number of their events, in parts.
+    """Divide streams into parts. `lanes`: the streams of each lane, each with the number of its events.
 
-    Streams that began at the same time come together, because their events lie together. One that somebody put in another lane as well
-    is in a part of its own for each.
+    Streams that began at the same time come into one part, because their events are stored near each
+    other. A stream that somebody has copied to another lane comes into a different part for each lane.
     """
     streams, events = dict[bytes, int](), 0
     for of_lanes in zip_longest(*lanes.values()):
@@ -89,10 +89,9 @@ class Compared(NamedTuple):
 
 
 def compare(connection: Connection, part: Part, projections: Sequence[Inline]) -> Iterator[Finding | Newer]:
-    """Where rows are not what the histories of these streams give, and what could not be compared. In a transaction that has seen
-    nothing yet.
+    """Compare rows with what the histories of these streams give. Yields what differs, and what could not be compared.
 
-    `projections`: those that were served a moment ago.
+    It has to be called first in a transaction (see `lock`). `projections`: those that were served a moment ago.
     """
     lock(connection, projections)
     compared = [_compared(projection) for projection in served(connection).inline]
@@ -120,8 +119,9 @@ def compare(connection: Connection, part: Part, projections: Sequence[Inline]) -
 def matching(
     connection: Connection, histories: Mapping[bytes, list[bytes]], projections: Sequence[Inline]
 ) -> dict[bytes, int]:
-    """Those of whole streams (`hydracore.audit.histories`) whose rows are what their events give, with the number of these; the others
-    are for `compare` to look into. In a transaction, and with `projections`, as there.
+    """The streams whose rows are what their events give, with the number of these events. The others need `compare`.
+
+    `histories`: whole streams (`hydracore.audit.histories`). The transaction and `projections`: as in `compare`.
     """
     lock(connection, projections)
     compared = [_compared(projection) for projection in served(connection).inline]
@@ -130,7 +130,7 @@ def matching(
     fresh: dict[str, list[Row]] = {each.table.name: [] for each in compared}
     doubtful: set[UUID] = set()
     with connection.pipeline():
-        # The session looks for the rows while streams are folded here.
+        # The server looks for the rows while streams are folded here.
         cursors = [ask(connection, each.rows, _asked(lanes)) for each in compared]
         for stream_id, stream in streams.items():
             parts = (events_of(b"[" + b",".join(some) + b"]") for some in parts_of(histories[stream]))
@@ -146,8 +146,8 @@ def matching(
             try:
                 there = set(live)
             except TypeError:
-                return {}  # Lists and documents: somebody has given a column another type.
-            # Where a row is there twice, nothing is said of any.
+                return {}  # Lists or documents: somebody has given a column another type.
+            # Where a row occurs twice, no stream counts as matching.
             odd = there ^ set(wanted) if len(there) == len(live) else there | set(wanted)
             of_stream = each.table.columns.index(each.table.stream or "")
             doubtful |= {row[of_stream] for row in odd}
@@ -155,7 +155,7 @@ def matching(
 
 
 def _asked(lanes: Mapping[UUID, int]) -> dict[str, str]:
-    """Streams with their lanes, as parameters."""
+    """The streams and their lanes, as parameters."""
     return {"lanes": array(map(str, lanes.values())).decode(), "streams": array(map(str, lanes)).decode()}
 
 
@@ -165,7 +165,7 @@ def _place(lanes: Mapping[UUID, int], of_stream: int, unfoldable: set[UUID], row
 
 
 def orphan_rows(connection: Connection, projections: Sequence[Inline]) -> Iterator[Finding]:
-    """Rows of instances that never were, or were not in this lane."""
+    """Rows of instances that have no events, or none in the lane of the row."""
     statement = template(_SQL["orphan_rows"])
     for table in (table for projection in projections for table in projection.tables):
         assert table.stream is not None, "inline rows belong to streams"
@@ -183,7 +183,7 @@ def orphan_rows(connection: Connection, projections: Sequence[Inline]) -> Iterat
 def _fold(
     connection: Connection, lanes: Mapping[UUID, int], compared: Sequence[Compared], asked: Mapping[str, str]
 ) -> Iterator[tuple[UUID, Mapping[str, list[Row]] | Finding | Newer]]:
-    """For each stream the rows that it gives, by table; or what is wrong with it. `asked`: the lanes and streams as arrays."""
+    """For each stream the rows that it gives, by table, or why it cannot be folded. `asked`: see `_asked`."""
     query = template(_HISTORIES).format(
         payload=stored.payload(),
         weight=pages.weight(),
@@ -210,8 +210,8 @@ def _rows_of(
                 fold.feed(events)
         return {name: list(fold.rows()) for name, fold in folds.items()}
     except (psycopg.Error, MemoryError):
-        raise  # Parts come from the database: one that goes away is no finding.
-    except Exception as error:  # noqa: BLE001 - a history that somebody made up may break a fold anywhere
+        raise  # Parts are read from the database meanwhile: a lost connection is no finding.
+    except Exception as error:  # noqa: BLE001 - a forged history may break a fold anywhere
         what = f"The events of the stream are inconsistent: {type(error).__name__}"
         return newer(error, lane) or Finding(kind="history_broken", what=what, lane=lane, stream_id=stream_id)
 

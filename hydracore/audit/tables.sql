@@ -1,6 +1,6 @@
 -- name: histories
--- Each stream's events, in order, as bulk decoding takes them (`projections/stored.sql`); a row per chunk: so many events at most, and
--- no more than one that its {bytes} do not hold.
+-- Each stream's events, in order, as bulk decoding takes them (`projections/stored.sql`). A row per
+-- chunk, which has at most {chunk} events, and at most one that goes beyond {bytes}.
 COPY (
     SELECT '["' || e.stream_id || '",[' || string_agg(coalesce(({payload})::text, 'null'), ',' ORDER BY e.version) || ']]'
       FROM (SELECT s.stream_id, e.version, e.type, e.schema_version, e.payload,
@@ -17,8 +17,8 @@ SELECT {columns}
   JOIN {table} t ON t.{stream} = s.stream_id{and_lane}
 
 -- name: orphan_rows
--- Rows whose stream is in no history, or in another lane than theirs: nobody who looks for a stream where it is would see them.
--- Each stream is looked for once, however many rows it has.
+-- Streams of rows that have no events, or none in the lane of the row: the comparison by streams does
+-- not see them. Each stream is looked for once, however many rows it has.
 SELECT DISTINCT t.{stream}
   FROM (SELECT DISTINCT {place} FROM {table}) t
  WHERE NOT EXISTS (SELECT

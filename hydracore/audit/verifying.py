@@ -1,8 +1,8 @@
-"""`audit verify`: seals first, then the lanes, some side by side, and last the read tables of their instances.
+"""`audit verify`: checks the seals, then the lanes, several side by side, and last the read tables of their instances.
 
-What is behind a lane's head never changes and needs no snapshot. What is compared with each other (a lane's end and its streams, an
-instance's history and its rows) is written together and therefore seen together, in short transactions, between which this
-gives way to writers. Several processes may share the lanes.
+The events up to a lane's head never change and need no snapshot. What is compared with each other (a lane's
+end and its streams, an instance's history and its rows) is written in one transaction, and therefore read
+in one: a short one, with pauses for writers between two. Several processes may share the lanes.
 """
 
 from __future__ import annotations
@@ -38,33 +38,33 @@ from hydracore.settings import PREPARE_AFTER
 _SQL = Statements("events", "verify.sql")
 _ROWS_OF_NO_LANE = _SQL["rows_of_no_lane"]
 
-#: How many events those lanes may have together of which more than few are read side by side, and those in which what adds up is added
-#: up meanwhile.
+#: The most events of all lanes that are read side by side, where these are more than `LANES_AT_ONCE` lanes; also the
+#: most events of all lanes of a part whose sums are added up while they are verified.
 TOGETHER_EVENTS_MAX = 2_000_000
 
-#: For so many events another process is started where nobody says how many there are to be: some seconds' work. And how many such
-#: processes there are at most: each holds a few hundred megabytes.
+#: Where the number of processes is not given, another one is started per this many events, which take
+#: some seconds, up to `WORKERS_MAX`: each holds a few hundred megabytes.
 EVENTS_A_WORKER = 256_000
 WORKERS_MAX = 4
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be verified. `public_key`: the only key whose seals count, with the `former_keys` before it; None
-    accepts any.
-    """
+    """What to verify. `public_key`: the only accepted key of seals, with `former_keys` before it; None accepts any."""
 
     conninfo: str
-    #: As psycopg has it; None where nothing may stay prepared.
+    #: psycopg's; None where statements must not stay prepared.
     prepare_threshold: int | None = PREPARE_AFTER
     lanes: tuple[int, ...] = tuple(range(LANES))
     since_seal: bool = False
     replay: bool = True
     seals: SealFile | None = None
-    #: What was sealed before this must be in the copy; None where the newest few may lack whenever they were made.
+    #: Seals that were made before this must be in the copy. None: the newest few may be missing,
+    #: whenever they were made.
     copied_before: datetime | None = None
     public_key: bytes | None = None
     former_keys: tuple[bytes, ...] = ()
-    #: How many processes share the lanes; None for as many as the log is long enough for: one a core, but `WORKERS_MAX`.
+    #: The number of processes that share the lanes. None: what the length of the log suggests,
+    #: but at most one per core, and at most `WORKERS_MAX`.
     workers: int | None = 1
     #: Whether not to give way to writers.
     full_speed: bool = False
@@ -75,7 +75,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """What was looked at, what must not be, and what the reader should know besides."""
+    """What was checked, what is wrong, and notes on what was not checked or was believed."""
 
     lanes: int
     events: int = 0
@@ -86,17 +86,17 @@ class Report(msgspec.Struct, kw_only=True):
     findings: list[Finding] = []
     notes: list[str] = []
     seconds: float = 0.0
-    #: How long of it was spent resting; of several workers, on average.
+    #: How much of `seconds` was spent resting, to give way to writers; with several workers, on average.
     rested_s: float = 0.0
 
     def take_no_word(self) -> None:
-        """What was not compared, or was believed, is a finding from now on, and no note."""
+        """Turn the notes, on what was not compared or was believed, into findings."""
         self.findings += [Finding(kind="not_proven", what=note) for note in self.notes]
         self.notes = []
 
 
 class Progress:
-    """Told how much there is to do, and how much of it was done since. This one keeps it to itself."""
+    """Receives how much there is to do, and then how much more of it was done. This class ignores both."""
 
     def begin(self, total: int) -> None: ...
 
@@ -104,7 +104,7 @@ class Progress:
 
 
 def verify(request: Request, progress: Progress) -> Report:
-    """Everything that is wrong with the log and with what is made of it.
+    """Verify the log and what is made of it, and report all that is wrong.
 
     Raises psycopg's errors, `OSError` where the file with the seals cannot be read, `CopyEmpty`, and `NoSeal`.
     """
@@ -137,7 +137,7 @@ def verify(request: Request, progress: Progress) -> Report:
 
 
 def _check_seals(connection: Connection, request: Request, report: Report, pace: Pace) -> SealsChecked:
-    # A seal is in the database before it is in the copy: what the copy has now, the look after this one finds there too.
+    # A seal is in the database before it is in the copy: what the copy has now is read from the database below, too.
     newest = 0 if request.seals is None else request.seals.last_number()
     if request.seals is not None and newest == 0 and next(stored_seals(connection), None) is not None:
         raise CopyEmpty(request.seals.path)
@@ -191,7 +191,7 @@ def _jobs(connection: Connection, request: Request, sealed: SealsChecked, heads:
 
 
 def _parts(jobs: list[Job], workers: int) -> list[list[Job]]:
-    """Lanes that are read side by side, as many parts for each worker as for any other."""
+    """Divide the lanes into parts that are each read side by side, as many parts for each worker as for any other."""
     events = sum(max(0, job.upto - job.start.seq) for job in jobs)
     fitting = len(jobs) * TOGETHER_EVENTS_MAX // max(1, events)
     rounds = -(-len(jobs) // (workers * min(max(LANES_AT_ONCE, fitting), LANES_AT_ONCE_MAX)))
@@ -200,7 +200,7 @@ def _parts(jobs: list[Job], workers: int) -> list[list[Job]]:
 
 
 def _with_room(jobs: list[Job]) -> list[Job]:
-    """The same, with what adds up added up while they are verified in as many of them as there is memory for, as a rule."""
+    """The same jobs. As many of them as should fit into memory add sums up while their lanes are verified (`along`)."""
     room, found = TOGETHER_EVENTS_MAX, list[Job]()
     for job in jobs:
         along = job.is_whole and job.upto <= room

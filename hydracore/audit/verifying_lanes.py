@@ -1,4 +1,4 @@
-"""Lanes that are verified side by side on one connection, and the read tables of their instances after them."""
+"""Verifies lanes side by side on one connection, and then the read tables of their instances."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ from hydracore.audit.newer import Newer
 from hydracore.audit.served import served
 from projections.definition import Inline
 
-#: How many streams the lanes have that are finished in one snapshot, unless one has more: some hundredths of a second.
+#: The most streams of lanes whose ends are checked in one snapshot, unless a single lane has more: some
+#: hundredths of a second.
 FINISHED_AT_ONCE = 10_000
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One lane, as it travels to a process. `points`: what seals say of it, in order. `along`: whether what adds up is to be added
-    up while the lane is verified, which takes memory; otherwise it is read once more for that. `to_fold`: how many events the lane's
-    snapshots are of.
+    """One lane to verify, in the form that is sent to a process.
+
+    `points`: what seals say of it, in order. `along`: whether sums are added up while the lane is verified, which takes
+    memory; otherwise it is read once more for them. `to_fold`: the number of events that the lane's snapshots cover.
     """
 
     lane: int
@@ -43,24 +45,24 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the lane is compared from its beginning: so are the tables whose rows add up over events."""
+        """Whether the lane is compared from its beginning. Only then are tables compared that add up all events."""
         return self.replay and self.start == BEGINNING
 
     @property
     def passes(self) -> int:
-        """How often each event is read: for the chain, for the rows of its instance, and for what adds up."""
+        """How often each event is read: for the chain, for the rows of its instance, and for the sums."""
         return 1 + self.replay + (self.is_whole and not self.along)
 
     @property
     def work(self) -> int:
-        """How many events are to be looked at, each as often as it is."""
+        """The number of events to read, each counted as often as it is read."""
         return max(0, self.upto - self.start.seq) * self.passes + self.to_fold
 
 
 def verify_some(
     connection: Connection, jobs: list[Job], pace: Pace, progress: Callable[[int], None]
 ) -> list[LaneReport]:
-    """Some lanes, side by side, and the end of each; then, where that is asked for, the rows of read tables."""
+    """Verify some lanes side by side, and the end of each; then, where jobs ask for it (`replay`), the read tables."""
 
     def done(events: int) -> None:
         progress(events)
@@ -81,7 +83,7 @@ def verify_some(
     for some in _in_pieces(lanes):
         with connection.transaction():
             reports += finish(connection, some)
-        done(0)  # What has come since is more than what was to be done.
+        done(0)  # Events that have come since were not counted as work.
     replayed = [both for both in zip(jobs, reports, strict=True) if both[0].replay]
     _compare_tables(connection, replayed, matching.found, done)
     for job, report in zip(jobs, reports, strict=True):
@@ -93,7 +95,7 @@ def verify_some(
 
 
 def _adding(connection: Connection, jobs: Sequence[Job]) -> dict[int, sums.Along]:
-    """What is added up while lanes are verified, by lane."""
+    """The sums that are added up while lanes are verified, by lane."""
     lanes = [job.lane for job in jobs if job.is_whole and job.along]
     followed = served(connection).followed if lanes else []
     room = sums.Room()
@@ -101,7 +103,7 @@ def _adding(connection: Connection, jobs: Sequence[Job]) -> dict[int, sums.Along
 
 
 def _in_pieces(lanes: Sequence[Lane]) -> Iterator[list[Lane]]:
-    """The lanes, as many together as do not have too many streams to be finished at once."""
+    """The lanes in groups that have at most `FINISHED_AT_ONCE` streams, unless a single lane has more."""
     some, streams = list[Lane](), 0
     for lane in lanes:
         if some and streams + lane.versions_known > FINISHED_AT_ONCE:
@@ -119,15 +121,17 @@ def _compare_tables(
     matching: Mapping[bytes, int],
     done: Callable[[int], None],
 ) -> None:
-    """Compare the streams that had moved before the ends of their lanes were looked at; those that were seen `matching` only if they
-    have moved on since, or something is wrong with their lane.
+    """Compare the streams that had moved before the ends of their lanes were read.
+
+    Those that were found `matching` are compared again only if they have moved on since, or something is
+    wrong with their lane.
     """
     projections = served(connection).inline
     if not projections:
         return
     by_lane = {report.lane: report for _, report in looked_at}
     left = {report.lane: _left(report, matching) for _, report in looked_at}
-    # Since a seal, whole histories are folded of which but the end was to be done.
+    # In a verification since a seal, whole histories are folded, although only their ends were counted as work.
     share = _Share(
         sum(max(0, job.upto - job.start.seq) for job, _ in looked_at) - sum(matching.values()),
         of=sum(version for streams in left.values() for _, version in streams),
@@ -141,12 +145,12 @@ def _compare_tables(
 
 def _left(report: LaneReport, matching: Mapping[bytes, int]) -> list[tuple[bytes, int]]:
     settled = islice(report.versions.items(), report.settled)
-    # Of a lane in which something is wrong, such as a stream that is there twice, nothing was seen for certain.
+    # In a lane with findings, such as a stream that is there twice, a match proves nothing.
     return list(settled) if report.findings else [each for each in settled if matching.get(each[0]) != each[1]]
 
 
 class _Share:
-    """Tells what was to be done as much of as was done of something that is larger or smaller."""
+    """Scales progress: reports as large a share of `to_do` as was done of `of`."""
 
     def __init__(self, to_do: int, *, of: int) -> None:
         self._to_do = to_do
@@ -164,7 +168,8 @@ def _differences(connection: Connection, part: tables.Part, projections: Sequenc
         with connection.transaction():
             return list(tables.compare(connection, part, projections))
     except psycopg.DataError as error:
-        # Something that the database cannot even compute with: looked for until it is alone, so that it hides nothing else.
+        # A value that the database cannot process: parts are halved until its stream is alone, so that
+        # it hides nothing else.
         if len(part.lanes) > 1:
             return [found for half in part.halves() for found in _differences(connection, half, projections)]
         ((stream, lane),) = part.lanes.items()
@@ -176,7 +181,7 @@ def _compare_snapshots(connection: Connection, job: Job, report: LaneReport, don
     left = job.to_fold
 
     def after_each(events: int) -> None:
-        # What has come since, or more than a snapshot says, is more than what was to be done.
+        # Events beyond `to_fold`, such as those of newer snapshots, were not counted as work.
         nonlocal left
         told = min(events, left)
         left -= told
@@ -185,21 +190,21 @@ def _compare_snapshots(connection: Connection, job: Job, report: LaneReport, don
     among = None if job.start == BEGINNING else report.versions
     for found in snapshots.compare(connection, job.lane, among=among, after_each=after_each):
         _add(report, found)
-    done(left)  # Of snapshots that are of less than they say, or of nothing that can be read.
+    done(left)  # Snapshots may cover fewer events than they say, or events that cannot be read.
 
 
 def _compare_sums(
     connection: Connection, job: Job, report: LaneReport, along: sums.Along | None, done: Callable[[int], None]
 ) -> None:
-    # Asked for each lane: a swap may come between two.
+    # Read for each lane, because a swap may come between two.
     followed = served(connection).followed
 
     def after_each(events: int) -> None:
-        # Where nobody could foresee that the lane is read once more, that is more than what was to be done.
+        # With `along` it could not be foreseen that the lane is read once more: that was not counted as work.
         done(0 if job.along else events)
 
     if followed:
-        # Whoever follows has had since the beginning to get as far as the lane was then.
+        # Since the verification began, followers had time to reach the head that the lane had then.
         for found in sums.compare(connection, job.lane, followed, due=job.upto, after_each=after_each, along=along):
             _add(report, found)
 
@@ -210,6 +215,6 @@ def _add(report: LaneReport, found: Finding | Newer | Note) -> None:
     elif isinstance(found, Newer):
         if len(report.notes) < FINDINGS_MAX:
             report.notes.add(found.note)
-    # As many as there may be of the log already.
+    # The log's own findings may already be `FINDINGS_MAX`.
     elif len(report.findings) < 2 * FINDINGS_MAX:
         report.findings.append(found)

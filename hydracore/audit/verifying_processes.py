@@ -1,4 +1,4 @@
-"""Lanes that are verified by several processes, which tell meanwhile how far they have come."""
+"""Verifies lanes in several processes, which report their progress meanwhile."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from projections.child import NICE, Answer, end_with_parent
 from projections.processes import LOOK_S, interrupts_blocked
 
 How = tuple[str, int | None]
-"""How to connect: see `connected`."""
+"""The arguments of `connected`."""
 
 Verified = tuple[list[LaneReport], float]
 """The reports of a part, and how long its process rested."""
 
-#: Where a process tells how many events it has looked at since it said so last.
+#: In a process that verifies: takes the number of events that were read since the last report.
 _told: Answer | None = None
 
 
 @contextmanager
 def connected(conninfo: str, prepare_threshold: int | None) -> Generator[psycopg.Connection]:
-    """A connection whose transactions each see one moment, and change nothing."""
+    """A connection whose transactions are read-only and each see one snapshot."""
     with psycopg.connect(conninfo, autocommit=True, prepare_threshold=prepare_threshold) as connection:
         connection.isolation_level = IsolationLevel.REPEATABLE_READ
         connection.read_only = True
@@ -43,12 +43,14 @@ def connected(conninfo: str, prepare_threshold: int | None) -> Generator[psycopg
 def verify_in_processes(
     workers: int, how: How, parts: Sequence[list[Job]], pace: Pace, progress: Callable[[int], None]
 ) -> Iterator[Verified]:
-    """Each part, in order. `pace`: one that has not begun, of which each has a copy.
+    """Verify each part in a process. Yields the results in order.
+
+    `pace`: one that has not begun; each process gets a copy.
 
     Raises psycopg's errors, and `BrokenProcessPool` where a process was killed.
     """
     others = active_children()
-    # Not forked: a child with this one's threads and locks half copied could hang.
+    # Not forked: a child with half a copy of our threads and locks could hang.
     spawn = get_context("spawn")
     heard, told = spawn.Pipe(duplex=False)
     pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_prepare, initargs=(told,))
@@ -59,7 +61,7 @@ def verify_in_processes(
         for part in verified:
             yield part.result()
     except BaseException:
-        # Where one was killed while another was being started, the pool would wait for that one for ever.
+        # Where one process was killed while another was being started, the pool would wait for the other for ever.
         for child in active_children():
             if child not in others:
                 child.kill()
@@ -76,7 +78,10 @@ def _watch(
     heard: Answer,
     progress: Callable[[int], None],
 ) -> None:
-    """Tell how far they have come, until all have ended. Raises what the first that fails does, whatever the others are about."""
+    """Pass progress on until all have ended.
+
+    Raises the error of the first that fails, without waiting for the others.
+    """
     left = set(verified)
     while left:
         ended, left = wait(left, timeout=LOOK_S, return_when=FIRST_EXCEPTION)
@@ -84,13 +89,14 @@ def _watch(
             progress(heard.recv())
         for part in ended:
             part.result()
-        # The pool itself may not learn of it until another has an answer: it looks at those that were there when it looked last.
+        # The pool may not notice that before another process answers: it watches the processes that it
+        # had when it looked last.
         if left and any(process.exitcode is not None for process in processes):
             raise BrokenProcessPool("A verifying process was killed")
 
 
 def _prepare(told: Answer) -> None:
-    """It dies of an interrupt in silence, and in the middle of a lane: nobody waits for its report any more. So it does with its parent."""
+    """Prepare a process. An interrupt or its parent's end ends it at once, silently: nobody needs its report then."""
     global _told  # noqa: PLW0603 - a process is one worker
     _told = told
     end_with_parent()

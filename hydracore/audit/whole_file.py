@@ -1,9 +1,9 @@
-"""A file that is there as a whole or not at all, however long it takes to write and whatever happens meanwhile.
+"""Writes a file completely or not at all, however long that takes and whatever happens meanwhile.
 
-Until then it is a hidden draft beside it, which its writer holds a lock on. What a writer that was killed has left is held by
-nobody, and goes when the next one writes into that directory: it may be what nobody may keep for long.
+The data goes to a hidden draft beside the file, which its writer locks. The draft of a writer that was killed is not
+locked any more, and is removed by the next writer in that directory: it may hold data that must not be kept for long.
 
-It takes the place of a regular file, or of none. A device or a pipe would be gone for everybody else on the machine.
+Only a regular file is replaced. A device or a pipe would be gone for everybody else on the machine.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from typing import Final
 from hydracore.audit.errors import FileExists, NoRegularFile
 from hydracore.files import naming, sync_folder
 
-#: Ends the names of drafts, and of nothing else.
+#: The ending of the names of drafts, and of nothing else.
 _DRAFT: Final = ".hydracore-draft"
 
 
 @contextmanager
 def whole_file(path: Path, *, replace: bool) -> Generator[Path]:
-    """A new file beside `path`, for its owner alone, that gets its name once the block has ended well, and else is gone.
+    """A draft beside `path`, for its owner alone. It becomes `path` once the block succeeds, or is removed.
 
-    It must be written in place, not replaced. Where `path` is a link, it stays one, and what it leads to is written. Raises
-    `FileExists` and `NoRegularFile`, at the beginning, and at the end where somebody else was faster; and `OSError`.
+    The draft must be written in place, not replaced. Where `path` is a symbolic link, its target is
+    written. Raises `FileExists` and `NoRegularFile` at the beginning, and at the end if another process
+    has written `path` meanwhile; and `OSError`.
     """
     refuse_unfit(path, replace=replace)
     target = path.resolve()
@@ -50,7 +51,10 @@ def whole_file(path: Path, *, replace: bool) -> Generator[Path]:
 
 
 def refuse_unfit(path: Path, *, replace: bool) -> None:
-    """For whoever has work to do before anything is written. Raises `FileExists`, `NoRegularFile` and `OSError`."""
+    """Check early whether `path` may be written, before long work.
+
+    Raises `FileExists`, `NoRegularFile` and `OSError`.
+    """
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -62,29 +66,29 @@ def refuse_unfit(path: Path, *, replace: bool) -> None:
 
 
 def _begin(path: Path) -> tuple[int, Path]:
-    """An empty draft and the descriptor that holds it."""
+    """The path of an empty draft, after a descriptor that holds its lock."""
     while True:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_DRAFT, dir=path.parent)
-        # Where a file system knows no locks, nobody tidies up either.
+        # On a file system without locks, no drafts are removed either.
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
             return descriptor, Path(name)
-        # Somebody who was tidying up has found it before it was locked.
+        # Another writer has removed it before it was locked.
         os.close(descriptor)
 
 
 def _remove_left_over(folder: Path) -> None:
-    """Remove the drafts that nobody holds, whatever they were to become: a name with a date in it does not come again."""
+    """Remove all drafts that are not locked, of whatever file: one with a date in its name is never written again."""
     for draft in folder.glob(f".*{_DRAFT}"):
         try:
             descriptor = os.open(draft, os.O_RDWR | os.O_NOFOLLOW)
         except OSError:
-            continue  # Gone meanwhile, somebody else's, or no file at all.
+            continue  # Gone meanwhile, another user's, or not a file.
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             draft.unlink(missing_ok=True)
         except OSError:
-            continue  # It is being written, or nobody can tell.
+            continue  # It is being written, or the file system has no locks.
         finally:
             os.close(descriptor)

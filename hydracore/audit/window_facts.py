@@ -1,4 +1,7 @@
-"""Facts out of the windows of a lane that is being verified: what followed projections are folded from, without a second look at the log."""
+"""Makes facts, from which followed projections are folded, out of the windows of a lane that is being verified.
+
+So the log need not be read a second time.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from events.upcast import read
 from events.window import Window
 from projections.fact import Fact, WithoutPayload
 
-#: Of how many streams the id is kept: a stream's commands are near each other.
+#: The most ids of streams that are cached: a stream's commands are near each other.
 STREAMS_MAX = 16_384
 
 
@@ -24,7 +27,7 @@ def _id_of(stream: bytes) -> UUID:
 
 
 class WindowFacts:
-    """One lane's. `told`: the stored names of the events of which somebody wants to know what they say; None for all."""
+    """The facts of one lane. `told`: the stored names of the events whose payloads are needed; None for all."""
 
     def __init__(self, lane: int, told: Collection[str] | None) -> None:
         self._lane = lane
@@ -32,7 +35,7 @@ class WindowFacts:
         self._untold: dict[str, WithoutPayload] = {}
 
     def bytes_told(self, window: Window) -> int:
-        """How many bytes those events have of which somebody wants to know what they say."""
+        """The bytes of the payloads in a window that are needed."""
         named = zip(window.type_names(), window.payloads, strict=True)
         return sum(len(payload) for name, payload in named if self._told is None or name in self._told)
 

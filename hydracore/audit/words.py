@@ -1,4 +1,4 @@
-"""What happened, in words: a phrase for each event, which its fields complete."""
+"""A phrase for each event that says what happened. The event's fields complete it."""
 
 from __future__ import annotations
 
