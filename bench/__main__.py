@@ -33,7 +33,7 @@ MEASUREMENTS: dict[str, Callable[[Services], Awaitable[Measured]]] = {
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the figures to this file.")
 def main(names: tuple[str, ...], json_file: Path | None) -> None:
     """Measure HydraCore against the usual stack (all of it, or only NAMES)."""
-    # Ended in whatever way, nothing that was started stays: `timeout` sends a TERM.
+    # However this ends, no process that it has started stays: `timeout` sends a TERM.
     results = run_to_its_end(_measure(names or tuple(MEASUREMENTS)))
     show(results)
     if json_file is not None:

@@ -17,7 +17,7 @@ THREADS: Final = (1, 2, 4, 8, 16)
 TRIAL_S: Final = 1.5
 ROUNDS: Final = 5
 ROUND_S: Final = 3.0
-#: Connections are new in each of our rounds, and prepare their statements first.
+#: The warm-up of each of our rounds: its connections are new, and prepare their statements first.
 WARM_S: Final = 0.3
 TARGET: Final = 4.0
 
@@ -32,7 +32,8 @@ async def compare(services: Services) -> list[Comparison]:
     with append_eventsourcing.opened(their_url, threads=threads) as application:
         for number in range(ROUNDS + 1):
             await services.checkpoint()
-            # A loop of its own, the one that the API runs on; this one cannot be it, as it starts processes as other users.
+            # In another event loop, of the kind that the API runs on. The current one is not, because it
+            # starts processes as other users.
             mine = await asyncio.to_thread(lambda: uvloop.run(_ours_per_s(our_url)))
             await services.checkpoint()
             other = await asyncio.to_thread(

@@ -1,4 +1,4 @@
-"""pyeventsourcing's append, as it comes: a fresh aggregate with one event, saved through an application on PostgreSQL."""
+"""pyeventsourcing's append with its defaults: a new aggregate with one event, saved by an application on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 
 class Instance(Aggregate):
-    """As many facts as our first event holds."""
+    """An aggregate with as many fields as our first event."""
 
     def __init__(  # noqa: PLR0917 - the library calls it with what it stored
         self,
@@ -65,7 +65,7 @@ def opened(database_url: str, *, threads: int) -> Generator[Application]:
 
 
 def appends_per_s(application: Application, *, threads: int, seconds: float) -> float:
-    """How many aggregates a second `threads` threads of this process save."""
+    """The number of aggregates per second that `threads` threads of this process save."""
     counts = [0] * threads
     began_s = time.perf_counter()
 

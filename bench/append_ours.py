@@ -26,7 +26,7 @@ async def opened(
     inline: Sequence[InlineProjection] = (InstanceProjection(),),
     published: Callable[[dict[int, int]], None] | None = None,
 ) -> AsyncGenerator[EventStore]:
-    """A store that acts as the app's role, as the product does; unless told otherwise `instance` is its only inline table."""
+    """A store that acts as the app's role, as the product does. By default `instance` is its only inline table."""
     async with open_pool(database_url, role="hydracore_app", application="bench", size=POOL_SIZE) as pool:
         store = EventStore(pool, inline=inline, published=published)
         try:
@@ -36,7 +36,7 @@ async def opened(
 
 
 async def appends_per_s(store: EventStore, *, tasks: int, seconds: float) -> float:
-    """How many appends a second `tasks` concurrent tasks of this process get done."""
+    """The number of appends per second that `tasks` concurrent tasks of this process make."""
     began_s = time.perf_counter()
     counts = await asyncio.gather(*(_append_until(store, began_s + seconds) for _ in range(tasks)))
     return sum(counts) / (time.perf_counter() - began_s)
@@ -51,7 +51,7 @@ async def _append_until(store: EventStore, end_s: float) -> int:
 
 
 async def append(store: EventStore, *, customer_id: str) -> UUID:
-    """One request for an instance, as the API's create handler gives it to the store; the instance's id."""
+    """Append one request for an instance, as the API's create handler does. Returns the instance's id."""
     key = uuid4().hex
     instance_id = instance_id_for(tenant_id=TENANT, customer_id=customer_id, idempotency_key=key)
     command = RequestInstance(

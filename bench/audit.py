@@ -1,6 +1,4 @@
-"""`audit verify` over a log whose chain is whole: in one process, with and without the comparison of the read tables, and as the command is
-run without options.
-"""
+"""`audit verify` of an undamaged log: in one process, without and with the read tables, and as it runs by default."""
 
 from __future__ import annotations
 
@@ -24,20 +22,21 @@ from projections.followed import followed_projections
 MILLIONS: Final = "1"
 ROUNDS: Final = 3
 
-#: 200,000 events a second, as the time that one event may take of one core.
+#: The most microseconds of one core per event: 200,000 events a second.
 EVENT_US_MAX: Final = 1e6 / 200_000
 
-#: The projections, whose tables a replay compares: they are filled first.
+#: The projections whose tables are compared. They are filled first.
 TABLES: Final = ("instance", "provision_log", "reservation", "usage_daily", "fleet", "activity")
 
-#: Nobody has followed a log that was written at once. With this, a rebuild makes the tables as they are where all has been followed.
+#: No follower has read a log that was written by COPY. With these checkpoints, a rebuild makes the
+#: tables that followers would have made.
 _FOLLOWED: Final = """
     INSERT INTO checkpoint (follower, lane, seq)
     SELECT name, lane, head FROM lane_head CROSS JOIN unnest(%s::text[]) AS f (name)
 """
 
 
-#: What is compared, and by how many processes; None for as many as the command takes.
+#: What is verified, whether read tables are compared, and by how many processes; None: as many as the command starts.
 _WAYS: Final[tuple[tuple[str, bool, int | None], ...]] = (
     ("chain, versions and streams", False, 1),
     ("the same, and the read tables", True, 1),
@@ -46,7 +45,7 @@ _WAYS: Final[tuple[tuple[str, bool, int | None], ...]] = (
 
 
 async def measure(services: Services) -> list[Limit]:
-    """Processor time of the command's processes and of their sessions together, and the time on the clock."""
+    """The elapsed time, and the processor time of the command's processes and their database sessions together."""
     url = await services.fresh_database("audit", migrated=True)
     instances = round(float(os.environ.get("BENCH_AUDIT_EVENTS", MILLIONS)) * INSTANCES_PER_MILLION)
     events = await asyncio.to_thread(write_log, url, instances=instances)

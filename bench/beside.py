@@ -1,5 +1,7 @@
-"""How much of their pace writers keep while the log is verified, exported, and a projection is rebuilt beside them, and while a
-transaction is left open, as a backup's is.
+"""The share of their rate that writers keep beside other work.
+
+It is measured while the log is verified or exported, while a projection is rebuilt, and while a transaction is left
+open, as by a backup.
 """
 
 from __future__ import annotations
@@ -35,17 +37,17 @@ ROUNDS: Final = 2
 #: How long writers are measured alone, before and after each command.
 ALONE_S: Final = 4.0
 WARM_S: Final = 2.0
-#: How long a command is watched, unless `BENCH_BESIDE_S` says otherwise: the log grows all the while, and whoever gives way to its
-#: writers is at it for a minute.
+#: How long a command is measured before it is interrupted, unless `BENCH_BESIDE_S` says otherwise: the
+#: log grows meanwhile, and a command that gives way to writers takes a minute.
 RUN_S_MAX: Final = "12"
 #: How long a transaction is open before the writers beside it are measured.
 OPEN_S: Final = 30.0
-#: What a command ends with that was done, or interrupted.
+#: The exit statuses of a command that has completed, or was interrupted.
 ENDED: Final = frozenset({0, 130, -signal.SIGINT})
-#: Writers may lose a fifth.
+#: The smallest share of their rate that writers may keep.
 KEPT_MIN: Final = 0.8
 
-#: All give way by themselves.
+#: By default, all of them give way to writers.
 COMMANDS: Final = {
     "hydracore audit verify": ("audit", "verify"),
     "hydracore audit export": ("audit", "export", "--tenant", "tenant-1", "--output", "{folder}/export", "--force"),
@@ -55,7 +57,7 @@ COMMANDS: Final = {
 _SPAWN: Final = get_context("spawn")
 
 _Rates = tuple[float, float]
-"""Appends a second meanwhile, and otherwise."""
+"""Appends per second meanwhile, and without."""
 
 
 async def compare(services: Services) -> list[Comparison]:
@@ -97,7 +99,7 @@ def _comparison(meanwhile: str, against: str, rates: Sequence[_Rates]) -> Compar
 
 
 async def _beside_a_transaction(url: str, count: Synchronized[int]) -> _Rates:
-    """Appends a second while one is open that sees no more than there was, and behind its end."""
+    """Appends per second while a transaction with an old snapshot is open, and right after its end."""
     async with await psycopg.AsyncConnection.connect(url) as connection:
         await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
         await connection.execute("SELECT FROM instance LIMIT 1")
@@ -107,7 +109,7 @@ async def _beside_a_transaction(url: str, count: Synchronized[int]) -> _Rates:
 
 
 async def _rate(count: Synchronized[int], meanwhile: Awaitable[None]) -> float:
-    """Appends a second for as long as `meanwhile` takes."""
+    """Appends per second for as long as `meanwhile` takes."""
     began_s, before = time.perf_counter(), count.value
     await meanwhile
     return (count.value - before) / (time.perf_counter() - began_s)
@@ -119,17 +121,17 @@ async def _run(url: str, command: list[str]) -> None:
     process = await asyncio.create_subprocess_exec(
         *program, cwd=REPOSITORY, env=environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
-    telling = asyncio.ensure_future(process.communicate())
-    if not (await asyncio.wait({telling}, timeout=float(os.environ.get("BENCH_BESIDE_S", RUN_S_MAX))))[0]:
+    ending = asyncio.ensure_future(process.communicate())
+    if not (await asyncio.wait({ending}, timeout=float(os.environ.get("BENCH_BESIDE_S", RUN_S_MAX))))[0]:
         process.send_signal(signal.SIGINT)
-    told, _ = await telling
+    output, _ = await ending
     if process.returncode not in ENDED:
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {told.decode()}")
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {output.decode()}")
 
 
 @asynccontextmanager
 async def _writers(url: str) -> AsyncGenerator[Synchronized[int]]:
-    """A process that appends without a pause, and how often it has."""
+    """Run a process that appends without pauses. Yields the number of its appends."""
     count: Synchronized[int] = _SPAWN.Value("q", 0)
     process = _SPAWN.Process(target=_append_for_ever, args=(url, count), daemon=True)
     process.start()

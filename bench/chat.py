@@ -1,4 +1,4 @@
-"""What a chat through the API costs over one with the agent itself, and how many streams one API process carries."""
+"""What the API adds to a chat with the agent, and what many streams at once through one API process cost."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WAIT_S_MAX: Final = 60.0
 
 #: What the API may add to a chat, in milliseconds.
 OVERHEAD_MS_MAX: Final = 10.0
-#: Nobody asked for a limit here: beyond these something would be wrong.
+#: Not targets: beyond these something would be wrong.
 TOGETHER_S_MAX: Final = 30.0
 TOGETHER_MIB_MAX: Final = 256.0
 
@@ -48,7 +48,10 @@ class _Timed(NamedTuple):
     pairs: list[tuple[float, float]]
 
     def overhead(self, what: str, percent: int) -> Limit:
-        """At a percentile of both. A low one is what calls take that other programs on the machine have left alone."""
+        """What the API adds, at a percentile of both ways.
+
+        A low one shows calls that other programs have not disturbed.
+        """
         direct_ms, proxied_ms = (quantiles(times, n=100)[percent - 1] for times in zip(*self.pairs, strict=True))
         name = f"{what}, p{percent}: {proxied_ms:.1f} ms through the API - {direct_ms:.1f} ms directly"
         return Limit(name=name, value=proxied_ms - direct_ms, target=OVERHEAD_MS_MAX, unit="ms")
@@ -68,7 +71,7 @@ class _Way(NamedTuple):
         return took_ms
 
     async def first_token_ms(self) -> float:
-        """To the first token of a stream, which is then read to its end."""
+        """The time to the first token of a stream, which is then read to its end."""
         began_s = time.perf_counter()
         async with self.stream(WHOLE) as chunks:
             first = await anext(chunks)
@@ -87,13 +90,13 @@ class _Way(NamedTuple):
 
 
 async def measure(services: Services) -> list[Limit]:
-    """The same agent, the same scripted model that answers at once, and calls in turn: direct, through the API, direct, ..."""
+    """Call one agent, whose scripted model answers at once, in turn: directly, through the API, directly, ..."""
     home = Home(services.home.path.parent / "chat")
     environ = {
         "database_url": await services.fresh_database("chat", migrated=False),
         "redis_url": services.valkey.url(2),
         "log_level": "warning",
-        # Counted as ever, and never reached: all requests here are one user's.
+        # Requests are counted as always, but the limit is never reached, although all are one user's.
         "rate_limit_per_minute": "10000000",
     }
     settings = {variable(name): value for name, value in environ.items()}
@@ -128,7 +131,7 @@ async def _in_turn(direct: Ask, proxied: Ask, rounds: int) -> _Timed:
 
 
 async def _together(proxied: _Way, modelsim_url: str) -> tuple[int, float]:
-    """Streams that are all open before the first one may end. How many failed, and the seconds that all took."""
+    """Hold streams until all are open. Returns how many have failed, and the seconds that all took."""
     opened: asyncio.Queue[None] = asyncio.Queue()
     async with httpx.AsyncClient(base_url=modelsim_url, trust_env=False) as models:
         held = {"kind": "hold", "contains": COUNTING, "after_tokens": 3, "times": TOGETHER}
@@ -159,7 +162,7 @@ async def _together(proxied: _Way, modelsim_url: str) -> tuple[int, float]:
 
 @asynccontextmanager
 async def _both_ways(file: DevFile, disks: Path) -> AsyncGenerator[tuple[_Way, _Way]]:
-    """To a new instance's agent: past the API, with what the API shows it, and through it."""
+    """The two ways to a new instance's agent: directly, with its control token, and through the API."""
     async with AsyncExitStack() as stack:
 
         async def client(base_url: str, token: str) -> httpx.AsyncClient:

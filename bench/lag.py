@@ -1,7 +1,8 @@
 """How far followed projections are behind while a thousand events a second are appended.
 
-The relay is a process of its own and is told of commits through Redis, as in production. Who looks asks the database every few milliseconds how far each follower
-has committed; an event's lag is from the time that the log recorded to the first look that finds it taken.
+The relay is another process and hears of commits through Redis, as in production. Every few milliseconds
+the database is asked how far each follower has committed. The lag of an event is the time from its
+`recorded_at` to the first look that finds that a follower has taken it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from projections.followed import followed_projections
 EVENTS_PER_S: Final = 1_000
 SECONDS: Final = 20.0
 WARM_S: Final = 3.0
-#: Each instance is requested and planned: one event, and three.
+#: Events per instance: one by its request, and three by its plan.
 EVENTS_EACH: Final = 4
 TICK_S: Final = 0.02
 LOOK_S: Final = 0.005
@@ -45,11 +46,11 @@ _NOW: Final = "SELECT clock_timestamp()"
 
 
 Advances = dict[tuple[str, int], list[tuple[int, datetime]]]
-"""How far each follower was found to be in each lane, and when; in order."""
+"""By follower and lane, in order: the numbers that it was found to have followed to, and when."""
 
 
 async def measure(services: Services) -> list[Limit]:
-    """The worst of the followers at the 99th percentile, and how many events a second there really were."""
+    """The lag of the slowest follower at the 99th percentile, at the rate of events that was reached."""
     url = await services.fresh_database("lag", migrated=True)
     environ = {"HYDRACORE_DATABASE_URL": url, "HYDRACORE_REDIS_URL": services.valkey.url(2)}
     await services.supervisor.start(part_of("bench-lag-relay", ("relay",), environ))
@@ -81,7 +82,7 @@ async def measure(services: Services) -> list[Limit]:
 
 
 async def _append(store: EventStore, *, seconds: float) -> float:
-    """Append as many events as are due by the clock; how many a second that came to."""
+    """Append events at `EVENTS_PER_S`. Returns the rate that was reached."""
     began_s, made, running = time.perf_counter(), 0, set[asyncio.Task[None]]()
     while (now_s := time.perf_counter() - began_s) < seconds:
         due = round(now_s * EVENTS_PER_S / EVENTS_EACH)

@@ -1,7 +1,7 @@
 """A load generator over raw sockets: keep-alive connections that ask for one path again and again.
 
-Run as a process of its own (`python -m bench.load ...`), so that its work is not done in the server's process; it still
-shares the machine's cores, which weighs on the faster server and so makes ratios smaller than they are.
+It runs as a separate process (`python -m bench.load ...`), outside the server's. It still shares the
+machine's cores, which slows the faster server down more, so that measured ratios are too small.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from hydracore.signals import run_to_its_end
 
-#: How many bytes one read takes at most; a list of 100 rows has some 40 KB.
+#: The most bytes per read; a list of 100 rows has some 40 KB.
 _READ_BYTES = 262_144
 _OK = b"HTTP/1.1 200 "
 _ACCEPTED = b"HTTP/1.1 202 "
@@ -56,7 +56,7 @@ async def _ask(load: Load, number: int, end_s: float) -> tuple[int, int]:
 
 
 async def post(host: str, port: int, path: str, token: str, body: bytes) -> bytes:
-    """The answer's body, over a connection of its own. Raises `RuntimeError` for any answer but 202."""
+    """The body of the answer, over a new connection. Raises `RuntimeError` for any answer but 202."""
     reader, writer = await asyncio.open_connection(host, port)
     try:
         head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json"

@@ -38,7 +38,7 @@ JWT_SECRET: Final = "a-secret-that-signs-the-tokens-of-the-bench"
 MASTER_KEY: Final = "bWFzdGVyLWtleS1vZi10aGUtYmVuY2gtMzItYnl0ZXM"
 FAR_FUTURE_S: Final = 4_000_000_000
 
-#: Rows in the table: customers with as many instances each as a list shows.
+#: The table has this many customers, each with as many instances as a list shows.
 CUSTOMERS: Final = 20
 LISTED: Final = 100
 
@@ -52,7 +52,7 @@ async def compare(services: Services) -> list[Comparison]:
     """Both endpoints, the two servers in turn, several rounds."""
     url = await services.fresh_database("reads", migrated=True)
     ids = await _fill(url)
-    # As autovacuum does within a minute, wherever in the rounds that would be: before, plans are made of guesses.
+    # As autovacuum would do within a minute, in the middle of a round: without statistics, plans are guesses.
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
         await connection.execute("VACUUM (ANALYZE)")
     token = issue_token(
@@ -101,7 +101,7 @@ async def _load(load: Load) -> dict[str, float]:
 
 
 async def _agree(ours: int, theirs: int, token: str, path: str) -> None:
-    """The two answer alike, or the comparison is worth nothing."""
+    """Check that both servers give the same answers: otherwise the comparison is worth nothing."""
     headers = {"Authorization": f"Bearer {token}"}
     async with httpx.AsyncClient(headers=headers, trust_env=False) as client:
         for asked in (path, "/v1/instances"):
@@ -118,7 +118,7 @@ def _shape(answer: dict[str, object]) -> object:
 
 
 async def _fill(url: str) -> list[UUID]:
-    """Instances of several customers; those of the first come first."""
+    """Create instances of several customers. Returns their ids, those of the first customer first."""
     async with open_pool(url, role="hydracore_app", application="bench-fill", size=4) as pool:
         store = EventStore(pool, inline=inline_projections())
         keyring = Keyring(pool, master_keys=MasterKeys(urlsafe_b64decode(MASTER_KEY + "=")))
@@ -176,7 +176,7 @@ async def _running(
             "HYDRACORE_JWT_SECRET": JWT_SECRET,
             "HYDRACORE_API_PORT": str(ours_port),
             "HYDRACORE_LOG_LEVEL": "warning",
-            # Counted as ever, and never reached: all requests here are one user's.
+            # Requests are counted as always, but the limit is never reached, although all are one user's.
             "HYDRACORE_RATE_LIMIT_PER_MINUTE": "10000000",
         },
         ready=lambda: answers(ours_port),

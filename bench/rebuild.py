@@ -1,8 +1,8 @@
-"""Rebuild of the `instance` read model from logs of several lengths, and pyeventsourcing's catch-up of a projection between.
+"""Rebuilds of the `instance` read model from logs of several lengths, in turn with pyeventsourcing's catch-up.
 
-`BENCH_EVENTS` in the environment sets the lengths, in millions of events about: `0.1,1` unless it says otherwise. What is beyond
-a million is copied from the first one within the database (`multiply_log`) and not compared with anybody: `0.1,1,10` takes some
-twelve minutes, and 10 GB of disk.
+`BENCH_EVENTS` in the environment sets the lengths, in about millions of events; `0.1,1` by default. A
+log of more than a million is copied from the first million within the database (`multiply_log`) and not
+compared with pyeventsourcing. `0.1,1,10` takes some twelve minutes, and 10 GB of disk.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ WORKERS: Final = 2
 ROUNDS: Final = 3
 AGGREGATES: Final = 200
 
-#: 300,000 events a second, as the time that one event may take; and that as seconds of two processors.
+#: The most microseconds per event, at 300,000 events a second; and the same in processor time of two processors.
 EVENT_US_MAX: Final = 1e6 / 300_000
 EVENT_CPU_US_MAX: Final = 2 * EVENT_US_MAX
 STOPPED_MS_MAX: Final = 250.0
 TIMES_FASTER_MIN: Final = 100.0
-#: How much longer an event may take in a log ten times as long.
+#: The most that the time per event may grow by, as a factor, in a log ten times as long.
 LINEAR_MAX: Final = 1.25
 WORKER_MIB_MAX: Final = 512.0
 
 
 class Round(NamedTuple):
-    """One rebuild; `cpu_s`: processor time of everybody who took part; `fold_cpu_s`: until the last lane was folded.
+    """One rebuild. `cpu_s`: processor time of all its processes; `fold_cpu_s`: until the last lane was folded.
 
-    `peak`: bytes of memory that the largest worker was seen to hold.
+    `peak`: the most bytes of memory that a worker was seen to hold.
     """
 
     report: Report
@@ -54,14 +54,14 @@ class Round(NamedTuple):
 
 
 def _ignore(_told: str | Progress) -> None:
-    """Nobody looks on."""
+    """Progress is not shown."""
 
 
 UNSEEN: Final = Steps(phase=_ignore, folded=_ignore)
 
 
 async def compare(services: Services) -> list[Comparison | Limit]:
-    """A few rebuilds of each log, each with all its rows compared and swapped, and their catch-up between them."""
+    """Rebuild each log a few times, in turn with pyeventsourcing's catch-up. All rows are compared and swapped."""
     results: list[Comparison | Limit] = []
     before: tuple[int, float] | None = None
     for millions in map(float, os.environ.get("BENCH_EVENTS", MILLIONS).split(",")):
@@ -74,7 +74,7 @@ async def compare(services: Services) -> list[Comparison | Limit]:
         theirs: list[float] = []
         for number in range(ROUNDS + 1):
             await services.checkpoint()
-            # The first fills the empty table; those after it have rows to compare with and something to swap.
+            # The first rebuild fills the empty table. Later ones have rows to compare with, and a table to swap.
             done = await _rebuild(services, url, first=number == 0)
             if number:
                 rounds.append(done)

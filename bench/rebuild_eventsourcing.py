@@ -1,5 +1,8 @@
-"""pyeventsourcing's projection catch-up, as it comes: one read-model row per aggregate, each event and its tracking record
-in one transaction, run by the library's own `ProjectionRunner` from the beginning of the log."""
+"""pyeventsourcing's projection catch-up with its defaults.
+
+The library's own `ProjectionRunner` reads the log from its beginning. There is one row per aggregate in
+the read model. Each event is processed with its tracking record in one transaction.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from psycopg.sql import SQL
 
 CATCH_UP_S_MAX = 120.0
 
-#: Events of one aggregate, the first included: as many as an instance of ours has, about.
+#: Events of one aggregate, including the first: about as many as one of our instances has.
 STEPS = 10
 
 
@@ -66,7 +69,7 @@ class InstanceProjection(Projection[InstanceView]):
 
 
 def catch_up_per_s(database_url: str, *, aggregates: int) -> float:
-    """Events a second from an empty read model to the end of a log of `aggregates`."""
+    """Events per second, from an empty read model to the end of a log of `aggregates`."""
     place = conninfo_to_dict(database_url)
     env = {
         "PERSISTENCE_MODULE": "eventsourcing.postgres",
@@ -86,7 +89,7 @@ def catch_up_per_s(database_url: str, *, aggregates: int) -> float:
 
 
 def _write(env: dict[str, str], aggregates: int) -> int:
-    """The number of the last notification."""
+    """Write the log. Returns the number of its last notification."""
     application: Application[UUID] = Application(env=env)
     last = 0
     try:

@@ -1,4 +1,4 @@
-"""A log of many instances, written with COPY: what a year of appends would have left, in a few seconds."""
+"""Writes a log of many instances with COPY: in a few seconds, as many events as a year of appends."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from events.types import AnyEvent, Sealed
 
 TENANTS = 50
 
-#: Instances whose lives overlap: neighbours in the log belong to different streams, as they do in a busy system.
+#: The number of instances whose lives overlap, so that neighbouring events belong to different streams,
+#: as in a busy system.
 OVERLAP = 2_000
 
 NOW_MS = 1_790_000_000_000
 RECORDED_AT = datetime.fromtimestamp(NOW_MS / 1000, UTC).isoformat()
 
-#: Whose it is, and the commands of an instance, each as its events.
+#: The tenant of an instance, and its commands, each as a list of events.
 Life = tuple[str, list[list[AnyEvent]]]
 
 _COMMANDS = (
@@ -38,7 +39,7 @@ _EVENTS = (
 )
 _STREAMS = "COPY stream (lane, stream_id, version) FROM STDIN"
 
-#: The log once more behind itself, with other streams in the same lanes: their ids differ in the first byte.
+#: Appends a copy of the log to itself, with other streams in the same lanes: their ids differ in the first byte.
 _EVENTS_AGAIN = """
 INSERT INTO event (lane, seq, stream_id, version, tenant_id, type, schema_version, payload, digest, command_id, recorded_at)
 SELECT e.lane, e.seq + %(turn)s * h.head, encode(set_byte(uuid_send(e.stream_id), 0, get_byte(uuid_send(e.stream_id), 0) # %(turn)s),
@@ -65,13 +66,13 @@ _ESCAPE, _ESCAPED, _HEX = "\\", "\\\\", "\\\\x"
 
 
 def write_log(database_url: str, *, instances: int) -> int:
-    """Fill an empty log with `instances` lives; how many events that were, ten an instance about."""
+    """Fill an empty log with the lives of `instances`. Returns the number of events, about ten per instance."""
     blocks = (range(start, min(start + OVERLAP, instances)) for start in range(0, instances, OVERLAP))
     return write_lives(database_url, (dict(map(life_of, block)) for block in blocks))
 
 
 def write_lives(database_url: str, blocks: Iterable[Mapping[UUID, Life]]) -> int:
-    """Fill an empty log with blocks of overlapping lives; how many events that were."""
+    """Fill an empty log with blocks of overlapping lives. Returns the number of events."""
     heads = dict.fromkeys(range(LANES), Head(0, GENESIS))
     with psycopg.connect(database_url) as connection:
         for lives in blocks:
@@ -83,10 +84,10 @@ def write_lives(database_url: str, blocks: Iterable[Mapping[UUID, Life]]) -> int
 
 
 def multiply_log(database_url: str, *, times: int) -> int:
-    """Make a log that was just written `times` as long, far faster than writing it; how many events it has then.
+    """Make a log that was just written `times` as long, far faster than by writing it. Returns its number of events.
 
-    It is long enough to fold and no more: the copies keep digests and commands of the events that they were made from, but for a
-    command at the end of each lane, so that nobody could verify it.
+    The result can be folded, but not verified: copied events keep the digests and commands of the
+    originals, except for one new command at the end of each lane.
     """
     with psycopg.connect(database_url) as connection:
         for turn in range(1, times):
@@ -107,7 +108,7 @@ def life_of(number: int) -> tuple[UUID, Life]:
 
 
 def _write_block(connection: psycopg.Connection, lives: Mapping[UUID, Life], heads: dict[int, Head]) -> None:
-    """A block of overlapping lives: the first step of each, the second step of each, and so on."""
+    """Write a block of overlapping lives: the first step of each, then the second step of each, and so on."""
     commands, events, streams = list[str](), list[str](), list[str]()
     for stream_id, (_, steps) in lives.items():
         streams.append(f"{lane_of(stream_id)}\t{stream_id}\t{sum(map(len, steps))}\n")
@@ -168,8 +169,10 @@ def _id(number: int) -> UUID:
 
 
 def _life(number: int) -> Iterator[list[AnyEvent]]:
-    """The commands of one instance, each as its events. Of ten, four wait for their server, one could not have any, four
-    run, one was deleted."""
+    """The commands of one instance, each as its events.
+
+    Of ten instances, four wait for their server, one could get none, four run, and one was deleted.
+    """
     at = NOW_MS + number
     share = number % 10
     yield [_requested(number, at)]

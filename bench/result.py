@@ -1,4 +1,4 @@
-"""What a comparison comes to, and how it is shown."""
+"""The results of measurements, and the table that shows them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.table import Table
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """Two medians of one run, and the ratios of the rounds, each of which measured both in turn."""
+    """The medians of both sides, and their ratios in each round; a round measures both in turn."""
 
     name: str
     against: str

@@ -1,4 +1,4 @@
-"""From POST to `running`, on real processes, with a cloudsim that boots at once: what HydraCore itself takes."""
+"""The time from POST to `running`, with real processes and a cloudsim that boots at once: HydraCore's own share."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ ALONE: Final = 10
 TOGETHER: Final = 100
 WAIT_S_MAX: Final = 60.0
 
-#: Where the disks of the simulated servers are: a real server has one of its own, and does not wait for the database's.
+#: The directory of the simulated servers' disks, in memory: real servers do not share a disk with the database.
 MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a tmpfs by definition
 
 _READY: Final = "SELECT stream_id, extract(epoch FROM recorded_at)::float8 FROM event WHERE type = 'instance_ready'"
 
 
 async def measure(services: Services) -> list[Limit]:
-    """One at a time, then a hundred at once; each from its POST to the event that says that its agent was seen healthy."""
+    """Create one at a time, then a hundred at once. The time of each is from its POST to its `instance_ready` event."""
     url = await services.fresh_database("running", migrated=True)
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as disks:
         took_alone, took_together = await _measure_on(services, url, disks)
@@ -47,7 +47,7 @@ async def measure(services: Services) -> list[Limit]:
 
 
 async def _measure_on(services: Services, url: str, disks: str) -> tuple[list[float], list[float]]:
-    """Seconds from POST to `running`: of those that were made one at a time, and of those made together."""
+    """Seconds from POST to `running`: of instances that were created one at a time, and of those created at once."""
     async with _stack(services, url, disks) as customer:
         alone: list[tuple[str, float]] = []
         for number in range(ALONE):
@@ -69,13 +69,13 @@ def _p99(values: list[float]) -> float:
 
 
 class Customer(NamedTuple):
-    """Whoever asks for instances, in as little processor time as can be: the servers need it."""
+    """Requests instances, with as little processor time as possible: the servers need it."""
 
     port: int
     token: str
 
     async def create(self, key: str) -> tuple[str, float]:
-        """The instance's id, and when it was asked for, in seconds since 1970: the clock is the database's, too."""
+        """The instance's id, and the time of its request in seconds since 1970, by the database's clock, too."""
         body = {"region_id": "local", "tier_id": "starter", "idempotency_key": key}
         sent_s = time.time()
         answer = await post("127.0.0.1", self.port, "/v1/instances", self.token, msgspec.json.encode(body))

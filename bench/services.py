@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL and Valkey of one run: durable, on a disk, gone afterwards."""
+"""The embedded PostgreSQL and Valkey of one run: durable, on a disk, and deleted afterwards."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from hydracore.embedded.postgres import Postgres
 from hydracore.embedded.supervisor import Supervisor
 from hydracore.embedded.valkey import Valkey
 
-#: What makes an append durable; a bench on a server without them would flatter everybody.
+#: The settings that make an append durable. Without them all figures would be too good.
 _DURABLE = ("fsync", "synchronous_commit", "full_page_writes")
 
 
 class Services(NamedTuple):
-    """What a comparison stands on. Further parts go to the same supervisor and end with it."""
+    """The services that measurements use. Further parts are started by the same supervisor, and end with it."""
 
     home: Home
     supervisor: Supervisor
@@ -33,7 +33,7 @@ class Services(NamedTuple):
     valkey: Valkey
 
     async def fresh_database(self, name: str, *, migrated: bool) -> str:
-        """An empty database of this name, whatever was there before; its URL."""
+        """Create an empty database of this name, in place of one that exists. Returns its URL."""
         async with await psycopg.AsyncConnection.connect(self.postgres.url("postgres"), autocommit=True) as connection:
             identifier = sql.Identifier(name)
             await connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(identifier))
@@ -44,14 +44,14 @@ class Services(NamedTuple):
         return url
 
     async def checkpoint(self) -> None:
-        """Write out what earlier rounds left behind, so that no round pays for another."""
+        """Write out what earlier rounds have left in memory, so that no round pays for another."""
         async with await psycopg.AsyncConnection.connect(self.postgres.url(), autocommit=True) as connection:
             await connection.execute("CHECKPOINT")
 
 
 @asynccontextmanager
 async def running_services() -> AsyncGenerator[Services]:
-    """Both, ready. Not in memory: `fsync` on a memory disk costs nothing."""
+    """Both services, ready. Their data is not in memory, where `fsync` would cost nothing."""
     folder = Path(tempfile.mkdtemp(prefix="hydracore-bench-", dir=Path(tempfile.gettempdir())))
     folder.chmod(0o711)  # noqa: ASYNC240 - once, before anything runs: PostgreSQL's account must pass through.
     home = Home(folder / "home")

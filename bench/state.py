@@ -1,5 +1,6 @@
-"""An instance with a long history: how long the log takes to say what it was, how long the whole command takes, and what a process that
-begins has to read of it.
+"""Reads of an instance with a long history.
+
+Measured are the fold of its state at a version, the whole command `audit state`, and its first load by a new process.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ EVENTS: Final = 10_000
 ROUNDS: Final = 9
 WARM: Final = 2
 
-#: Of ten lives this one comes to run, and goes on.
+#: The numbers of two lives (`life_of`) that come to run. The first one is continued.
 LONG: Final = 5
 SHORT: Final = 6
-#: And this one is loaded, with so many events behind its snapshot as there are on average.
+#: The number of the life that is loaded, and its events behind the snapshot: as many as on average.
 LOADED: Final = 15
 BEHIND: Final = 250
 
@@ -42,7 +43,7 @@ WORK_MS_MAX: Final = 100.0
 COMMAND_MS_MAX: Final = 1_000.0
 FIRST_LOADS_RATIO_MIN: Final = 5.0
 
-#: `python -m hydracore`, which says at its end what CPU time it has taken, in seconds.
+#: `python -m hydracore`, which prints its CPU time in seconds when it ends.
 _COMMAND: Final = """
 import atexit, sys, time
 atexit.register(lambda: print(time.process_time(), file=sys.stderr))
@@ -52,7 +53,7 @@ main()
 
 
 async def measure(services: Services) -> list[Comparison | Limit]:
-    """The function on an open pool; then the command beside the same one for a short history, which is its start."""
+    """Measure the function on an open pool, then the command, from which the same for a short history is subtracted."""
     url = await services.fresh_database("state", migrated=True)
     (long_id, life), short = _going_on(*life_of(LONG), events=EVENTS), life_of(SHORT)
     loaded_id, loaded_life = _going_on(*life_of(LOADED), events=EVENTS + BEHIND)
@@ -74,7 +75,7 @@ async def measure(services: Services) -> list[Comparison | Limit]:
 
 
 async def _first_loads(url: str, instance_id: UUID) -> Comparison:
-    """Loads a second, of stores that have read nothing yet: with the snapshot that the one before has kept, and without any."""
+    """Loads per second of new stores: with the snapshot that the load before has left, and without any."""
     ours, theirs = list[float](), list[float]()
     async with (
         open_pool(url, role="hydracore_app", application="bench-state", size=1) as pool,
@@ -106,7 +107,7 @@ async def _first_load(pool: AsyncConnectionPool, instance_id: UUID) -> float:
 
 
 class Took(NamedTuple):
-    """`cpu_ms`: what each of the rounds cost, the database's part included. `best_ms`: how long the shortest took."""
+    """`cpu_ms`: the mean CPU time of a round, including the database's. `best_ms`: the time of the shortest round."""
 
     cpu_ms: float
     best_ms: float
@@ -142,20 +143,20 @@ async def _command_cpu_ms(url: str, instance_id: UUID) -> float:
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )
-    _, told = await process.communicate()
-    assert process.returncode == 0, told
-    return 1000 * float(told)
+    _, printed = await process.communicate()
+    assert process.returncode == 0, printed
+    return 1000 * float(printed)
 
 
 def _going_on(instance_id: UUID, life: Life, *, events: int) -> tuple[UUID, Life]:
-    """`life`, until it has so many events."""
+    """`life`, continued until it has this many events."""
     tenant_id, steps = life
     begun = sum(map(len, steps))
     return instance_id, (tenant_id, [*steps, *([event] for event in _days(events - begun))])
 
 
 def _days(events: int) -> Iterator[AnyEvent]:
-    """What happens to an instance that runs: its agent comes and goes, is configured anew, and is used."""
+    """Events of a running instance: its agent is late and healthy again, is configured, and reports usage."""
     ledger_id = UUID(int=LONG)
     for number in range(events):
         at_ms = NOW_MS + 60_000 * number
