@@ -1,5 +1,4 @@
-"""uvicorn's HTTP protocol with bounds on the heads of requests, and on how long an answer waits for its
-client to read it.
+"""uvicorn's HTTP protocol with bounds on heads of requests, and on how long answers wait for clients to read.
 
 A head is read before anybody is authenticated. uvicorn keeps heads of any length, and waits for ever for
 the end of a head and for a client that does not read. The rest is bounded elsewhere: bodies where they

@@ -18,8 +18,9 @@ T = TypeVar("T")
 
 
 class HurriedConnection(psycopg.AsyncConnection):
-    """Shuts itself down where an answer takes longer than `answer_s_max`. The caller gets the
-    `OperationalError` of a lost connection.
+    """Shuts itself down where an answer takes longer than `answer_s_max`.
+
+    The caller gets the `OperationalError` of a lost connection.
 
     Nothing else notices a frozen server process: its kernel keeps the connection alive, and it does not
     react to a request to cancel the statement either.

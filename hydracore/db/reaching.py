@@ -66,8 +66,9 @@ class NotOurs(DatabaseUnfit):
 
 
 class NotMigrated(DatabaseUnfit):
-    """The database lacks migrations of this version. It may have newer ones: a newer version migrates
-    beside older parts.
+    """The database lacks migrations of this version.
+
+    It may have newer ones: a newer version migrates beside older parts.
 
     `missing`: their names; empty where the database has no migrations at all.
     """
@@ -150,8 +151,7 @@ async def require_migrated(connection: AsyncConnection) -> None:
 
 
 async def _applied(connection: AsyncConnection) -> frozenset[str]:
-    """The names of the applied migrations; none where the table is missing, or is so old that only its
-    owner may read it.
+    """The names of the applied migrations; none where the table is missing, or only its owner may read it yet.
 
     Raises `NotAllowed` where other roles than the owner may read it, but not ours.
     """

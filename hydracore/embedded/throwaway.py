@@ -25,10 +25,10 @@ NAME: Final = "home"
 
 @contextmanager
 def throwaway_home(prefix: str) -> Generator[Home]:
-    """A new home in a temporary directory whose name begins with `prefix`. At the
-    end, what runs there is ended and it is deleted.
+    """A new home in a temporary directory whose name begins with `prefix`.
 
-    The same is done first with such homes of this user whose holder was killed.
+    At the end, what runs there is ended and it is deleted. The same is done first with such homes of
+    this user whose holder was killed.
     """
     for home in _left_behind(prefix):
         # A problem with an old home must not prevent a new one.
