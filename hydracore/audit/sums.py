@@ -82,7 +82,7 @@ class Along:
     def take(self, window: Window) -> None:
         if not self._folds:
             return
-        weight = self._facts.bytes_told(window)
+        weight = self._facts.payload_bytes(window)
         if window.seqs[0] != self.upto + 1 or weight > self._room.left:
             self._end()
             return

@@ -89,7 +89,7 @@ class Report(msgspec.Struct, kw_only=True):
     #: How much of `seconds` was spent resting, to give way to writers; with several workers, on average.
     rested_s: float = 0.0
 
-    def take_no_word(self) -> None:
+    def turn_notes_into_findings(self) -> None:
         """Turn the notes, on what was not compared or was believed, into findings."""
         self.findings += [Finding(kind="not_proven", what=note) for note in self.notes]
         self.notes = []

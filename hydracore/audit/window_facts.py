@@ -27,17 +27,19 @@ def _id_of(stream: bytes) -> UUID:
 
 
 class WindowFacts:
-    """The facts of one lane. `told`: the stored names of the events whose payloads are needed; None for all."""
+    """The facts of one lane. `payload_types`: the stored names of the events whose payloads are needed; None for all."""
 
-    def __init__(self, lane: int, told: Collection[str] | None) -> None:
+    def __init__(self, lane: int, payload_types: Collection[str] | None) -> None:
         self._lane = lane
-        self._told = None if told is None else frozenset(told)
-        self._untold: dict[str, WithoutPayload] = {}
+        self._payload_types = None if payload_types is None else frozenset(payload_types)
+        self._without_payload: dict[str, WithoutPayload] = {}
 
-    def bytes_told(self, window: Window) -> int:
+    def payload_bytes(self, window: Window) -> int:
         """The bytes of the payloads in a window that are needed."""
         named = zip(window.type_names(), window.payloads, strict=True)
-        return sum(len(payload) for name, payload in named if self._told is None or name in self._told)
+        return sum(
+            len(payload) for name, payload in named if self._payload_types is None or name in self._payload_types
+        )
 
     def of(self, window: Window) -> Iterator[tuple[str, Fact]]:
         """The facts of a window that fits (`events.window`), in order, each with the stored name of its type.
@@ -51,10 +53,12 @@ class WindowFacts:
             recorded_at = EPOCH + timedelta(microseconds=recorded_us + POSTGRES_EPOCH_US)
             first = True
             for seq, name, schema_version, payload in islice(events, count):
-                if self._told is None or name in self._told:
+                if self._payload_types is None or name in self._payload_types:
                     event_or_type = read(payload, tag=name, schema_version=schema_version)
                 else:
-                    event_or_type = self._untold.get(name) or self._untold.setdefault(name, WithoutPayload(name))
+                    event_or_type = self._without_payload.get(name) or self._without_payload.setdefault(
+                        name, WithoutPayload(name)
+                    )
                 fact = Fact(
                     lane=self._lane,
                     seq=seq,

@@ -112,7 +112,7 @@ def verify(
             report = verifying.verify(request, progress)
         report.notes += [NO_COPY] if copy is None else []
         if strict:
-            report.take_no_word()
+            report.turn_notes_into_findings()
         # Not as findings, even with `--strict`: a line that a crash has cut off stays in the file for ever, and seals
         # that are missing or out of place are findings already.
         report.notes += [] if copy is None else copy.notes
