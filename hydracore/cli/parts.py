@@ -8,13 +8,17 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hydracore import settings as configuration
 from hydracore.cli.exit_status import FOUND, NOT_DONE
-from hydracore.cli.printing import Folder, PatientOption, load_with_options, say
+from hydracore.cli.printing import Folder, PatientOption, json_option, load_with_options, print_json, say
 from hydracore.cli.running import fail, failures, load
+
+if TYPE_CHECKING:
+    from workers.findings import SweepReport
 
 _option = partial(click.option, cls=PatientOption)
 
@@ -81,7 +85,8 @@ def worker() -> None:
     is_flag=True,
     help="Delete all servers that the log has no record of, at once and without limit. Use --dry-run first.",
 )
-def sweep(*, dry_run: bool, remove_unaccounted: bool) -> None:
+@json_option
+def sweep(*, dry_run: bool, remove_unaccounted: bool, as_json: bool) -> None:
     """Compare the servers at each provider with the log, once.
 
     Deletes servers that belong to no instance, repairs labels, and reports servers that have vanished.
@@ -95,6 +100,15 @@ def sweep(*, dry_run: bool, remove_unaccounted: bool) -> None:
     with failures():
         pool.check(settings.database_url, role=settings.database_role, application="hydracore-sweep")
         swept = run_sweep(settings, dry_run=dry_run, remove_unaccounted=remove_unaccounted)
+    if as_json:
+        print_json({name: [one._asdict() for one in found] for name, found in swept._asdict().items()})
+    else:
+        _show_swept(swept)
+    if not swept.is_complete:
+        sys.exit(FOUND)
+
+
+def _show_swept(swept: "SweepReport") -> None:
     for finding in swept.findings:
         facts = finding._asdict().items()
         say(" ".join(f"{name}={value}" for name, value in facts if value is not None))
@@ -102,8 +116,6 @@ def sweep(*, dry_run: bool, remove_unaccounted: bool) -> None:
         held = "" if one.needed else " (the log has no instances there)"
         say(f"provider={one.provider} could not be checked: {one.why}{held}")
     say(f"{len(swept.findings)} found")
-    if not swept.is_complete:
-        sys.exit(FOUND)
 
 
 @click.command()

@@ -28,6 +28,7 @@ from hydracore.cli.master_key import master_key
 from hydracore.cli.parts import agent, api, cloudsim, modelsim, relay, sweep, worker
 from hydracore.cli.printing import plain_beginning, plain_lines, say
 from hydracore.cli.projections import projections
+from hydracore.cli.stuck import stuck
 from hydracore.cli.up import up
 from hydracore.embedded.errors import EmbeddedError, HomeInUse, HomeUnusable, PartFailed, PortTaken, StoresRefused
 from hydracore.files import DISK_TROUBLE, describe_disk_error
@@ -135,6 +136,7 @@ for command in (
     audit,
     fleet,
     activity,
+    stuck,
     sweep,
     api_key,
     token,

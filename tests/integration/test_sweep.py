@@ -1,6 +1,7 @@
 """The sweep against a real provider: what it removes, what it mends, what it reports, and what it leaves alone."""
 
 import asyncio
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -272,15 +273,18 @@ async def test_a_dry_run_prints_and_changes_nothing(stack: Stack, provider: Hetz
     before = [stack.cloudsim.requests(change) for change in changes]
 
     done = await asyncio.to_thread(run_command, stack.environ(orphan_grace_s=SHORT), "--dry-run")
+    as_json = await asyncio.to_thread(run_command, stack.environ(orphan_grace_s=SHORT), "--dry-run", "--json")
 
-    assert done.status == 0, done.stderr
+    assert (done.status, as_json.status) == (0, 0), done.stderr + as_json.stderr
     lines = done.stdout.splitlines()
+    findings = {(one["kind"], one["server_id"]) for one in json.loads(as_json.stdout)["findings"]}
     for kind, server_id in (
         ("orphan", orphan),
         ("wrong_labels", stack.known_server(mislabelled)),
         ("vanished", stack.known_server(lost)),
     ):
         assert [line for line in lines if kind in line and f"{server_id}" in line], done.stdout
+        assert (kind, f"{server_id}") in findings
     assert [stack.cloudsim.requests(change) for change in changes] == before
     assert not stack.rows("SELECT 1 FROM orphan WHERE server_id = %s", orphan)
     assert not stack.rows("SELECT 1 FROM missing_server WHERE server_id = %s", stack.known_server(lost))
