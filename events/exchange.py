@@ -135,7 +135,7 @@ async def exchange(
 
     While another exchange is under way on the same connection, this one waits for its end. With `follow` it is sent at once, so that
     the server goes straight on; each is still a transaction of its own. Where one that may be followed is given up, the connection is
-    broken off, because nobody would read its answers. So is a connection with `answer_s_max` (`hydracore.db.hurried`) on which the
+    broken off, because nobody would read its answers. So is a connection with `answer_s_max` (`hydracore.db.answer_timeout`) on which the
     server says nothing for so many seconds.
 
     The server parses the statements anew each time where they are not to be `prepared`, and on a connection that may prepare nothing

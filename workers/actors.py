@@ -17,8 +17,8 @@ from dramatiq.middleware import Middleware, MiddlewareError
 
 from events.errors import MasterKeyWrong, StoreUnavailable
 from events.keys import Keyring
-from hydracore.db.complaints import one_line
 from hydracore.db.direct import require_direct
+from hydracore.db.error_text import one_line
 from hydracore.settings import Settings, SettingsError
 from workers import broker as b
 from workers.advance import advance

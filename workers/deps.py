@@ -52,7 +52,7 @@ class Deps:
 
 @asynccontextmanager
 async def open_deps(settings: Settings, environ: Mapping[str, str]) -> AsyncGenerator[Deps]:
-    """Open all dependencies, and close them at the end in reverse order. Raises `CatalogueError` and `DatabaseUnfit`."""
+    """Open all dependencies, and close them at the end in reverse order. Raises `CatalogueError` and `DatabaseUnusable`."""
     catalogue = catalogues.load(settings.catalogue, environ)
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(

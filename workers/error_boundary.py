@@ -11,7 +11,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from events.errors import StoreUnavailable
-from hydracore.db.complaints import one_line
+from hydracore.db.error_text import one_line
 
 _log = structlog.get_logger(__name__)
 

@@ -19,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from events.exchange import Rows, Statement, break_off, exchange, number
 from events.ids import lane_of
-from hydracore.db.pool import NOTICE_LOSS, conninfo
+from hydracore.db.pool import DEAD_CLIENT_OPTIONS, conninfo
 from workers.sql import OPERATIONS
 
 _TRY_LOCK = OPERATIONS["try_lock"]
@@ -63,7 +63,7 @@ class InstanceLocks:
         given = str(conninfo_to_dict(acting).get("options") or "")
         # If the machine loses power or network, its locks are released within half a minute, instead of the usual two hours.
         silence = f"-c idle_session_timeout={int(silence_s_max * 1000)}"
-        self._conninfo = make_conninfo(acting, options=f"{given} {NOTICE_LOSS} {silence}".strip())
+        self._conninfo = make_conninfo(acting, options=f"{given} {DEAD_CLIENT_OPTIONS} {silence}".strip())
         self._beat_s = silence_s_max / BEATS
         self._beating: asyncio.Task[None] | None = None
         self._connection: AsyncConnection | None = None

@@ -48,7 +48,7 @@ _log = structlog.get_logger(__name__)
 
 
 def run_relay(settings: Settings) -> None:
-    """Follow the log and reconcile until a signal comes. Raises `DatabaseUnfit`."""
+    """Follow the log and reconcile until a signal comes. Raises `DatabaseUnusable`."""
     logs.configure(settings.log_level)
     if not run_until_signal(_relay(settings), loop_factory=uvloop.new_event_loop):
         _log.info("stopped")
@@ -57,7 +57,7 @@ def run_relay(settings: Settings) -> None:
 def run_worker(settings: Settings) -> None:
     """Process hints until a signal comes.
 
-    Raises `SettingsError` if the master key is not that of this database, `CatalogueError` and `DatabaseUnfit`.
+    Raises `SettingsError` if the master key is not that of this database, `CatalogueError` and `DatabaseUnusable`.
     """
     logs.configure(settings.log_level)
     middleware = DepsMiddleware(settings, os.environ)

@@ -48,7 +48,7 @@ def run(settings: Settings) -> int:
     """Serve until a signal says to stop. Returns the exit code of the process.
 
     2: the catalogue is wrong, with a line for each problem. 3: the list of erased customers cannot be read. Raises
-    `SettingsError` where the master key is not this database's, and `DatabaseUnfit`.
+    `SettingsError` where the master key is not this database's, and `DatabaseUnusable`.
     """
     logs.configure(settings.log_level)
     try:
@@ -128,7 +128,7 @@ async def _served_to_agents(config: uvicorn.Config, port: int | None, *, until: 
 async def open_parts(settings: Settings, catalogue: Catalogue) -> AsyncGenerator[Parts]:
     """Open everything that the application needs, and close it in reverse order at the end.
 
-    Raises `DatabaseUnfit`, `ErasuresUnknown` and `MasterKeyWrong`.
+    Raises `DatabaseUnusable`, `ErasuresUnknown` and `MasterKeyWrong`.
     """
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(
@@ -138,7 +138,7 @@ async def open_parts(settings: Settings, catalogue: Catalogue) -> AsyncGenerator
                 application="hydracore-api",
                 size=POOL_SIZE,
                 prepared=settings.database_prepared,
-                hurried=True,
+                with_answer_timeout=True,
             )
         )
         if settings.erasure_file is None:

@@ -99,7 +99,7 @@ async def _erase(
 
     from events.errors import StoreUnavailable
     from hydracore.audit.errors import CutOff
-    from hydracore.db.complaints import one_line
+    from hydracore.db.error_text import one_line
 
     async with eraser(settings, pool, actor=operator()) as opened:
         try:

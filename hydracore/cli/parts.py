@@ -37,11 +37,11 @@ def _leave_out_the_unused() -> None:
 @contextmanager
 def _database_failures() -> Generator[None]:
     """Report an unusable database in one line with an exit status."""
-    from hydracore.db.reaching import DatabaseUnfit
+    from hydracore.db.readiness import DatabaseUnusable
 
     try:
         yield
-    except DatabaseUnfit as error:
+    except DatabaseUnusable as error:
         fail(str(error), NOT_DONE)
 
 

@@ -28,12 +28,12 @@ def as_owner(settings: "Settings") -> str:
     """
     from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-    from hydracore.db.pool import OURS, conninfo
+    from hydracore.db.pool import REQUIRED_OPTIONS, conninfo
 
     options = str(conninfo_to_dict(settings.database_url).get("options") or "")
     if settings.database_role:
         # With a role there is no pooler, which might refuse the options.
-        options = f"{OURS} {options}".strip()
+        options = f"{REQUIRED_OPTIONS} {options}".strip()
     patient = make_conninfo(settings.database_url, tcp_user_timeout="0", options=options)
     return conninfo(patient, role="", application="hydracore-projections")
 
@@ -100,15 +100,15 @@ def run_for_projection(name: str, work: Coroutine[Any, Any, T]) -> "T | Failure"
 
     from events.errors import EventsError
     from hydracore.cli.projections_view import Failure
-    from hydracore.db.complaints import one_line
-    from hydracore.db.reaching import DatabaseUnfit
+    from hydracore.db.error_text import one_line
+    from hydracore.db.readiness import DatabaseUnusable
     from projections.errors import GenerationInUse, RebuildBusy, RebuildError, UnknownProjection
 
     try:
         return run_to_its_end(work)
     except UnknownProjection as error:
         refuse_unknown(error.name)
-    except (RebuildError, EventsError, DatabaseUnfit, psycopg.Error) as error:
+    except (RebuildError, EventsError, DatabaseUnusable, psycopg.Error) as error:
         status = BUSY if isinstance(error, RebuildBusy | GenerationInUse) else NOT_DONE
         failure = Failure(name, one_line(error), status)
     say(f"hydracore: {failure.error}", err=True)

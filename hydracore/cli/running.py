@@ -56,10 +56,10 @@ def on_database(settings: Settings, work: "Callable[[AsyncConnectionPool], Corou
 
 
 async def on_connection(conninfo: str, settings: Settings, work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
-    """The result of `work` on a new connection to a database with all migrations. Raises `DatabaseUnfit`."""
+    """The result of `work` on a new connection to a database with all migrations. Raises `DatabaseUnusable`."""
     import psycopg
 
-    from hydracore.db.reaching import require_migrated
+    from hydracore.db.readiness import require_migrated
 
     connecting = psycopg.AsyncConnection.connect(
         conninfo, autocommit=True, prepare_threshold=settings.prepare_threshold
@@ -96,8 +96,8 @@ def failures() -> Generator[None]:
     )
     from hydracore.db import MigrationError
     from hydracore.db.backup import BackupFailed
-    from hydracore.db.complaints import one_line
-    from hydracore.db.reaching import DatabaseUnfit
+    from hydracore.db.error_text import one_line
+    from hydracore.db.readiness import DatabaseUnusable
     from hydracore.db.restore import RestoreFailed, RestoreRefused
     from hydracore.files import describe_disk_error
 
@@ -119,7 +119,7 @@ def failures() -> Generator[None]:
         fail(one_line(describe_disk_error(error)), NOT_DONE)
     except (
         psycopg.Error,
-        DatabaseUnfit,
+        DatabaseUnusable,
         StoreUnavailable,
         EventUnreadable,
         MigrationError,

@@ -32,7 +32,7 @@ LOCK_TRIES_MAX = 40
 
 _NO_LIMITS = Statements("events", "session.sql")["unlimited"]
 
-_CREATE_LEDGER = """
+_CREATE_MIGRATION_TABLE = """
 CREATE TABLE IF NOT EXISTS migration (
     name text PRIMARY KEY,
     digest bytea NOT NULL,
@@ -74,7 +74,7 @@ def migrate(database_url: str) -> list[str]:
         connection.execute(_NO_LIMITS)
         connection.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
         connection.execute("SET client_min_messages = warning")
-        connection.execute(_CREATE_LEDGER)
+        connection.execute(_CREATE_MIGRATION_TABLE)
         known = {name: bytes(digest) for name, digest in connection.execute("SELECT name, digest FROM migration")}
         wanted = migrations()
         unknown = sorted(known.keys() - {name for name, _ in wanted})

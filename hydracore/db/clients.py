@@ -9,10 +9,10 @@ from typing import IO, Final, Literal
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from hydracore import wheels
-from hydracore.db.complaints import one_line
+from hydracore.db.error_text import one_line
 
 #: The bytes of a program's output that are passed on at once.
-PIECE_BYTES: Final = 256 * 1024
+CHUNK_BYTES: Final = 256 * 1024
 
 
 def postgres_client(name: Literal["pg_dump", "pg_restore", "psql"]) -> Path:
@@ -20,7 +20,7 @@ def postgres_client(name: Literal["pg_dump", "pg_restore", "psql"]) -> Path:
     return wheels.postgres_programs() / name
 
 
-def reached(database_url: str) -> tuple[str, dict[str, str]]:
+def split_password(database_url: str) -> tuple[str, dict[str, str]]:
     """The connection string without the password, and an environment with it, where other users cannot see it."""
     given = conninfo_to_dict(database_url)
     password = str(given.pop("password", None) or "")
@@ -28,7 +28,7 @@ def reached(database_url: str) -> tuple[str, dict[str, str]]:
     return make_conninfo("", **{name: str(value) for name, value in given.items() if value is not None}), environ
 
 
-def told(complaints: IO[bytes]) -> str:
-    """What a program has written to the file `complaints`, in one line."""
-    complaints.seek(0)
-    return one_line(complaints.read().decode(errors="replace"))
+def read_errors(stderr: IO[bytes]) -> str:
+    """What a program has written to the file `stderr`, in one line."""
+    stderr.seek(0)
+    return one_line(stderr.read().decode(errors="replace"))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import psycopg
 
-from hydracore.db.complaints import one_line
-from hydracore.db.reaching import DatabaseUnfit, NotReached
+from hydracore.db.error_text import one_line
+from hydracore.db.readiness import DatabaseUnreachable, DatabaseUnusable
 from hydracore.settings import Settings
 
 
-class NotDirect(DatabaseUnfit):
+class NotDirect(DatabaseUnusable):
     """The URL leads to a pooler in transaction mode."""
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class NotDirect(DatabaseUnfit):
 
 
 async def require_direct(settings: Settings, conninfo: str) -> None:
-    """Raise `NotDirect` behind a pooler in transaction mode, and `NotReached` where nothing answers.
+    """Raise `NotDirect` behind a pooler in transaction mode, and `DatabaseUnreachable` where nothing answers.
 
     `database_prepared` must be false behind such a pooler. Where it is true, nothing is checked.
     """
@@ -39,6 +39,6 @@ async def require_direct(settings: Settings, conninfo: str) -> None:
             is_direct = row == (connection.info.backend_pid,)
     except psycopg.Error as error:
         # libpq's texts name host, port and user, never the password.
-        raise NotReached(one_line(error)) from error
+        raise DatabaseUnreachable(one_line(error)) from error
     if not is_direct:
         raise NotDirect

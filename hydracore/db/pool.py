@@ -10,8 +10,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from events.cancellation import cancellation_heard
-from hydracore.db import reaching
-from hydracore.db.hurried import HurriedConnection
+from hydracore.db import readiness
+from hydracore.db.answer_timeout import AnswerTimeoutConnection
 from hydracore.signals import run_to_its_end
 
 #: How long an opening pool waits for its first connections, and a caller for a free one.
@@ -20,7 +20,7 @@ BORROW_TIMEOUT_S = 10.0
 
 #: libpq's parameters unless the URL sets them: give up connecting to a server that does not answer in time, and notice
 #: within half a minute that a server's machine is gone. A statement would otherwise wait for the kernel's two hours.
-_WATCHFUL = {
+_TIMEOUTS = {
     "connect_timeout": "5",
     "keepalives_idle": "10",
     "keepalives_interval": "5",
@@ -31,7 +31,7 @@ _WATCHFUL = {
 #: Options of sessions that act as a role (behind a pooler, none does). The server ends such a session
 #: when its client is gone, even while the session waits for a lock, and notices within half a minute
 #: that the client's machine is gone. The URL may set other values.
-NOTICE_LOSS = (
+DEAD_CLIENT_OPTIONS = (
     "-c client_connection_check_interval=2000"
     " -c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
 )
@@ -40,7 +40,7 @@ NOTICE_LOSS = (
 #: reads where its lane ends once it has the lane's lock, and must see what others committed while it waited, or it
 #: would use their numbers again. The other options set how sent values are parsed. `hydracore.db` sets how dates are
 #: returned.
-OURS = (
+REQUIRED_OPTIONS = (
     r"-c default_transaction_isolation=read\ committed"
     " -c array_nulls=on -c standard_conforming_strings=on"
 )
@@ -54,36 +54,42 @@ def conninfo(database_url: str, *, role: str, application: str) -> str:
     given = conninfo_to_dict(database_url)
     options = str(given.get("options") or "")
     if role:
-        options = " ".join(filter(None, (OURS, options, f"-c role={role}")))
-    ours = {"application_name": application, "options": options, "client_encoding": "UTF8"}
-    return make_conninfo(database_url, **{**_WATCHFUL, **given, **ours})
+        options = " ".join(filter(None, (REQUIRED_OPTIONS, options, f"-c role={role}")))
+    fixed = {"application_name": application, "options": options, "client_encoding": "UTF8"}
+    return make_conninfo(database_url, **{**_TIMEOUTS, **given, **fixed})
 
 
 def check(database_url: str, *, role: str, application: str) -> None:
-    """Check the database once, without waiting for it, for commands. Raises `DatabaseUnfit`.
+    """Check the database once, without waiting for it, for commands. Raises `DatabaseUnusable`.
 
     Call it in a thread without an event loop.
     """
-    run_to_its_end(reaching.look(conninfo(database_url, role="", application=application), role=role))
+    run_to_its_end(readiness.check_ready(conninfo(database_url, role="", application=application), role=role))
 
 
 @asynccontextmanager
 async def open_pool(
-    database_url: str, *, role: str, application: str, size: int, prepared: bool = True, hurried: bool = False
+    database_url: str,
+    *,
+    role: str,
+    application: str,
+    size: int,
+    prepared: bool = True,
+    with_answer_timeout: bool = False,
 ) -> AsyncGenerator[AsyncConnectionPool]:
     """An open pool of up to `size` autocommit connections, closed at the end. Borrow through `events.patience`.
 
-    `prepared`: whether statements may stay prepared on the server. `hurried`: whether connections give up
-    on a server that does not answer (`HurriedConnection`), for processes that callers wait for and that run
-    no long statements. Raises `DatabaseUnfit` where the database cannot be reached, or is not migrated.
+    `prepared`: whether statements may stay prepared on the server. `with_answer_timeout`: whether a connection is
+    closed when the server does not answer in time (`AnswerTimeoutConnection`). This is for processes whose callers
+    wait for them, and which run no long statements. Raises `DatabaseUnusable` where the database cannot be reached, or is not migrated.
     """
-    await reaching.reach(conninfo(database_url, role="", application=application), role=role)
+    await readiness.wait_until_ready(conninfo(database_url, role="", application=application), role=role)
     acting = conninfo(database_url, role=role, application=application)
     if role:
-        acting = make_conninfo(acting, options=f"{NOTICE_LOSS} {conninfo_to_dict(acting)['options']}")
+        acting = make_conninfo(acting, options=f"{DEAD_CLIENT_OPTIONS} {conninfo_to_dict(acting)['options']}")
     pool: AsyncConnectionPool = AsyncConnectionPool(
         acting,
-        connection_class=HurriedConnection if hurried else psycopg.AsyncConnection,
+        connection_class=AnswerTimeoutConnection if with_answer_timeout else psycopg.AsyncConnection,
         min_size=1,
         max_size=size,
         open=False,
@@ -101,7 +107,7 @@ async def open_pool(
             with cancellation_heard():
                 await pool.wait(OPEN_TIMEOUT_S)
         except PoolTimeout:
-            raise reaching.NotReached("the database cannot be reached any more") from None
+            raise readiness.DatabaseUnreachable("the database cannot be reached any more") from None
         yield pool
     finally:
         await pool.close()

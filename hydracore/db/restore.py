@@ -13,12 +13,12 @@ from typing import IO, Final
 import psycopg
 
 from events.sql import Statements
-from hydracore.db.backup import What
-from hydracore.db.clients import PIECE_BYTES, postgres_client, reached, told
-from hydracore.db.complaints import one_line
+from hydracore.db.backup import BackupKind
+from hydracore.db.clients import CHUNK_BYTES, postgres_client, read_errors, split_password
+from hydracore.db.error_text import one_line
 
 _SQL = Statements("hydracore.db", "restore.sql")
-_LOOK = _SQL["look"]
+_TABLES = _SQL["tables"]
 _ANY_KEY = _SQL["any_key"]
 _ROLES = _SQL["roles"]
 
@@ -29,15 +29,15 @@ _TIMEOUT_IF_KNOWN: Final = (
     b"SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout';\n"
 )
 #: Entries in the list of every dump with a log: the events, and the migrations, which mark it as HydraCore's.
-_LOG: Final = (" TABLE DATA public event ", " TABLE DATA public migration ")
+_LOG_ENTRIES: Final = (" TABLE DATA public event ", " TABLE DATA public migration ")
 #: A role as pg_dump writes it, and the lines of a dump that name one.
 _ROLE: Final = r'("(?:[^"]|"")+"|[^\s";]+)'
-_RIGHTS: Final = re.compile(rf"(?:GRANT|REVOKE) .* (?:TO|FROM) {_ROLE}(?: WITH GRANT OPTION)?;")
-_DEFAULTS: Final = re.compile(
+_GRANT: Final = re.compile(rf"(?:GRANT|REVOKE) .* (?:TO|FROM) {_ROLE}(?: WITH GRANT OPTION)?;")
+_DEFAULT_PRIVILEGES: Final = re.compile(
     rf"ALTER DEFAULT PRIVILEGES FOR ROLE {_ROLE} .* (?:TO|FROM) {_ROLE}(?: WITH GRANT OPTION)?;"
 )
-#: Not a role, but written where a role can be.
-_EVERYBODY: Final = "PUBLIC"
+#: The keyword for all roles, which is no role itself.
+_PUBLIC: Final = "PUBLIC"
 
 
 class RestoreRefused(Exception):
@@ -48,39 +48,39 @@ class RestoreFailed(Exception):
     """pg_restore or psql failed. `str()` is the error message. Nothing was changed."""
 
 
-def restore(database_url: str, path: Path) -> What:
-    """Restore a backup, or any other dump of a HydraCore database that pg_restore reads. Returns what it held.
+def restore(database_url: str, path: Path) -> BackupKind:
+    """Restore a backup, or any other dump of a HydraCore database that pg_restore reads. Returns what kind it is.
 
     A backup of the log needs an empty database, one of the keys a database without keys. Raises
     `RestoreRefused`, `RestoreFailed`, `OSError` and psycopg's errors.
     """
-    what = _what(path)
-    _require_room(database_url, what, path)
-    place, environ = reached(database_url)
-    reading = [postgres_client("pg_restore"), "--no-owner", "--file=-", path]
-    writing = [postgres_client("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--set=VERBOSITY=terse"]
+    kind = _kind_of(path)
+    _check_target(database_url, kind, path)
+    target, environ = split_password(database_url)
+    restore_command = [postgres_client("pg_restore"), "--no-owner", "--file=-", path]
+    psql_command = [postgres_client("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--set=VERBOSITY=terse"]
     with (
-        tempfile.TemporaryFile() as unread,
-        tempfile.TemporaryFile() as unwritten,
-        subprocess.Popen(reading, stdout=subprocess.PIPE, stderr=unread) as reader,  # noqa: S603 - our program
+        tempfile.TemporaryFile() as restore_stderr,
+        tempfile.TemporaryFile() as psql_stderr,
+        subprocess.Popen(restore_command, stdout=subprocess.PIPE, stderr=restore_stderr) as reader,  # noqa: S603 - our program
         subprocess.Popen(  # noqa: S603 - our program
-            [*writing, f"--dbname={place}", "--file=-"],
+            [*psql_command, f"--dbname={target}", "--file=-"],
             env=environ,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=unwritten,
+            stderr=psql_stderr,
         ) as writer,
     ):
-        is_whole = _pass_on(reader, writer)
+        is_complete = _run_script(reader, writer)
         if writer.wait():
-            raise RestoreFailed(told(unwritten) or f"psql failed with exit code {writer.returncode}")
-        if not is_whole:
-            raise RestoreFailed(told(unread) or f"pg_restore failed with exit code {reader.returncode}")
-    return what
+            raise RestoreFailed(read_errors(psql_stderr) or f"psql failed with exit code {writer.returncode}")
+        if not is_complete:
+            raise RestoreFailed(read_errors(restore_stderr) or f"pg_restore failed with exit code {reader.returncode}")
+    return kind
 
 
-def _what(path: Path) -> What:
-    """What the file is a backup of. Raises `RestoreRefused` where it is no backup of HydraCore."""
+def _kind_of(path: Path) -> BackupKind:
+    """What kind of backup the file is. Raises `RestoreRefused` where it is no backup of HydraCore."""
     command = [postgres_client("pg_restore"), "--list", path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our program
     if done.returncode:
@@ -88,18 +88,18 @@ def _what(path: Path) -> What:
     entries = [line for line in done.stdout.splitlines() if line and not line.startswith(";")]
     if entries and all(" TABLE DATA public customer_key " in each for each in entries):
         return "keys"
-    if not all(any(rows in each for each in entries) for rows in _LOG):
+    if not all(any(rows in each for each in entries) for rows in _LOG_ENTRIES):
         raise RestoreRefused(f"{path} is not a backup of a HydraCore database or of its keys")
     return "log"
 
 
-def _require_room(database_url: str, what: What, path: Path) -> None:
+def _check_target(database_url: str, kind: BackupKind, path: Path) -> None:
     """Raise `RestoreRefused` where the backup cannot be restored into this database."""
     with psycopg.connect(database_url, autocommit=True) as connection:
-        row = connection.execute(_LOOK).fetchone()
+        row = connection.execute(_TABLES).fetchone()
         assert row is not None, "a select of values has a row"
         any_table, any_key_table = row
-        if what == "log":
+        if kind == "log":
             if any_table:
                 raise RestoreRefused("The database is not empty: create a new one with createdb")
             # Before the roles: in SQL_ASCII their names come as bytes, and none would be found.
@@ -122,28 +122,30 @@ def _roles(path: Path) -> dict[str, str]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our program
     # A failure is not reported here: the restore itself will fail in the same way.
     found = [
-        match for line in done.stdout.splitlines() for match in (_RIGHTS.fullmatch(line), _DEFAULTS.fullmatch(line))
+        match
+        for line in done.stdout.splitlines()
+        for match in (_GRANT.fullmatch(line), _DEFAULT_PRIVILEGES.fullmatch(line))
     ]
-    roles = {role for match in found if match is not None for role in match.groups()} - {_EVERYBODY}
+    roles = {role for match in found if match is not None for role in match.groups()} - {_PUBLIC}
     return {role[1:-1].replace('""', '"') if role.startswith('"') else role: role for role in roles}
 
 
-def _pass_on(reader: subprocess.Popen[bytes], writer: subprocess.Popen[bytes]) -> bool:
+def _run_script(reader: subprocess.Popen[bytes], writer: subprocess.Popen[bytes]) -> bool:
     """Have `writer` execute the script of `reader` in one transaction.
 
     Returns whether the whole script was passed on. Otherwise there is no COMMIT, and nothing is kept.
     """
     assert reader.stdout is not None
     assert writer.stdin is not None
-    is_whole = False
+    is_complete = False
     try:
         writer.stdin.write(b"BEGIN;\n")
         copy_script(reader.stdout, writer.stdin)
-        is_whole = reader.wait() == 0
-        writer.stdin.write(b"COMMIT;\n" if is_whole else b"")
+        is_complete = reader.wait() == 0
+        writer.stdin.write(b"COMMIT;\n" if is_complete else b"")
         writer.stdin.flush()
     except BrokenPipeError:
-        is_whole = False  # psql has ended early. Its standard error says why.
+        is_complete = False  # psql has ended early. Its standard error says why.
     except BaseException:
         writer.kill()
         raise
@@ -151,14 +153,14 @@ def _pass_on(reader: subprocess.Popen[bytes], writer: subprocess.Popen[bytes]) -
         reader.kill()
         with suppress(BrokenPipeError):
             writer.stdin.close()
-    return is_whole
+    return is_complete
 
 
 def copy_script(script: IO[bytes], to: IO[bytes]) -> None:
-    """Pass the script of pg_restore on, in a form that every supported server understands."""
+    """Copy the script of pg_restore, changed to what every supported server understands."""
     for line in script:
         if line == _TIMEOUT:
             to.write(_TIMEOUT_IF_KNOWN)
             break
         to.write(line)
-    shutil.copyfileobj(script, to, PIECE_BYTES)
+    shutil.copyfileobj(script, to, CHUNK_BYTES)

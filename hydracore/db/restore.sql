@@ -1,4 +1,4 @@
--- name: look
+-- name: tables
 -- Whether the database has any table, and whether it has the table of keys.
 SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')),
        to_regclass('public.customer_key') IS NOT NULL

@@ -5,8 +5,8 @@ from typing import Final
 
 import psycopg
 
-from hydracore.db import MigrationError, migrate, pool, reaching
-from hydracore.db.reaching import DatabaseUnfit
+from hydracore.db import MigrationError, migrate, pool, readiness
+from hydracore.db.readiness import DatabaseUnusable
 from hydracore.embedded.errors import DatabaseRefused, RedisRefused, StoresRefused
 from hydracore.embedded.valkey import answers
 from hydracore.settings import Settings
@@ -29,18 +29,18 @@ async def make_ready(settings: Settings) -> None:
         raise StoresRefused(refused)
     try:
         await asyncio.to_thread(_migrate, settings)
-    except (MigrationError, DatabaseUnfit, psycopg.Error) as error:
+    except (MigrationError, DatabaseUnusable, psycopg.Error) as error:
         raise StoresRefused([DatabaseRefused(str(error))]) from None
 
 
-async def _look(settings: Settings) -> DatabaseUnfit | None:
+async def _look(settings: Settings) -> DatabaseUnusable | None:
     """Why the database cannot be used; None where it can, if only after a migration."""
     conninfo = pool.conninfo(settings.database_url, role="", application=APPLICATION)
     try:
-        await reaching.look(conninfo, role=settings.database_role)
-    except reaching.NotMigrated:
+        await readiness.check_ready(conninfo, role=settings.database_role)
+    except readiness.NotMigrated:
         return None
-    except DatabaseUnfit as error:
+    except DatabaseUnusable as error:
         return error
 
 

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from events.patience import patiently
 from hydracore.api import health
-from hydracore.db.hurried import HurriedConnection
+from hydracore.db.answer_timeout import AnswerTimeoutConnection
 from tests.api_server import Api, running_api
 from tests.services import OwnServices
 from tests.waiting import PATIENCE_S, until
@@ -159,7 +159,7 @@ async def test_a_database_that_stays_away_is_told_as_such(
 async def test_a_database_that_hangs_is_told_as_such_too(
     own_services: OwnServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(HurriedConnection, "answer_s_max", 0.5)
+    monkeypatch.setattr(AnswerTimeoutConnection, "answer_s_max", 0.5)
     monkeypatch.setattr(health, "CHECK_TIMEOUT_S", 0.2)
     assert patiently.__kwdefaults__ is not None
     monkeypatch.setitem(patiently.__kwdefaults__, "patience_s", 0.5)

@@ -18,7 +18,7 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from events.exchange import Statement, break_off, exchange, hang_up
-from hydracore.db.hurried import HurriedConnection
+from hydracore.db.answer_timeout import AnswerTimeoutConnection
 from tests.cloudsim_fixtures import REPOSITORY
 from tests.waiting import PATIENCE_S, until
 
@@ -292,8 +292,8 @@ async def test_one_to_which_the_server_says_nothing_for_too_long_breaks_the_conn
     database_url: str, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch, *, follow: bool
 ) -> None:
     await owner_conn.execute("SELECT pg_advisory_lock(1)")
-    async with await HurriedConnection.connect(database_url, autocommit=True) as connection:
-        monkeypatch.setattr(HurriedConnection, "answer_s_max", 0.2)
+    async with await AnswerTimeoutConnection.connect(database_url, autocommit=True) as connection:
+        monkeypatch.setattr(AnswerTimeoutConnection, "answer_s_max", 0.2)
         both = [asyncio.create_task(exchange(connection, [WAIT], follow=follow)) for _ in range(2)]
 
         await until(lambda: all(task.done() for task in both))

@@ -17,7 +17,7 @@ from events.errors import StoreUnavailable
 from events.exchange import hang_up
 from events.record import Outcome
 from events.store import EventStore
-from hydracore.db.hurried import HurriedConnection
+from hydracore.db.answer_timeout import AnswerTimeoutConnection
 from hydracore.db.pool import open_pool
 from projections.inline import inline_projections
 from tests.holding import FREE, SESSIONS, WAITING, Customers, count, held_lanes, nobody, sees_held, somebody
@@ -35,7 +35,9 @@ def customers() -> Customers:
 @asynccontextmanager
 async def hurried_store(database_url: str, *, size: int) -> AsyncGenerator[EventStore]:
     """One as the API has it."""
-    async with open_pool(database_url, role="hydracore_app", application="test", size=size, hurried=True) as pool:
+    async with open_pool(
+        database_url, role="hydracore_app", application="test", size=size, with_answer_timeout=True
+    ) as pool:
         store = EventStore(pool, inline=inline_projections())
         yield store
         await store.close()
@@ -89,7 +91,7 @@ async def test_a_held_lane_piles_up_no_sessions_and_what_was_refused_does_not_la
 ) -> None:
     monkeypatch.setattr(committer, "PATIENCE_S", 1.0)
     monkeypatch.setattr(committer, "LOCK_S_MAX", 0.2)
-    monkeypatch.setattr(HurriedConnection, "answer_s_max", 0.8)
+    monkeypatch.setattr(AnswerTimeoutConnection, "answer_s_max", 0.8)
     size, refused = 2, 0
     async with hurried_store(database_url, size=size) as store:
         async with held_lanes(database_url, [1]):

@@ -18,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 
 from events.ids import LANES
 from hydracore import db
-from hydracore.db import MigrationError, migrate, migrations, reaching, schema
+from hydracore.db import MigrationError, migrate, migrations, readiness, schema
 from hydracore.db.pool import conninfo
 from projections.instance import InstanceProjection
 from tests.holding import WAITING, Customers, somebody
@@ -244,7 +244,7 @@ async def test_appends_go_on_while_heads_are_taken_from_commands(
     empty_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     everything = migrations()
-    for known_by in (db, reaching):
+    for known_by in (db, readiness):
         monkeypatch.setattr(known_by, "migrations", lambda: everything[:STEPS_BEFORE_HEADS])
     migrate(empty_url)
     monkeypatch.setattr(db, "LOCK_PAUSE_S", 0.2)

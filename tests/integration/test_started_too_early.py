@@ -20,9 +20,9 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from hydracore.cli import main
-from hydracore.db import migrations, pool, reaching
+from hydracore.db import migrations, pool, readiness
 from hydracore.db.pool import open_pool
-from hydracore.db.reaching import NotAllowed, NotMigrated, NotReached
+from hydracore.db.readiness import DatabaseUnreachable, NotAllowed, NotMigrated
 from hydracore.embedded.ports import free_port
 from hydracore.settings import variable
 from tests.command import Command
@@ -159,15 +159,15 @@ def test_before_the_first_migration_of_a_cluster_it_is_not_the_role_that_is_miss
 async def test_what_does_not_come_right_by_waiting_is_not_waited_for(
     wrong: Callable[[str], str], database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reaching, "START_S_MAX", 1e9)
+    monkeypatch.setattr(readiness, "START_S_MAX", 1e9)
 
-    with pytest.raises(NotReached, match="FATAL"):
+    with pytest.raises(DatabaseUnreachable, match="FATAL"):
         async with open_pool(wrong(database_url), role="", application="test", size=1):
             pass
 
 
 async def test_a_role_that_is_none_of_the_login_s_is_told(database_url: str) -> None:
-    with pytest.raises(NotReached, match='role "nobody" does not exist'):
+    with pytest.raises(DatabaseUnreachable, match='role "nobody" does not exist'):
         async with open_pool(database_url, role="nobody", application="test", size=1):
             pass
 
@@ -190,7 +190,7 @@ async def test_a_database_that_is_just_being_started_is_waited_for(own_services:
 async def test_a_database_that_lets_in_and_says_nothing_is_waited_for(
     database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reaching._Looking, "answer_s_max", 0.2)
+    monkeypatch.setattr(readiness._CheckConnection, "answer_s_max", 0.2)
 
     async def opened() -> None:
         async with open_pool(database_url, role="hydracore_app", application="test", size=1):
@@ -208,7 +208,7 @@ async def test_a_database_that_lets_in_and_says_nothing_is_waited_for(
 
 @pytest.mark.parametrize("words", ["sorry, too many clients already", "server login has been failing, try again later"])
 def test_what_may_come_right_is_waited_for(words: str) -> None:
-    assert not reaching._is_hopeless(psycopg.OperationalError(f"connection failed: FATAL:  {words}"))
+    assert not readiness._is_permanent(psycopg.OperationalError(f"connection failed: FATAL:  {words}"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -14,7 +14,7 @@ from hydracore.cli.exit_status import NOT_DONE
 from hydracore.cli.printing import operator
 from hydracore.cli.running import failures
 from hydracore.cli.up import introduction
-from hydracore.db.complaints import one_line
+from hydracore.db.error_text import one_line
 
 SECRET = "a-secret-that-is-long-enough-to-sign-with"
 

@@ -8,7 +8,7 @@ from hydracore.db.pool import conninfo
 
 URL = "postgresql://ada:secret@db.example:5433/hydra"
 
-OURS = (
+REQUIRED_OPTIONS = (
     r"-c default_transaction_isolation=read\ committed"
     " -c array_nulls=on -c standard_conforming_strings=on"
 )
@@ -18,7 +18,7 @@ def test_a_connection_acts_as_the_role_and_says_whose_it_is() -> None:
     given = conninfo_to_dict(conninfo(URL, role="hydracore_app", application="hydracore-api"))
 
     assert (given["options"], given["application_name"]) == (
-        f"{OURS} -c role=hydracore_app",
+        f"{REQUIRED_OPTIONS} -c role=hydracore_app",
         "hydracore-api",
     )
     assert (given["host"], given["port"], given["user"], given["dbname"]) == ("db.example", "5433", "ada", "hydra")
@@ -31,7 +31,7 @@ def test_without_a_role_it_stays_whoever_logged_in() -> None:
 def test_options_of_the_url_are_kept_beside_the_role() -> None:
     given = conninfo_to_dict(conninfo(f"{URL}?options=-c%20jit%3Doff", role="app", application="x"))
 
-    assert given["options"] == f"{OURS} -c jit=off -c role=app"
+    assert given["options"] == f"{REQUIRED_OPTIONS} -c jit=off -c role=app"
 
 
 def test_a_server_that_is_gone_without_a_word_is_noticed_within_half_a_minute() -> None:

@@ -1,4 +1,4 @@
-"""Connections that give up on a server that does not answer, for work that a caller waits for."""
+"""Connections with a timeout for each answer of the server, for work that a caller waits for."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from psycopg.abc import PQGen
 from events.exchange import hang_up, hanging_up
 
 #: How long the server may take to answer a statement: as long as a connection takes to notice that the
-#: server's machine is gone (`pool._WATCHFUL`).
+#: server's machine is gone (`pool._TIMEOUTS`).
 ANSWER_S_MAX: Final = 20.0
 
 T = TypeVar("T")
 
 
-class HurriedConnection(psycopg.AsyncConnection):
-    """Shuts itself down where an answer takes longer than `answer_s_max`.
+class AnswerTimeoutConnection(psycopg.AsyncConnection):
+    """Closes itself when the server takes longer than `answer_s_max` to answer.
 
     The caller gets the `OperationalError` of a lost connection.
 

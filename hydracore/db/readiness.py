@@ -17,22 +17,22 @@ import structlog
 from psycopg import AsyncConnection, sql
 
 from hydracore.db import migrations
-from hydracore.db.complaints import one_line
-from hydracore.db.hurried import HurriedConnection
+from hydracore.db.answer_timeout import AnswerTimeoutConnection
+from hydracore.db.error_text import one_line
 
 #: How long to wait for a database that does not answer.
 START_S_MAX: Final = 30.0
 _PAUSE_S: Final = 0.5
 
-#: SQLSTATE classes of errors that waiting does not cure: refused logins, and missing databases, rights and roles.
-_HOPELESS_CLASSES: Final = frozenset({"22", "28", "3D", "42"})
+#: SQLSTATE classes of errors that waiting does not solve: refused logins, and missing databases, rights and roles.
+_PERMANENT_CLASSES: Final = frozenset({"22", "28", "3D", "42"})
 #: The same errors by parts of their texts, because libpq gives no SQLSTATE where the server refuses a connection. With
 #: any other text, and in another language, we wait: the server may be full or starting, or be a pooler whose server is.
-_HOPELESS_WORDS: Final = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
+_PERMANENT_TEXTS: Final = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied")
 
 #: About the table of migrations: the current role, whether that role may read it, and whether any role
 #: but its owner may. The last is so since the migration that lets all parts read it.
-_LEDGER: Final = """
+_MIGRATION_TABLE: Final = """
 SELECT current_user,
        has_table_privilege(t.oid, 'SELECT'),
        EXISTS (SELECT FROM aclexplode(t.relacl) g WHERE g.grantee <> t.relowner AND g.privilege_type = 'SELECT')
@@ -44,28 +44,28 @@ _APPLIED: Final = "SELECT name FROM migration ORDER BY name"
 _log = structlog.get_logger(__name__)
 
 
-class _Looking(HurriedConnection):
-    """For the few short queries here: a server that does not answer them soon is stuck."""
+class _CheckConnection(AnswerTimeoutConnection):
+    """A connection for the few short queries here, which a working server answers within seconds."""
 
     answer_s_max = 5.0
 
 
-class DatabaseUnfit(Exception):
+class DatabaseUnusable(Exception):
     """The database cannot be used. `str()` says why, in one line without secrets."""
 
 
-class NotReached(DatabaseUnfit):
+class DatabaseUnreachable(DatabaseUnusable):
     """The database does not answer, or does not let us in."""
 
 
-class NotOurs(DatabaseUnfit):
+class NotHydraCore(DatabaseUnusable):
     """The database has no log of HydraCore: it is empty or another program's."""
 
     def __init__(self) -> None:
         super().__init__("this database has no HydraCore log: check HYDRACORE_DATABASE_URL")
 
 
-class NotMigrated(DatabaseUnfit):
+class NotMigrated(DatabaseUnusable):
     """The database lacks migrations of this version.
 
     It may have newer ones: a newer version migrates beside older parts.
@@ -78,30 +78,33 @@ class NotMigrated(DatabaseUnfit):
         super().__init__(f"the database is not migrated{lacks}: run hydracore db migrate")
 
 
-class NotAllowed(DatabaseUnfit):
+class NotAllowed(DatabaseUnusable):
     """The login or its role lacks rights that this version needs. Nothing else is wrong with the database."""
 
 
-async def reach(conninfo: str, *, role: str) -> None:
-    """Repeat `look` while waiting may help, for `START_S_MAX` at most. Raises what `look` does."""
+async def wait_until_ready(conninfo: str, *, role: str) -> None:
+    """Repeat `check_ready` while waiting may help, for `START_S_MAX` at most. Raises what `check_ready` does."""
     clock = asyncio.get_running_loop().time
     give_up_at = clock() + START_S_MAX
-    told = ""
+    logged = ""
     while True:
         try:
-            return await look(conninfo, role=role)
-        except NotReached as error:
-            if _is_hopeless(error.__cause__) or clock() > give_up_at:
+            return await check_ready(conninfo, role=role)
+        except DatabaseUnreachable as error:
+            if _is_permanent(error.__cause__) or clock() > give_up_at:
                 raise
-            if str(error) != told:
-                told = str(error)
-                _log.warning("database_not_reached", error=told, hint=f"retrying for at most {START_S_MAX:g} s")
+            if str(error) != logged:
+                logged = str(error)
+                _log.warning("database_not_reached", error=logged, hint=f"retrying for at most {START_S_MAX:g} s")
         await asyncio.sleep(_PAUSE_S)
 
 
-async def look(conninfo: str, *, role: str) -> None:
-    """Connect once, as the login role, and act as `role` unless it is empty. Raises `DatabaseUnfit`."""
-    async with _looking(conninfo) as connection:
+async def check_ready(conninfo: str, *, role: str) -> None:
+    """Connect once, as the login role, and check the migrations as `role` unless it is empty.
+
+    Raises `DatabaseUnusable`.
+    """
+    async with _connected(conninfo) as connection:
         try:
             # For this transaction only: a pooler may give the session to another client afterwards.
             async with connection.transaction():
@@ -121,25 +124,28 @@ async def look(conninfo: str, *, role: str) -> None:
             raise
 
 
-async def look_for_ours(conninfo: str) -> None:
-    """Connect once, and check that the database is HydraCore's, of this or an older release. Raises `DatabaseUnfit`."""
-    async with _looking(conninfo) as connection:
+async def check_is_hydracore(conninfo: str) -> None:
+    """Connect once, and check that the database is HydraCore's, of this or an older release.
+
+    Raises `DatabaseUnusable`.
+    """
+    async with _connected(conninfo) as connection:
         try:
             applied = await _applied(connection)
         except psycopg.errors.UndefinedColumn:
-            raise NotOurs from None  # Many a program has a table of migrations.
+            raise NotHydraCore from None  # Other programs have a table `migration` too.
         if migrations()[0][0] not in applied:
-            raise NotOurs
+            raise NotHydraCore
 
 
 @asynccontextmanager
-async def _looking(conninfo: str) -> AsyncGenerator[_Looking]:
+async def _connected(conninfo: str) -> AsyncGenerator[_CheckConnection]:
     try:
-        async with await _Looking.connect(conninfo, autocommit=True) as connection:
+        async with await _CheckConnection.connect(conninfo, autocommit=True) as connection:
             yield connection
     except psycopg.Error as error:
         # libpq's texts name host, port and user, never the password.
-        raise NotReached(one_line(error)) from error
+        raise DatabaseUnreachable(one_line(error)) from error
 
 
 async def require_migrated(connection: AsyncConnection) -> None:
@@ -155,10 +161,10 @@ async def _applied(connection: AsyncConnection) -> frozenset[str]:
 
     Raises `NotAllowed` where other roles than the owner may read it, but not ours.
     """
-    ledger = await (await connection.execute(_LEDGER)).fetchone()
-    if ledger is None:
+    row = await (await connection.execute(_MIGRATION_TABLE)).fetchone()
+    if row is None:
         return frozenset()
-    role, may_read, others_may_read = ledger
+    role, may_read, others_may_read = row
     if not may_read and others_may_read:
         raise NotAllowed(
             f"{role} may not read the table migration: grant it the privileges of hydracore_app that it needs"
@@ -168,8 +174,8 @@ async def _applied(connection: AsyncConnection) -> frozenset[str]:
     return frozenset(name for (name,) in await (await connection.execute(_APPLIED)).fetchall())
 
 
-def _is_hopeless(error: BaseException | None) -> bool:
+def _is_permanent(error: BaseException | None) -> bool:
     """Whether waiting cannot help: the database answers and refuses this login, as with a wrong password."""
     if isinstance(error, psycopg.Error) and error.sqlstate is not None:
-        return error.sqlstate[:2] in _HOPELESS_CLASSES
-    return any(words in str(error) for words in _HOPELESS_WORDS)
+        return error.sqlstate[:2] in _PERMANENT_CLASSES
+    return any(words in str(error) for words in _PERMANENT_TEXTS)
