@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 #: Agents report every second instead of every fifteen, so that reports are seen during the demo.
 HEARTBEAT_INTERVAL_S: Final = "1"
 #: The settings that the demo takes over: who answers its chats (an endpoint, its key, and a catalogue with its models).
-SETTINGS_KEPT: Final = ("model_base_url", "model_api_key", "catalogue")
+ALLOWED_SETTINGS: Final = ("model_base_url", "model_api_key", "catalogue")
 #: Settings that `up` uses and the demo ignores: it creates a customer and an instance, which do not belong in a
 #: database that happens to be configured.
 STORES: Final = ("database_url", "redis_url")
 #: The width of the output where there is no terminal that limits it.
 WIDTH_WITHOUT_TERMINAL: Final = 160
 #: The prefix of the names of the demo's directories.
-HOMES: Final = "hydracore-demo-"
+HOME_PREFIX: Final = "hydracore-demo-"
 
 
 @click.command()
@@ -38,12 +38,12 @@ def demo() -> None:
     """
     from rich.console import Console
 
-    from hydracore.embedded.throwaway import throwaway_home
+    from hydracore.embedded.temporary_home import temporary_home
 
     # `sys.stdout` is None where standard output was closed.
     on_terminal = sys.stdout is not None and sys.stdout.isatty()
     console = Console(width=None if on_terminal else WIDTH_WITHOUT_TERMINAL)
-    with throwaway_home(HOMES) as home:
+    with temporary_home(HOME_PREFIX) as home:
         finished = run_until_signal(_show(home, console))
     if not finished:
         sys.exit(INTERRUPTED)
@@ -65,7 +65,7 @@ async def _show(home: "Home", console: "Console") -> None:
     from hydracore.settings import PREFIX, variable
 
     began_s = time.monotonic()
-    kept = set(map(variable, SETTINGS_KEPT))
+    kept = set(map(variable, ALLOWED_SETTINGS))
     environ = {name: value for name, value in os.environ.items() if name in kept or not name.startswith(PREFIX)}
     environ["HYDRACORE_HEARTBEAT_INTERVAL_S"] = HEARTBEAT_INTERVAL_S
     if unused := [name for name in map(variable, STORES) if os.environ.get(name)]:
@@ -76,7 +76,7 @@ async def _show(home: "Home", console: "Console") -> None:
         try:
             await Story(file, console, disks=home.cloudsim / DISKS).tell()
         except (StoryError, httpx.HTTPError, psycopg.Error) as error:
-            tell_failure(error, stack.supervisor.last_words(), console)
+            print_failure(error, stack.supervisor.log_tails(), console)
             raise SystemExit(1) from None
         console.print("\nstopping ...")
     console.print(
@@ -85,7 +85,7 @@ async def _show(home: "Home", console: "Console") -> None:
     )
 
 
-def tell_failure(error: Exception, last_words: dict[str, str], console: "Console") -> None:
+def print_failure(error: Exception, log_tails: dict[str, str], console: "Console") -> None:
     """Print why the story failed, and the end of each part's log except the stores'.
 
     Errors and logs hold texts of others: they are printed without markup and without control characters.
@@ -95,7 +95,7 @@ def tell_failure(error: Exception, last_words: dict[str, str], console: "Console
     console.print()
     why = plain(str(error)) or type(error).__name__
     console.print(Text.assemble(("The demo failed:", "bold red"), f" {why}"), soft_wrap=True)
-    for name, text in last_words.items():
+    for name, text in log_tails.items():
         if text and name not in {"postgres", "valkey"}:
             console.print(f"\nend of {name}.log", style="bold", highlight=False)
             console.print(plain_lines(text), markup=False, highlight=False, soft_wrap=True)

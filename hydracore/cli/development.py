@@ -63,13 +63,13 @@ async def development(
     port: int,
     workers: int,
     environ: Mapping[str, str],
-    on_trouble: Callable[[str], None] | None = None,
+    on_failure: Callable[[str], None] | None = None,
 ) -> AsyncGenerator[tuple[Stack, DevFile]]:
     """Start everything in `home`. While it is ready, `dev.json` and `env` exist.
 
     Raises as `Stack.running` and `Home.lock` do.
 
-    `on_trouble`: called with one line when a part has ended by itself.
+    `on_failure`: called with one line when a part has ended by itself.
     """
     written: list[tuple[Stack, DevFile]] = []
 
@@ -82,10 +82,10 @@ async def development(
     with home.lock():
         home.dev_file.unlink(missing_ok=True)
         async with Stack.running(
-            home, port=port, workers=workers, environ=environ, on_change=write, on_trouble=on_trouble
+            home, port=port, workers=workers, environ=environ, on_change=write, on_failure=on_failure
         ) as stack:
             file = await _introduce(stack)
-            settings = "".join(f"{name}={shlex.quote(value)}\n" for name, value in stack.managed().items())
+            settings = "".join(f"{name}={shlex.quote(value)}\n" for name, value in stack.managed_settings().items())
             write_atomic(home.env_file, settings.encode(), durable=False)
             written.append((stack, file))
             write()

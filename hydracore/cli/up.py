@@ -42,7 +42,7 @@ async def _stay_up(path: Path, *, port: int, workers: int) -> None:
     say(f"starting in {home.path} ...")
     try:
         async with development(
-            home, port=port, workers=workers, environ=os.environ, on_trouble=lambda line: say(line, err=True)
+            home, port=port, workers=workers, environ=os.environ, on_failure=lambda line: say(line, err=True)
         ) as (stack, file):
             if stack.data is not None and home.path not in stack.data.parents:
                 say(

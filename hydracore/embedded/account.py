@@ -38,7 +38,7 @@ CREATE_COMMANDS: Final = (
 COMMAND_S_MAX: Final = 10
 
 
-class Switch(TypedDict, total=False):
+class UserArguments(TypedDict, total=False):
     """Arguments of `subprocess` that set the user and the groups of a new process."""
 
     user: int
@@ -46,8 +46,8 @@ class Switch(TypedDict, total=False):
     extra_groups: list[int]
 
 
-class ProcessContext(Switch):
-    """A `Switch`, and more arguments of `subprocess`.
+class ProcessArguments(UserArguments):
+    """A `UserArguments`, and more arguments of `subprocess`.
 
     The process runs in `/`, with none of our environment, and in a new session, which
     Ctrl-C in our terminal does not reach.
@@ -88,13 +88,13 @@ class Account:
     def run(self, command: list[str]) -> subprocess.CompletedProcess[bytes]:
         """Run a short command as this account."""
         return subprocess.run(  # noqa: S603 - our own commands
-            command, input=b"", capture_output=True, check=False, timeout=COMMAND_S_MAX, **self._context()
+            command, input=b"", capture_output=True, check=False, timeout=COMMAND_S_MAX, **self._process_arguments()
         )
 
-    async def run_long(self, command: list[str], *, given: bytes, seconds_max: float) -> tuple[int, bytes]:
+    async def run_long(self, command: list[str], *, stdin: bytes, seconds_max: float) -> tuple[int, bytes]:
         """Run a command as this account. Returns its exit status and its standard error. Raises `TimeoutError`.
 
-        `given` is its standard input. On a timeout or a cancellation the command is
+        `stdin` is its standard input. On a timeout or a cancellation the command is
         killed. Whatever is left of its process group is killed in any case.
         """
         process = await asyncio.create_subprocess_exec(
@@ -102,25 +102,25 @@ class Account:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            **self._context(),
+            **self._process_arguments(),
         )
         try:
             async with asyncio.timeout(seconds_max):
-                _, complaint = await process.communicate(given)
+                _, stderr = await process.communicate(stdin)
         finally:
             kill_group(process.pid)
             status = await process.wait()
-        return status, complaint
+        return status, stderr
 
-    def switch(self) -> Switch:
+    def user_arguments(self) -> UserArguments:
         """The arguments that make a new process run as this account; none when it is our own account."""
         if self.uid == os.geteuid():
             return {}
         return {"user": self.uid, "group": self.gid, "extra_groups": []}
 
-    def _context(self) -> ProcessContext:
+    def _process_arguments(self) -> ProcessArguments:
         environ = {"LC_ALL": "C", "PATH": os.defpath}
-        return {"cwd": "/", "env": environ, "start_new_session": True, **self.switch()}
+        return {"cwd": "/", "env": environ, "start_new_session": True, **self.user_arguments()}
 
 
 def current_account() -> Account:

@@ -16,12 +16,12 @@ GRACE_S: Final = 1.0
 
 def end_below(directory: Path) -> int:
     """End every agent whose root is below `directory`. Returns their number: 0 where cloudsim has ended them itself."""
-    found = [process for process in psutil.process_iter() if _lives_below(process, directory)]
+    found = [process for process in psutil.process_iter() if _is_agent_below(process, directory)]
     end_processes(dict.fromkeys(found, signal.SIGTERM), seconds_max=GRACE_S)
     return len(found)
 
 
-def _lives_below(process: psutil.Process, directory: Path) -> bool:
+def _is_agent_below(process: psutil.Process, directory: Path) -> bool:
     try:
         command = process.cmdline()
     except psutil.Error:

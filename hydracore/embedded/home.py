@@ -10,7 +10,7 @@ from typing import Final, Self
 import msgspec
 
 from hydracore.embedded.errors import EmbeddedError, HomeUnusable
-from hydracore.embedded.files import held, write_json
+from hydracore.embedded.files import lock_directory, write_json
 
 #: Others may pass through a home (PostgreSQL's own account must reach its data) but neither list it nor read what is in it.
 HOME_MODE: Final = 0o711
@@ -89,11 +89,11 @@ class Home:
         self.env_file = self.path / "env"
 
     def lock(self) -> AbstractContextManager[None]:
-        """Hold the home exclusively. Raises `HomeInUse`."""
-        return held(self._lock)
+        """Lock the home exclusively. Raises `HomeInUse`."""
+        return lock_directory(self._lock)
 
     @staticmethod
-    def was_held(path: Path) -> bool:
+    def was_locked(path: Path) -> bool:
         """Whether there is a home at `path` that has been locked before."""
         lock = path / LOCK
         return lock.is_file() and lock.stat().st_size > 0

@@ -1,4 +1,4 @@
-"""Ends processes that outlived their supervisor. The next supervisor on the same home does so.
+"""Ends processes that outlived their supervisor. The next supervisor of the same home calls this.
 
 Each part is given a mark in its environment. All processes that it starts inherit the mark,
 and the kernel keeps it. A file with pids would be less reliable: a full disk could prevent
@@ -16,7 +16,7 @@ import msgspec
 import psutil
 
 #: The environment variable that holds a part's mark.
-VARIABLE: Final = "HYDRACORE_PART"
+MARK_VARIABLE: Final = "HYDRACORE_PART"
 LEFTOVER_S_MAX: Final = 4.0
 
 
@@ -30,10 +30,10 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     home: tuple[int, int]
 
     def environ(self) -> dict[str, str]:
-        return {VARIABLE: msgspec.json.encode(self).decode()}
+        return {MARK_VARIABLE: msgspec.json.encode(self).decode()}
 
 
-def place_of(home: Path) -> tuple[int, int]:
+def device_and_inode(home: Path) -> tuple[int, int]:
     """Device and inode number of a home.
 
     On another device these change, but nothing runs in a home that is moved there.
@@ -45,15 +45,15 @@ def place_of(home: Path) -> tuple[int, int]:
 def stop_leftovers(home: Path, *, seconds_max: float = LEFTOVER_S_MAX) -> list[str]:
     """End every process with a mark of this home. Returns the names of their parts, for a message.
 
-    Hold the home, so that no other supervisor's parts run there. Processes whose environment we
+    Call it with the home locked, so that no other supervisor's parts run there. Processes whose environment we
     may not read are not found. Our own process and its ancestors are spared, even with a mark.
     """
-    place = place_of(home)
+    device_inode = device_and_inode(home)
     spared = {os.getpid(), *(each.pid for each in psutil.Process().parents())}
     marks = {process: _mark_of(process) for process in psutil.process_iter() if process.pid not in spared}
-    found = {process: mark for process, mark in marks.items() if mark is not None and mark.home == place}
+    found = {process: mark for process, mark in marks.items() if mark is not None and mark.home == device_inode}
     # Only main processes are asked, as by the supervisor: each of them ends what it has started.
-    mains = {process: mark.stop_signal for process, mark in found.items() if _leads(process)}
+    mains = {process: mark.stop_signal for process, mark in found.items() if _is_group_leader(process)}
     end_processes(mains, seconds_max=seconds_max)
     for process in mains:
         kill_group(process.pid)
@@ -86,12 +86,12 @@ def _mark_of(process: psutil.Process) -> Mark | None:
     `None`: it has none, or the variable holds something else, or we may not read its environment.
     """
     try:
-        return msgspec.json.decode(process.environ().get(VARIABLE, ""), type=Mark)
+        return msgspec.json.decode(process.environ().get(MARK_VARIABLE, ""), type=Mark)
     except (psutil.Error, ValueError):
         return None
 
 
-def _leads(process: psutil.Process) -> bool:
+def _is_group_leader(process: psutil.Process) -> bool:
     """Whether the process leads its process group, as the main process of every part does."""
     try:
         return os.getpgid(process.pid) == process.pid

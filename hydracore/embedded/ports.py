@@ -19,7 +19,7 @@ LOOPBACK: Final = "127.0.0.1"
 PORT_FIRST: Final = 20_000
 PORT_LAST: Final = 29_999
 #: The name of the port that agents call. It never changes.
-AGENTS: Final = "agents"
+AGENTS_PORT: Final = "agents"
 #: The most ports that are tried. If none of them is free, the range counts as full.
 DRAWS_MAX: Final = 200
 
@@ -49,10 +49,10 @@ class Ports:
 
         Raises `AgentsPortTaken` where another program listens on it.
         """
-        known = self._ports.get(AGENTS)
+        known = self._ports.get(AGENTS_PORT)
         if known is not None and not is_free(known):
             raise AgentsPortTaken(LOOPBACK, known)
-        return self.claim(AGENTS)
+        return self.claim(AGENTS_PORT)
 
 
 def free_port(*, avoid: set[int] | None = None) -> int:

@@ -1,7 +1,8 @@
 """The embedded PostgreSQL: durable (fsync on), on loopback TCP, with a password, as an account that is never root.
 
 Permissions of the user's directories are left alone. Where the account that PostgreSQL must run as cannot reach the
-home, such as below /root, the data lives apart: in a directory below `/var/lib/hydracore`, named by the home's id.
+home, such as below /root, the data is outside of the home: in a directory below `/var/lib/hydracore`, named by the
+home's id.
 """
 
 import asyncio
@@ -19,15 +20,15 @@ import psycopg
 from hydracore.embedded.account import Account, current_account, service_account
 from hydracore.embedded.binaries import postgres_programs
 from hydracore.embedded.errors import EmbeddedError
-from hydracore.embedded.files import held
+from hydracore.embedded.files import lock_directory
 from hydracore.embedded.leftovers import end_processes
 from hydracore.embedded.part import Part
 from hydracore.embedded.ports import LOOPBACK
 
-#: Data of homes that PostgreSQL's account cannot reach.
-STATE: Final = Path("/var/lib/hydracore")
+#: The parent of the data directories of homes that PostgreSQL's account cannot reach.
+STATE_DIR: Final = Path("/var/lib/hydracore")
 
-#: The lock file of data that lives apart, with the pid of its present or last holder.
+#: The lock file of data outside of the home, with the pid of its present or last holder.
 LOCK: Final = "lock"
 
 #: The name of the superuser, who owns everything, and of the database.
@@ -73,14 +74,14 @@ class Postgres:
     `data_id` names its directory below `state` if it cannot be `base`.
     """
 
-    def __init__(self, *, base: Path, data_id: str, password: str, port: int, state: Path = STATE) -> None:
+    def __init__(self, *, base: Path, data_id: str, password: str, port: int, state: Path = STATE_DIR) -> None:
         assert data_id
         assert "/" not in data_id
         self.port = port
         self._password = password
-        self._wanted = base
-        self._apart = state / data_id
-        self.account, self.base = self._place()
+        self._preferred_base = base
+        self._fallback_base = state / data_id
+        self.account, self.base = self._choose_base()
         self.data = self.base / "data"
 
     def url(self, database: str = OWNER) -> str:
@@ -106,7 +107,7 @@ class Postgres:
         """Create the data directory if there is none, and remove what an earlier server has left in it."""
         if not self.data.exists():
             await self._initialise()
-        await asyncio.to_thread(self._make_way)
+        await asyncio.to_thread(self._remove_leftovers)
 
     async def answers(self) -> bool:
         """Whether the server takes connections and answers."""
@@ -119,25 +120,25 @@ class Postgres:
         return True
 
     @contextmanager
-    def held(self) -> Generator[None]:
-        """Hold data that lives apart exclusively: a copy of the home would use the same data. Raises `HomeInUse`.
+    def lock(self) -> Generator[None]:
+        """Lock data that is outside of the home: a copy of the home would use the same data. Raises `HomeInUse`.
 
-        Data inside the home needs no second lock: it is held with the home.
+        Data inside the home needs no second lock: the home's lock covers it.
         """
-        if self.base == self._wanted:
+        if self.base == self._preferred_base:
             yield
             return
-        with held(self.base / LOCK):
+        with lock_directory(self.base / LOCK):
             yield
 
     def remove(self) -> None:
         """Delete the data for good. Call it with the server stopped."""
         shutil.rmtree(self.base, ignore_errors=True)
 
-    def _place(self) -> tuple[Account, Path]:
+    def _choose_base(self) -> tuple[Account, Path]:
         """The account that runs the server, and its directory. Existing data stays where it is and with its owner."""
-        for base in (self._wanted, self._apart):
-            if _holds_data(base):
+        for base in (self._preferred_base, self._fallback_base):
+            if _has_data(base):
                 owner = Account.owner_of(base / "data")
                 if not owner.can_enter(base):
                     raise EmbeddedError(
@@ -145,9 +146,9 @@ class Postgres:
                     )
                 return owner, base
         account = service_account()
-        base = self._wanted
-        if account != current_account() and not account.can_enter(self._wanted.parent):
-            base = self._apart
+        base = self._preferred_base
+        if account != current_account() and not account.can_enter(self._preferred_base.parent):
+            base = self._fallback_base
             base.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         base.mkdir(mode=0o700, exist_ok=True)
         if account != current_account():
@@ -169,23 +170,21 @@ class Postgres:
             programs = await asyncio.to_thread(postgres_programs, self.account)
             await self._run([str(programs / "initdb"), *INITDB_OPTIONS, f"--pwfile={password_file}", "-D", str(draft)])
             single = [str(programs / "postgres"), "--single", "-D", str(draft), "postgres"]
-            await self._run(single, given=f"CREATE DATABASE {OWNER};\n".encode())
+            await self._run(single, stdin=f"CREATE DATABASE {OWNER};\n".encode())
         finally:
             password_file.unlink()
         draft.rename(self.data)
 
-    async def _run(self, command: list[str], *, given: bytes = b"") -> None:
+    async def _run(self, command: list[str], *, stdin: bytes = b"") -> None:
         try:
-            status, complaint = await self.account.run_long(command, given=given, seconds_max=INITDB_S_MAX)
+            status, stderr = await self.account.run_long(command, stdin=stdin, seconds_max=INITDB_S_MAX)
         except TimeoutError:
             raise EmbeddedError(f"PostgreSQL did not create {self.data} within {INITDB_S_MAX} s") from None
         # Single-user mode reports a failed statement and ends with 0 all the same.
-        if status != 0 or b"ERROR:" in complaint:
-            raise EmbeddedError(
-                f"PostgreSQL could not create {self.data}: {complaint.decode(errors='replace').strip()}"
-            )
+        if status != 0 or b"ERROR:" in stderr:
+            raise EmbeddedError(f"PostgreSQL could not create {self.data}: {stderr.decode(errors='replace').strip()}")
 
-    def _make_way(self) -> None:
+    def _remove_leftovers(self) -> None:
         """End the processes of an earlier server on this data, and remove its pid file.
 
         PostgreSQL would not start where the pid in that file now belongs to another program.
@@ -196,25 +195,25 @@ class Postgres:
 
 def end_servers(data: Path) -> None:
     """End every server process that works in the data directory `data`, including children of a killed server."""
-    leftovers = [process for process in psutil.process_iter() if _works_in(process, data)]
+    leftovers = [process for process in psutil.process_iter() if _is_server_in(process, data)]
     end_processes(dict.fromkeys(leftovers, signal.SIGINT), seconds_max=LEFTOVER_S_MAX)
 
 
-def _holds_data(base: Path) -> bool:
+def _has_data(base: Path) -> bool:
     try:
         return (base / "data").exists()
     except PermissionError:
         raise EmbeddedError(f"{base} belongs to another user: run this as that user or as root") from None
 
 
-def _works_in(process: psutil.Process, directory: Path) -> bool:
+def _is_server_in(process: psutil.Process, directory: Path) -> bool:
     try:
-        return process.name() == "postgres" and _place_of(process, directory) == str(directory)
+        return process.name() == "postgres" and _working_directory(process, directory) == str(directory)
     except psutil.Error:
         return False
 
 
-def _place_of(process: psutil.Process, directory: Path) -> str:
+def _working_directory(process: psutil.Process, directory: Path) -> str:
     """The working directory of a process; where it may not be read, `directory` if the command line names it, else "".
 
     In a container not even root may read it of another account's process.

@@ -83,11 +83,11 @@ class Stack:
         self.data: Path | None = None
         self._workers = workers
         self._stores: list[Part] = []
-        self._hold: AbstractContextManager[None] = nullcontext()
+        self._data_lock: AbstractContextManager[None] = nullcontext()
         self._http = httpx.AsyncClient(verify=TRUST_NOBODY, trust_env=False)
         fields = {configuration.variable(name): name for name in MANAGED}
         self._environ = {name: value for name, value in environ.items() if name not in fields}
-        self._chosen = self._choose(
+        self._managed = self._choose_settings(
             {fields[name]: value for name, value in environ.items() if name in fields and value}, ports
         )
         needs = (*configuration.API_NEEDS, *configuration.WORKER_NEEDS)
@@ -105,37 +105,37 @@ class Stack:
         workers: int,
         environ: Mapping[str, str],
         on_change: Callable[[], None],
-        on_trouble: Callable[[str], None] | None = None,
+        on_failure: Callable[[str], None] | None = None,
     ) -> AsyncGenerator[Self]:
         """The stack, ready to serve; all of it is stopped at the end, agents included. Call it with the home locked.
 
         Raises `HomeInUse`, `PortTaken`, `PartFailed`, `StoresRefused`, `SettingsError` and `CatalogueError`.
         """
         async with Supervisor.running(
-            home=home.path, logs=home.logs, on_change=on_change, on_trouble=on_trouble
+            home=home.path, logs=home.logs, on_change=on_change, on_failure=on_failure
         ) as supervisor:
             if not is_free(port):  # Not before: a leftover of this home may have held it until now.
                 raise PortTaken(LOOPBACK, port)
             stack = cls(home, supervisor, port=port, workers=workers, environ=environ)
             async with stack._http, AsyncExitStack() as until_stopped:
-                until_stopped.enter_context(stack._hold)
+                until_stopped.enter_context(stack._data_lock)
                 until_stopped.push_async_callback(stack._stop)
                 await stack._start()
                 yield stack
 
-    def managed(self) -> dict[str, str]:
+    def managed_settings(self) -> dict[str, str]:
         """The values of `MANAGED` by environment variable.
 
         An operator's commands need them to work on the same stores.
         """
-        return {configuration.variable(name): self._chosen[name] for name in MANAGED if name in self._chosen}
+        return {configuration.variable(name): self._managed[name] for name in MANAGED if name in self._managed}
 
-    def _choose(self, given: dict[str, str], ports: Ports) -> dict[str, str]:
+    def _choose_settings(self, given: dict[str, str], ports: Ports) -> dict[str, str]:
         """The managed settings: those of the environment that it may set, otherwise the home's.
 
         Adds an embedded store to the parts for each store that the environment does not name.
         """
-        chosen = {
+        managed = {
             "master_key": self.secrets.master_key,
             "jwt_secret": self.secrets.jwt_secret,
             "seal_key": self.secrets.seal_key,
@@ -156,29 +156,29 @@ class Stack:
                 password=self.secrets.database_password,
                 port=ports.claim("postgres"),
             )
-            chosen["database_url"] = postgres.url()
+            managed["database_url"] = postgres.url()
             self.data = postgres.base
-            self._hold = postgres.held()
+            self._data_lock = postgres.lock()
             self._stores.append(postgres.part())
         if "redis_url" not in given:
             valkey = Valkey(base=self.home.valkey, password=self.secrets.redis_password, port=ports.claim("valkey"))
-            chosen["redis_url"] = valkey.url()
+            managed["redis_url"] = valkey.url()
             self._stores.append(valkey.part())
         if "model_base_url" not in given:
             self.modelsim_url = f"http://{LOOPBACK}:{ports.claim('modelsim')}"
-            chosen["model_base_url"] = f"{self.modelsim_url}/v1"
+            managed["model_base_url"] = f"{self.modelsim_url}/v1"
         for name in configuration.FILES & given.keys():  # Parts run in another directory.
-            chosen[name] = str(Path(given[name]).resolve())
-        return chosen
+            managed[name] = str(Path(given[name]).resolve())
+        return managed
 
     async def _start(self) -> None:
         simulators = [self._cloudsim()] if self.modelsim_url is None else [self._cloudsim(), self._modelsim()]
-        await _together(*(self.supervisor.start(part) for part in simulators), self._start_control_plane())
+        await _run_concurrently(*(self.supervisor.start(part) for part in simulators), self._start_control_plane())
 
     async def _start_control_plane(self) -> None:
-        await _together(*(self.supervisor.start(store) for store in self._stores))
-        await stores.make_ready(self.settings)
-        await _together(*(self.supervisor.start(part) for part in self._control_plane()))
+        await _run_concurrently(*(self.supervisor.start(store) for store in self._stores))
+        await stores.check_and_migrate(self.settings)
+        await _run_concurrently(*(self.supervisor.start(part) for part in self._control_plane()))
 
     async def _stop(self) -> None:
         """Stop the control plane, which orders servers, then agents and simulators, then the stores.
@@ -235,23 +235,25 @@ class Stack:
     def _cloudsim(self) -> Part:
         """The provider. Agents that it boots are not trusted: of all settings, it is given its own token only."""
         token = {configuration.variable("cloudsim_token"): self.secrets.cloudsim_token}
-        place = ("--home", str(self.home.cloudsim), "--port", str(self._cloudsim_port))
-        return self._simulator("cloudsim", place, token, ready=self._cloudsim_is_ready)
+        options = ("--home", str(self.home.cloudsim), "--port", str(self._cloudsim_port))
+        return self._simulator("cloudsim", options, token, ready=self._cloudsim_is_ready)
 
     def _modelsim(self) -> Part:
         """The scripted models. The user may put a script.json into their directory."""
         assert self.modelsim_url is not None
         self.home.modelsim.mkdir(exist_ok=True)
-        place = ("--home", str(self.home.modelsim), "--port", self.modelsim_url.rpartition(":")[2], "--slow-counting")
-        return self._simulator("modelsim", place, {}, ready=self._modelsim_is_ready)
+        options = ("--home", str(self.home.modelsim), "--port", self.modelsim_url.rpartition(":")[2], "--slow-counting")
+        return self._simulator("modelsim", options, {}, ready=self._modelsim_is_ready)
 
-    def _simulator(self, name: str, place: tuple[str, ...], settings: dict[str, str], *, ready: Ready) -> Part:
-        bare = {name: value for name, value in self._environ.items() if not name.startswith(configuration.PREFIX)}
+    def _simulator(self, name: str, options: tuple[str, ...], settings: dict[str, str], *, ready: Ready) -> Part:
+        without_settings = {
+            name: value for name, value in self._environ.items() if not name.startswith(configuration.PREFIX)
+        }
         return Part(
             name=name,
             kind=name,
-            command=(sys.executable, "-m", "hydracore", name, "--host", LOOPBACK, *place),
-            environ={**bare, **settings},
+            command=(sys.executable, "-m", "hydracore", name, "--host", LOOPBACK, *options),
+            environ={**without_settings, **settings},
             cwd=str(PACKAGE_ROOT),
             ready=ready,
         )
@@ -270,7 +272,7 @@ class Stack:
     def _environ_with(self, *names: str) -> dict[str, str]:
         return {
             **self._environ,
-            **{configuration.variable(name): self._chosen[name] for name in names if name in self._chosen},
+            **{configuration.variable(name): self._managed[name] for name in names if name in self._managed},
         }
 
     async def _api_is_ready(self) -> bool:
@@ -293,7 +295,7 @@ class Stack:
         return {"Authorization": f"Bearer {self.secrets.cloudsim_token}"}
 
 
-async def _together(*steps: Coroutine[None, None, None]) -> None:
+async def _run_concurrently(*steps: Coroutine[None, None, None]) -> None:
     """Run all steps concurrently. When one fails, the others are cancelled and its error is raised."""
     try:
         async with asyncio.TaskGroup() as group:

@@ -15,14 +15,14 @@ from hydracore.settings import Settings
 APPLICATION: Final = "hydracore-up"
 
 
-async def make_ready(settings: Settings) -> None:
+async def check_and_migrate(settings: Settings) -> None:
     """Migrate the database to this version, and check that the parts can act as their role there.
 
     Nothing is changed in it before both stores answer. Raises `StoresRefused` with the problems of both.
     """
-    redis_answers, why_not = await asyncio.gather(answers(settings.redis_url), _look(settings))
+    redis_answers, database_problem = await asyncio.gather(answers(settings.redis_url), _database_problem(settings))
     refused = [
-        *([] if why_not is None else [DatabaseRefused(str(why_not))]),
+        *([] if database_problem is None else [DatabaseRefused(str(database_problem))]),
         *([] if redis_answers else [RedisRefused()]),
     ]
     if refused:
@@ -33,7 +33,7 @@ async def make_ready(settings: Settings) -> None:
         raise StoresRefused([DatabaseRefused(str(error))]) from None
 
 
-async def _look(settings: Settings) -> DatabaseUnusable | None:
+async def _database_problem(settings: Settings) -> DatabaseUnusable | None:
     """Why the database cannot be used; None where it can, if only after a migration."""
     conninfo = pool.conninfo(settings.database_url, role="", application=APPLICATION)
     try:

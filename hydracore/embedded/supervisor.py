@@ -10,7 +10,7 @@ from typing import Final, Self
 from hydracore.embedded.errors import PartFailed
 from hydracore.embedded.files import tail
 from hydracore.embedded.keeper import Keeper
-from hydracore.embedded.leftovers import Mark, place_of, stop_leftovers
+from hydracore.embedded.leftovers import Mark, device_and_inode, stop_leftovers
 from hydracore.embedded.part import Part
 
 READY_S_MAX: Final = 30.0
@@ -22,7 +22,7 @@ GRACE_S: Final = 3.0
 class Supervisor:
     """Parts by name, in the order of their start.
 
-    `on_change` is called after each start or end of a process, `on_trouble` with one line about each unexpected end.
+    `on_change` is called after each start or end of a process, `on_failure` with one line about each unexpected end.
     """
 
     def __init__(
@@ -31,12 +31,12 @@ class Supervisor:
         home: Path,
         logs: Path,
         on_change: Callable[[], None] | None = None,
-        on_trouble: Callable[[str], None] | None = None,
+        on_failure: Callable[[str], None] | None = None,
     ) -> None:
-        self._place = place_of(home)
+        self._device_and_inode = device_and_inode(home)
         self._logs = logs
         self._listener = on_change
-        self._on_trouble = on_trouble
+        self._on_failure = on_failure
         self._keepers: dict[str, Keeper] = {}
 
     @classmethod
@@ -47,14 +47,14 @@ class Supervisor:
         home: Path,
         logs: Path,
         on_change: Callable[[], None] | None = None,
-        on_trouble: Callable[[str], None] | None = None,
+        on_failure: Callable[[str], None] | None = None,
     ) -> AsyncGenerator[Self]:
         """A supervisor. It first ends what earlier ones have left running in `home`.
 
         At the end it stops all its parts.
         """
         await asyncio.to_thread(stop_leftovers, home)
-        supervisor = cls(home=home, logs=logs, on_change=on_change, on_trouble=on_trouble)
+        supervisor = cls(home=home, logs=logs, on_change=on_change, on_failure=on_failure)
         try:
             yield supervisor
         finally:
@@ -67,12 +67,12 @@ class Supervisor:
         """
         assert part.name not in self._keepers
         log = self._logs / f"{part.name}.log"
-        keeper = Keeper(self._marked(part), log=log, on_change=self._changed, on_trouble=self._tell)
+        keeper = Keeper(self._marked(part), log=log, on_change=self._changed, on_failure=self._report_failure)
         self._keepers[part.name] = keeper
         keeper.begin()
         try:
             async with asyncio.timeout(ready_s_max):
-                await self._until_ready(keeper)
+                await self._wait_until_ready(keeper)
         except TimeoutError:
             raise self._failure(keeper, f"was not ready within {ready_s_max:g} s") from None
 
@@ -104,32 +104,32 @@ class Supervisor:
             found.setdefault(keeper.part.kind, []).extend([keeper.pid] if keeper.pid else [])
         return found
 
-    def last_words(self) -> dict[str, str]:
+    def log_tails(self) -> dict[str, str]:
         """The end of each part's log, by the part's name."""
         return {name: tail(keeper.log) for name, keeper in self._keepers.items()}
 
-    async def _until_ready(self, keeper: Keeper) -> None:
-        while not (keeper.pid and await self._serves(keeper)):
-            keeper.raise_broken()
+    async def _wait_until_ready(self, keeper: Keeper) -> None:
+        while not (keeper.pid and await self._is_ready(keeper)):
+            keeper.raise_failure()
             if keeper.starts > 1:
                 raise self._failure(keeper, "ended during startup")
             await asyncio.sleep(READY_POLL_S)
 
-    async def _serves(self, keeper: Keeper) -> bool:
-        return await keeper.part.ready() if keeper.part.ready else keeper.ran_s() >= keeper.part.settle_s
+    async def _is_ready(self, keeper: Keeper) -> bool:
+        return await keeper.part.ready() if keeper.part.ready else keeper.since_start_s() >= keeper.part.settle_s
 
     def _marked(self, part: Part) -> Part:
-        mark = Mark(name=part.name, stop_signal=part.stop_signal, home=self._place)
+        mark = Mark(name=part.name, stop_signal=part.stop_signal, home=self._device_and_inode)
         return replace(part, environ={**part.environ, **mark.environ()})
 
     def _failure(self, keeper: Keeper, reason: str) -> PartFailed:
         return PartFailed(keeper.part.name, reason, keeper.log, tail(keeper.log))
 
-    def _tell(self, trouble: str) -> None:
-        if self._on_trouble:
+    def _report_failure(self, failure: str) -> None:
+        if self._on_failure:
             # A closed terminal takes no more lines. The parts run until the signal that comes with its closing.
             with suppress(OSError):
-                self._on_trouble(trouble)
+                self._on_failure(failure)
 
     def _changed(self) -> None:
         """Called from the loop with every change."""
@@ -138,4 +138,4 @@ class Supervisor:
                 self._listener()
         except OSError as error:
             # The listener writes pids to a file for other programs. The parts do not depend on it.
-            self._tell(f"cannot record which parts run: {error.strerror}")
+            self._report_failure(f"cannot record which parts run: {error.strerror}")

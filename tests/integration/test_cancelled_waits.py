@@ -42,7 +42,7 @@ def going_on() -> set[asyncio.Task[Any]]:
 async def test_a_keeper_that_is_cancelled_leaves_no_process_and_no_task(tmp_path: Path) -> None:
     program = (sys.executable, "-c", "import time; time.sleep(600)")
     part = Part(name="one", kind="one", command=program, environ=dict(os.environ))
-    keeper = Keeper(part, log=tmp_path / "one.log", on_change=lambda: None, on_trouble=lambda _: None)
+    keeper = Keeper(part, log=tmp_path / "one.log", on_change=lambda: None, on_failure=lambda _: None)
     keeper.begin()
     await until(lambda: keeper.pid)
     pid = keeper.pid
@@ -66,7 +66,7 @@ async def test_a_preparation_is_over_when_its_keeper_is(tmp_path: Path) -> None:
             cleaned_up.set()
 
     part = Part(name="one", kind="one", command=("false",), environ={}, prepare=prepare)
-    keeper = Keeper(part, log=tmp_path / "one.log", on_change=lambda: None, on_trouble=lambda _: None)
+    keeper = Keeper(part, log=tmp_path / "one.log", on_change=lambda: None, on_failure=lambda _: None)
     keeper.begin()
     await begun.wait()
     assert keeper._task is not None

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hydracore.cli.demo import HOMES
-from hydracore.embedded.throwaway import throwaway_home
+from hydracore.cli.demo import HOME_PREFIX
+from hydracore.embedded.temporary_home import temporary_home
 from tests.modelsim_fixtures import running_modelsim
 from tests.services import open_folder
 from tests.waiting import until
@@ -110,13 +110,13 @@ async def test_what_a_killed_one_leaves_is_gone_with_the_next(folder: Path, monk
     demo = start(folder)
     await until(lambda: at_work(folder), seconds_max=DEMO_S_MAX)
 
-    with throwaway_home(HOMES):
+    with temporary_home(HOME_PREFIX):
         pass
     assert at_work(folder), "the first has not ended yet"
     demo.kill()
     await asyncio.to_thread(demo.communicate)
     assert len(left_over(folder)) > 1
-    with throwaway_home(HOMES) as home:
+    with temporary_home(HOME_PREFIX) as home:
         assert left_over(folder) == [str(home.path.parent)]
 
     assert not left_over(folder)

@@ -7,7 +7,7 @@ import pytest
 import redis.asyncio
 import redis.exceptions
 
-from hydracore.embedded.leftovers import VARIABLE
+from hydracore.embedded.leftovers import MARK_VARIABLE
 from hydracore.embedded.ports import free_port
 from hydracore.embedded.supervisor import Supervisor
 from hydracore.embedded.valkey import Valkey
@@ -59,7 +59,7 @@ async def test_it_keeps_the_mark_by_which_it_is_known_when_its_supervisor_was_ki
         environ = psutil.Process(pid).environ()
 
     # Whoever sets a title of its own writes it over this.
-    assert VARIABLE in environ
+    assert MARK_VARIABLE in environ
 
 
 async def test_it_comes_back_empty_on_the_same_port(valkey: Valkey, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from hydracore.embedded.files import tail
-from hydracore.embedded.leftovers import Mark, place_of, stop_leftovers
+from hydracore.embedded.leftovers import Mark, device_and_inode, stop_leftovers
 from tests.supervising import QUIET, STUBBORN, gone, part, running
 from tests.waiting import until
 
@@ -105,7 +105,7 @@ async def test_what_runs_of_a_home_that_was_moved_is_ended(tmp_path: Path) -> No
 
 
 def test_what_a_stranger_calls_by_the_mark_s_name_ends_nobody(tmp_path: Path) -> None:
-    ours = Mark(name="left", stop_signal=signal.SIGKILL, home=place_of(tmp_path)).environ()
+    ours = Mark(name="left", stop_signal=signal.SIGKILL, home=device_and_inode(tmp_path)).environ()
     (variable,) = ours
     command = [sys.executable, "-c", QUIET]
     for value in ("", "{", "\udcff", ours[variable].replace(":9", ":4711")):
@@ -118,7 +118,7 @@ def test_what_a_stranger_calls_by_the_mark_s_name_ends_nobody(tmp_path: Path) ->
 
 
 def test_whoever_starts_with_the_mark_ends_neither_itself_nor_whom_it_was_started_by(tmp_path: Path) -> None:
-    mark = Mark(name="left", stop_signal=signal.SIGKILL, home=place_of(tmp_path)).environ()
+    mark = Mark(name="left", stop_signal=signal.SIGKILL, home=device_and_inode(tmp_path)).environ()
     look = f"from hydracore.embedded.leftovers import *; print(stop_leftovers(Path({str(tmp_path)!r})))"
     shell = ["/bin/sh", "-c", '"$@"; echo and goes on', "sh", sys.executable, "-c", look]
 

@@ -125,7 +125,7 @@ async def test_a_full_disk_costs_what_is_written_there_and_no_part(tmp_path: Pat
         home=tmp_path,
         logs=tmp_path,
         on_change=lambda: write_json(tmp_path / "dev.json", supervisor.pids(), durable=False),
-        on_trouble=told.append,
+        on_failure=told.append,
     ) as supervisor:
         await supervisor.start(part("one", QUIET))
         (first,) = supervisor.pids()["one"]
@@ -196,7 +196,7 @@ async def test_former_master_keys_reach_whoever_has_the_master_key_and_an_operat
         parts = stack._control_plane()
         await stack._http.aclose()
 
-    assert given.items() <= stack.managed().items()
+    assert given.items() <= stack.managed_settings().items()
     assert all(given.items() <= each.environ.items() for each in parts if "HYDRACORE_MASTER_KEY" in each.environ)
     assert not any(given.keys() & each.environ.keys() for each in (stack._cloudsim(), stack._modelsim()))
 

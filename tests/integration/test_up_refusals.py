@@ -13,7 +13,7 @@ from hydracore.embedded.files import write_json
 from hydracore.embedded.home import Home
 from hydracore.embedded.ports import free_port
 from hydracore.embedded.postgres import Postgres
-from hydracore.embedded.throwaway import throwaway_home
+from hydracore.embedded.temporary_home import temporary_home
 from tests.up_program import home_fixture, processes_of, refused  # noqa: F401 - a fixture
 
 
@@ -52,7 +52,7 @@ async def test_a_copy_of_a_home_whose_data_lives_apart_does_not_start_beside_it(
         base=home.with_name("original") / "postgres", data_id=secrets.home_id, password="", port=free_port()
     )
     try:
-        with theirs.held():
+        with theirs.lock():
             status, complaint = await refused(home, free_port())
     finally:
         theirs.remove()
@@ -65,12 +65,12 @@ async def test_a_copy_of_a_home_whose_data_lives_apart_does_not_start_beside_it(
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's data lives apart")
 def test_data_apart_that_somebody_works_on_outlives_a_copy_of_its_home() -> None:
     with ExitStack() as until_deleted:
-        home = until_deleted.enter_context(throwaway_home("hydracore-test-"))
+        home = until_deleted.enter_context(temporary_home("hydracore-test-"))
         home.path.parent.chmod(0o700)
         base = home.path.with_name("original") / "postgres"
         theirs = Postgres(base=base, data_id=home.secrets().home_id, password="", port=free_port())
         try:
-            with theirs.held():
+            with theirs.lock():
                 until_deleted.close()
                 assert (home.path.exists(), theirs.base.exists()) == (False, True)
         finally:

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from hydracore.cli.demo import tell_failure
+from hydracore.cli.demo import print_failure
 from hydracore.cli.follow import TYPE_COLUMN, facts_of, head_of
 from hydracore.cli.narrator import Narrator, StoryError, expect
 
@@ -91,7 +91,7 @@ def test_why_the_demo_failed_and_the_logs_are_shown_whatever_answered(markup: st
 
     with pytest.raises(StoryError) as failed:
         expect(answer, 200)
-    tell_failure(failed.value, {"api": f"\tone \x1b[2J{markup}\ntwo", "valkey": "", "worker": ""}, console)
+    print_failure(failed.value, {"api": f"\tone \x1b[2J{markup}\ntwo", "valkey": "", "worker": ""}, console)
 
     assert isinstance(console.file, StringIO)
     assert console.file.getvalue().splitlines() == [
@@ -106,7 +106,7 @@ def test_why_the_demo_failed_and_the_logs_are_shown_whatever_answered(markup: st
 
 def test_an_error_without_words_is_told_of_by_its_name() -> None:
     console = Console(file=StringIO(), width=80)
-    tell_failure(httpx.ReadTimeout(""), {}, console)
+    print_failure(httpx.ReadTimeout(""), {}, console)
 
     assert isinstance(console.file, StringIO)
     assert console.file.getvalue() == "\nThe demo failed: ReadTimeout\n"

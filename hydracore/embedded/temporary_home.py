@@ -1,6 +1,6 @@
 """Temporary homes, below the directory for temporary files.
 
-They are deleted with their data, also where that lives apart.
+They are deleted with their data, also where that is outside of the home.
 """
 
 import os
@@ -14,23 +14,23 @@ from typing import Final
 
 from hydracore.embedded import agents
 from hydracore.embedded.errors import EmbeddedError, HomeInUse
-from hydracore.embedded.files import held
+from hydracore.embedded.files import lock_directory
 from hydracore.embedded.home import HOME_MODE, LOCK, Home
 from hydracore.embedded.leftovers import stop_leftovers
-from hydracore.embedded.postgres import STATE, end_servers
+from hydracore.embedded.postgres import STATE_DIR, end_servers
 
 #: The name of the home in the temporary directory that is made for it.
 NAME: Final = "home"
 
 
 @contextmanager
-def throwaway_home(prefix: str) -> Generator[Home]:
+def temporary_home(prefix: str) -> Generator[Home]:
     """A new home in a temporary directory whose name begins with `prefix`.
 
-    At the end, what runs there is ended and it is deleted. The same is done first with such homes of
-    this user whose holder was killed.
+    At the end, the processes that run there are ended, and the home is deleted. This is also done at the
+    beginning, with earlier homes of this user whose process was killed.
     """
-    for home in _left_behind(prefix):
+    for home in _abandoned_homes(prefix):
         # A problem with an old home must not prevent a new one.
         with suppress(EmbeddedError):
             _discard(home)
@@ -43,15 +43,12 @@ def throwaway_home(prefix: str) -> Generator[Home]:
         _discard(home)
 
 
-def _left_behind(prefix: str) -> Iterator[Home]:
-    """This user's temporary homes that have been held before.
-
-    Whether one still is, `_discard` finds out by locking it.
-    """
+def _abandoned_homes(prefix: str) -> Iterator[Home]:
+    """This user's temporary homes that have been locked before. Some may still be in use: `_discard` finds out."""
     for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         with suppress(FileNotFoundError, EmbeddedError):
             status = folder.lstat()
-            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and Home.was_held(folder / NAME):
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and Home.was_locked(folder / NAME):
                 yield Home(folder / NAME)
 
 
@@ -61,12 +58,12 @@ def _discard(home: Home) -> None:
         stop_leftovers(home.path)
         end_servers(home.postgres / "data")
         agents.end_below(home.cloudsim)
-        _discard_apart(STATE / home.secrets().home_id)
+        _discard_fallback_data(STATE_DIR / home.secrets().home_id)
         shutil.rmtree(home.path.parent, ignore_errors=True)
 
 
-def _discard_apart(data: Path) -> None:
-    """Delete data that lives apart, unless the holder of a copy of the home uses it."""
-    with suppress(HomeInUse, FileNotFoundError), held(data / LOCK):
+def _discard_fallback_data(data: Path) -> None:
+    """Delete data outside of the home, unless a copy of the home is in use and uses it."""
+    with suppress(HomeInUse, FileNotFoundError), lock_directory(data / LOCK):
         end_servers(data / "data")
         shutil.rmtree(data, ignore_errors=True)
