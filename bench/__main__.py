@@ -11,7 +11,7 @@ import msgspec
 from bench import append, audit, beside, chat, lag, reads, rebuild, running, state
 from bench.result import Comparison, Limit, show
 from bench.services import Services, running_services
-from hydracore.signals import run_to_its_end
+from hydracore.signals import run_to_completion
 
 Measured = Sequence[Comparison | Limit]
 
@@ -34,7 +34,7 @@ MEASUREMENTS: dict[str, Callable[[Services], Awaitable[Measured]]] = {
 def main(names: tuple[str, ...], json_file: Path | None) -> None:
     """Measure HydraCore against the usual stack (all of it, or only NAMES)."""
     # However this ends, no process that it has started stays: `timeout` sends a TERM.
-    results = run_to_its_end(_measure(names or tuple(MEASUREMENTS)))
+    results = run_to_completion(_measure(names or tuple(MEASUREMENTS)))
     show(results)
     if json_file is not None:
         json_file.write_bytes(msgspec.json.format(msgspec.json.encode(results)))

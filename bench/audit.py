@@ -15,7 +15,7 @@ from bench.rebuild_log import write_log
 from bench.result import Limit
 from bench.services import Services
 from hydracore.audit.verifying import Progress, Request, verify
-from hydracore.garbage import collect_less_often
+from hydracore.gc_tuning import collect_less_often
 from projections.followed import followed_projections
 
 #: Millions of events, about, unless `BENCH_AUDIT_EVENTS` says otherwise.

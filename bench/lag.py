@@ -59,7 +59,7 @@ async def measure(services: Services) -> list[Limit]:
     try:
         async with (
             redis,
-            opened(url, published=publisher.published) as store,
+            opened(url, published=publisher.publish) as store,
             await psycopg.AsyncConnection.connect(url, autocommit=True) as looker,
         ):
             await _append(store, seconds=WARM_S)

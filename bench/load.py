@@ -12,7 +12,7 @@ import sys
 import time
 from typing import NamedTuple
 
-from hydracore.signals import run_to_its_end
+from hydracore.signals import run_to_completion
 
 #: The most bytes per read; a list of 100 rows has some 40 KB.
 _READ_BYTES = 262_144
@@ -76,4 +76,4 @@ async def _body(reader: asyncio.StreamReader, wanted: bytes) -> bytes:
 
 
 if __name__ == "__main__":
-    print(json.dumps(run_to_its_end(measure(Load(**json.load(sys.stdin))))))
+    print(json.dumps(run_to_completion(measure(Load(**json.load(sys.stdin))))))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 #: The error numbers of a full or broken disk.
-DISK_TROUBLE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+DISK_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 
 def write_atomic(path: Path, content: bytes, *, durable: bool = True, draft: Path | None = None) -> None:
@@ -42,18 +42,18 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Generator[None]:
+def disk_errors_named(path: Path) -> Generator[None]:
     """Add `path` to a disk's `OSError` that is raised in the block: writes to an open file raise it without a name."""
     try:
         yield
     except OSError as error:
-        if error.errno not in DISK_TROUBLE or error.filename is not None:
+        if error.errno not in DISK_ERRNOS or error.filename is not None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def describe_disk_error(error: OSError) -> str:
-    """The text of an error with its file. A disk's error without a name (see `naming`) came from standard output."""
-    if error.filename is None and error.errno in DISK_TROUBLE:
+    """The text of an error with its file. A disk's error without a name (see `disk_errors_named`) came from standard output."""
+    if error.filename is None and error.errno in DISK_ERRNOS:
         return f"cannot write to standard output: {error.strerror}"
     return str(error)

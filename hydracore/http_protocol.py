@@ -17,7 +17,7 @@ from typing import Any, Final
 from httptools import HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from hydracore.unread import Unread
+from hydracore.slow_readers import SlowReaderGuard
 
 #: The most bytes of the request line and all headers of a request, or of the trailers behind its body.
 #: One read of the socket (a quarter of a megabyte) may come on top before the excess is noticed.
@@ -85,7 +85,7 @@ class BoundedProtocol(HttpToolsProtocol):
     arrives in time, or whose client does not read the answers, is closed without an answer.
     """
 
-    unread: Unread
+    slow_reader_guard: SlowReaderGuard
 
     #: The bytes received since the last head ended, or since the last bytes that were known to belong to a body.
     _pending = 0
@@ -104,22 +104,22 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        self.unread = Unread(transport, self.loop)
+        self.slow_reader_guard = SlowReaderGuard(transport, self.loop)
         self._limit_wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_wait()
-        self.unread.end()
+        self.slow_reader_guard.end()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self.unread.begin()
+        self.slow_reader_guard.begin()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if not self.transport.is_closing():
-            self.unread.end()
+            self.slow_reader_guard.end()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -264,7 +264,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _watch_the_rest(self) -> None:
         # This is also called after the connection has been lost, by a timer or at the end of an answer.
         if self in self.connections:
-            self.unread.begin()
+            self.slow_reader_guard.begin()
 
 
 def _without_upgrade(begun: bytes) -> bytes | None:

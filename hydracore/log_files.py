@@ -10,29 +10,29 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-#: A log that has grown beyond this is set aside.
+#: A log file larger than this is rotated.
 LOG_BYTES_MAX: Final = 16 * 1024 * 1024
-#: Seconds between two looks.
-LOOK_S: Final = 5.0
+#: Seconds between two checks.
+CHECK_INTERVAL_S: Final = 5.0
 
 
-async def keep_small(logs: Callable[[], Iterable[Path]], *, look_s: float = LOOK_S) -> None:
-    """Set aside each log that has grown too large, every `look_s`, until cancelled.
+async def rotate_periodically(logs: Callable[[], Iterable[Path]], *, interval_s: float = CHECK_INTERVAL_S) -> None:
+    """Rotate each log that is too large, every `interval_s`, until cancelled.
 
-    A log that cannot be set aside, as on a full disk, stays as it is and is tried again.
+    A log that cannot be rotated, for example because the disk is full, stays as it is and is tried again.
     """
     while True:
-        await asyncio.to_thread(_look, list(logs()))
-        await asyncio.sleep(look_s)
+        await asyncio.to_thread(_rotate_all, list(logs()))
+        await asyncio.sleep(interval_s)
 
 
-def _look(logs: list[Path]) -> None:
+def _rotate_all(logs: list[Path]) -> None:
     for log in logs:
         with suppress(OSError):
-            set_aside(log)
+            rotate(log)
 
 
-def set_aside(log: Path, *, bytes_max: int = LOG_BYTES_MAX) -> None:
+def rotate(log: Path, *, bytes_max: int = LOG_BYTES_MAX) -> None:
     """If a log has grown beyond `bytes_max`, copy it to a file with the suffix `.old`, which is replaced, and empty it.
 
     Its writers must have it open to append, and go on. Lines that come between copying and emptying

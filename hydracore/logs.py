@@ -22,7 +22,7 @@ def configure(level: str, *, stream: TextIO | None = None) -> None:
 
     `level`: debug, info, warning or error. `stream`: standard error by default.
     """
-    lines = _Lines(stream or sys.stderr)
+    lines = _LineWriter(stream or sys.stderr)
     threshold = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -48,7 +48,7 @@ def configure(level: str, *, stream: TextIO | None = None) -> None:
     logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
 
 
-class _Lines(io.TextIOBase):
+class _LineWriter(io.TextIOBase):
     """Writes whole lines to a file descriptor. A buffered stream would write torn or late lines if a write fails."""
 
     def __init__(self, stream: TextIO | None) -> None:

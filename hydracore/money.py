@@ -5,11 +5,11 @@ from __future__ import annotations
 from decimal import Decimal
 
 
-def plain(amount: Decimal) -> str:
+def decimal_text(amount: Decimal) -> str:
     """`amount` without an exponent and without zeros at the end: `0.00005`, `12`, `0`."""
     return format(amount.normalize() + 0, "f")
 
 
-def of_number(number: float) -> str:
+def number_text(number: float) -> str:
     """A JSON number as the decimal that its writer meant: 0.1 is one tenth."""
-    return plain(Decimal(repr(number)))
+    return decimal_text(Decimal(repr(number)))

@@ -5,4 +5,4 @@ from typing import Final
 from redis.exceptions import RedisError
 
 #: uvloop raises `RuntimeError` where a connection is lost in the moment in which it is made.
-NO_ANSWER: Final = (RedisError, OSError, RuntimeError)
+REDIS_ERRORS: Final = (RedisError, OSError, RuntimeError)

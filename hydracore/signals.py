@@ -27,44 +27,42 @@ def run_until_signal(
     thread, which alone gets signals, no handler is set.
     """
     # Closing the loop would not restore the handlers that were set before.
-    with _handlers_kept(), asyncio.Runner(loop_factory=loop_factory) as runner:
+    with _handlers_restored(), asyncio.Runner(loop_factory=loop_factory) as runner:
         return runner.run(_watched(work))
 
 
-def run_to_its_end(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` and return its result. If a signal comes first, `work` is cancelled as by
-    `run_until_signal`, and this raises `KeyboardInterrupt`.
-    """
-    given = list[T]()
+def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` and return its result. Raises `KeyboardInterrupt` if a signal cancels `work`, as in `run_until_signal`."""
+    results = list[T]()
 
-    async def kept() -> None:
-        given.append(await work)
+    async def keep_result() -> None:
+        results.append(await work)
 
-    if not run_until_signal(kept()):
+    if not run_until_signal(keep_result()):
         raise KeyboardInterrupt
-    return given[0]
+    return results[0]
 
 
 def stop_event() -> asyncio.Event:
     """An event that a signal sets, for work in the running loop that must not be cancelled and ends by itself."""
-    asked = asyncio.Event()
-    for number in heard_signals():
-        asyncio.get_running_loop().add_signal_handler(number, asked.set)
-    return asked
+    stop_requested = asyncio.Event()
+    for number in handled_signals():
+        asyncio.get_running_loop().add_signal_handler(number, stop_requested.set)
+    return stop_requested
 
 
 async def _watched(work: Coroutine[Any, Any, None]) -> bool:
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
-    heard = heard_signals()
+    handled = handled_signals()
 
     def stop() -> None:
         # A second signal must not break off the cleanup, which has its own time limit.
-        for number in heard:
+        for number in handled:
             loop.add_signal_handler(number, lambda: None)
         task.cancel()
 
-    for number in heard:
+    for number in handled:
         loop.add_signal_handler(number, stop)
     try:
         await task
@@ -81,41 +79,41 @@ def interrupted_by_signals() -> Generator[None]:
     """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
-        for number in heard:
+        for number in handled:
             signal.signal(number, _ignore)
         raise KeyboardInterrupt
 
-    with _handlers_kept() as heard:
-        for number in heard:
+    with _handlers_restored() as handled:
+        for number in handled:
             signal.signal(number, interrupt)
         yield
 
 
 @contextmanager
-def signals_heard(told: Callable[[], None]) -> Generator[Callable[[], None]]:
-    """For a main thread that waits for other threads. Each signal calls `told`. Yields a function that waits for one.
+def signal_waiter(on_signal: Callable[[], None]) -> Generator[Callable[[], None]]:
+    """For a main thread that waits for other threads. Each signal calls `on_signal`. Yields a function that waits for a signal.
 
     The waiting thread is woken by a byte from Python's C signal handler. A lock would not do: a
     signal that comes right before the wait, or that another thread receives, does not interrupt the
-    wait, and Python calls `told` only once the main thread runs.
+    wait, and Python calls `on_signal` only once the main thread runs.
     """
     has_come = False
 
     def hear(_number: int, _frame: FrameType | None) -> None:
         nonlocal has_come
         has_come = True
-        told()
+        on_signal()
 
     def wait() -> None:
         while not has_come:
             reader.recv(1)
 
     reader, writer = socket.socketpair()
-    with reader, writer, _handlers_kept() as heard:
+    with reader, writer, _handlers_restored() as handled:
         writer.setblocking(False)
         before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         try:
-            for number in heard:
+            for number in handled:
                 signal.signal(number, hear)
             yield wait
         finally:
@@ -123,9 +121,9 @@ def signals_heard(told: Callable[[], None]) -> Generator[Callable[[], None]]:
 
 
 @contextmanager
-def _handlers_kept() -> Generator[list[signal.Signals]]:
+def _handlers_restored() -> Generator[list[signal.Signals]]:
     """Yields the signals to handle. After the block, their handlers are those from before it."""
-    before = {number: signal.getsignal(number) for number in heard_signals()}
+    before = {number: signal.getsignal(number) for number in handled_signals()}
     try:
         yield list(before)
     finally:
@@ -133,7 +131,7 @@ def _handlers_kept() -> Generator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
-def heard_signals() -> list[signal.Signals]:
+def handled_signals() -> list[signal.Signals]:
     """The signals that stop this process: not SIGHUP if that was to be ignored, and none outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return []

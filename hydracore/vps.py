@@ -21,8 +21,8 @@ from structlog.contextvars import get_contextvars
 
 from hydracore.agent.chat_messages import RunningConfig, UpdatesApplied
 from hydracore.agent.messages import AgentStatus, Drained
+from hydracore.json_input import JSON_ERRORS, require_object
 from hydracore.media_types import EVENT_STREAM, media_type
-from hydracore.reading import UNREADABLE, require_object
 from hydracore.transport import (
     CONNECT_TIMEOUT_S,
     CONNECTIONS_KEPT,
@@ -296,8 +296,8 @@ def _object(agent: AgentAddress, answer: Answer) -> bytes:
 
 
 def _read(agent: AgentAddress, answer: Answer, read: Callable[[bytes], T]) -> T:
-    """What `read` makes of the answer. `read` raises one of `UNREADABLE` for an unexpected body."""
+    """What `read` makes of the answer. `read` raises one of `JSON_ERRORS` for an unexpected body."""
     try:
         return read(answer.content)
-    except UNREADABLE as error:
+    except JSON_ERRORS as error:
         raise VpsBadAnswer(f"{agent}: an unknown body", status=answer.status) from error

@@ -7,7 +7,7 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 
 from hydracore.agent.chat_messages import AgentProblem
-from hydracore.reading import UNREADABLE, require_object
+from hydracore.json_input import JSON_ERRORS, require_object
 
 #: The largest answer, except for those below. A status with a hundred skills has some 10 KB, the
 #: longest list of conversations some 200 KB.
@@ -39,7 +39,7 @@ class ShownConfig(NamedTuple):
 
 
 def shown_config(content: bytes) -> ShownConfig:
-    """Raises one of `UNREADABLE`."""
+    """Raises one of `JSON_ERRORS`."""
     require_object(content)
     document = msgspec.json.decode(content, type=_Document)
     version = msgspec.json.decode(document.get("config_version", b"null"), type=int | None)
@@ -56,7 +56,7 @@ class ReportedProblem(NamedTuple):
 def read_problem(content: bytes) -> ReportedProblem:
     try:
         problem = msgspec.json.decode(content, type=AgentProblem)
-    except UNREADABLE:
+    except JSON_ERRORS:
         return ReportedProblem()
     return ReportedProblem(_printable(problem.code), _printable(problem.detail))
 

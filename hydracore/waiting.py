@@ -23,7 +23,7 @@ async def first_of(*tasks: asyncio.Task[Any]) -> set[asyncio.Task[Any]]:
     return by_themselves
 
 
-async def work_until(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+async def run_until(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
     """Run `work` until it ends by itself or `event` is set. Returns whether `event` is set.
 
     When this returns, `work` is done: it was cancelled if necessary, and its cleanup awaited. An

@@ -8,7 +8,7 @@ import msgspec
 import structlog
 from redis.asyncio import Redis
 
-from hydracore.redis_errors import NO_ANSWER
+from hydracore.redis_errors import REDIS_ERRORS
 
 #: The pub/sub channel; a message is the JSON object {lane: head}.
 CHANNEL = "hydracore:lanes"
@@ -17,7 +17,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Publisher:
-    """Publishes the heads of lanes after commits. `published`, which the `EventStore` calls, never blocks or raises."""
+    """Publishes the heads of lanes after commits. `publish`, which the `EventStore` calls, never blocks or raises."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -25,7 +25,7 @@ class Publisher:
         self._sending: asyncio.Task[None] | None = None
         self._down = False
 
-    def published(self, heads: dict[int, int]) -> None:
+    def publish(self, heads: dict[int, int]) -> None:
         """Publish these heads as soon as the message before is sent, together with any that come until then."""
         self._heads.update(heads)
         if self._sending is None:
@@ -41,7 +41,7 @@ class Publisher:
                 heads, self._heads = self._heads, {}
                 await self._redis.publish(CHANNEL, msgspec.json.encode(heads))  # pyright: ignore[reportUnknownMemberType] - untyped keyword arguments
                 self._down = False
-        except NO_ANSWER as error:
+        except REDIS_ERRORS as error:
             if not self._down:
                 _log.warning("wake_ups_not_sent", error=type(error).__name__)
             self._down = True

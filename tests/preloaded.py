@@ -17,7 +17,7 @@ import hydracore.cloudsim.main
 import tests.chaos.logs_compared
 import tests.forked
 import workers.main
-from hydracore.garbage import freeze_and_collect_less_often
+from hydracore.gc_tuning import freeze_and_collect_less_often
 from hydracore.transport import new_client
 
 # The first of each has a tenth of a second of modules imported that come with it.

@@ -34,7 +34,7 @@ from hydracore.embedded.ports import free_port
 from hydracore.embedded.postgres import OWNER, Postgres
 from hydracore.embedded.supervisor import Supervisor
 from hydracore.embedded.valkey import Valkey
-from hydracore.signals import run_to_its_end
+from hydracore.signals import run_to_completion
 
 #: Migrated once; every test's database is a copy of it.
 TEMPLATE = OWNER
@@ -289,4 +289,4 @@ async def _keep_door(base: Path, address: Path, services: Services) -> asyncio.S
 
 
 if __name__ == "__main__":
-    run_to_its_end(_host(Path(sys.argv[1])))
+    run_to_completion(_host(Path(sys.argv[1])))

@@ -25,7 +25,7 @@ from hydracore import settings as configuration
 from hydracore.auth import issue_token
 from hydracore.embedded.ports import free_port
 from hydracore.settings import variable
-from hydracore.signals import run_to_its_end
+from hydracore.signals import run_to_completion
 from hydracore.transport import TRUST_NOBODY
 from tests.audit import audit
 from tests.cloudsim_fixtures import CloudsimProcess
@@ -300,7 +300,7 @@ def session_stack_fixture(services: Services, tmp_path_factory: pytest.TempPathF
         yield stack
         # Whatever the tests did to it, and whether they looked at this or not; with nobody who still writes.
         stack.kill()
-        run_to_its_end(audit(stack.database_url))
+        run_to_completion(audit(stack.database_url))
         assert_no_secret_leaked(stack)
     finally:
         stack.thaw()

@@ -18,7 +18,7 @@ from events.verified_lane import LaneReport
 from hydracore.audit.seal_check import check_seals, stored_seals
 from hydracore.audit.verifying import Progress
 from hydracore.audit.verifying_lanes import Job, verify_some
-from hydracore.signals import run_to_its_end
+from hydracore.signals import run_to_completion
 from tests.audit_log import LANE, Forger
 from tests.services import Services
 
@@ -40,7 +40,7 @@ def made_once(services: Services, name: str, make: Callable[[str], Coroutine[Any
     """The URL of a database that `make` has filled, for all tests of a module."""
     name = f"{name}_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
     url = services.create_database(name)
-    run_to_its_end(make(url))
+    run_to_completion(make(url))
     yield url
     services.drop_database(name)
 

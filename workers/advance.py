@@ -16,7 +16,7 @@ from events.state import Instance
 from workers import provision, teardown
 from workers.deps import Deps
 from workers.erasure import record_missed_erasure
-from workers.histories import HISTORY_UNREADABLE, UNREADABLE, HistoryUnreadable, reading_history
+from workers.histories import HISTORY_UNREADABLE, JSON_ERRORS, HistoryUnreadable, reading_history
 from workers.locks import Hold
 from workers.steps import Moved, Retry, StepResult, Wait
 
@@ -95,7 +95,7 @@ async def _try(deps: Deps, state: Instance, step: saga.Owed) -> StepResult:
             return await execute_step(deps, state, step)
         except VersionConflict as lost:
             return Moved(state=await _load_after(deps, lost))
-    except (NotFound, StoreUnavailable, psycopg.OperationalError, *UNREADABLE):
+    except (NotFound, StoreUnavailable, psycopg.OperationalError, *JSON_ERRORS):
         # The caller handles these: they are not about this step. Errors about a history must not be logged here: they may quote events.
         raise
     except Exception:  # noqa: BLE001 - a bug, or a setting that is gone: retried with backoff, and it can raise the alarm

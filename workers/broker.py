@@ -25,7 +25,7 @@ from dramatiq.middleware import AsyncIO, Middleware
 from redis import Redis
 from redis.exceptions import ConnectionError, OutOfMemoryError, ReadOnlyError, ResponseError, TimeoutError  # noqa: A004 - as redis calls them
 
-from hydracore.opening import REDIS_TIMEOUT_S
+from hydracore.backends import REDIS_TIMEOUT_S
 
 QUEUE = "hydracore"
 

@@ -13,9 +13,9 @@ from events.record import Origin
 from events.store import EventStore
 from hydracore import catalogue as catalogues
 from hydracore import clock
+from hydracore.backends import open_redis, open_store
 from hydracore.catalogue import Catalogue
 from hydracore.db.pool import open_pool
-from hydracore.opening import open_redis, open_store
 from hydracore.settings import Settings
 from hydracore.vps import VpsClient
 from workers.attention import Attention

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from events.cancellation import cancellation_heard
 from events.patience import run
-from hydracore.redis_errors import NO_ANSWER
+from hydracore.redis_errors import REDIS_ERRORS
 from hydracore.wake import CHANNEL
 from workers.error_boundary import error_boundary
 from workers.sql import OPERATIONS
@@ -61,12 +61,12 @@ class HeadWatcher:
         while True:
             async with error_boundary("listener", recover_s=RECOVER_S):
                 # If the connection ends while this task is cancelled, its error takes the place of the cancellation.
-                with cancellation_heard(), suppress(*NO_ANSWER):
+                with cancellation_heard(), suppress(*REDIS_ERRORS):
                     await self._hear()
                 await asyncio.sleep(RECOVER_S)
 
     async def _hear(self) -> NoReturn:
-        """Raises one of `NO_ANSWER` once Redis is unavailable."""
+        """Raises one of `REDIS_ERRORS` once Redis is unavailable."""
         async with self._redis.pubsub() as subscription:
             with cancellation_heard():
                 await subscription.subscribe(CHANNEL)

@@ -13,11 +13,11 @@ import uvloop
 from events.errors import StoreUnavailable
 from hydracore import logs
 from hydracore.audit.sealing import keep_sealing
+from hydracore.backends import open_redis
 from hydracore.db.pool import open_pool
-from hydracore.garbage import freeze_and_collect_less_often
-from hydracore.opening import open_redis
+from hydracore.gc_tuning import freeze_and_collect_less_often
 from hydracore.settings import Settings
-from hydracore.signals import run_to_its_end, run_until_signal, signals_heard
+from hydracore.signals import run_to_completion, run_until_signal, signal_waiter
 from projections.followed import followed_projections
 from projections.follower import Follower
 from workers.actors import DepsMiddleware, NotBooted, declare_actors
@@ -64,7 +64,7 @@ def run_worker(settings: Settings) -> None:
     broker = redis_broker(settings.redis_url, middleware)
     declare_actors(broker, middleware)
     worker = dramatiq.Worker(broker, worker_threads=settings.worker_threads, worker_timeout=WORKER_TIMEOUT_MS)
-    with signals_heard(middleware.give_up) as wait_for_signal:
+    with signal_waiter(middleware.give_up) as wait_for_signal:
         try:
             worker.start()
             freeze_and_collect_less_often()
@@ -89,7 +89,7 @@ def run_sweep(settings: Settings, *, dry_run: bool, remove_unaccounted: bool) ->
         async with open_deps(settings, os.environ) as deps:
             return await sweep(deps, dry_run=dry_run, remove_unaccounted=remove_unaccounted)
 
-    return run_to_its_end(once())
+    return run_to_completion(once())
 
 
 async def _relay(settings: Settings) -> None:

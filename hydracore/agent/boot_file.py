@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 
 from hydracore.agent.errors import BootFileInvalid
-from hydracore.reading import UNREADABLE
+from hydracore.json_input import JSON_ERRORS
 
 #: Below the agent's root. Written by cloud-init from the user_data of the server.
 BOOT_FILE = Path("etc/hydracore/agent.json")
@@ -43,6 +43,6 @@ def read_boot_file(root: Path) -> BootFile:
         raise BootFileInvalid(path, f"longer than {_SIZE_MAX_BYTES} bytes")
     try:
         return msgspec.json.decode(content, type=BootFile)
-    except UNREADABLE as error:
+    except JSON_ERRORS as error:
         # msgspec names the field and the type it wants, never the value it found.
         raise BootFileInvalid(path, str(error)) from None

@@ -19,8 +19,8 @@ from hydracore.agent.chat_messages import (
 )
 from hydracore.agent.chats import Ask, BadRequest, ChatError, MessageTooLong, OpenChat
 from hydracore.agent.expressclaw.turns import Turns
+from hydracore.json_input import JSON_ERRORS
 from hydracore.media_types import EVENT_STREAM
-from hydracore.reading import UNREADABLE
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ def read_body(request: Request, body_type: type[T]) -> T:
     """Raises `BadRequest`; its text names the field, never its value."""
     try:
         return msgspec.json.decode(request.body, type=body_type)
-    except UNREADABLE as error:
+    except JSON_ERRORS as error:
         raise BadRequest(str(error)) from None
 
 

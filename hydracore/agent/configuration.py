@@ -22,7 +22,7 @@ from hydracore.agent.messages import Level
 from hydracore.agent.runtime import DEFAULT_RUNTIME, RuntimeConfig
 from hydracore.agent.state import StateDir
 from hydracore.documents import masked
-from hydracore.reading import UNREADABLE
+from hydracore.json_input import JSON_ERRORS
 
 _log = structlog.get_logger(__name__)
 
@@ -187,7 +187,7 @@ class Configuration:
             return None
         try:
             return msgspec.json.decode(content, type=StoredConfig)
-        except UNREADABLE:
+        except JSON_ERRORS:
             # The control plane has it, too: the secrets bring one, and heartbeats tell whether another ought to run.
             _log.warning("configuration_unreadable", file=_FILE)
             return None

@@ -23,7 +23,7 @@ from hydracore.agent import messages as m
 from hydracore.agent.backoff import Backoff
 from hydracore.agent.errors import AgentError, DiskRefuses
 from hydracore.agent.identity import Identity
-from hydracore.reading import UNREADABLE
+from hydracore.json_input import JSON_ERRORS
 from hydracore.transport import Answer, AnswerTooLarge, exchange, new_client
 
 _log = structlog.get_logger(__name__)
@@ -132,7 +132,7 @@ class ControlPlane:
             raise _refusal(call, answer)
         try:
             return msgspec.json.decode(answer.content, type=answer_type)
-        except UNREADABLE as error:
+        except JSON_ERRORS as error:
             raise BadAnswer(call, "200 with an unknown body") from error
 
 
@@ -158,7 +158,7 @@ def _refusal(call: str, answer: Answer) -> ControlPlaneError:
 def _expected_seq(content: bytes) -> int | None:
     try:
         return msgspec.json.decode(content, type=m.Refusal).expected_seq
-    except UNREADABLE:
+    except JSON_ERRORS:
         return None
 
 

@@ -17,7 +17,7 @@ from hydracore.agent.control_plane import BadAnswer, Conflict, ControlPlane, Una
 from hydracore.agent.errors import DiskRefuses, StateDamaged
 from hydracore.agent.identity import Identity
 from hydracore.agent.state import StateDir
-from hydracore.reading import UNREADABLE
+from hydracore.json_input import JSON_ERRORS
 
 _log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -43,7 +43,7 @@ def load_secrets(state: StateDir) -> StoredSecrets | None:
         return None
     try:
         return msgspec.json.decode(content, type=StoredSecrets)
-    except UNREADABLE:
+    except JSON_ERRORS:
         raise StateDamaged(state.path / _FILE) from None
 
 

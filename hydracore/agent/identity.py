@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hydracore.agent.errors import StateDamaged
 from hydracore.agent.messages import PublicKeys
 from hydracore.agent.state import StateDir
-from hydracore.reading import UNREADABLE
+from hydracore.json_input import JSON_ERRORS
 
 _FILE = "keys.json"
 _RawKey = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
@@ -63,7 +63,7 @@ def load_identity(state: StateDir) -> Identity:
         return identity
     try:
         stored = msgspec.json.decode(content, type=StoredKeys)
-    except UNREADABLE:
+    except JSON_ERRORS:
         raise StateDamaged(state.path / _FILE) from None
     return Identity(
         signing=Ed25519PrivateKey.from_private_bytes(stored.signing),

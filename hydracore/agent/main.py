@@ -17,7 +17,7 @@ from hydracore.agent.agent import Agent
 from hydracore.agent.boot_file import read_boot_file
 from hydracore.agent.errors import StartRefused
 from hydracore.agent.state import STATE_DIR
-from hydracore.garbage import freeze_and_collect_less_often
+from hydracore.gc_tuning import freeze_and_collect_less_often
 from hydracore.signals import run_until_signal
 
 _log = structlog.get_logger(__name__)

@@ -13,7 +13,7 @@ from hydracore.agent.api import AgentApi
 from hydracore.agent.backoff import Backoff
 from hydracore.agent.messages import Level, Listen
 from hydracore.http_server import EmbeddedServer, configuration
-from hydracore.waiting import work_until
+from hydracore.waiting import run_until
 
 _log = structlog.get_logger(__name__)
 
@@ -55,7 +55,7 @@ class AgentServer:
         while True:
             self._moved.clear()
             assert self._listen is not None, "the server was not told where to listen"
-            moved = await work_until(self._moved, self._serve(self._listen))
+            moved = await run_until(self._moved, self._serve(self._listen))
             assert moved, "uvicorn ended though nobody asked it to"
 
     async def _serve(self, listen: Listen) -> None:

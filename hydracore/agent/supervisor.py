@@ -15,7 +15,7 @@ from hydracore.agent.chats import Ask, NotServing, OpenChat
 from hydracore.agent.errors import RuntimeFailed
 from hydracore.agent.messages import Ignored, Level, ReportedError, Versions
 from hydracore.agent.runtime import Runtime, RuntimeConfig, RuntimeKind
-from hydracore.waiting import work_until
+from hydracore.waiting import run_until
 
 _log = structlog.get_logger(__name__)
 
@@ -195,7 +195,7 @@ class Supervisor:
             if self._draining:
                 runtime.drain()
             self._note_serving(runtime, config)
-            if not await work_until(self._changed, runtime.wait()):
+            if not await run_until(self._changed, runtime.wait()):
                 raise RuntimeFailed("runtime_stopped", "The runtime stopped by itself")
         finally:
             self._run = None

@@ -21,7 +21,7 @@ from hydracore.api.operations import operation
 from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.api.validation import Incoming
 from hydracore.clock import NowMs
-from hydracore.money import plain
+from hydracore.money import decimal_text
 
 #: The precision of dollars in the read tables.
 COST_STEP: Final = Decimal("1e-12")
@@ -82,7 +82,7 @@ class AgentUse:
             model=entry.model,
             prompt_tokens=_within(entry.prompt_tokens, m.TOKENS_MAX, instance_id),
             completion_tokens=_within(entry.completion_tokens, m.TOKENS_MAX, instance_id),
-            cost_usd=plain(cost.quantize(COST_STEP)),
+            cost_usd=decimal_text(cost.quantize(COST_STEP)),
             channel=entry.channel,
             end_user=None if entry.end_user is None else self._digest(instance_id, entry.end_user),
         )

@@ -11,7 +11,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from redis.asyncio import Redis
 
 from hydracore.api.operations import Answer, operation
-from hydracore.redis_errors import NO_ANSWER
+from hydracore.redis_errors import REDIS_ERRORS
 
 #: The most seconds for a dependency to answer before it counts as down.
 CHECK_TIMEOUT_S: Final = 2.0
@@ -83,6 +83,6 @@ class Health:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
                 # A write: a replica, or a Redis without memory, cannot carry wake-ups.
                 await self._redis.set(CHECK_KEY, "", ex=CHECK_KEY_S)
-        except NO_ANSWER:
+        except REDIS_ERRORS:
             return _DOWN
         return _OK

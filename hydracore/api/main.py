@@ -24,12 +24,12 @@ from hydracore.api.runtime import ASK_TIMEOUT_S
 from hydracore.audit import erasing
 from hydracore.audit.erasure_file import ErasureFile
 from hydracore.audit.errors import ErasuresUnknown
+from hydracore.backends import open_redis, open_store
 from hydracore.catalogue import Catalogue
 from hydracore.catalogue_file import CatalogueError
 from hydracore.db.pool import open_pool
-from hydracore.garbage import freeze_and_collect_less_often
+from hydracore.gc_tuning import freeze_and_collect_less_often
 from hydracore.http_server import EmbeddedServer, configuration
-from hydracore.opening import open_redis, open_store
 from hydracore.settings import Settings, SettingsError
 from hydracore.signals import stop_event
 from hydracore.vps import VpsClient

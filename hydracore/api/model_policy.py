@@ -19,7 +19,7 @@ from hydracore.api.validation import Incoming
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
 from hydracore.clock import NowMs
-from hydracore.money import of_number
+from hydracore.money import number_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def _changes(body: s.UpdateModelPolicy) -> dict[str, Any]:
     changes = {name: value for name, value in given.items() if value is not UNSET}
     for name in ("budget_daily_usd", "budget_monthly_usd"):
         if changes.get(name) is not None:
-            changes[name] = of_number(changes[name])
+            changes[name] = number_text(changes[name])
     if changes.get("fallbacks") is not None:
         changes["fallbacks"] = tuple(changes["fallbacks"])
     return changes

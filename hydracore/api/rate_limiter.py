@@ -25,7 +25,7 @@ from hydracore.api.errors import TooManyRequests
 from hydracore.api.operations import Authenticate
 from hydracore.api.raw_request import RawHeaders
 from hydracore.auth import Principal
-from hydracore.redis_errors import NO_ANSWER
+from hydracore.redis_errors import REDIS_ERRORS
 
 WINDOW_S: Final = 60
 
@@ -167,7 +167,7 @@ class RateLimiter:
                     keys=[KEY_PREFIX + key for key in batch],
                     args=[WINDOW_S * 1000, *(counter.sending for counter in batch.values())],
                 )
-        except NO_ANSWER as error:
+        except REDIS_ERRORS as error:
             self._went_down(error)
         else:
             self._learn(batch, told)

@@ -17,7 +17,7 @@ from hydracore.api.model_choice import ModelChoice, model_choice
 from hydracore.api.vault import Opened, Vault
 from hydracore.catalogue import Catalogue
 from hydracore.clock import NowMs
-from hydracore.money import plain
+from hydracore.money import decimal_text
 from hydracore.settings import Settings
 from projections.usage_queries import spent
 
@@ -53,8 +53,8 @@ class RuntimeDocuments:
             "model_policy": _policy(model_choice(state, self.catalogue)),
             "prices": {
                 name: {
-                    "input_usd_per_mtok": plain(model.input_usd_per_mtok),
-                    "output_usd_per_mtok": plain(model.output_usd_per_mtok),
+                    "input_usd_per_mtok": decimal_text(model.input_usd_per_mtok),
+                    "output_usd_per_mtok": decimal_text(model.output_usd_per_mtok),
                 }
                 for name, model in self.catalogue.models.items()
             },
@@ -103,9 +103,9 @@ class RuntimeDocuments:
         known = await spent(self.pool, state.id, today=today)
         return {
             "day": today.isoformat(),
-            "daily_usd": plain(known.daily_usd),
+            "daily_usd": decimal_text(known.daily_usd),
             "month": f"{today:%Y-%m}",
-            "monthly_usd": plain(known.monthly_usd),
+            "monthly_usd": decimal_text(known.monthly_usd),
         }
 
 
@@ -116,8 +116,8 @@ def _policy(choice: ModelChoice) -> Json:
         "temperature": choice.temperature,
         "max_tokens": choice.max_tokens,
         "embedding_model": choice.embedding_model,
-        "budget_daily_usd": None if choice.budget_daily_usd is None else plain(choice.budget_daily_usd),
-        "budget_monthly_usd": None if choice.budget_monthly_usd is None else plain(choice.budget_monthly_usd),
+        "budget_daily_usd": None if choice.budget_daily_usd is None else decimal_text(choice.budget_daily_usd),
+        "budget_monthly_usd": None if choice.budget_monthly_usd is None else decimal_text(choice.budget_monthly_usd),
     }
 
 

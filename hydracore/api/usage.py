@@ -14,7 +14,7 @@ from hydracore.api.access import require_access
 from hydracore.api.operations import operation
 from hydracore.auth import Principal
 from hydracore.clock import NowMs
-from hydracore.money import plain
+from hydracore.money import decimal_text
 from projections.queries import Queries
 from projections.usage_queries import Day, usage_report
 
@@ -34,7 +34,7 @@ class UsageReports:
             daily=[_shown(day) for day in report.days],
             hostname=instance.hostname,
             instance_id=instance_id,
-            total_cost_usd=plain(sum((day.cost_usd for day in report.days), Decimal(0))),
+            total_cost_usd=decimal_text(sum((day.cost_usd for day in report.days), Decimal(0))),
             total_requests=sum(day.requests for day in report.days),
             total_tokens=sum(day.prompt_tokens + day.completion_tokens for day in report.days),
             unique_end_users=report.unique_end_users,
@@ -48,5 +48,5 @@ def _shown(day: Day) -> s.UsageDay:
         prompt_tokens=day.prompt_tokens,
         completion_tokens=day.completion_tokens,
         total_tokens=day.prompt_tokens + day.completion_tokens,
-        cost_usd=plain(day.cost_usd),
+        cost_usd=decimal_text(day.cost_usd),
     )

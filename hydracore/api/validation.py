@@ -30,8 +30,8 @@ from hydracore.api.raw_request import (
     json_body,
     query_parameters,
 )
+from hydracore.json_input import JSON_ERRORS
 from hydracore.problems import Check, Location, Problem, Reader, named_check, type_info
-from hydracore.reading import UNREADABLE
 
 Source = Literal["path", "query", "header", "body"]
 Handler = Callable[..., Awaitable[Any]]
@@ -200,7 +200,7 @@ class RequestReader:
         if self._may_be_quick and not scope["query_string"]:
             try:
                 return self._read_quickly(scope, raw_body)
-            except UNREADABLE:
+            except JSON_ERRORS:
                 # `_read_all` finds the problems, or none: `_read_quickly` is stricter.
                 pass
         return self._read_all(scope, raw_body)

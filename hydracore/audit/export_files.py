@@ -13,7 +13,7 @@ import msgspec
 from hydracore.audit import export_parquet
 from hydracore.audit.errors import NotAnExport, RecordUnreadable
 from hydracore.audit.export_records import FORMAT, NOT_AS_WRITTEN, AnyRecord, Header, Placed, is_later
-from hydracore.reading import UNREADABLE
+from hydracore.json_input import JSON_ERRORS
 
 Format = Literal["jsonl", "parquet"]
 
@@ -75,7 +75,7 @@ def _lines(file: BinaryIO) -> Iterator[Placed]:
         try:
             # A document that is cut off cannot be decoded, and a complete one needs no line feed behind it.
             record = _decoder.decode(line)
-        except UNREADABLE as error:
+        except JSON_ERRORS as error:
             what = str(error) if line.endswith(b"\n") else "the line is cut off"
             raise RecordUnreadable(number, what) from None
         # Of a field that occurs twice, the last one is decoded and checked here, but other readers may take the first.

@@ -13,8 +13,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from hydracore.files import naming, sync_folder
-from hydracore.reading import UNREADABLE
+from hydracore.files import disk_errors_named, sync_folder
+from hydracore.json_input import JSON_ERRORS
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -52,7 +52,7 @@ class LinesFile(Generic[T]):
         is_new = not self.path.exists()
         if not is_new and not self.path.is_file():
             raise OSError(errno.EINVAL, "it is not a regular file", str(self.path))
-        with naming(self.path), self.path.open("ab") as file:
+        with disk_errors_named(self.path), self.path.open("ab") as file:
             # A line feed ends an incomplete line; an empty line is ignored.
             file.write(
                 b"".join([b"\n" if self._is_torn() else b"", *(_encoder.encode(each) + b"\n" for each in documents)])
@@ -64,7 +64,7 @@ class LinesFile(Generic[T]):
 
     def sync(self) -> None:
         """Wait until the whole file is on the disk: its last writer may have been killed before. Raises `OSError`."""
-        with naming(self.path), self.path.open("rb") as file:
+        with disk_errors_named(self.path), self.path.open("rb") as file:
             os.fsync(file.fileno())
         sync_folder(self.path.parent)
 
@@ -72,7 +72,7 @@ class LinesFile(Generic[T]):
         """The document in a line; None where it cannot be decoded."""
         try:
             return self._decoder.decode(line)
-        except UNREADABLE:
+        except JSON_ERRORS:
             return None
 
     def _is_torn(self) -> bool:

@@ -17,7 +17,7 @@ from psycopg import IsolationLevel
 from events.pacing import Pace
 from events.verified_lane import LaneReport
 from hydracore.audit.verifying_lanes import Job, verify_some
-from hydracore.garbage import collect_less_often
+from hydracore.gc_tuning import collect_less_often
 from projections.child import NICE, Answer, end_with_parent
 from projections.processes import LOOK_S, interrupts_blocked
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from hydracore.audit.errors import FileExists, NoRegularFile
-from hydracore.files import naming, sync_folder
+from hydracore.files import disk_errors_named, sync_folder
 
 #: The ending of the names of drafts, and of nothing else.
 _DRAFT: Final = ".hydracore-draft"
@@ -39,7 +39,7 @@ def whole_file(path: Path, *, replace: bool) -> Generator[Path]:
     _remove_left_over(target.parent)
     descriptor, draft = _begin(target)
     try:
-        with naming(path):
+        with disk_errors_named(path):
             yield draft
             os.fsync(descriptor)
         refuse_unfit(target, replace=replace)

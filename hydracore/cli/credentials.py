@@ -12,7 +12,7 @@ from hydracore import settings as configuration
 from hydracore.audit.moments import time_text
 from hydracore.cli.printing import Text, json_option, print_json, say
 from hydracore.cli.running import APPLICATION, failures, load, on_connection
-from hydracore.signals import run_to_its_end
+from hydracore.signals import run_to_completion
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -142,4 +142,4 @@ def _on_database(work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
     settings = load()
     as_login = conninfo(settings.database_url, role="", application=APPLICATION)
     with failures():
-        return run_to_its_end(on_connection(as_login, settings, work))
+        return run_to_completion(on_connection(as_login, settings, work))

@@ -8,7 +8,7 @@ import click
 
 from hydracore.cli.printing import say
 from hydracore.cli.running import failures, load
-from hydracore.signals import run_to_its_end
+from hydracore.signals import run_to_completion
 from hydracore.wording import plural
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ def migrate() -> None:
 
     settings = load()
     with failures():
-        run_to_its_end(require_direct(settings, settings.database_url))
+        run_to_completion(require_direct(settings, settings.database_url))
         applied = apply(settings.database_url)
         for name in applied:
             say(f"applied {name}")
         if not applied:
             say("nothing to apply")
-        keys, streams = run_to_its_end(_erase_again(settings))
+        keys, streams = run_to_completion(_erase_again(settings))
     if keys or streams:
         whose = "1 customer's key" if keys == 1 else f"{keys} customers' keys"
         say(f"erased again: {whose} destroyed, recorded in {plural(streams, 'instance')}")

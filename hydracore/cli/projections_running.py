@@ -8,7 +8,7 @@ import click
 from hydracore.cli.exit_status import BUSY, FOUND, NOT_DONE
 from hydracore.cli.printing import say
 from hydracore.cli.running import load, on_connection
-from hydracore.signals import run_to_its_end
+from hydracore.signals import run_to_completion
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -105,7 +105,7 @@ def run_for_projection(name: str, work: Coroutine[Any, Any, T]) -> "T | Failure"
     from projections.errors import GenerationInUse, RebuildBusy, RebuildError, UnknownProjection
 
     try:
-        return run_to_its_end(work)
+        return run_to_completion(work)
     except UnknownProjection as error:
         refuse_unknown(error.name)
     except (RebuildError, EventsError, DatabaseUnusable, psycopg.Error) as error:

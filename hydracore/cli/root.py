@@ -31,7 +31,7 @@ from hydracore.cli.projections import projections
 from hydracore.cli.stuck import stuck
 from hydracore.cli.up import up
 from hydracore.embedded.errors import EmbeddedError, HomeInUse, HomeUnusable, PartFailed, PortTaken, StoresRefused
-from hydracore.files import DISK_TROUBLE, describe_disk_error
+from hydracore.files import DISK_ERRNOS, describe_disk_error
 from hydracore.settings import SettingsError
 from hydracore.signals import INTERRUPTED
 
@@ -86,7 +86,7 @@ def _failures() -> Generator[None]:
     except BrokenPipeError:
         _fail((), status=BROKEN_PIPE)
     except OSError as error:
-        if error.errno not in DISK_TROUBLE:
+        if error.errno not in DISK_ERRNOS:
             raise
         _fail((describe_disk_error(error),), status=NOT_DONE)
     finally:

@@ -11,7 +11,7 @@ from hydracore import settings as configuration
 from hydracore.cli.exit_status import FOUND, NOT_DONE
 from hydracore.cli.printing import say
 from hydracore.settings import Settings
-from hydracore.signals import run_to_its_end
+from hydracore.signals import run_to_completion
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -52,7 +52,7 @@ def on_database(settings: Settings, work: "Callable[[AsyncConnectionPool], Corou
 
     check_database(settings)
     with failures():
-        return run_to_its_end(connected())
+        return run_to_completion(connected())
 
 
 async def on_connection(conninfo: str, settings: Settings, work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:

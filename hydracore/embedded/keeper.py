@@ -11,7 +11,7 @@ from hydracore.embedded.account import UserArguments
 from hydracore.embedded.errors import EmbeddedError
 from hydracore.embedded.leftovers import kill_group
 from hydracore.embedded.part import Part
-from hydracore.log_files import keep_small
+from hydracore.log_files import rotate_periodically
 from hydracore.waiting import first_of
 
 #: The pause before a restart, in seconds. It doubles from the first to the longest,
@@ -73,7 +73,7 @@ class Keeper:
         Only this task starts and ends the process, so that a stop cannot miss a process that is just being started.
         """
         backoff_s = BACKOFF_S_FIRST
-        log_rotation = asyncio.create_task(keep_small(lambda: [self.log]))
+        log_rotation = asyncio.create_task(rotate_periodically(lambda: [self.log]))
         try:
             while not self._stopping.is_set():
                 await self._run_once()

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from hydracore.json_input import JSON_ERRORS
 from hydracore.modelsim import wire
 from hydracore.modelsim.completion import Completion, Record
 from hydracore.modelsim.embedding import Embeddings
@@ -18,7 +19,6 @@ from hydracore.modelsim.exchange import BodyTooLarge, CallerLeft, Exchange, Rece
 from hydracore.modelsim.faults import Fault, Faults
 from hydracore.modelsim.latest import Latest
 from hydracore.modelsim.script import Rule, count_tokens
-from hydracore.reading import UNREADABLE
 from hydracore.waiting import first_of
 
 #: Requests remembered for /_sim/requests; older ones are forgotten.
@@ -78,7 +78,7 @@ class ModelSim:
     async def _order_fault(self, exchange: Exchange, body: bytes) -> None:
         try:
             accepted = self.faults.add(msgspec.json.decode(body, type=Fault))
-        except UNREADABLE as error:
+        except JSON_ERRORS as error:
             await exchange.answer(HTTPStatus.BAD_REQUEST, wire.problem(str(error), "bad_fault"))
             return
         await exchange.answer(HTTPStatus.OK if accepted else HTTPStatus.CONFLICT, {})
@@ -86,7 +86,7 @@ class ModelSim:
     async def _complete(self, exchange: Exchange, body: bytes) -> None:
         try:
             request = msgspec.json.decode(body, type=wire.CompletionRequest)
-        except UNREADABLE as error:
+        except JSON_ERRORS as error:
             await exchange.answer(HTTPStatus.BAD_REQUEST, wire.problem(str(error), "invalid_request_error"))
             return
         record = self._record(exchange, request, body)

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from hydracore.json_input import JSON_ERRORS
 from hydracore.modelsim import wire
 from hydracore.modelsim.exchange import Exchange
 from hydracore.modelsim.latest import Latest
 from hydracore.modelsim.script import tokens
-from hydracore.reading import UNREADABLE
 
 #: The size of vectors. Two words fall on the same place by a chance of one in this number.
 SIZE: Final = 512
@@ -52,7 +52,7 @@ class Embeddings:
     async def answer(self, exchange: Exchange, body: bytes) -> None:
         try:
             request = msgspec.json.decode(body, type=EmbeddingRequest)
-        except UNREADABLE as error:
+        except JSON_ERRORS as error:
             await exchange.answer(HTTPStatus.BAD_REQUEST, wire.problem(str(error), "invalid_request_error"))
             return
         self.records.add({"model": request.model, "texts": request.texts}, body=body)

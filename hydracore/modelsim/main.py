@@ -13,7 +13,7 @@ from hydracore.http_server import configuration, running_server
 from hydracore.modelsim.app import ModelSim
 from hydracore.modelsim.faults import Fault
 from hydracore.modelsim.script import ScriptError, load_rules
-from hydracore.signals import run_to_its_end, stop_event
+from hydracore.signals import run_to_completion, stop_event
 
 #: Seconds that open answers get at the end.
 GRACE_S: Final = 1
@@ -33,7 +33,7 @@ def run(*, host: str, port: int, home: Path, slow_counting: bool) -> int:
             await ended.wait()
 
     try:
-        run_to_its_end(until_signalled())
+        run_to_completion(until_signalled())
     except (ScriptError, OSError) as error:
         sys.stderr.write(f"hydracore modelsim: {error}\n")
         return 2

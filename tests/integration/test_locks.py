@@ -10,7 +10,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from hydracore.signals import run_to_its_end
+from hydracore.signals import run_to_completion
 from tests import lives
 from tests.cloudsim_fixtures import REPOSITORY
 from tests.waiting import PATIENCE_S, until
@@ -32,7 +32,7 @@ async def test_a_frozen_process_loses_its_locks_and_knows_it_when_it_wakes_up(da
     frozen, thawed = Event(), Event()
     locks = InstanceLocks(database_url, role="")
     assert await is_free(locks)
-    freezing = asyncio.create_task(asyncio.to_thread(run_to_its_end, hold_frozen(database_url, frozen, thawed)))
+    freezing = asyncio.create_task(asyncio.to_thread(run_to_completion, hold_frozen(database_url, frozen, thawed)))
     await asyncio.to_thread(frozen.wait, PATIENCE_S)
     assert not await is_free(locks)
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from events.ids import LANES, lane_of
-from hydracore.signals import run_to_its_end
+from hydracore.signals import run_to_completion
 from projections import generations
 from projections.activity import Activity
 from projections.candidate import Unverified
@@ -47,7 +47,7 @@ async def rebuilt_while(
     def phase(text: str) -> None:
         if text == "swapping":
             with ThreadPoolExecutor(1) as aside:
-                aside.submit(run_to_its_end, do()).result()
+                aside.submit(run_to_completion, do()).result()
 
     steps = Steps(phase=phase, folded=lambda _: None)
     return await rebuild(

@@ -42,10 +42,10 @@ async def test_each_commit_is_told_and_those_that_come_together_at_once(redis_ur
         await subscription.subscribe(channel)
         publisher = Publisher(redis)
 
-        publisher.published({1: 5})
+        publisher.publish({1: 5})
         assert await heard(subscription) == {1: 5}
-        publisher.published({1: 6})
-        publisher.published({1: 7, 2: 1})
+        publisher.publish({1: 6})
+        publisher.publish({1: 7, 2: 1})
         assert await heard(subscription) == {1: 7, 2: 1}
         await publisher.close()
 
@@ -56,7 +56,7 @@ async def test_a_redis_that_is_away_is_said_to_be_once_and_is_nobody_s_trouble()
 
         with capture_logs() as said:
             for head in (5, 6):
-                publisher.published({1: head})
+                publisher.publish({1: head})
                 await publisher.close()
 
         assert [(line["event"], line["log_level"]) for line in said] == [("wake_ups_not_sent", "warning")]

@@ -17,7 +17,7 @@ from hydracore.agent.expressclaw.ledger import BATCH_MAX, PRUNE_EVERY, Ledger, a
 from hydracore.agent.expressclaw.money import Spend, Tokens, cost_usd, require_budget
 from hydracore.agent.expressclaw.times import day_of
 from hydracore.agent.messages import UsageEntry
-from hydracore.money import plain
+from hydracore.money import decimal_text
 
 #: 2026-11-23 12:00 UTC.
 NOON_MS = 1_795_435_200_000
@@ -82,11 +82,11 @@ def test_costs_are_exact_and_a_model_without_a_price_costs_what_the_dearest_do()
         "n": Price(input_usd_per_mtok=Decimal("0.20"), output_usd_per_mtok=Decimal("0.10")),
     }
 
-    assert plain(cost_usd("m", Tokens(1, 1), prices)) == "0.00000075"
-    assert plain(cost_usd("m", Tokens(2_000_000, 500_000), prices)) == "0.6"
-    assert plain(cost_usd("other", Tokens(1_000_000, 1_000_000), prices)) == "0.8"
-    assert plain(cost_usd("other", Tokens(5, 5), {})) == "0"
-    assert plain(Decimal("1E+3")) == "1000"
+    assert decimal_text(cost_usd("m", Tokens(1, 1), prices)) == "0.00000075"
+    assert decimal_text(cost_usd("m", Tokens(2_000_000, 500_000), prices)) == "0.6"
+    assert decimal_text(cost_usd("other", Tokens(1_000_000, 1_000_000), prices)) == "0.8"
+    assert decimal_text(cost_usd("other", Tokens(5, 5), {})) == "0"
+    assert decimal_text(Decimal("1E+3")) == "1000"
 
 
 def test_days_are_utc() -> None:

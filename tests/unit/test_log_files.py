@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hydracore.log_files import LOG_BYTES_MAX, keep_small, set_aside
+from hydracore.log_files import LOG_BYTES_MAX, rotate, rotate_periodically
 from tests.waiting import until
 
 
@@ -29,7 +29,7 @@ def large(log: Path) -> Path:
 def test_a_small_one_stays_as_it_is(log: Path) -> None:
     log.write_text("line\n")
 
-    set_aside(log, bytes_max=5)
+    rotate(log, bytes_max=5)
 
     assert {path.name: path.read_text() for path in log.parent.iterdir()} == {"part.log": "line\n"}
 
@@ -39,7 +39,7 @@ def test_of_a_large_one_the_last_content_is_kept_beside_and_its_writer_goes_on(l
         for line in ("first\n", "second\n"):
             writer.write(line)
             writer.flush()
-            set_aside(log, bytes_max=3)
+            rotate(log, bytes_max=3)
         writer.write("third\n")
 
     assert {path.name: path.read_text() for path in log.parent.iterdir()} == {
@@ -63,13 +63,15 @@ def test_one_that_finds_no_room_beside_it_stays_and_takes_no_more(log: Path) -> 
     log.write_text("a line\n")
 
     with room_in_files(3), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
-        set_aside(log, bytes_max=3)
+        rotate(log, bytes_max=3)
 
     assert {path.name: path.read_text() for path in log.parent.iterdir()} == {"part.log": "a line\n"}
 
 
 async def test_what_cannot_be_set_aside_keeps_no_other_from_it(large: Path, tmp_path: Path) -> None:
-    looking = asyncio.create_task(keep_small(lambda: [tmp_path / "none.log", tmp_path, large], look_s=0.01))
+    looking = asyncio.create_task(
+        rotate_periodically(lambda: [tmp_path / "none.log", tmp_path, large], interval_s=0.01)
+    )
     await until(lambda: not large.stat().st_size)
     looking.cancel()
 

@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from hydracore.money import of_number, plain
+from hydracore.money import decimal_text, number_text
 
 
 @pytest.mark.parametrize(
@@ -19,11 +19,11 @@ from hydracore.money import of_number, plain
     ],
 )
 def test_an_amount_is_plain(amount: str, text: str) -> None:
-    assert plain(Decimal(amount)) == text
+    assert decimal_text(Decimal(amount)) == text
 
 
 @pytest.mark.parametrize(
     ("number", "text"), [(0.1, "0.1"), (5.0, "5"), (1e-7, "0.0000001"), (1e9, "1000000000"), (0.0, "0"), (-0.0, "0")]
 )
 def test_a_json_number_is_the_decimal_that_was_written(number: float, text: str) -> None:
-    assert of_number(number) == text
+    assert number_text(number) == text

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from hydracore.signals import signals_heard
+from hydracore.signals import signal_waiter
 
 #: Ignores one signal from the start; echoes lines until a signal ends it.
 PROGRAM = """
@@ -66,9 +66,9 @@ def test_a_closed_terminal_stops_nothing_that_was_to_outlive_it() -> None:
 def test_signals_are_handled_as_before_once_the_work_is_done() -> None:
     program = """
 import asyncio, os, signal
-from hydracore.signals import interrupted_by_signals, run_to_its_end
+from hydracore.signals import interrupted_by_signals, run_to_completion
 with interrupted_by_signals():
-    run_to_its_end(asyncio.sleep(0))
+    run_to_completion(asyncio.sleep(0))
     try:
         os.kill(os.getpid(), signal.SIGTERM)
     except KeyboardInterrupt:
@@ -84,7 +84,7 @@ print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
 def test_a_signal_lets_a_callback_of_the_loop_come_to_its_end() -> None:
     program = """
 import asyncio, os, signal
-from hydracore.signals import run_to_its_end
+from hydracore.signals import run_to_completion
 async def work():
     waited = asyncio.get_running_loop().create_future()
     def wake():
@@ -95,7 +95,7 @@ async def work():
     await waited
     await asyncio.Event().wait()
 try:
-    run_to_its_end(work())
+    run_to_completion(work())
 except KeyboardInterrupt:
     print("interrupted")
 """
@@ -112,7 +112,7 @@ def test_a_signal_that_another_thread_takes_is_heard_by_who_waits_for_it() -> No
     taker.start()
     told = list[str]()
     try:
-        with signals_heard(lambda: told.append("told")) as wait:
+        with signal_waiter(lambda: told.append("told")) as wait:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
             sender = threading.Timer(0.05, lambda: signal.pthread_kill(taker.ident or 0, signal.SIGTERM))
             sender.start()
@@ -129,7 +129,7 @@ def test_a_signal_that_another_thread_takes_is_heard_by_who_waits_for_it() -> No
 def test_a_signal_that_came_before_it_is_waited_for_is_heard_too() -> None:
     told = list[str]()
     before = signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)
-    with signals_heard(lambda: told.append("told")) as wait:
+    with signal_waiter(lambda: told.append("told")) as wait:
         os.kill(os.getpid(), signal.SIGTERM)
         wait()
 

@@ -13,10 +13,10 @@ import pytest
 import uvloop
 from uvicorn.server import ServerState
 
-from hydracore import unread
+from hydracore import slow_readers
 from hydracore.http_protocol import BoundedProtocol
 from hydracore.http_server import configuration
-from hydracore.unread import TAKEN_MIN_BYTES, unacknowledged_bytes
+from hydracore.slow_readers import READ_MIN_BYTES, unacknowledged_bytes
 from tests.api_server import listen
 from tests.waiting import PATIENCE_S, until
 
@@ -128,7 +128,7 @@ def get(path: str, version: str = "1.1", *headers: str) -> bytes:
 def test_whoever_reads_nothing_is_not_waited_for(
     request_: bytes, loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unread, "STALL_S", 0.05)
+    monkeypatch.setattr(slow_readers, "STALL_S", 0.05)
 
     async def scenario() -> None:
         async with connected() as connection:
@@ -145,17 +145,17 @@ def test_whoever_reads_nothing_is_not_waited_for(
 def test_whoever_reads_slowly_is_waited_for_and_whoever_stops_is_not(
     loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unread, "STALL_S", 3600.0)
+    monkeypatch.setattr(slow_readers, "STALL_S", 3600.0)
 
     async def scenario() -> None:
         async with connected() as connection:
-            transport, watch = connection.protocol.transport, connection.protocol.unread
+            transport, watch = connection.protocol.transport, connection.protocol.slow_reader_guard
             await asyncio.get_running_loop().sock_sendall(connection.peer, get("/large"))
             await until(lambda: connection.protocol.flow.write_paused)
 
             for _ in range(20):
                 before = unacknowledged_bytes(transport)
-                while unacknowledged_bytes(transport) > before - TAKEN_MIN_BYTES:
+                while unacknowledged_bytes(transport) > before - READ_MIN_BYTES:
                     await connection.read(1)
                 watch.check()
                 assert not transport.is_closing()
@@ -197,7 +197,7 @@ def test_a_whole_answer_is_read_also_where_it_takes_longer_than_an_idle_connecti
                 await until(lambda: not protocol.flow.write_paused)
                 await asyncio.get_running_loop().sock_sendall(connection.peer, get("/large"))
                 assert await connection.read(len(LARGE)) >= len(LARGE)
-            assert not connection.protocol.unread.is_watched or version == "1.0"
+            assert not connection.protocol.slow_reader_guard.is_watched or version == "1.0"
 
     run(scenario, loop)
 
@@ -206,11 +206,11 @@ def test_a_whole_answer_is_read_also_where_it_takes_longer_than_an_idle_connecti
 def test_what_is_left_of_an_answer_that_ends_the_connection_is_not_waited_for_either(
     loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unread, "STALL_S", 3600.0)
+    monkeypatch.setattr(slow_readers, "STALL_S", 3600.0)
 
     async def scenario() -> None:
         async with connected() as connection:
-            transport, watch = connection.protocol.transport, connection.protocol.unread
+            transport, watch = connection.protocol.transport, connection.protocol.slow_reader_guard
             # So that it goes on where much is left.
             transport.set_write_buffer_limits(high=3 * len(LARGE) // 4, low=3 * len(LARGE) // 4)
             await asyncio.get_running_loop().sock_sendall(connection.peer, get("/large", "1.0"))
@@ -238,14 +238,14 @@ async def ask_for_much(connection: Connection) -> None:
 def test_of_more_than_may_wait_to_be_read_whoever_reads_nothing_is_given_up(
     loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch, *, looked_at: bool
 ) -> None:
-    monkeypatch.setattr(unread, "UNREAD_MAX_BYTES", 5 * len(LARGE) // 2)
+    monkeypatch.setattr(slow_readers, "UNREAD_MAX_BYTES", 5 * len(LARGE) // 2)
 
     async def scenario() -> None:
         async with connected() as reader, connected() as idle, connected() as last:
             await ask_for_much(reader)
             taken = await reader.read(len(LARGE) // 8)
             if looked_at:
-                reader.protocol.unread.check()
+                reader.protocol.slow_reader_guard.check()
             await ask_for_much(idle)
             await ask_for_much(last)
 
@@ -260,7 +260,7 @@ def test_of_more_than_may_wait_to_be_read_whoever_reads_nothing_is_given_up(
 def test_whoever_has_only_just_asked_for_more_than_may_wait_gets_it(
     loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unread, "UNREAD_MAX_BYTES", len(LARGE) // 2)
+    monkeypatch.setattr(slow_readers, "UNREAD_MAX_BYTES", len(LARGE) // 2)
 
     async def scenario() -> None:
         async with connected() as idle, connected() as last:
@@ -287,8 +287,8 @@ def test_of_a_connection_that_is_gone_nothing_stays(loop: Callable[[], asyncio.A
 
             protocol.timeout_keep_alive_handler()
             await connection.left.wait()
-            assert not protocol.unread.is_watched
-            assert not unread.Unread._watched
+            assert not protocol.slow_reader_guard.is_watched
+            assert not slow_readers.SlowReaderGuard._watched
 
     run(scenario, loop)
 
@@ -302,12 +302,12 @@ def test_whoever_leaves_an_answer_unread_and_the_next_head_half_sent_is_forgotte
             protocol = connection.protocol
             half = get("/stream") + b"GET /next HTTP/1.1\r\nHost:"
             await asyncio.get_running_loop().sock_sendall(connection.peer, half)
-            await until(lambda: protocol.unread.is_watched and protocol._head_timer is not None)
+            await until(lambda: protocol.slow_reader_guard.is_watched and protocol._head_timer is not None)
             connection.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             connection.peer.close()
             await until(lambda: connection.is_over)
 
-            assert not protocol.unread.is_watched
+            assert not protocol.slow_reader_guard.is_watched
             # It would be set anew for ever, as the answer is never whole.
             assert protocol._head_timer is None
 

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import pytest
 
-from hydracore.waiting import first_of, work_until
+from hydracore.waiting import first_of, run_until
 
 
 class Steps:
@@ -127,7 +127,7 @@ async def test_a_wait_that_is_cancelled_as_it_cleans_up_leaves_neither_and_is_ca
 
 
 async def test_work_is_cut_short_by_the_event_and_its_cleanup_awaited(steps: Steps) -> None:
-    assert await work_until(steps.begun, steps.endless("work"))
+    assert await run_until(steps.begun, steps.endless("work"))
 
     assert steps.cleaned_up == ["work"]
     assert nothing_goes_on()
@@ -141,14 +141,14 @@ async def test_what_work_raises_is_raised_unless_the_event_came() -> None:
         raise LookupError("x")
 
     with pytest.raises(LookupError):
-        await work_until(asyncio.Event(), fail())
-    assert await work_until(came, fail_as_it_comes())
-    assert not await work_until(asyncio.Event(), asyncio.sleep(0))
+        await run_until(asyncio.Event(), fail())
+    assert await run_until(came, fail_as_it_comes())
+    assert not await run_until(asyncio.Event(), asyncio.sleep(0))
     assert nothing_goes_on()
 
 
 async def test_work_that_nobody_waits_for_any_more_is_over(steps: Steps) -> None:
-    waiting = asyncio.create_task(work_until(asyncio.Event(), steps.endless("work")))
+    waiting = asyncio.create_task(run_until(asyncio.Event(), steps.endless("work")))
     await steps.begun.wait()
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from hydracore.reading import UNREADABLE
+from hydracore.json_input import JSON_ERRORS
 from workers.providers.base import (
     LATER_S_DEFAULT,
     RATE_LIMITED,
@@ -109,7 +109,7 @@ def code_in(body: bytes) -> str | None:
     """The error code in the body of an answer, or None if the body is not the provider's, for instance a gateway's page."""
     try:
         return slug(msgspec.json.decode(body, type=_ErrorBody).error.code)
-    except UNREADABLE:
+    except JSON_ERRORS:
         return None
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import httpx
 
-from hydracore.reading import UNREADABLE
+from hydracore.json_input import JSON_ERRORS
 from hydracore.transport import TRUST_NOBODY, Answer, AnswerTooLarge, read_answer
 from workers.providers.base import ProviderError, ProviderOutcomeUnknown, ProviderRetry
 from workers.providers.hetzner_errors import UNREADABLE_ANSWER, correlation_id_in, error_of
@@ -117,7 +117,7 @@ class HetznerHttp:
                 mutation=mutation,
                 retry_after_s=retry_after_s,
             )
-        with contextlib.suppress(*UNREADABLE):
+        with contextlib.suppress(*JSON_ERRORS):
             return answer.decode(response.content)
         # Raised outside of the handler, so that the decoder's error, which may quote the body, is not chained.
         raise _unanswered(UNREADABLE_ANSWER, mutation=mutation, correlation_id=correlation_id_in(correlation_id))

@@ -14,7 +14,7 @@ import msgspec
 
 from hydracore.agent.expressclaw.figures import Figure, read_figures
 from hydracore.agent.expressclaw.model_client import ModelClient, ModelRefused, ModelSlow, failed, refused
-from hydracore.reading import UNREADABLE
+from hydracore.json_input import JSON_ERRORS
 from hydracore.transport import AnswerTooLarge, exchange
 
 #: The largest answer that is read. It has room for a hundred vectors of some 3000 numbers of 25 characters.
@@ -86,7 +86,7 @@ def cosine_similarity(one: Vector, other: Vector) -> float:
 def _read(content: bytes, count: int) -> Embedded:
     try:
         answer = msgspec.json.decode(content, type=_Answer)
-    except UNREADABLE:
+    except JSON_ERRORS:
         raise ModelRefused("the endpoint sent an answer that cannot be read") from None
     data = sorted(answer.data, key=lambda datum: datum.index)
     sizes = {len(datum.embedding) for datum in data}

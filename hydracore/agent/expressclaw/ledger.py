@@ -19,7 +19,7 @@ from hydracore.agent.expressclaw.money import Spend, require_budget
 from hydracore.agent.expressclaw.times import day_of
 from hydracore.agent.messages import UsageEntry
 from hydracore.clock import NowMs
-from hydracore.money import plain
+from hydracore.money import decimal_text
 from hydracore.sql import named_blocks
 
 _SQL = named_blocks(Path(__file__).with_name("ledger.sql"))
@@ -121,7 +121,7 @@ def add_entries(db: sqlite3.Connection, entries: Iterable[UsageEntry]) -> None:
         day = day_of(entry.at_ms)
         db.execute(_SQL["add_entry"], {**msgspec.structs.asdict(entry), "day": day})
         total = _amount(db.execute(_SQL["spend_of"], {"day": day}).fetchone()) + Decimal(entry.cost_usd)
-        db.execute(_SQL["set_spend"], {"day": day, "cost_usd": plain(total)})
+        db.execute(_SQL["set_spend"], {"day": day, "cost_usd": decimal_text(total)})
 
 
 def check_budget(db: sqlite3.Connection, document: Document, *, today: str) -> None:
@@ -159,7 +159,7 @@ def _note_config(db: sqlite3.Connection, config: str, today: str) -> None:
     rows = db.execute(_SQL["sent_of_month"], {"first_day": first_day, "day": today}).fetchall()
     daily = sum((Decimal(cost) for day, cost in rows if day == today), Decimal(0))
     monthly = sum((Decimal(cost) for _, cost in rows), Decimal(0))
-    figures = {"config": config, "day": today, "daily_usd": plain(daily), "monthly_usd": plain(monthly)}
+    figures = {"config": config, "day": today, "daily_usd": decimal_text(daily), "monthly_usd": decimal_text(monthly)}
     db.execute(_SQL["set_base"], figures)
 
 

@@ -23,8 +23,8 @@ from hydracore.agent.expressclaw.figures import Figure, read_figures
 from hydracore.agent.expressclaw.memory import ChatMessage
 from hydracore.agent.expressclaw.money import Tokens
 from hydracore.agent.expressclaw.sse import EventReader, EventTooLong
+from hydracore.json_input import JSON_ERRORS
 from hydracore.media_types import EVENT_STREAM, media_type
-from hydracore.reading import UNREADABLE
 from hydracore.transport import CONNECT_TIMEOUT_S, new_client
 
 #: The largest event of a stream, which mostly has some 200 bytes, and the largest answer in one piece.
@@ -107,7 +107,7 @@ class _Piece(msgspec.Struct, frozen=True):
 _PIECE = msgspec.json.Decoder(_Piece)
 
 #: What `_read_piece` may meet: also the errors of the lenient JSON parser.
-_UNREADABLE = (*UNREADABLE, ValueError)
+_UNREADABLE = (*JSON_ERRORS, ValueError)
 
 _UTF16 = getincrementaldecoder("utf-16-le")
 
@@ -254,7 +254,7 @@ def _read_piece(content: bytes) -> _Piece:
     try:
         try:
             return _PIECE.decode(content)
-        except UNREADABLE:
+        except JSON_ERRORS:
             # msgspec refuses lone surrogates and a byte order mark; the standard library takes both.
             return msgspec.convert(json.loads(content), _Piece)
     except _UNREADABLE:

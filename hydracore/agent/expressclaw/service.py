@@ -34,7 +34,7 @@ from hydracore.agent.expressclaw.times import day_of
 from hydracore.agent.expressclaw.turn import Turn
 from hydracore.agent.expressclaw.turns import LeftOpen, Reply
 from hydracore.agent.messages import UsageEntry
-from hydracore.waiting import work_until
+from hydracore.waiting import run_until
 
 _log = structlog.get_logger(__name__)
 
@@ -153,7 +153,7 @@ class ChatService:
         """Answer one chat. Any failure is passed to its listeners."""
         try:
             async with asyncio.timeout(ANSWER_MAX_S):
-                await work_until(chat.abandoned, self._answer(chat, ask, setup, digest))
+                await run_until(chat.abandoned, self._answer(chat, ask, setup, digest))
             if self._is_cut:
                 chat.fail(Interrupted("The runtime was stopped before the answer was whole"))
             elif not chat.is_over:

@@ -13,7 +13,7 @@ from hydracore.agent.expressclaw.memory import ChatMessage, alternating
 from hydracore.agent.expressclaw.money import Tokens, cost_usd
 from hydracore.agent.expressclaw.prompt import system_prompt
 from hydracore.agent.runtime import RuntimeConfig
-from hydracore.money import plain
+from hydracore.money import decimal_text
 
 
 class Setup(NamedTuple):
@@ -33,7 +33,7 @@ class Setup(NamedTuple):
         return [*system, *alternating([*past, ChatMessage("user", message)])]
 
     def cost(self, model: str, tokens: Tokens) -> str:
-        return plain(cost_usd(model, tokens, self.document.prices))
+        return decimal_text(cost_usd(model, tokens, self.document.prices))
 
 
 def make_setup(config: RuntimeConfig) -> Setup:

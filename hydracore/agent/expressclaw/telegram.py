@@ -32,7 +32,7 @@ from hydracore.agent.expressclaw.telegram_api import (
 )
 from hydracore.agent.expressclaw.telegram_delivery import RETRY_BASE_S, RETRY_CAP_S, box_of_unsent
 from hydracore.agent.messages import ReportedError
-from hydracore.waiting import work_until
+from hydracore.waiting import run_until
 
 _log = structlog.get_logger(__name__)
 
@@ -71,7 +71,7 @@ class TelegramChannel:
     async def run(self) -> NoReturn:
         while True:
             self._changed.clear()
-            await work_until(self._changed, self._run_bot(self._wanted))
+            await run_until(self._changed, self._run_bot(self._wanted))
 
     async def _run_bot(self, wanted: Bot) -> None:
         """Run one bot until this is cancelled, as another bot is wanted."""

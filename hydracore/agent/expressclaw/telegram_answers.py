@@ -16,7 +16,7 @@ from hydracore.agent.errors import DiskRefuses
 from hydracore.agent.expressclaw.inbox import Inbox, Waiting
 from hydracore.agent.expressclaw.telegram_api import Message, TelegramApi
 from hydracore.agent.expressclaw.telegram_delivery import Deliveries, Unsent, box_of_unsent
-from hydracore.reading import UNREADABLE
+from hydracore.json_input import JSON_ERRORS
 
 _log = structlog.get_logger(__name__)
 
@@ -81,7 +81,7 @@ class Answering:
     async def _answer(self, update_id: int, content: str) -> None:
         try:
             message = msgspec.json.decode(content, type=Message)
-        except UNREADABLE:
+        except JSON_ERRORS:
             await self._pass_over(self._bot, update_id)
             return
         async with self._order(message.chat.id):
@@ -95,7 +95,7 @@ class Answering:
         box = box_of_unsent(self._bot)
         try:
             unsent = msgspec.json.decode(content, type=Unsent)
-        except UNREADABLE:
+        except JSON_ERRORS:
             await self._pass_over(box, update_id)
             return
         with self._counted():

@@ -17,7 +17,7 @@ import msgspec
 
 from hydracore.agent.errors import AgentError
 from hydracore.agent.messages import COUNT_MAX
-from hydracore.reading import UNREADABLE
+from hydracore.json_input import JSON_ERRORS
 from hydracore.transport import AnswerTooLarge, exchange, new_client
 
 T = TypeVar("T")
@@ -149,7 +149,7 @@ class TelegramApi:
             raise _refusal(answer.status, answer.content)
         try:
             return msgspec.json.decode(msgspec.json.decode(answer.content, type=_Result).result, type=answer_type)
-        except UNREADABLE:
+        except JSON_ERRORS:
             raise TelegramAway("Telegram sent an answer that cannot be read", again=False) from None
 
 
@@ -170,7 +170,7 @@ def _refusal(status: int, content: bytes) -> TelegramError:
 def _retry_after_s(content: bytes) -> float:
     try:
         asked = msgspec.json.decode(content, type=_Refusal).parameters.retry_after or 0
-    except UNREADABLE:
+    except JSON_ERRORS:
         return 0.0
     # Bounded before it is converted, as it may be too large for a float.
     return float(min(max(asked, 0), RETRY_AFTER_MAX_S))

@@ -29,7 +29,7 @@ from hydracore.agent.expressclaw.notices import Notices
 from hydracore.agent.expressclaw.times import moment
 from hydracore.agent.messages import Channel, ReportedError
 from hydracore.transport import AnswerTooLarge, new_client, read_answer
-from hydracore.waiting import work_until
+from hydracore.waiting import run_until
 
 _log = structlog.get_logger(__name__)
 
@@ -83,7 +83,7 @@ class Webhooks:
     async def run(self) -> NoReturn:
         while True:
             self._changed.clear()
-            await work_until(self._changed, self._tell_all(self._wanted or ()))
+            await run_until(self._changed, self._tell_all(self._wanted or ()))
 
     async def _tell_all(self, webhooks: tuple[Webhook, ...]) -> None:
         """Run a task per webhook, so that one that is away does not hold up the others."""

@@ -12,24 +12,24 @@ import fcntl
 import termios
 from typing import Final
 
-#: Seconds in which a peer has to read `TAKEN_MIN_BYTES` of what waits for it. A stall is noticed
+#: Seconds in which a peer has to read `READ_MIN_BYTES` of what waits for it. A stall is noticed
 #: within twice that time.
 STALL_S = 20.0
 
 #: The least that a peer has to read in `STALL_S`. Without it, a peer could hold megabytes for days by
 #: reading a byte now and then.
-TAKEN_MIN_BYTES: Final = 16 * 1024
+READ_MIN_BYTES: Final = 16 * 1024
 
 #: The most bytes that wait to be read on all watched connections of this process. Beyond that,
 #: connections are given up.
 UNREAD_MAX_BYTES = 256 * 1024 * 1024
 
 
-class Unread:
+class SlowReaderGuard:
     """Watches what a connection's peer has not read yet, from `begin` to `end`. Aborts the connection if it stalls."""
 
     #: All that are watched, in the order in which their watches began.
-    _watched: Final[dict[Unread, None]] = {}
+    _watched: Final[dict[SlowReaderGuard, None]] = {}
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
@@ -67,7 +67,7 @@ class Unread:
             self._unacknowledged = unacknowledged_bytes(self._transport)
             self._timer = self._loop.call_later(STALL_S, self.check)
         else:
-            self.give_up()
+            self.abort()
 
     def _make_room(self) -> None:
         """Give up other connections while more than `UNREAD_MAX_BYTES` wait.
@@ -78,11 +78,11 @@ class Unread:
         if beyond <= 0:
             return
         # First those whose peers do not read. Of either kind, the one that has been watched longest goes first.
-        for each in sorted((each for each in self._watched if each is not self), key=Unread._is_reading):
+        for each in sorted((each for each in self._watched if each is not self), key=SlowReaderGuard._is_reading):
             if beyond <= 0:
                 break
             beyond -= each.held_bytes
-            each.give_up()
+            each.abort()
 
     def _is_reading(self) -> bool:
         """Whether the peer has read enough since the watch began.
@@ -93,10 +93,10 @@ class Unread:
         return self._has_read_since(self._unacknowledged_at_first)
 
     def _has_read_since(self, earlier: int) -> bool:
-        """Whether the peer has read `TAKEN_MIN_BYTES` since `earlier` bytes were unacknowledged."""
-        return earlier - unacknowledged_bytes(self._transport) >= TAKEN_MIN_BYTES
+        """Whether the peer has read `READ_MIN_BYTES` since `earlier` bytes were unacknowledged."""
+        return earlier - unacknowledged_bytes(self._transport) >= READ_MIN_BYTES
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         """Abort the connection, and drop what waits."""
         self.end()
         self._transport.abort()
