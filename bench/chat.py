@@ -22,7 +22,7 @@ from hydracore.cli.development import DevFile, development
 from hydracore.cloudsim.disk import DISKS
 from hydracore.embedded.home import Home
 from hydracore.embedded.ports import free_port
-from hydracore.settings import variable
+from hydracore.settings import variable_name
 
 WARM_UP: Final = 20
 CHATS: Final = 300
@@ -99,7 +99,7 @@ async def measure(services: Services) -> list[Limit]:
         # Requests are counted as always, but the limit is never reached, although all are one user's.
         "rate_limit_per_minute": "10000000",
     }
-    settings = {variable(name): value for name, value in environ.items()}
+    settings = {variable_name(name): value for name, value in environ.items()}
     async with development(home, port=free_port(), workers=1, environ=settings) as (_, file):
         async with _both_ways(file, home.cloudsim / DISKS) as (direct, proxied):
             (api,) = file.pids["api"]

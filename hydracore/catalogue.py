@@ -29,7 +29,7 @@ class Placement(NamedTuple):
     image: str
 
 
-class Access(NamedTuple):
+class ProviderAccess(NamedTuple):
     """How to reach a provider's API. `repr` hides the token."""
 
     name: str
@@ -38,13 +38,15 @@ class Access(NamedTuple):
     token: str
 
     def __repr__(self) -> str:
-        return f"Access(name={self.name!r}, kind={self.kind!r}, endpoint={self.endpoint!r}, token='***')"
+        return f"ProviderAccess(name={self.name!r}, kind={self.kind!r}, endpoint={self.endpoint!r}, token='***')"
 
 
 class Catalogue:
     """The checked catalogue, and which of its providers this process can reach. Made by `load`."""
 
-    def __init__(self, file: File, *, access: Mapping[str, Access], missing: Mapping[str, str]) -> None:
+    def __init__(
+        self, file: File, *, usable_providers: Mapping[str, ProviderAccess], unusable_providers: Mapping[str, str]
+    ) -> None:
         self.regions: Final = file.regions
         self.tiers: Final = file.tiers
         self.presets: Final = file.presets
@@ -53,14 +55,14 @@ class Catalogue:
         self.models: Final = file.models
         self.model_policy: Final = file.model_policy
         #: The providers that this process can use, by name.
-        self.access: Final = dict(access)
+        self.usable_providers: Final = dict(usable_providers)
         #: The providers that it cannot use, with the reason.
-        self.missing: Final = dict(missing)
+        self.unusable_providers: Final = dict(unusable_providers)
         #: The regions in which it can create no server, with the reason.
-        self.unavailable: Final = {
-            region_id: "; ".join(sorted({missing[site.provider] for site in region.placements}))
+        self.unavailable_regions: Final = {
+            region_id: "; ".join(sorted({unusable_providers[site.provider] for site in region.placements}))
             for region_id, region in file.regions.items()
-            if not any(site.provider in access for site in region.placements)
+            if not any(site.provider in usable_providers for site in region.placements)
         }
 
     def placements(self, region: str, tier: str) -> tuple[Placement, ...]:
@@ -74,32 +76,34 @@ class Catalogue:
         return tuple(
             Placement(site.provider, server_type, site.location, site.image)
             for site in self.regions[region].placements
-            if site.provider in self.access
+            if site.provider in self.usable_providers
             for server_type in types.get(site.provider, [])
         )
 
-    def region_complaint(self, region: str) -> str | None:
+    def region_error(self, region: str) -> str | None:
         """Why nothing can be ordered in a region, or None."""
         if region not in self.regions:
             return f"unknown region; known: {_listed(self.regions)}"
-        if region in self.unavailable:
+        if region in self.unavailable_regions:
             # The reason names a setting of the operator, so it goes to the log and not to a customer.
-            return f"region is not available; available: {_listed(self.regions.keys() - self.unavailable.keys())}"
+            return (
+                f"region is not available; available: {_listed(self.regions.keys() - self.unavailable_regions.keys())}"
+            )
         return None
 
-    def tier_complaint(self, tier: str) -> str | None:
+    def tier_error(self, tier: str) -> str | None:
         """Why a tier cannot be ordered, or None."""
         return None if tier in self.tiers else f"unknown tier; known: {_listed(self.tiers)}"
 
-    def preset_complaint(self, preset: str) -> str | None:
+    def preset_error(self, preset: str) -> str | None:
         """Why a preset cannot be ordered, or None."""
         return None if preset in self.presets else f"unknown preset; known: {_listed(self.presets)}"
 
-    def recipe_complaint(self, recipe: str) -> str | None:
+    def recipe_error(self, recipe: str) -> str | None:
         """Why a recipe cannot be used, or None."""
         return None if recipe in self.recipes else f"unknown recipe; known: {_listed(self.recipes)}"
 
-    def workflow_complaint(self, slugs: Iterable[str]) -> str | None:
+    def workflow_error(self, slugs: Iterable[str]) -> str | None:
         """Which of these workflows do not exist, or None."""
         unknown = [slug for slug in dict.fromkeys(slugs) if slug not in self.workflows]
         return f"unknown: {', '.join(unknown)}; known: {_listed(self.workflows)}"[:1000] if unknown else None
@@ -108,38 +112,40 @@ class Catalogue:
 def load(path: Path, environ: Mapping[str, str]) -> Catalogue:
     """Read and check a catalogue; `environ` holds the tokens that it names. Raises `CatalogueError`."""
     file = read_file(path)
-    access: dict[str, Access] = {}
-    missing: dict[str, str] = {}
+    usable_providers: dict[str, ProviderAccess] = {}
+    unusable_providers: dict[str, str] = {}
     for name, provider in file.providers.items():
         wanted = [variable for variable in (provider.endpoint_env, provider.token_env) if variable]
         unset = [variable for variable in wanted if not environ.get(variable)]
         if unset:
-            missing[name] = f"{' and '.join(unset)} not set"
+            unusable_providers[name] = f"{' and '.join(unset)} not set"
         elif provider.endpoint_env is not None:
             endpoint = environ[provider.endpoint_env].rstrip("/") + API_PATH
-            access[name] = Access(name, provider.kind, endpoint, environ[provider.token_env])
+            usable_providers[name] = ProviderAccess(name, provider.kind, endpoint, environ[provider.token_env])
         else:
             assert provider.endpoint is not None, "checked with the file"
-            access[name] = Access(name, provider.kind, provider.endpoint.rstrip("/"), environ[provider.token_env])
-    flaws = (*_bad_tokens(access.values()), *_doubled_projects(access.values()))
+            usable_providers[name] = ProviderAccess(
+                name, provider.kind, provider.endpoint.rstrip("/"), environ[provider.token_env]
+            )
+    flaws = (*_bad_tokens(usable_providers.values()), *_duplicate_projects(usable_providers.values()))
     if lines := tuple(f"{path}: {text}" for text in flaws):
         raise CatalogueError(lines)
-    return Catalogue(file, access=access, missing=missing)
+    return Catalogue(file, usable_providers=usable_providers, unusable_providers=unusable_providers)
 
 
-def _bad_tokens(access: Iterable[Access]) -> Iterator[str]:
+def _bad_tokens(usable_providers: Iterable[ProviderAccess]) -> Iterator[str]:
     """Tokens are sent in a header. A token from a mounted file often ends in a line feed, which no header can hold."""
-    for one in access:
+    for one in usable_providers:
         try:
             msgspec.convert(one.token, HeaderToken)
         except msgspec.ValidationError:
             yield f"providers.{one.name}: its token must be printable ASCII without spaces or line breaks"
 
 
-def _doubled_projects(access: Iterable[Access]) -> Iterator[str]:
+def _duplicate_projects(usable_providers: Iterable[ProviderAccess]) -> Iterator[str]:
     """A project must have one name: servers that are recorded under one would be unaccounted for under the other."""
     names: dict[tuple[str, str], str] = {}
-    for one in access:
+    for one in usable_providers:
         first = names.setdefault((one.endpoint, one.token), one.name)
         if first != one.name:
             yield f"providers.{one.name}: has the same endpoint and token as providers.{first}"

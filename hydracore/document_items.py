@@ -14,15 +14,15 @@ from typing import Any, Final, NamedTuple, cast
 
 _NO_ID: Final = object()
 
-#: The most pairs of changed items that are compared per document. Items beyond that get no counterpart by likeness.
-COMPARED_MAX: Final = 50_000
+#: The most pairs of changed items that are compared per document. Items beyond that are not matched by similarity.
+COMPARISONS_MAX: Final = 50_000
 
-#: The most stored items that are looked at a second time per document. The items of further lists get no counterparts.
-LOOKED_AT_AGAIN_MAX: Final = 5_000
+#: The most stored items that are visited a second time per document. The items of further lists get no counterparts.
+REVISITED_ITEMS_MAX: Final = 5_000
 
 
-class Shapes:
-    """Numbers JSON values: equal values get the same number (`1` and `1.0` are equal, `1` and `true` are not).
+class ValueNumbering:
+    """Gives each JSON value a number: equal values get the same number (`1` and `1.0` are equal, `1` and `true` are not).
 
     Containers are remembered by their `id()`. So values must neither be changed nor freed while this object is in use.
     """
@@ -33,7 +33,7 @@ class Shapes:
         self._of_containers: dict[int, int] = {}
         self._with_masks: set[int] = set()
 
-    def of(self, value: Any) -> int:
+    def number_of(self, value: Any) -> int:
         """The number of `value`."""
         if isinstance(value, str):
             number = self._numbers.get(value)
@@ -49,14 +49,14 @@ class Shapes:
 
     def has_mask(self, value: Any) -> bool:
         """Whether any text in `value` looks like a mask."""
-        return self.of(value) in self._with_masks
+        return self.number_of(value) in self._with_masks
 
     def _of_container(self, value: Any) -> int:
         if isinstance(value, dict):
-            named = {name: self.of(item) for name, item in cast("dict[str, Any]", value).items()}
+            named = {name: self.number_of(item) for name, item in cast("dict[str, Any]", value).items()}
             key, within = frozenset(named.items()), named.values()
         else:
-            within = tuple(map(self.of, cast("list[Any]", value)))
+            within = tuple(map(self.number_of, cast("list[Any]", value)))
             key = "list", within
         number = self._numbers.get(key)
         return self._new(key, has_mask=not self._with_masks.isdisjoint(within)) if number is None else number
@@ -80,138 +80,139 @@ def _key_of_scalar(value: Any) -> Hashable:
 
 
 class _Lists(NamedTuple):
-    """The given list and what was shown of the stored one; and the shapes of the items of the given, stored and shown lists."""
+    """The given list, the stored list as it was shown, and the numbers of the items of the given, stored and shown lists."""
 
     given: list[Any]
     shown: list[Any]
-    given_shapes: list[int]
-    kept_shapes: list[int]
-    shown_shapes: list[int]
+    given_numbers: list[int]
+    stored_numbers: list[int]
+    shown_numbers: list[int]
 
 
 class Counterparts:
     """Finds counterparts in the lists of one document. The work is bounded, whatever the lists hold.
 
-    `shapes`: numbers the values of this document.
+    `numbering`: the numbers of the values of this document.
     """
 
-    def __init__(self, shapes: Shapes) -> None:
-        self._shapes = shapes
-        self._looked_at: set[int] = set()
-        self._again = LOOKED_AT_AGAIN_MAX
-        self._compared = COMPARED_MAX
+    def __init__(self, numbering: ValueNumbering) -> None:
+        self._numbering = numbering
+        self._visited: set[int] = set()
+        self._revisits_left = REVISITED_ITEMS_MAX
+        self._comparisons_left = COMPARISONS_MAX
 
-    def of(self, given: list[Any], kept: list[Any], shown: list[Any]) -> dict[int, int]:
-        """The counterparts, as a dict from indexes of `given` to indexes of `kept`.
+    def match(self, given: list[Any], stored: list[Any], shown: list[Any]) -> dict[int, int]:
+        """The counterparts, as a dict from indexes of `given` to indexes of `stored`.
 
-        `shown` is `kept` as it was shown, with masks. Items are matched by their `id`, which may itself be a secret and be given as
+        `shown` is `stored` as it was shown, with masks. Items are matched by their `id`, which may itself be a secret and be given as
         a mask. Items with equal ids, and items without an id, are matched by their contents and their order.
         """
-        if not self._may_look_at(kept):
+        if not self._may_visit(stored):
             return {}
-        number = self._shapes.of
-        lists = _Lists(given, shown, [*map(number, given)], [*map(number, kept)], [*map(number, shown)])
-        by_shown, by_itself = _by_id(shown, self._shapes), _by_id(kept, self._shapes)
+        number = self._numbering.number_of
+        lists = _Lists(given, shown, [*map(number, given)], [*map(number, stored)], [*map(number, shown)])
+        by_shown_id, by_stored_id = _by_id(shown, self._numbering), _by_id(stored, self._numbering)
         pairs: dict[int, int] = {}
-        as_shown: dict[Hashable, list[int]] = {}
-        for key, places in _by_id(given, self._shapes).items():
-            if key in by_shown:
-                as_shown[key] = places
-            elif key in by_itself:
+        given_by_shown_id: dict[Hashable, list[int]] = {}
+        for key, indexes in _by_id(given, self._numbering).items():
+            if key in by_shown_id:
+                given_by_shown_id[key] = indexes
+            elif key in by_stored_id:
                 # The id is a secret, and was given in clear.
-                pairs |= self._paired(places, by_itself[key], lists)
+                pairs |= self._match_same_id(indexes, by_stored_id[key], lists)
         taken = set(pairs.values())
-        for key, places in as_shown.items():
-            pairs |= self._paired(places, [place for place in by_shown[key] if place not in taken], lists)
+        for key, indexes in given_by_shown_id.items():
+            pairs |= self._match_same_id(indexes, [index for index in by_shown_id[key] if index not in taken], lists)
         return pairs
 
-    def _may_look_at(self, kept: list[Any]) -> bool:
-        """Whether the bound on repeated looks allows to look at `kept`: many given items may have the same stored counterpart."""
-        if id(kept) in self._looked_at:
-            if len(kept) > self._again:
+    def _may_visit(self, stored: list[Any]) -> bool:
+        """Whether `stored` may be visited. Repeated visits are limited: many given items may have the same stored counterpart."""
+        if id(stored) in self._visited:
+            if len(stored) > self._revisits_left:
                 return False
-            self._again -= len(kept)
-        self._looked_at.add(id(kept))
+            self._revisits_left -= len(stored)
+        self._visited.add(id(stored))
         return True
 
-    def _paired(self, given_indexes: list[int], stored_indexes: list[int], lists: _Lists) -> dict[int, int]:
+    def _match_same_id(self, given_indexes: list[int], stored_indexes: list[int], lists: _Lists) -> dict[int, int]:
         """Match the given items at `given_indexes` with the stored items at `stored_indexes`, which all have the same id.
 
         Below, `i` is the index of a given item, and `j` that of a stored one.
         """
-        if _are_alike(stored_indexes, lists):
+        if _are_equal(stored_indexes, lists):
             return dict.fromkeys(given_indexes, stored_indexes[0])
         in_order = (
             dict(zip(given_indexes, stored_indexes, strict=True)) if len(given_indexes) == len(stored_indexes) else {}
         )
-        # Items that have not moved come first: two items may look alike now because one of them was changed.
-        pairs = {i: j for i, j in in_order.items() if lists.given_shapes[i] == lists.shown_shapes[j]}
-        staying = set(pairs.values())
-        kept_by_shape = _by_shape((j for j in stored_indexes if j not in staying), lists.shown_shapes)
+        # First the items that have not moved: after a change of one item, two items may be equal.
+        pairs = {i: j for i, j in in_order.items() if lists.given_numbers[i] == lists.shown_numbers[j]}
+        unmoved = set(pairs.values())
+        stored_by_number = _by_number((j for j in stored_indexes if j not in unmoved), lists.shown_numbers)
         changed: list[int] = []
-        for shape, places in _by_shape((i for i in given_indexes if i not in pairs), lists.given_shapes).items():
-            same = kept_by_shape.get(shape, [])
-            if len(same) == len(places):
-                pairs |= zip(places, same, strict=True)
-            elif _are_alike(same, lists):
-                pairs |= dict.fromkeys(places, same[0])
+        for number, indexes in _by_number((i for i in given_indexes if i not in pairs), lists.given_numbers).items():
+            same = stored_by_number.get(number, [])
+            if len(same) == len(indexes):
+                pairs |= zip(indexes, same, strict=True)
+            elif _are_equal(same, lists):
+                pairs |= dict.fromkeys(indexes, same[0])
             elif not same:
-                changed += [i for i in places if self._shapes.has_mask(lists.given[i])]
-        left = set(stored_indexes).difference(pairs.values())
-        if len(changed) == len(left) == 1:
-            return pairs | {changed[0]: left.pop()}
-        return pairs | self._by_likeness(changed, [*left], lists)
+                changed += [i for i in indexes if self._numbering.has_mask(lists.given[i])]
+        unmatched = set(stored_indexes).difference(pairs.values())
+        if len(changed) == len(unmatched) == 1:
+            return pairs | {changed[0]: unmatched.pop()}
+        return pairs | self._match_by_similarity(changed, [*unmatched], lists)
 
-    def _by_likeness(self, changed: list[int], left: list[int], lists: _Lists) -> dict[int, int]:
+    def _match_by_similarity(self, changed: list[int], unmatched: list[int], lists: _Lists) -> dict[int, int]:
         """Match items that have more in common with each other than either has with any other item here."""
-        if not changed or not left or len(changed) * len(left) > self._compared:
+        if not changed or not unmatched or len(changed) * len(unmatched) > self._comparisons_left:
             return {}
-        self._compared -= len(changed) * len(left)
-        traits = [_traits(lists.shown[j], self._shapes) for j in left]
-        # How many traits they share: a row for each given item, a column for each shown one.
+        self._comparisons_left -= len(changed) * len(unmatched)
+        stored_fields = [_unmasked_fields(lists.shown[j], self._numbering) for j in unmatched]
+        # How many fields they share: a row for each given item, a column for each stored one.
         rows = [
-            [len(mine & each) for each in traits] for mine in (_traits(lists.given[i], self._shapes) for i in changed)
+            [len(given_fields & each) for each in stored_fields]
+            for given_fields in (_unmasked_fields(lists.given[i], self._numbering) for i in changed)
         ]
-        column_maxima = [_greatest(column) for column in zip(*rows, strict=True)]
+        column_maxima = [_unique_maximum(column) for column in zip(*rows, strict=True)]
         pairs: dict[int, int] = {}
         for i, row in zip(changed, rows, strict=True):
-            most = _greatest(row)
-            if most and column_maxima[at := row.index(most)] == most:
-                pairs[i] = left[at]
+            maximum = _unique_maximum(row)
+            if maximum and column_maxima[at := row.index(maximum)] == maximum:
+                pairs[i] = unmatched[at]
         return pairs
 
 
-def _by_id(items: list[Any], shapes: Shapes) -> dict[Hashable, list[int]]:
-    """The indexes of the items by the shape of their id, in order. Items without an id are under `_NO_ID`."""
-    places: dict[Hashable, list[int]] = defaultdict(list)
-    for place, item in enumerate(items):
+def _by_id(items: list[Any], numbering: ValueNumbering) -> dict[Hashable, list[int]]:
+    """The indexes of the items by the number of their id, in order. Items without an id are under `_NO_ID`."""
+    indexes: dict[Hashable, list[int]] = defaultdict(list)
+    for index, item in enumerate(items):
         item_id = cast("dict[str, Any]", item).get("id") if isinstance(item, dict) else None
-        places[_NO_ID if item_id is None else shapes.of(item_id)].append(place)
-    return places
+        indexes[_NO_ID if item_id is None else numbering.number_of(item_id)].append(index)
+    return indexes
 
 
-def _traits(item: Any, shapes: Shapes) -> frozenset[Hashable]:
-    """The fields of an object that hold no mask, with the shapes of their values."""
+def _unmasked_fields(item: Any, numbering: ValueNumbering) -> frozenset[Hashable]:
+    """The fields of an object that hold no mask, with the numbers of their values."""
     if not isinstance(item, dict):
         return frozenset()
     named = cast("dict[str, Any]", item).items()
-    return frozenset((name, shapes.of(value)) for name, value in named if not shapes.has_mask(value))
+    return frozenset((name, numbering.number_of(value)) for name, value in named if not numbering.has_mask(value))
 
 
-def _greatest(counts: Sequence[int]) -> int:
+def _unique_maximum(counts: Sequence[int]) -> int:
     """The greatest count, or 0 where several counts are the greatest."""
-    most = max(counts)
-    return most if counts.count(most) == 1 else 0
+    maximum = max(counts)
+    return maximum if counts.count(maximum) == 1 else 0
 
 
-def _are_alike(stored_indexes: list[int], lists: _Lists) -> bool:
+def _are_equal(stored_indexes: list[int], lists: _Lists) -> bool:
     """Whether the stored items at `stored_indexes` are all equal, secrets included, so that any of them will do."""
-    return len({lists.kept_shapes[j] for j in stored_indexes}) == 1
+    return len({lists.stored_numbers[j] for j in stored_indexes}) == 1
 
 
-def _by_shape(places: Iterable[int], shapes: list[int]) -> dict[int, list[int]]:
-    """The indexes `places` by the `shapes` at them, in order."""
+def _by_number(indexes: Iterable[int], numbers: list[int]) -> dict[int, list[int]]:
+    """`indexes`, grouped by the `numbers` at them, in order."""
     found: dict[int, list[int]] = defaultdict(list)
-    for place in places:
-        found[shapes[place]].append(place)
+    for index in indexes:
+        found[numbers[index]].append(index)
     return found

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 
-from hydracore.document_items import Counterparts, Shapes
+from hydracore.document_items import Counterparts, ValueNumbering
 from hydracore.secret_names import SecretNames, is_secret_text
 
 #: The most levels of a document. Deeper ones are refused, because every reader on the way to the agent recurses.
@@ -25,9 +25,9 @@ DEPTH_MAX: Final = 32
 VALUES_MAX: Final = 20_000
 
 MASK: Final = "****"
-#: The last characters of a secret of at least this length are shown, so that people can recognize it.
-_TELLING_LENGTH_MIN: Final = 12
-_TELLING: Final = 4
+#: Of a secret of at least this length, the last characters are shown, so that people can recognize it.
+_TAIL_SHOWN_LENGTH_MIN: Final = 12
+_TAIL_LENGTH: Final = 4
 
 #: The message for a document that is deeper than `DEPTH_MAX`.
 TOO_DEEP: Final = f"Value error, documents may be {DEPTH_MAX} levels deep"
@@ -42,7 +42,7 @@ MASK_UNMATCHED: Final = (
 )
 
 #: Used where no object is stored.
-_NOTHING: Final[dict[str, Any]] = {}
+_EMPTY: Final[dict[str, Any]] = {}
 
 _CANONICAL: Final = msgspec.json.Encoder(order="deterministic")
 
@@ -72,9 +72,9 @@ def flaws(value: Any, *, depth_max: int = DEPTH_MAX) -> Iterator[Flaw]:
     Stops after `VALUES_MAX` values.
     """
     values = 1
-    left: list[tuple[str, Any, Path]] = [("", value, ())]
-    while left:
-        name, item, path = left.pop()
+    to_visit: list[tuple[str, Any, Path]] = [("", value, ())]
+    while to_visit:
+        name, item, path = to_visit.pop()
         if name:
             yield from _text_flaws(name, path)
         if len(path) > depth_max:
@@ -85,14 +85,14 @@ def flaws(value: Any, *, depth_max: int = DEPTH_MAX) -> Iterator[Flaw]:
             if values > VALUES_MAX:
                 yield Flaw((), TOO_MANY, "value_error")
                 return
-            left += reversed(list(_within(within, path)))
+            to_visit += reversed(list(_items(within, path)))
         elif isinstance(item, float) and not math.isfinite(item):
             yield Flaw(path, "Input should be a finite number", "finite_number")
         elif isinstance(item, str):
             yield from _text_flaws(item, path)
 
 
-def _within(value: dict[str, Any] | list[Any], path: Path) -> Iterator[tuple[str, Any, Path]]:
+def _items(value: dict[str, Any] | list[Any], path: Path) -> Iterator[tuple[str, Any, Path]]:
     """The name, value and path of each item. Items of lists have an empty name."""
     if isinstance(value, list):
         yield from (("", item, (*path, index)) for index, item in enumerate(value))
@@ -102,11 +102,11 @@ def _within(value: dict[str, Any] | list[Any], path: Path) -> Iterator[tuple[str
             yield name, item, (*path, name.encode(errors="replace").decode())
 
 
-def values_in(value: Any) -> int:
+def count_values(value: Any) -> int:
     """The number of values in a document, itself included."""
     if isinstance(value, dict):
-        return 1 + sum(map(values_in, cast("dict[str, Any]", value).values()))
-    return 1 + sum(map(values_in, cast("list[Any]", value))) if isinstance(value, list | tuple) else 1
+        return 1 + sum(map(count_values, cast("dict[str, Any]", value).values()))
+    return 1 + sum(map(count_values, cast("list[Any]", value))) if isinstance(value, list | tuple) else 1
 
 
 def _text_flaws(text: str, path: Path) -> Iterator[Flaw]:
@@ -135,17 +135,17 @@ def merge_patch(target: Any, patch: Any) -> Any:
 
 def mask(secret: str) -> str:
     """What is shown in place of a secret."""
-    return MASK + secret[-_TELLING:] if len(secret) >= _TELLING_LENGTH_MIN else MASK
+    return MASK + secret[-_TAIL_LENGTH:] if len(secret) >= _TAIL_SHOWN_LENGTH_MIN else MASK
 
 
 def is_mask(text: str) -> bool:
     """Whether `text` has the form of a mask."""
-    return text.startswith(MASK) and len(text) in {len(MASK), len(MASK) + _TELLING}
+    return text.startswith(MASK) and len(text) in {len(MASK), len(MASK) + _TAIL_LENGTH}
 
 
 def masked(value: Any) -> Any:
     """`value` with every secret in it masked."""
-    return _mapped(value, mask)
+    return _replace_secrets(value, mask)
 
 
 def is_same(one: Any, other: Any) -> bool:
@@ -153,11 +153,11 @@ def is_same(one: Any, other: Any) -> bool:
     return _CANONICAL.encode(one) == _CANONICAL.encode(other)
 
 
-def unmasked(value: Any, stored: Any, *, beside: Iterable[Any] = ()) -> Any:
+def unmasked(value: Any, stored: Any, *, shown_together: Iterable[Any] = ()) -> Any:
     """`value` with each mask replaced by the stored secret that it stands for.
 
     `value` is a merge patch of `stored` or, if it is a list, replaces it. Items of lists are matched by their `id`, and
-    otherwise by their contents and their order (see `document_items`). `beside`: other documents that are shown
+    otherwise by their contents and their order (see `document_items`). `shown_together`: other documents that are shown
     together with `stored`; their masks are refused too where they would be stored in place of secrets.
 
     Raises `MasksUnmatched` where a mask belongs, or may belong, to another secret than the stored one, which for
@@ -165,10 +165,10 @@ def unmasked(value: Any, stored: Any, *, beside: Iterable[Any] = ()) -> Any:
     make the place of a stored secret an ordinary one (a webhook that becomes something else), so that the secret would
     be stored in clear.
     """
-    restoring = _Restoring(stored, beside)
-    result = restoring.restored(value, _Place((), stored, restoring.shown))
-    if restoring.unmatched:
-        raise MasksUnmatched(tuple(restoring.unmatched))
+    unmasking = _Unmasking(stored, shown_together)
+    result = unmasking.restore(value, _Place((), stored, unmasking.shown))
+    if unmasking.unmatched:
+        raise MasksUnmatched(tuple(unmasking.unmatched))
     return result
 
 
@@ -187,15 +187,15 @@ class _Place(NamedTuple):
     merging: bool = True
 
 
-class _Restoring:
-    """Replaces the masks in a document by secrets. `unmatched`: the paths of the masks that cannot be matched."""
+class _Unmasking:
+    """Replaces masks in a document by the secrets that they stand for. `unmatched`: the paths of other masks."""
 
-    def __init__(self, stored: Any, beside: Iterable[Any]) -> None:
+    def __init__(self, stored: Any, shown_together: Iterable[Any]) -> None:
         self.unmatched: list[Path] = []
         self.shown = masked(stored)
-        self._all_stored = [stored, *beside]
-        self._shapes = Shapes(is_mask)
-        self._counterparts = Counterparts(self._shapes)
+        self._all_stored = [stored, *shown_together]
+        self._numbering = ValueNumbering(is_mask)
+        self._counterparts = Counterparts(self._numbering)
         self._names_known: dict[int, SecretNames] = {}
 
     @cached_property
@@ -208,34 +208,34 @@ class _Restoring:
             return secret
 
         for each in self._all_stored:
-            _mapped(each, note)
+            _replace_secrets(each, note)
         return found
 
-    def restored(self, value: Any, place: _Place) -> Any:
-        if not place.merging and not self._shapes.has_mask(value):
+    def restore(self, value: Any, place: _Place) -> Any:
+        if not place.merging and not self._numbering.has_mask(value):
             return value
         if isinstance(value, dict):
-            return self._object(cast("dict[str, Any]", value), place)
+            return self._restore_object(cast("dict[str, Any]", value), place)
         if isinstance(value, list | tuple):
-            return self._list(cast("list[Any]", value), place)
-        return self._text(value, place) if isinstance(value, str) and is_mask(value) else value
+            return self._restore_list(cast("list[Any]", value), place)
+        return self._restore_text(value, place) if isinstance(value, str) and is_mask(value) else value
 
-    def _object(self, given: dict[str, Any], place: _Place) -> dict[str, Any]:
+    def _restore_object(self, given: dict[str, Any], place: _Place) -> dict[str, Any]:
         is_known = isinstance(place.stored, dict)
-        known = cast("dict[str, Any]", place.stored) if is_known else _NOTHING
-        shown = cast("dict[str, Any]", place.shown) if is_known else _NOTHING
-        # Names that mark others as secrets may be secrets themselves. One that comes back as its mask is taken as
-        # stored.
-        told = {
+        known = cast("dict[str, Any]", place.stored) if is_known else _EMPTY
+        shown = cast("dict[str, Any]", place.shown) if is_known else _EMPTY
+        # A value that says which other values are secrets (`{"name": "token", ...}`) may be a secret itself. If its mask
+        # comes back, the stored value is used to find the secrets' names.
+        resolved = {
             name: known[name] if isinstance(item, str) and item == shown.get(name) else item
             for name, item in given.items()
         }
-        names, names_known = SecretNames(known | told if place.merging else told), self._names_of(known)
+        names, names_known = SecretNames(known | resolved if place.merging else resolved), self._names_of(known)
         if place.merging and not place.secret:
-            left = [name for name in known.keys() - given.keys() if place.was_secret or name in names_known]
-            self.unmatched += [(*place.path, name) for name in left if name not in names]
+            untouched = [name for name in known.keys() - given.keys() if place.was_secret or name in names_known]
+            self.unmatched += [(*place.path, name) for name in untouched if name not in names]
         return {
-            name: self.restored(
+            name: self.restore(
                 item,
                 _Place(
                     (*place.path, name),
@@ -255,14 +255,14 @@ class _Restoring:
         """The secret names of a stored object, computed once, however many items are versions of it."""
         return self._names_known.setdefault(id(known), SecretNames(known))
 
-    def _list(self, given: list[Any], place: _Place) -> list[Any]:
-        if not self._shapes.has_mask(given):
+    def _restore_list(self, given: list[Any], place: _Place) -> list[Any]:
+        if not self._numbering.has_mask(given):
             return given
         known = cast("list[Any]", place.stored) if isinstance(place.stored, list | tuple) else []
         shown = cast("list[Any]", place.shown)
-        pairs = self._counterparts.of(given, known, shown) if known else {}
+        pairs = self._counterparts.match(given, known, shown) if known else {}
         return [
-            self.restored(
+            self.restore(
                 item,
                 place._replace(
                     path=(*place.path, index),
@@ -274,7 +274,7 @@ class _Restoring:
             for index, item in enumerate(given)
         ]
 
-    def _text(self, text: str, place: _Place) -> Any:
+    def _restore_text(self, text: str, place: _Place) -> Any:
         """The value that a text in the form of a mask stands for."""
         stored = place.stored
         is_secret = place.secret or is_secret_text(stored)
@@ -286,22 +286,24 @@ class _Restoring:
         return text
 
 
-async def with_secrets(value: Any, change: Callable[[str], Awaitable[str | None]], *, secret: bool = False) -> Any:
+async def replace_secrets(value: Any, change: Callable[[str], Awaitable[str | None]], *, secret: bool = False) -> Any:
     """`value` with every secret replaced by the result of `change`. `secret`: whether all texts in it are secrets."""
     if isinstance(value, dict):
         within = cast("dict[str, Any]", value)
         names = SecretNames(within)
-        return {name: await with_secrets(item, change, secret=secret or name in names) for name, item in within.items()}
+        return {
+            name: await replace_secrets(item, change, secret=secret or name in names) for name, item in within.items()
+        }
     if isinstance(value, list | tuple):
-        return [await with_secrets(item, change, secret=secret) for item in cast("list[Any]", value)]
+        return [await replace_secrets(item, change, secret=secret) for item in cast("list[Any]", value)]
     return await change(value) if isinstance(value, str) and (secret or is_secret_text(value)) else value
 
 
-def _mapped(value: Any, change: Callable[[str], str], *, secret: bool = False) -> Any:
+def _replace_secrets(value: Any, change: Callable[[str], str], *, secret: bool = False) -> Any:
     if isinstance(value, dict):
         within = cast("dict[str, Any]", value)
         names = SecretNames(within)
-        return {name: _mapped(item, change, secret=secret or name in names) for name, item in within.items()}
+        return {name: _replace_secrets(item, change, secret=secret or name in names) for name, item in within.items()}
     if isinstance(value, list | tuple):
-        return [_mapped(item, change, secret=secret) for item in cast("list[Any]", value)]
+        return [_replace_secrets(item, change, secret=secret) for item in cast("list[Any]", value)]
     return change(value) if isinstance(value, str) and (secret or is_secret_text(value)) else value

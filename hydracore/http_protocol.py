@@ -32,7 +32,7 @@ HEAD_TIMEOUT_S: Final = 20.0
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*(?=\r\n)", re.IGNORECASE)
 
 #: HTTP versions without chunked bodies: those before 1.1.
-_WITHOUT_CHUNKS: Final = frozenset({"0.9", "1.0"})
+_UNCHUNKED_VERSIONS: Final = frozenset({"0.9", "1.0"})
 
 #: Answers are private JSON: browsers must not store them, guess their type, or show them in frames.
 _SECURITY_HEADERS: Final = (
@@ -48,7 +48,7 @@ def new_request_id() -> str:
     return secrets.token_hex(16)
 
 
-def headers_of_all(request_id: str) -> tuple[tuple[bytes, bytes], ...]:
+def common_headers(request_id: str) -> tuple[tuple[bytes, bytes], ...]:
     """The headers of every answer: the id of the request, and what browsers have to observe."""
     return (b"x-request-id", request_id.encode()), *_SECURITY_HEADERS
 
@@ -93,22 +93,22 @@ class BoundedProtocol(HttpToolsProtocol):
     _in_body = False
     #: All bytes since the current head began, with those that came behind it in the same read. None
     #: where its first byte came in one read with something before it.
-    _begun: bytes | None = b""
-    #: Bytes that have to be parsed again, by a new parser.
-    _anew: bytes | None = None
+    _since_head_began: bytes | None = b""
+    #: Bytes that a new parser has to parse again, after `Upgrade` headers were removed. None where there are none.
+    _to_reparse: bytes | None = None
     _refusal = HTTPStatus.BAD_REQUEST
-    #: The last request that was received completely, and whether what came behind it was refused.
-    _whole: RequestResponseCycle | None = None
-    _is_last = False
+    #: The last request that was received completely, and whether the bytes after it were refused.
+    _last_complete: RequestResponseCycle | None = None
+    _is_refusing = False
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self.slow_reader_guard = SlowReaderGuard(transport, self.loop)
-        self._limit_wait()
+        self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end_wait()
+        self._stop_head_timer()
         self.slow_reader_guard.end()
         super().connection_lost(exc)
 
@@ -124,7 +124,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.transport.is_closing():
-            self._watch_the_rest()
+            self._watch_unread()
 
     def timeout_keep_alive_handler(self) -> None:
         if self.flow.write_paused and not self.transport.is_closing():
@@ -136,17 +136,17 @@ class BoundedProtocol(HttpToolsProtocol):
             self._close()
 
     def data_received(self, data: bytes) -> None:
-        if self._is_last:
-            # Nothing more is read. It is not even kept, however long the answer takes.
+        if self._is_refusing:
+            # Further bytes are dropped, so that they take no memory while the answer is sent.
             return
         self._pending += len(data)
         if not (self._in_head or self._in_body):
-            self._begun = b""
-        if self._begun is not None:
-            self._begun += data
+            self._since_head_began = b""
+        if self._since_head_began is not None:
+            self._since_head_began += data
         super().data_received(data)
-        if self._anew is not None:
-            data, self._anew = self._anew, None
+        if self._to_reparse is not None:
+            data, self._to_reparse = self._to_reparse, None
             self.parser = HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
             super().data_received(data)
@@ -154,16 +154,16 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         if self._pending > HEAD_MAX_BYTES:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-        elif self._head_timer is None and (self._in_head or self._is_idle_without_limit()):
-            self._limit_wait()
+        elif self._head_timer is None and (self._in_head or self._is_idle_without_timer()):
+            self._start_head_timer()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # A field behind the body is a trailer, no header (RFC 9110, section 6.5.1), and no proxy has
-        # checked it: it is dropped.
+        # A field after the body is a trailer and no header (RFC 9110, section 6.5.1). It is dropped,
+        # because no proxy has checked it.
         if not self._in_body:
             super().on_header(name, value)
 
@@ -172,21 +172,21 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._pending > HEAD_MAX_BYTES and self._head_bytes() > HEAD_MAX_BYTES:
             self._refusal = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             raise _Refused
-        assert self.parser is not None, "it is what calls this"
+        assert self.parser is not None, "the parser calls this"
         if self.parser.should_upgrade() and self._has_body():
-            # The parser would take the body for the other protocol, so that the body were lost or taken
-            # for the next request.
-            self._anew = None if self._begun is None else _without_upgrade(self._begun)
-            if self._anew is None:
+            # The parser would take the body for the other protocol. The body would be lost, or parsed as
+            # the next request.
+            self._to_reparse = None if self._since_head_began is None else _without_upgrade(self._since_head_began)
+            if self._to_reparse is None:
                 raise _Refused
             return
         self._pending = 0
-        self._begun = None
+        self._since_head_began = None
         self._in_head = False
         self._in_body = True
-        self._end_wait()
+        self._stop_head_timer()
         super().on_headers_complete()
-        if self.scope["http_version"] in _WITHOUT_CHUNKS:
+        if self.scope["http_version"] in _UNCHUNKED_VERSIONS:
             # uvicorn has made a `RequestResponseCycle`. Its answer begins only after this.
             self.cycle.__class__ = _UnchunkedCycle
 
@@ -195,9 +195,9 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._anew is None:
+        if self._to_reparse is None:
             self._in_body = False
-            self._whole = self.cycle
+            self._last_complete = self.cycle
             super().on_message_complete()
 
     def _unsupported_upgrade_warning(self) -> None:
@@ -208,18 +208,18 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refuse(self._refusal)
 
     def _refuse(self, status: HTTPStatus) -> None:
-        if self._whole is not None and not self._whole.response_complete:
+        if self._last_complete is not None and not self._last_complete.response_complete:
             # Answers come in the order of their requests, so that the client would take this one for
             # that request's. Instead the connection is closed after that answer.
-            self._whole.keep_alive = False
-            self._is_last = True
+            self._last_complete.keep_alive = False
+            self._is_refusing = True
             return
         # An answer that has begun cannot be replaced by another.
         if not (self._is_answering() and self.cycle.response_started):
             body = json.dumps({"detail": status.phrase}).encode()
             head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
             # The id is not the caller's: a request that cannot be parsed may have none, or two.
-            added = b"".join(b"%b: %b\r\n" % header for header in headers_of_all(new_request_id()))
+            added = b"".join(b"%b: %b\r\n" % header for header in common_headers(new_request_id()))
             self.transport.write(STATUS_LINE[status] + head + added + b"\r\n" + body)
         self._close()
 
@@ -234,41 +234,41 @@ class BoundedProtocol(HttpToolsProtocol):
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete  # pyright: ignore[reportUnnecessaryComparison] - there from the first request on
 
-    def _is_idle_without_limit(self) -> bool:
+    def _is_idle_without_timer(self) -> bool:
         """Whether no request is under way and no keep-alive timer runs.
 
         Bytes that begin no new head, such as the rest of a body or blank lines, end the keep-alive.
         """
         return not self._is_answering() and self.timeout_keep_alive_task is None
 
-    def _limit_wait(self) -> None:
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up)
+    def _start_head_timer(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._on_head_timeout)
 
-    def _end_wait(self) -> None:
+    def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _give_up(self) -> None:
+    def _on_head_timeout(self) -> None:
         if self._is_answering():
             # Nothing is read during an answer, so that the rest of the next head may have arrived already.
-            self._limit_wait()
+            self._start_head_timer()
         else:
             self._close()
 
     def _close(self) -> None:
         """Close the transport, which ends once the client has read everything, and watch that the client does."""
         self.transport.close()
-        self._watch_the_rest()
+        self._watch_unread()
 
-    def _watch_the_rest(self) -> None:
+    def _watch_unread(self) -> None:
         # This is also called after the connection has been lost, by a timer or at the end of an answer.
         if self in self.connections:
             self.slow_reader_guard.begin()
 
 
-def _without_upgrade(begun: bytes) -> bytes | None:
-    """`begun` without the `Upgrade` headers of the complete head at its beginning; None where none is found there."""
-    end = begun.index(b"\r\n\r\n") + 2
-    head, removed = _UPGRADE.subn(b"", begun[:end])
-    return head + begun[end:] if removed else None
+def _without_upgrade(received: bytes) -> bytes | None:
+    """`received` without the `Upgrade` headers of the complete head at its beginning; None where none is found there."""
+    end = received.index(b"\r\n\r\n") + 2
+    head, removed = _UPGRADE.subn(b"", received[:end])
+    return head + received[end:] if removed else None

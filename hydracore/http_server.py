@@ -18,12 +18,12 @@ from hydracore.http_protocol import BoundedProtocol
 KEEP_ALIVE_S: Final = 75
 
 
-def configuration(app: Any, **own: Any) -> Config:
+def uvicorn_config(app: Any, **overrides: Any) -> Config:
     """The configuration that serves the ASGI application `app`.
 
-    `own`: arguments of `uvicorn.Config` that override ours.
+    `overrides`: arguments of `uvicorn.Config` that override ours.
     """
-    ours: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "http": BoundedProtocol,
         "ws": "none",
         "lifespan": "off",
@@ -34,7 +34,7 @@ def configuration(app: Any, **own: Any) -> Config:
         "proxy_headers": False,
         "timeout_keep_alive": KEEP_ALIVE_S,
     }
-    return Config(app, **ours | own)
+    return Config(app, **defaults | overrides)
 
 
 @contextlib.asynccontextmanager

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 from msgspec import inspect as types
 
 from hydracore.documents import DEPTH_MAX, flaws
-from hydracore.scalars import Refused, read_scalar
+from hydracore.scalars import InvalidScalar, read_scalar
 from hydracore.wording import plural
 
 Location = tuple[str | int, ...]
@@ -58,18 +58,18 @@ def type_info(declared: Any) -> types.Type:
 
 
 class Reader:
-    """Collects problems of any number of values. What `read` returns is valid only while `flaws` is 0."""
+    """Collects problems of any number of values. What `read` returns is valid only while `type_problems` is 0."""
 
     def __init__(self, checks: Mapping[str, Check]) -> None:
         self.problems: list[Problem] = []
         #: How many of the problems were reported by a named check, about values of the declared type.
-        self.complaints = 0
+        self.check_problems = 0
         self._checks = checks
 
     @property
-    def flaws(self) -> int:
+    def type_problems(self) -> int:
         """How many of the problems are about values that are not of the declared type."""
-        return len(self.problems) - self.complaints
+        return len(self.problems) - self.check_problems
 
     def read(self, value: Any, info: types.Type, loc: Location) -> Any:
         if isinstance(info, types.Metadata):
@@ -85,11 +85,11 @@ class Reader:
         if isinstance(info, types.DictType):
             return self._dict(value, info, loc)
         if isinstance(info, types.AnyType):
-            return self._anything(value, loc)
+            return self._free_value(value, loc)
         try:
             return read_scalar(value, info)
-        except Refused as refused:
-            self._add(loc, refused.msg, refused.type)
+        except InvalidScalar as invalid:
+            self._add(loc, invalid.msg, invalid.type)
             return None
 
     def _add(self, loc: Location, msg: str, kind: str) -> None:
@@ -98,10 +98,10 @@ class Reader:
     def _run_check(self, value: Any, info: types.Metadata, loc: Location) -> None:
         check = self._checks.get(named_check(info) or "")
         if check is not None and value is not None:
-            complaint = check(value)
-            if complaint is not None:
-                self._add(loc, f"Value error, {complaint}", "value_error")
-                self.complaints += 1
+            error = check(value)
+            if error is not None:
+                self._add(loc, f"Value error, {error}", "value_error")
+                self.check_problems += 1
 
     def _union(self, value: Any, info: types.UnionType, loc: Location) -> Any:
         inner = [member for member in info.types if not isinstance(member, types.NoneType)]
@@ -116,7 +116,7 @@ class Reader:
             self._add(loc, "Input should be a valid dictionary or object to extract fields from", kind)
             return None
         values = cast("dict[str, Any]", value)
-        flaws_before = self.flaws
+        problems_before = self.type_problems
         known: dict[str, Any] = {}
         for field in info.fields:
             here = (*loc, field.encode_name)
@@ -128,7 +128,7 @@ class Reader:
             names = {field.encode_name for field in info.fields}
             for name in (name for name in values if name not in names):
                 self._add((*loc, name), "Extra inputs are not permitted", "extra_forbidden")
-        return None if self.flaws > flaws_before else info.cls(**known)
+        return None if self.type_problems > problems_before else info.cls(**known)
 
     def _list(self, value: Any, info: types.ListType | types.VarTupleType, loc: Location) -> Any:
         if not isinstance(value, list):
@@ -145,7 +145,7 @@ class Reader:
             return None
         if isinstance(info.item_type, types.AnyType):
             # The items together are one document, which is one level deeper here.
-            self._anything(values, loc, depth_max=DEPTH_MAX + 1)
+            self._free_value(values, loc, depth_max=DEPTH_MAX + 1)
             return values if isinstance(info, types.ListType) else tuple(values)
         items = [self.read(item, info.item_type, (*loc, index)) for index, item in enumerate(values)]
         return items if isinstance(info, types.ListType) else tuple(items)
@@ -155,11 +155,11 @@ class Reader:
             self._add(loc, "Input should be a valid dictionary", "dict_type")
             return None
         if isinstance(info.value_type, types.AnyType):
-            return self._anything(value, loc)
+            return self._free_value(value, loc)
         items = cast("dict[str, Any]", value).items()
         return {key: self.read(item, info.value_type, (*loc, key)) for key, item in items}
 
-    def _anything(self, value: Any, loc: Location, *, depth_max: int = DEPTH_MAX) -> Any:
+    def _free_value(self, value: Any, loc: Location, *, depth_max: int = DEPTH_MAX) -> Any:
         for flaw in flaws(value, depth_max=depth_max):
             self._add((*loc, *flaw.path), flaw.msg, flaw.type)
         return value

@@ -28,26 +28,26 @@ from events.sql import Statements
 from events.state import Attempt, Instance
 from events.store import EventStore
 from hydracore.clock import NowMs
-from hydracore.tokens import maker_of_enrol_token, maker_of_key
+from hydracore.tokens import master_key_of_agent_key, master_key_of_enrol_token
 
 _SQL = Statements("hydracore", "reissuing.sql")
-_LIVING = _SQL["living"]
-_COUNT = _SQL["count_living"]
-_OF_AGENT = _SQL["of_agent"]
+_WITH_AGENTS = _SQL["with_agents"]
+_COUNT = _SQL["count_with_agents"]
+_EVENTS_WITHOUT = _SQL["events_without"]
 
 #: Instances per page.
-PAGE = 500
+PAGE_SIZE = 500
 
 #: Events of one instance per page.
-EVENTS = 1_000
+EVENTS_PAGE_SIZE = 1_000
 
 #: Events that are appended again and again while an instance is used. `key_status` does not depend on them, and they make up most
 #: of a long history, so they are neither read nor folded here.
-OF_USE: Final = (
+IRRELEVANT_EVENTS: Final = (
     *(e.BootstrapReported, e.HealthChanged, e.UsageRecorded, e.ConversationsAccessed, e.ConsentChanged),
     *(e.ConfigChanged, e.PlatformConfigPatched, e.ModelPolicyChanged, e.UpdatesApplied),
 )
-_OF_USE: Final = [tag_of(kind) for kind in OF_USE]
+_IRRELEVANT_TAGS: Final = [tag_of(kind) for kind in IRRELEVANT_EVENTS]
 
 #: Which master key an instance's tokens were derived from.
 #:
@@ -106,20 +106,20 @@ def key_status(state: Instance, master_keys: MasterKeys) -> KeyStatus:
     if state.status not in {PROVISIONING, RUNNING, DELETING} or "drained" in state.teardown_done:
         return "none"
     if agent is None:
-        return "passing" if attempt is not None and _is_to_be_made(state.id, attempt, master_keys) else "none"
-    held = _by(state.id, agent.control_key_id, agent.control_key_hash, master_keys)
+        return "passing" if attempt is not None and _may_still_be_created(state.id, attempt, master_keys) else "none"
+    held_status = _derived_from(state.id, agent.control_key_id, agent.control_key_hash, master_keys)
     if state.status == DELETING:
-        return "none" if held is None else "present" if held == "present" else "passing"
-    in_force = _by(state.id, agent.key_id, agent.key_hash, master_keys)
-    if in_force in STALE:
-        return in_force
-    if held in STALE:
+        return "none" if held_status is None else "present" if held_status == "present" else "passing"
+    in_force_status = _derived_from(state.id, agent.key_id, agent.key_hash, master_keys)
+    if in_force_status in STALE:
+        return in_force_status
+    if held_status in STALE:
         return "awaited"
-    return in_force or held or "none"
+    return in_force_status or held_status or "none"
 
 
 def has_key(state: Instance, _: MasterKeys) -> bool:
-    """Whether the agent has a key in force. If that is revoked, the agent fetches new tokens and its configuration."""
+    """Whether the agent has a key in force. Once that is revoked, the agent fetches new tokens and its configuration."""
     return state.status in {PROVISIONING, RUNNING} and state.agent is not None and state.agent.key_id is not None
 
 
@@ -156,7 +156,7 @@ class Reissuer:
     async def survey(self, progress: Callable[[int], None]) -> AgentTokens:
         """The key statuses of all instances. Calls `progress` with 1 for each. Raises `StoreUnavailable`."""
         found = AgentTokens()
-        async for instance_id in _living(self._pool):
+        async for instance_id in _instances_with_agents(self._pool):
             _, status = await self._load(instance_id)
             found.add(status)
             progress(1)
@@ -170,7 +170,7 @@ class Reissuer:
         Idempotent: an instance whose key was revoked is not due before its agent has fetched another key. Raises `StoreUnavailable`.
         """
         revoked, missed, agents = 0, 0, AgentTokens()
-        async for instance_id in _living(self._pool):
+        async for instance_id in _instances_with_agents(self._pool):
             outcome, status = await self._revoke(instance_id, is_due)
             revoked += outcome == "revoked"
             missed += outcome == "missed"
@@ -204,56 +204,62 @@ class Reissuer:
         return "revoked", key_status(outcome.state, self._master_keys)
 
     async def _load(self, instance_id: UUID) -> tuple[Instance | None, KeyStatus]:
-        """The instance, folded without the events that do not matter here, and its key status."""
+        """The instance, folded from its relevant events only, and its key status."""
         try:
-            state = await self._fold_without_use(instance_id)
+            state = await self._fold_relevant(instance_id)
         except (LogCorrupted, EventUnreadable):
             # A broken stream must not keep the others from being looked at; `audit verify` says what is wrong with it.
             return None, "unreadable"
         return state, "none" if state is None else key_status(state, self._master_keys)
 
-    async def _fold_without_use(self, instance_id: UUID) -> Instance | None:
-        """The instance folded from all of its events except `OF_USE`. Its version counts the folded events only."""
+    async def _fold_relevant(self, instance_id: UUID) -> Instance | None:
+        """The instance folded from all of its events except `IRRELEVANT_EVENTS`. Its version counts the folded events only."""
         lane, state, after = lane_of(instance_id), None, 0
         while True:
             page: list[Stored] = []
-            bounds = {"lane": lane, "stream_id": instance_id, "after": after, "without": _OF_USE, "limit": EVENTS}
-            for seq, version, *event, place in await run(self._pool, _OF_AGENT, bounds):
+            bounds = {
+                "lane": lane,
+                "stream_id": instance_id,
+                "after": after,
+                "without": _IRRELEVANT_TAGS,
+                "limit": EVENTS_PAGE_SIZE,
+            }
+            for seq, version, *event, place in await run(self._pool, _EVENTS_WITHOUT, bounds):
                 if version != place:
                     raise LogCorrupted(lane, seq, f"stream {instance_id} has {version} where {place} must be")
                 page.append((seq, version_of(state) + len(page) + 1, *event))
                 after = version
             state = folded(state, page, stream_id=instance_id)
-            if len(page) < EVENTS:
+            if len(page) < EVENTS_PAGE_SIZE:
                 return state
 
 
-def _by(
+def _derived_from(
     instance_id: UUID, key_id: UUID | None, key_hash: str | None, master_keys: MasterKeys
 ) -> Literal["present", "former", "unknown"] | None:
     """Which master key the agent key of this hash was derived from. None: there is no key."""
     if key_id is None or key_hash is None:
         return None
-    maker = maker_of_key(master_keys, instance_id, key_id, key_hash=key_hash)
-    if maker is None:
+    master_key = master_key_of_agent_key(master_keys, instance_id, key_id, key_hash=key_hash)
+    if master_key is None:
         return "unknown"
-    return "present" if maker == master_keys.present else "former"
+    return "present" if master_key == master_keys.present else "former"
 
 
-def _is_to_be_made(instance_id: UUID, attempt: Attempt, master_keys: MasterKeys) -> bool:
+def _may_still_be_created(instance_id: UUID, attempt: Attempt, master_keys: MasterKeys) -> bool:
     """Whether a server may still be created whose enrol token was not derived from the present master key."""
     if not attempt.may_have_server or attempt.server_id is not None or attempt.failure is not None:
         return False
     nonce, token_hash = attempt.enrol_nonce, attempt.enrol_token_hash
     assert nonce is not None, "an intent has a nonce"
     assert token_hash is not None, "an intent has the hash of its token"
-    maker = maker_of_enrol_token(master_keys, instance_id, attempt.number, nonce, token_hash=token_hash)
-    return maker != master_keys.present
+    master_key = master_key_of_enrol_token(master_keys, instance_id, attempt.number, nonce, token_hash=token_hash)
+    return master_key != master_keys.present
 
 
-async def _living(pool: AsyncConnectionPool) -> AsyncGenerator[UUID]:
+async def _instances_with_agents(pool: AsyncConnectionPool) -> AsyncGenerator[UUID]:
     lane, last = -1, UUID(int=0)
-    while rows := await run(pool, _LIVING, {"lane": lane, "id": last, "limit": PAGE}):
+    while rows := await run(pool, _WITH_AGENTS, {"lane": lane, "id": last, "limit": PAGE_SIZE}):
         for _, instance_id in rows:
             yield instance_id
         lane, last = rows[-1]

@@ -1,17 +1,18 @@
--- name: living
--- The instances whose agents may come back to us, or be asked by us. None of the statuses is 'deleted', but an index is used
--- only where that is said in its words.
+-- name: with_agents
+-- The instances whose agents may call the control plane, or be called by it. None of these statuses is 'deleted', but the query
+-- has to repeat the condition of a partial index for the index to be used.
 SELECT lane, id
   FROM instance
  WHERE status <> 'deleted' AND status IN ('provisioning', 'running', 'deleting') AND (lane, id) > (%(lane)s, %(id)s)
  ORDER BY lane, id
  LIMIT %(limit)s
 
--- name: count_living
+-- name: count_with_agents
 SELECT count(*) FROM instance WHERE status <> 'deleted' AND status IN ('provisioning', 'running', 'deleting')
 
--- name: of_agent
--- A page of a stream without the events of some types, and which event of the stream each is: its version, where none before it is missing.
+-- name: events_without
+-- A page of a stream without the events of some types. `place` is the position of an event in the stream. It equals the event's
+-- version unless an event before it is missing.
 SELECT e.seq, e.version, e.type, e.schema_version, e.payload::text, e.place
   FROM (SELECT seq, version, type, schema_version, payload,
                %(after)s::integer + row_number() OVER (ORDER BY version ROWS UNBOUNDED PRECEDING) AS place

@@ -30,7 +30,7 @@ UUID_TEXT: Final = re.compile(r"[0-9A-Fa-f]{32}|[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){
 INT_TEXT_LENGTH_MAX: Final = 4300
 
 
-class Refused(Exception):
+class InvalidScalar(Exception):
     """A value does not have its declared type. `msg`: the error message. `type`: pydantic's code for it."""
 
     def __init__(self, msg: str, kind: str) -> None:
@@ -40,15 +40,15 @@ class Refused(Exception):
 
 
 def read_scalar(value: Any, info: types.Type) -> Any:
-    """`value` as the type `info`. Raises `Refused` with the first problem."""
+    """`value` as the type `info`. Raises `InvalidScalar` with the first problem."""
     if isinstance(info, types.StrType):
         return _read_str(value, info)
-    _refuse_half_characters(value)
+    _refuse_lone_surrogates(value)
     match info:
         case types.IntType():
-            return _within(_read_int(value), info)
+            return _require_bounds(_read_int(value), info)
         case types.FloatType():
-            return _within(_read_float(value), info)
+            return _require_bounds(_read_float(value), info)
         case types.BoolType():
             return _read_bool(value)
         case types.UUIDType():
@@ -64,18 +64,18 @@ def read_scalar(value: Any, info: types.Type) -> Any:
 
 def _read_str(value: Any, info: types.StrType) -> str:
     if not isinstance(value, str):
-        raise Refused("Input should be a valid string", "string_type")
-    _refuse_half_characters(value)
+        raise InvalidScalar("Input should be a valid string", "string_type")
+    _refuse_lone_surrogates(value)
     if info.min_length is not None and len(value) < info.min_length:
-        raise Refused(f"String should have at least {plural(info.min_length, 'character')}", "string_too_short")
+        raise InvalidScalar(f"String should have at least {plural(info.min_length, 'character')}", "string_too_short")
     if info.max_length is not None and len(value) > info.max_length:
-        raise Refused(f"String should have at most {plural(info.max_length, 'character')}", "string_too_long")
+        raise InvalidScalar(f"String should have at most {plural(info.max_length, 'character')}", "string_too_long")
     # In pydantic `$` matches only the very end; in Python also before a final line feed.
     if info.pattern is not None and not re.search(re.sub(r"\$$", r"\\Z", info.pattern), value):
-        raise Refused(f"String should match pattern '{info.pattern}'", "string_pattern_mismatch")
+        raise InvalidScalar(f"String should match pattern '{info.pattern}'", "string_pattern_mismatch")
     if "\0" in value:
         # Our own rule: PostgreSQL cannot store the character, and no name or prompt needs it.
-        raise Refused("Value error, text must not contain the NUL character", "value_error")
+        raise InvalidScalar("Value error, text must not contain the NUL character", "value_error")
     return value
 
 
@@ -84,16 +84,18 @@ def _read_int(value: Any) -> int:
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise Refused("Input should be a finite number", "finite_number")
+            raise InvalidScalar("Input should be a finite number", "finite_number")
         if not value.is_integer():
-            raise Refused("Input should be a valid integer, got a number with a fractional part", "int_from_float")
+            raise InvalidScalar(
+                "Input should be a valid integer, got a number with a fractional part", "int_from_float"
+            )
         return int(value)
     if not isinstance(value, str):
-        raise Refused("Input should be a valid integer", "int_type")
+        raise InvalidScalar("Input should be a valid integer", "int_type")
     if len(value) > INT_TEXT_LENGTH_MAX:
-        raise Refused("Unable to parse input string as an integer, exceeded maximum size", "int_parsing_size")
+        raise InvalidScalar("Unable to parse input string as an integer, exceeded maximum size", "int_parsing_size")
     if not INT_TEXT.fullmatch(value) or not value.isascii():
-        raise Refused("Input should be a valid integer, unable to parse string as an integer", "int_parsing")
+        raise InvalidScalar("Input should be a valid integer, unable to parse string as an integer", "int_parsing")
     return int(value.strip().split(".")[0])
 
 
@@ -102,7 +104,7 @@ def _read_float(value: Any) -> float:
         try:
             number = float(value if value.isascii() else "")
         except ValueError:
-            raise Refused(
+            raise InvalidScalar(
                 "Input should be a valid number, unable to parse string as a number", "float_parsing"
             ) from None
     elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -111,22 +113,22 @@ def _read_float(value: Any) -> float:
         except OverflowError:
             number = math.inf
     else:
-        raise Refused("Input should be a valid number", "float_type")
+        raise InvalidScalar("Input should be a valid number", "float_type")
     if not math.isfinite(number):
         # Our own rule: JSON has no such number, so no answer could show it again.
-        raise Refused("Input should be a finite number", "finite_number")
+        raise InvalidScalar("Input should be a finite number", "finite_number")
     return number
 
 
-def _within(number: Any, info: types.IntType | types.FloatType) -> Any:
+def _require_bounds(number: Any, info: types.IntType | types.FloatType) -> Any:
     if info.ge is not None and number < info.ge:
-        raise Refused(f"Input should be greater than or equal to {info.ge}", "greater_than_equal")
+        raise InvalidScalar(f"Input should be greater than or equal to {info.ge}", "greater_than_equal")
     if info.gt is not None and number <= info.gt:
-        raise Refused(f"Input should be greater than {info.gt}", "greater_than")
+        raise InvalidScalar(f"Input should be greater than {info.gt}", "greater_than")
     if info.le is not None and number > info.le:
-        raise Refused(f"Input should be less than or equal to {info.le}", "less_than_equal")
+        raise InvalidScalar(f"Input should be less than or equal to {info.le}", "less_than_equal")
     if info.lt is not None and number >= info.lt:
-        raise Refused(f"Input should be less than {info.lt}", "less_than")
+        raise InvalidScalar(f"Input should be less than {info.lt}", "less_than")
     return number
 
 
@@ -138,20 +140,20 @@ def _read_bool(value: Any) -> bool:
         word = str(int(value) if isinstance(value, float) else value).lower()
         if word in TRUE_WORDS | FALSE_WORDS:
             return word in TRUE_WORDS
-        raise Refused("Input should be a valid boolean, unable to interpret input", "bool_parsing")
-    raise Refused("Input should be a valid boolean", "bool_type")
+        raise InvalidScalar("Input should be a valid boolean, unable to interpret input", "bool_parsing")
+    raise InvalidScalar("Input should be a valid boolean", "bool_type")
 
 
 def _read_decimal(value: Any) -> Decimal:
     if not isinstance(value, str | int | float) or isinstance(value, bool):
-        raise Refused("Decimal input should be an integer, float, string or Decimal object", "decimal_type")
+        raise InvalidScalar("Decimal input should be an integer, float, string or Decimal object", "decimal_type")
     try:
         # A float is taken for its shortest decimal text, because 0.1 is meant as one tenth.
         number = Decimal(repr(value) if isinstance(value, float) else value)
     except InvalidOperation:
-        raise Refused("Input should be a valid decimal", "decimal_parsing") from None
+        raise InvalidScalar("Input should be a valid decimal", "decimal_parsing") from None
     if not number.is_finite():
-        raise Refused("Input should be a finite number", "finite_number")
+        raise InvalidScalar("Input should be a finite number", "finite_number")
     return number
 
 
@@ -160,16 +162,16 @@ def _read_literal(value: Any, info: types.LiteralType) -> Any:
         return value
     *head, last = (repr(choice) for choice in info.values)
     choices = f"{', '.join(head)} or {last}" if head else last
-    raise Refused(f"Input should be {choices}", "literal_error")
+    raise InvalidScalar(f"Input should be {choices}", "literal_error")
 
 
 def _read_uuid(value: Any) -> UUID:
     if not isinstance(value, str):
-        raise Refused("UUID input should be a string, bytes or UUID object", "uuid_type")
+        raise InvalidScalar("UUID input should be a string, bytes or UUID object", "uuid_type")
     text = _without_uuid_wrapping(value)
     if UUID_TEXT.fullmatch(text) and (text == value or "-" in text):
         return UUID(text)
-    raise Refused(f"Input should be a valid UUID, {_uuid_complaint(value, text)}", "uuid_parsing")
+    raise InvalidScalar(f"Input should be a valid UUID, {_uuid_error(value, text)}", "uuid_parsing")
 
 
 def _without_uuid_wrapping(value: str) -> str:
@@ -181,7 +183,7 @@ def _without_uuid_wrapping(value: str) -> str:
     return value.removeprefix("urn:uuid:")
 
 
-def _uuid_complaint(value: str, text: str) -> str:
+def _uuid_error(value: str, text: str) -> str:
     """What is wrong, as the parser behind pydantic says it (Rust's uuid crate)."""
     length = len(value.encode(errors="replace"))
     if length > UUID_LENGTH_MAX:
@@ -206,11 +208,11 @@ def _uuid_complaint(value: str, text: str) -> str:
     return f"invalid group length in group 4: expected {UUID_GROUPS[-1]}, found {length - start}"
 
 
-def _refuse_half_characters(value: Any) -> None:
+def _refuse_lone_surrogates(value: Any) -> None:
     """Refuse texts with half of a surrogate pair: JSON can write it, but UTF-8 cannot."""
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError:
             msg = "Input should be a valid string, unable to parse raw data as a unicode string"
-            raise Refused(msg, "string_unicode") from None
+            raise InvalidScalar(msg, "string_unicode") from None

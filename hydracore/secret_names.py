@@ -8,12 +8,12 @@ from functools import cached_property
 from typing import Any, Final
 
 #: Separators between words: spaces, dots, hyphens, slashes, colons, several of them, or nothing.
-_BETWEEN: Final = r"[\W_]*"
+_SEPARATORS: Final = r"[\W_]*"
 
 #: Words anywhere in a secret's name, in lower case.
 _WORD: Final = re.compile(
     r"token|secret|passw|pass~(word|wd|code|phrase)|pwd|credential|authorization|bearer|cookie|api~key|private~key"
-    r"|hook~ur[il]|connection~string|d(atabase|b)~(ur[il]|dsn)".replace("~", _BETWEEN)
+    r"|hook~ur[il]|connection~string|d(atabase|b)~(ur[il]|dsn)".replace("~", _SEPARATORS)
 )
 
 #: Words at the end of a secret's name: after a character that is no letter, as a word of `camelCase`, or after a word
@@ -31,7 +31,7 @@ _LAST_LENGTH: Final = 32
 NAME_LENGTH_MAX: Final = 1_000
 
 #: The names of the half of a pair that describes its `value`, as in `{"name": "Authorization", "value": "Bearer ..."}`.
-_TITLES: Final = frozenset({"name", "key", "header"})
+_DESCRIBING_NAMES: Final = frozenset({"name", "key", "header"})
 
 #: In lower case, with any characters between its letters that are no letters.
 _WEBHOOK: Final = re.compile("[^a-z]*".join("webhook"))
@@ -41,19 +41,19 @@ _URL_WITH_USER: Final = re.compile(r"\s*([a-z][a-z0-9+.-]*:)+//[^/?#\s@]+@\S*\s*
 
 
 class SecretNames:
-    """The names in one object that are secrets' names: `"token" in SecretNames(within)`. `within` must not change."""
+    """The names in one object that are secrets' names: `"token" in SecretNames(fields)`. `fields` must not change."""
 
-    def __init__(self, within: dict[str, Any]) -> None:
-        self._within = within
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self._fields = fields
 
     def __contains__(self, name: str) -> bool:
         match lowered := name.lower():
             case "url":
                 return self._is_webhook
             case "value":
-                return self._is_of_a_secret
+                return self._is_value_secret
             case _:
-                return _names_secret(name, lowered)
+                return _is_secret_name(name, lowered)
 
     # Both are computed once, however many spellings of `value` and `url` the object has.
 
@@ -62,15 +62,15 @@ class SecretNames:
         return any(len(text) > NAME_LENGTH_MAX or _WEBHOOK.search(text.lower()) for text in self._texts({"type"}))
 
     @cached_property
-    def _is_of_a_secret(self) -> bool:
-        return any(_names_secret(text, text.lower()) for text in self._texts(_TITLES))
+    def _is_value_secret(self) -> bool:
+        return any(_is_secret_name(text, text.lower()) for text in self._texts(_DESCRIBING_NAMES))
 
     def _texts(self, names: Collection[str]) -> Iterator[str]:
         """The texts under these names, in upper or lower case."""
-        return (text for name, text in self._within.items() if isinstance(text, str) and name.lower() in names)
+        return (text for name, text in self._fields.items() if isinstance(text, str) and name.lower() in names)
 
 
-def _names_secret(name: str, lowered: str) -> bool:
+def _is_secret_name(name: str, lowered: str) -> bool:
     return (
         len(name) > NAME_LENGTH_MAX
         or _WORD.search(lowered) is not None

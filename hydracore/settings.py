@@ -50,13 +50,13 @@ SECRET_FIELDS: Final = frozenset(
 )
 
 #: Paths, which may be relative to the directory that the program was started in.
-FILES: Final = frozenset({"catalogue", "seal_file", "erasure_file"})
+PATH_FIELDS: Final = frozenset({"catalogue", "seal_file", "erasure_file"})
 
 #: Paths that begin with a slash are appended to these, so that slashes at their ends are removed.
-_URLS_OF_A_ROOT: Final = frozenset({"public_url", "cloudsim_url", "model_base_url", "telegram_base_url"})
+_ROOT_URLS: Final = frozenset({"public_url", "cloudsim_url", "model_base_url", "telegram_base_url"})
 #: These are checked with `urlsplit`, as their users parse them. Database URLs are parsed by libpq, and
 #: may have several hosts.
-_URLS: Final = _URLS_OF_A_ROOT | {"redis_url"}
+_URLS: Final = _ROOT_URLS | {"redis_url"}
 
 #: How often a statement is executed before it is prepared: psycopg's default.
 PREPARE_AFTER: Final = 5
@@ -174,15 +174,15 @@ def load(environ: Mapping[str, str], *, require: Collection[str] = ()) -> Settin
         raw = environ.get(PREFIX + field.name.upper())
         if raw is None or (raw == "" and field.name != "database_role"):
             if field.name in require:
-                problems.append(f"{PREFIX}{field.name.upper()} is missing: set it to {_wanted(field.type)}")
+                problems.append(f"{PREFIX}{field.name.upper()} is missing: set it to {_expected(field.type)}")
             continue
         try:
             values[field.name] = msgspec.convert(_parsed(field.name, raw), field.type, strict=False)
             if field.name in require:
-                _try_store(field.name, raw)
+                _check_store_url(field.name, raw)
         except (msgspec.ValidationError, ValueError):
             got = "" if field.name in SECRET_FIELDS else f", not {raw!r}"
-            problems.append(f"{PREFIX}{field.name.upper()} must be {_wanted(field.type)}{got}")
+            problems.append(f"{PREFIX}{field.name.upper()} must be {_expected(field.type)}{got}")
     assert set(require) <= {field.name for field in msgspec.structs.fields(Settings)}
     settings = Settings(**values)  # pyright: ignore[reportArgumentType] - converted above, field by field
     problems.extend(_contradictions(settings))
@@ -191,13 +191,13 @@ def load(environ: Mapping[str, str], *, require: Collection[str] = ()) -> Settin
     return settings
 
 
-def variable(field: str) -> str:
+def variable_name(field: str) -> str:
     """The environment variable of a field."""
     assert field in Settings.__struct_fields__
     return PREFIX + field.upper()
 
 
-def key_of(text: str) -> bytes:
+def decode_key(text: str) -> bytes:
     """The bytes of a key in base64url, padded or not. Raises `binascii.Error`."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+={0,2}", text):
         raise binascii.Error
@@ -216,12 +216,12 @@ def _parsed(name: str, raw: str) -> object:
     if name == "api_host":
         _ = raw.encode("idna")  # As it will be when it is looked up.
     if name in {"master_key", "seal_key"}:
-        return key_of(raw)
+        return decode_key(raw)
     if name in {"master_keys_former", "seal_keys_former"}:
-        return [key_of(key.strip()) for key in raw.split(",") if key.strip()]
-    if name in FILES:
+        return [decode_key(key.strip()) for key in raw.split(",") if key.strip()]
+    if name in PATH_FIELDS:
         return Path(raw)
-    if name in _URLS_OF_A_ROOT:
+    if name in _ROOT_URLS:
         return raw.rstrip("/")
     if name == "cors_origins":
         # As browsers write them: in lower case, and without the slash that people add.
@@ -229,12 +229,12 @@ def _parsed(name: str, raw: str) -> object:
     return raw
 
 
-def _try_store(name: str, raw: str) -> None:
+def _check_store_url(name: str, raw: str) -> None:
     """Check the URL of a required store with the store's client library. Raises `ValueError`."""
     if name == "database_url":
-        store_urls.try_database_url(raw)
+        store_urls.check_database_url(raw)
     elif name == "redis_url":
-        store_urls.try_redis_url(raw)
+        store_urls.check_redis_url(raw)
 
 
 def _contradictions(settings: Settings) -> Iterator[str]:
@@ -256,7 +256,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _wanted(of: object) -> str:
+def _expected(of: object) -> str:
     """What a value of the type must be, in words."""
     for meta in getattr(of, "__metadata__", ()):
         if isinstance(meta, Meta) and meta.description:

@@ -4,7 +4,7 @@ Each library is imported only where its store's URL is checked: an import takes 
 """
 
 
-def try_database_url(raw: str) -> None:
+def check_database_url(raw: str) -> None:
     """Raise `ValueError` where libpq does not accept the URL.
 
     Its message is dropped: it may hold a part of the password.
@@ -18,7 +18,7 @@ def try_database_url(raw: str) -> None:
         raise ValueError from None
 
 
-def try_redis_url(raw: str) -> None:
+def check_redis_url(raw: str) -> None:
     """Raise `ValueError` where redis-py does not accept the URL or one of its parameters. Opens no connection."""
     from redis import ConnectionPool, RedisError  # noqa: PLC0415
 

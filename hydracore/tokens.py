@@ -59,12 +59,12 @@ def control_token(master_key: bytes, instance_id: UUID, key_id: UUID) -> str:
     return f"hct_{instance_id.hex}_{key_id.hex}_{_derive(master_key, 'control', instance_id.hex, key_id.hex)}"
 
 
-def maker_of_key(master_keys: MasterKeys, instance_id: UUID, key_id: UUID, *, key_hash: str) -> bytes | None:
+def master_key_of_agent_key(master_keys: MasterKeys, instance_id: UUID, key_id: UUID, *, key_hash: str) -> bytes | None:
     """The master key that the agent key with this hash (hex) was derived from; None if the configuration lacks it."""
     return master_keys.maker_of(key_hash, lambda each: hash_token(agent_key(each, instance_id, key_id)).hex())
 
 
-def maker_of_enrol_token(
+def master_key_of_enrol_token(
     master_keys: MasterKeys, instance_id: UUID, attempt: int, nonce: str, *, token_hash: str
 ) -> bytes | None:
     """The same for the enrol token of an attempt."""
@@ -78,8 +78,10 @@ def held_control_token(master_keys: MasterKeys, instance_id: UUID, key_id: UUID,
 
     If the configuration does not have the master key that it was derived from, returns one that the agent refuses.
     """
-    maker = None if key_hash is None else maker_of_key(master_keys, instance_id, key_id, key_hash=key_hash)
-    return control_token(maker or master_keys.present, instance_id, key_id)
+    master_key = (
+        None if key_hash is None else master_key_of_agent_key(master_keys, instance_id, key_id, key_hash=key_hash)
+    )
+    return control_token(master_key or master_keys.present, instance_id, key_id)
 
 
 def hash_token(token: str) -> bytes:

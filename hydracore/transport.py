@@ -11,7 +11,7 @@ import httpx
 
 #: The TLS context of clients for plain HTTP. It trusts no certificate: loading the usual roots would
 #: add some 30 ms of CPU to a start for nothing, and an https URL that gets there by mistake fails.
-TRUST_NOBODY: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+EMPTY_TRUST_STORE: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 #: The longest that connecting may take. The whole exchange has the caller's own, longer limit.
 CONNECT_TIMEOUT_S = 5.0
@@ -47,7 +47,7 @@ def new_client(
 ) -> httpx.AsyncClient:
     """A client that connects to the hosts of its requests only: it ignores redirects and the environment's proxies."""
     return httpx.AsyncClient(
-        verify=True if tls else TRUST_NOBODY,
+        verify=True if tls else EMPTY_TRUST_STORE,
         timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
         limits=httpx.Limits(max_connections=connections_max, max_keepalive_connections=connections_kept),
         follow_redirects=False,

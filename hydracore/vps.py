@@ -37,9 +37,9 @@ from hydracore.vps_answers import (
     CHAT_MAX_BYTES,
     CONFIG_MAX_BYTES,
     CONVERSATION_MAX_BYTES,
-    ShownConfig,
+    MaskedConfig,
+    read_masked_config,
     read_problem,
-    shown_config,
 )
 
 T = TypeVar("T")
@@ -124,8 +124,8 @@ class VpsClient:
         timeout_s: float | None = None,
     ) -> bytes:
         """The complete answer, a JSON object as it came. Cancelling this ends the chat."""
-        request = self._request("POST", "/api/chat", agent, body=body, headers=_idempotent(idempotency_key))
-        return _object(agent, await self._call(agent, request, timeout_s, max_bytes=CHAT_MAX_BYTES))
+        request = self._request("POST", "/api/chat", agent, body=body, headers=_idempotency_header(idempotency_key))
+        return _json_object(agent, await self._call(agent, request, timeout_s, max_bytes=CHAT_MAX_BYTES))
 
     @asynccontextmanager
     async def chat_stream(
@@ -141,7 +141,7 @@ class VpsClient:
         Entering the block raises `VpsBadAnswer` if the agent refuses, or fails as `chat` does. The iterator raises
         `VpsUnreachable` if the answer breaks off, and `VpsTimeout` after a silence of `idle_timeout_s`.
         """
-        headers = {"Accept": EVENT_STREAM, **_idempotent(idempotency_key)}
+        headers = {"Accept": EVENT_STREAM, **_idempotency_header(idempotency_key)}
         request = self._request("POST", "/api/chat", agent, body=body, headers=headers)
         with _translated_errors(agent, idle_timeout_s):
             async with asyncio.timeout(idle_timeout_s):
@@ -157,11 +157,11 @@ class VpsClient:
         finally:
             await response.aclose()
 
-    async def get_config(self, agent: AgentAddress, *, timeout_s: float | None = None) -> ShownConfig:
+    async def get_config(self, agent: AgentAddress, *, timeout_s: float | None = None) -> MaskedConfig:
         """The configuration that the agent runs, with secrets masked."""
         request = self._request("GET", "/api/config", agent)
         answer = await self._call(agent, request, timeout_s, max_bytes=CONFIG_MAX_BYTES)
-        return _read(agent, answer, shown_config)
+        return _read(agent, answer, read_masked_config)
 
     async def put_config(
         self,
@@ -178,12 +178,12 @@ class VpsClient:
     async def conversations(self, agent: AgentAddress, limit: int, *, timeout_s: float | None = None) -> bytes:
         """The newest conversations, a JSON object as it came."""
         request = self._request("GET", "/api/conversations", agent, query={"limit": str(limit)})
-        return _object(agent, await self._call(agent, request, timeout_s))
+        return _json_object(agent, await self._call(agent, request, timeout_s))
 
     async def conversation(self, agent: AgentAddress, conversation_id: str, *, timeout_s: float | None = None) -> bytes:
         """One conversation with its messages, a JSON object as it came. If there is none: `VpsBadAnswer` with 404."""
         request = self._request("GET", f"/api/conversations/{quote(conversation_id, safe='')}", agent)
-        return _object(agent, await self._call(agent, request, timeout_s, max_bytes=CONVERSATION_MAX_BYTES))
+        return _json_object(agent, await self._call(agent, request, timeout_s, max_bytes=CONVERSATION_MAX_BYTES))
 
     async def apply_updates(
         self,
@@ -226,7 +226,7 @@ class VpsClient:
             headers={
                 "Authorization": f"Bearer {agent.control_token}",
                 **({} if body is None else {"Content-Type": "application/json"}),
-                **_on_behalf(),
+                **_request_id_header(),
                 **(headers or {}),
             },
             # Each call is bounded as a whole, whatever its parts take.
@@ -270,13 +270,13 @@ async def _chunks(agent: AgentAddress, response: httpx.Response, idle_timeout_s:
         yield chunk
 
 
-def _on_behalf() -> dict[str, str]:
+def _request_id_header() -> dict[str, str]:
     """A header with the id of the request that is being served, which the agent logs, too. A worker serves none."""
     request_id = get_contextvars().get("request_id")
     return {} if request_id is None else {"X-Request-Id": request_id}
 
 
-def _idempotent(key: str | None) -> dict[str, str]:
+def _idempotency_header(key: str | None) -> dict[str, str]:
     return {} if key is None else {"Idempotency-Key": key}
 
 
@@ -289,7 +289,7 @@ def _decoded(agent: AgentAddress, answer: Answer, answer_type: type[T]) -> T:
     return _read(agent, answer, lambda content: msgspec.json.decode(content, type=answer_type))
 
 
-def _object(agent: AgentAddress, answer: Answer) -> bytes:
+def _json_object(agent: AgentAddress, answer: Answer) -> bytes:
     """The answer as it came. It is checked to be a JSON object."""
     _read(agent, answer, require_object)
     return answer.content

@@ -31,19 +31,19 @@ DETAIL_MAX_CHARS: Final = 500
 _Document = Annotated[dict[str, msgspec.Raw], msgspec.Meta(max_length=CONFIG_NAMES_MAX)]
 
 
-class ShownConfig(NamedTuple):
+class MaskedConfig(NamedTuple):
     """The configuration that an agent runs, secrets masked. `version`: None while none runs. `document`: by name."""
 
     version: int | None
     document: dict[str, msgspec.Raw]
 
 
-def shown_config(content: bytes) -> ShownConfig:
+def read_masked_config(content: bytes) -> MaskedConfig:
     """Raises one of `JSON_ERRORS`."""
     require_object(content)
     document = msgspec.json.decode(content, type=_Document)
     version = msgspec.json.decode(document.get("config_version", b"null"), type=int | None)
-    return ShownConfig(version, document)
+    return MaskedConfig(version, document)
 
 
 class ReportedProblem(NamedTuple):

@@ -22,7 +22,7 @@ from hydracore.api.operations import Operation
 from hydracore.auth import Role, issue_token
 from hydracore.http_server import running_server
 from hydracore.settings import PACKAGED_CATALOGUE, Settings
-from hydracore.transport import TRUST_NOBODY
+from hydracore.transport import EMPTY_TRUST_STORE
 from hydracore.vps import VpsClient
 from projections.queries import Queries
 from tests.waiting import PATIENCE_S
@@ -65,7 +65,7 @@ async def running_api(
         url = f"http://127.0.0.1:{door.getsockname()[1]}"
         async with (
             running_server(server_config(parts), door),
-            httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, verify=TRUST_NOBODY) as client,
+            httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, verify=EMPTY_TRUST_STORE) as client,
         ):
             yield Api(url, parts, client)
 

@@ -14,7 +14,7 @@ import pytest
 
 from hydracore.agent.agent import Agent
 from hydracore.agent.boot_file import BOOT_FILE
-from hydracore.transport import TRUST_NOBODY
+from hydracore.transport import EMPTY_TRUST_STORE
 from tests.agent_fixtures import agent_fixture, control_plane_fixture, vps_fixture
 from tests.fake_control_plane import FakeControlPlane
 from tests.modelsim_fixtures import ModelSim, modelsim_fixture
@@ -132,7 +132,7 @@ async def connected(control_plane: FakeControlPlane) -> AsyncGenerator[Claw]:
         headers=headers,
         trust_env=False,
         timeout=PATIENCE_S,
-        verify=TRUST_NOBODY,
+        verify=EMPTY_TRUST_STORE,
         event_hooks={"request": [want_what_is_pushed]},
     ) as http:
         yield Claw(http)

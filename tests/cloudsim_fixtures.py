@@ -17,7 +17,7 @@ import pytest
 
 from hydracore.cloudsim.quota import LIMIT_DEFAULT, REFILL_PER_S_DEFAULT
 from hydracore.embedded.ports import free_port
-from hydracore.transport import TRUST_NOBODY
+from hydracore.transport import EMPTY_TRUST_STORE
 from tests.forked import Forked
 from tests.waiting import PATIENCE_S, until
 from workers.providers.hetzner import HetznerProvider
@@ -49,7 +49,7 @@ class CloudsimProcess:
             headers={"Authorization": f"Bearer {TOKEN}"},
             timeout=PATIENCE_S,
             trust_env=False,
-            verify=TRUST_NOBODY,
+            verify=EMPTY_TRUST_STORE,
         )
 
     async def start(self, **options: Any) -> None:

@@ -22,7 +22,7 @@ from uuid import uuid4
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from hydracore.http_server import EmbeddedServer, configuration
+from hydracore.http_server import EmbeddedServer, uvicorn_config
 from tests.waiting import PATIENCE_S
 
 #: The endpoints that an agent calls: `secrets/ack` where a key replaces another, the others with every first boot.
@@ -96,7 +96,7 @@ class FakeControlPlane:
         bound.bind(("127.0.0.1", self._port))
         bound.listen()
         self._port = bound.getsockname()[1]
-        self._server = EmbeddedServer(configuration(self, timeout_graceful_shutdown=1))
+        self._server = EmbeddedServer(uvicorn_config(self, timeout_graceful_shutdown=1))
         self._serving = asyncio.create_task(self._server.serve(sockets=[bound]))
 
     async def stop(self) -> None:

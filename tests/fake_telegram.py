@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from hydracore.http_server import configuration, running_server
+from hydracore.http_server import running_server, uvicorn_config
 from tests.waiting import PATIENCE_S
 
 TOKEN = "4711:fake-telegram_TOKEN-0123456789"
@@ -144,5 +144,5 @@ async def _left(receive: Any) -> None:
 async def running_telegram() -> AsyncGenerator[FakeTelegram]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         telegram = FakeTelegram(f"http://127.0.0.1:{listener.getsockname()[1]}")
-        async with running_server(configuration(telegram, timeout_graceful_shutdown=1), listener):
+        async with running_server(uvicorn_config(telegram, timeout_graceful_shutdown=1), listener):
             yield telegram

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from hydracore.modelsim.main import serve
-from hydracore.transport import TRUST_NOBODY
+from hydracore.transport import EMPTY_TRUST_STORE
 from tests.waiting import PATIENCE_S, until
 
 
@@ -53,7 +53,7 @@ class ModelSim:
 async def running_modelsim(home: Path) -> AsyncGenerator[ModelSim]:
     async with (
         serve(host="127.0.0.1", port=0, home=home) as url,
-        httpx.AsyncClient(base_url=url, trust_env=False, timeout=PATIENCE_S, verify=TRUST_NOBODY) as http,
+        httpx.AsyncClient(base_url=url, trust_env=False, timeout=PATIENCE_S, verify=EMPTY_TRUST_STORE) as http,
     ):
         yield ModelSim(url, http)
 

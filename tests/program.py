@@ -3,7 +3,7 @@
 import signal
 from pathlib import Path
 
-from hydracore.settings import variable
+from hydracore.settings import variable_name
 from tests.cloudsim_fixtures import REPOSITORY
 from tests.forked import Forked
 
@@ -22,7 +22,7 @@ class Program:
         """Start it, with these settings changed for this life."""
         assert not self.is_alive, "it runs"
         self._begin = len(self.output())
-        env = self._environ | {variable(name): value for name, value in settings.items()}
+        env = self._environ | {variable_name(name): value for name, value in settings.items()}
         self._process = Forked("hydracore", self.name, cwd=REPOSITORY, env=env, stdout=self.log, stderr=self.log)
 
     def kill(self) -> None:

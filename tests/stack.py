@@ -24,9 +24,9 @@ from events.ids import instance_id_for
 from hydracore import settings as configuration
 from hydracore.auth import issue_token
 from hydracore.embedded.ports import free_port
-from hydracore.settings import variable
+from hydracore.settings import variable_name
 from hydracore.signals import run_to_completion
-from hydracore.transport import TRUST_NOBODY
+from hydracore.transport import EMPTY_TRUST_STORE
 from tests.audit import audit
 from tests.cloudsim_fixtures import CloudsimProcess
 from tests.program import Program
@@ -89,7 +89,7 @@ class Stack(Records):
             **settings,
         }
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HYDRACORE_")}
-        self._environ = inherited | {variable(name): value for name, value in known.items()}
+        self._environ = inherited | {variable_name(name): value for name, value in known.items()}
         self.api = self.program("api")
         self.relay = self.program("relay")
         self.worker = self.program("worker")
@@ -108,7 +108,9 @@ class Stack(Records):
             *(str(urlsplit(url).password) for url in (database_url, redis_url)),
         )
         bearer = {"Authorization": f"Bearer {self.token}"}
-        self._client = httpx.Client(base_url=self.url, headers=bearer, timeout=10, trust_env=False, verify=TRUST_NOBODY)
+        self._client = httpx.Client(
+            base_url=self.url, headers=bearer, timeout=10, trust_env=False, verify=EMPTY_TRUST_STORE
+        )
 
     # Processes
 
@@ -162,7 +164,7 @@ class Stack(Records):
 
     def environ(self, **settings: str) -> dict[str, str]:
         """What the processes are given, with these settings changed."""
-        return self._environ | {variable(name): value for name, value in settings.items()}
+        return self._environ | {variable_name(name): value for name, value in settings.items()}
 
     @asynccontextmanager
     async def deps(self, **settings: str) -> AsyncGenerator[Deps]:

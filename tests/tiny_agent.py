@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
-from hydracore.http_server import configuration, running_server
+from hydracore.http_server import running_server, uvicorn_config
 from hydracore.vps import AGENT_PORT
 from tests.api_server import listen
 
@@ -179,7 +179,7 @@ async def _send(send: Any, status: int, body: Any, more: Mapping[str, str] = Map
 async def serving(agent: TinyAgent, host: str) -> AsyncGenerator[None]:
     """`agent` where the control plane looks for agents: on the fixed port of an address of its own."""
     with listen(host, AGENT_PORT) as listener:
-        async with running_server(configuration(agent, timeout_graceful_shutdown=1), listener):
+        async with running_server(uvicorn_config(agent, timeout_graceful_shutdown=1), listener):
             yield
             agent.may_answer.set()
             agent.may_chat.set()

@@ -93,5 +93,5 @@ def _providers(settings: Settings, catalogue: Catalogue) -> dict[str, Provider]:
             ssh_public_key=settings.ssh_public_key or None,
             ssh_key_name=f"hc-{settings.installation}",
         )
-        for name, access in catalogue.access.items()
+        for name, access in catalogue.usable_providers.items()
     }

@@ -80,7 +80,7 @@ async def sweep(deps: Deps, *, dry_run: bool, remove_unaccounted: bool = False) 
 async def _out_of_reach(deps: Deps) -> list[NotCompared]:
     """The providers in the catalogue or in the log that this process cannot access."""
     rows = await run(deps.pool, _ELSEWHERE, {"looked_at": list(deps.providers)})
-    held, missing = {row[0] for row in rows}, deps.catalogue.missing
+    held, missing = {row[0] for row in rows}, deps.catalogue.unusable_providers
     configured = [NotCompared(name, why, needed=name in held) for name, why in missing.items()]
     return configured + [NotCompared(name, "not in the catalogue") for name in sorted(held - missing.keys())]
 

@@ -9,7 +9,7 @@ import msgspec
 
 from events.master_keys import MasterKeys
 from events.state import Attempt
-from hydracore.tokens import enrol_token, maker_of_enrol_token
+from hydracore.tokens import enrol_token, master_key_of_enrol_token
 
 AGENT_FILE = "/etc/hydracore/agent.json"
 
@@ -30,7 +30,7 @@ def user_data(*, control_plane_url: str, instance_id: UUID, attempt: Attempt, ma
     assert nonce is not None, "an intent has a nonce"
     assert token_hash is not None, "an intent has the hash of its token"
     # The intent may be older than the present master key. If its key is no longer configured, the API would refuse its token anyway.
-    maker = maker_of_enrol_token(master_keys, instance_id, attempt.number, nonce, token_hash=token_hash)
+    maker = master_key_of_enrol_token(master_keys, instance_id, attempt.number, nonce, token_hash=token_hash)
     boot = {
         "control_plane_url": control_plane_url,
         "instance_id": str(instance_id),

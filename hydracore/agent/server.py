@@ -12,7 +12,7 @@ import structlog
 from hydracore.agent.api import AgentApi
 from hydracore.agent.backoff import Backoff
 from hydracore.agent.messages import Level, Listen
-from hydracore.http_server import EmbeddedServer, configuration
+from hydracore.http_server import EmbeddedServer, uvicorn_config
 from hydracore.waiting import run_until
 
 _log = structlog.get_logger(__name__)
@@ -60,7 +60,7 @@ class AgentServer:
 
     async def _serve(self, listen: Listen) -> None:
         bound = await self._bind(listen)
-        config = configuration(self._api, limit_concurrency=CONNECTIONS_MAX, timeout_graceful_shutdown=GRACE_S)
+        config = uvicorn_config(self._api, limit_concurrency=CONNECTIONS_MAX, timeout_graceful_shutdown=GRACE_S)
         server = EmbeddedServer(config, on_started=lambda: self._note_listening(listen))
         serving = asyncio.create_task(server.serve(sockets=[bound]))
         try:

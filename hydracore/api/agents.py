@@ -38,7 +38,7 @@ from hydracore.api.operations import operation
 from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.api.validation import Header, Incoming
 from hydracore.clock import NowMs
-from hydracore.tokens import agent_key, control_token, hash_token, maker_of_key, parse_enrol_token
+from hydracore.tokens import agent_key, control_token, hash_token, master_key_of_agent_key, parse_enrol_token
 from hydracore.vps import AGENT_PORT
 
 _BEAT = Statements("hydracore.api", "agents.sql")["beat"]
@@ -189,11 +189,13 @@ class AgentEndpoints:
         # from.
         key_id, key_hash = state.agent.key_id, state.agent.key_hash
         assert key_hash is not None, "a key is issued with its hash"
-        maker = maker_of_key(self.master_keys, state.id, key_id, key_hash=key_hash) or self.master_keys.present
+        master_key = (
+            master_key_of_agent_key(self.master_keys, state.id, key_id, key_hash=key_hash) or self.master_keys.present
+        )
         return m.Secrets(
             key_id=str(key_id),
-            agent_key=agent_key(maker, state.id, key_id),
-            control_token=control_token(maker, state.id, key_id),
+            agent_key=agent_key(master_key, state.id, key_id),
+            control_token=control_token(master_key, state.id, key_id),
             listen=m.Listen(host=state.vpn_ip, port=AGENT_PORT),
             heartbeat_interval_s=self.heartbeat_interval_s,
             config_version=state.config.version,

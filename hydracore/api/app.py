@@ -22,14 +22,14 @@ from hydracore.api.changes import Changes
 from hydracore.api.chat import Chats
 from hydracore.api.cleanup import Cleanup
 from hydracore.api.config_push import ConfigPusher
-from hydracore.api.configuration import Configuration, bot_token_complaint
+from hydracore.api.configuration import Configuration, bot_token_error
 from hydracore.api.consent import Consent
 from hydracore.api.conversations import Conversations
 from hydracore.api.cors import Cors
 from hydracore.api.edge import Edge
 from hydracore.api.errors import failure_of
 from hydracore.api.health import Health
-from hydracore.api.history import Histories, event_types_complaint, time_complaint
+from hydracore.api.history import Histories, event_types_error, time_error
 from hydracore.api.instance_creation import InstanceCreation
 from hydracore.api.instances import Instances
 from hydracore.api.key_rotation import KeyRotation
@@ -37,12 +37,12 @@ from hydracore.api.listing import Listing
 from hydracore.api.model_policy import ModelPolicies
 from hydracore.api.openapi import document
 from hydracore.api.operations import Answer, Authenticate, Operation, operations_of, options_routes, route
-from hydracore.api.paging import cursor_complaint
+from hydracore.api.paging import cursor_error
 from hydracore.api.platform_config import PlatformConfiguration
 from hydracore.api.rate_limiter import RateLimiter
 from hydracore.api.runtime import RuntimeReader
 from hydracore.api.runtime_document import RuntimeDocuments
-from hydracore.api.size_limits import slugs_size_complaint
+from hydracore.api.size_limits import slugs_size_error
 from hydracore.api.updates import Updates
 from hydracore.api.usage import UsageReports
 from hydracore.api.vault import Vault
@@ -86,14 +86,14 @@ def create_app(parts: Parts) -> ASGIApp:
     if parts.limiter is not None:
         callers = {who: parts.limiter.behind(authenticate) for who, authenticate in callers.items()}
     checks = {
-        "region": catalogue.region_complaint,
-        "tier": catalogue.tier_complaint,
-        "preset": catalogue.preset_complaint,
-        "time": time_complaint,
-        "event_types": event_types_complaint,
-        "cursor": cursor_complaint,
-        "workflow_slugs": slugs_size_complaint,
-        "bot_token": bot_token_complaint,
+        "region": catalogue.region_error,
+        "tier": catalogue.tier_error,
+        "preset": catalogue.preset_error,
+        "time": time_error,
+        "event_types": event_types_error,
+        "cursor": cursor_error,
+        "workflow_slugs": slugs_size_error,
+        "bot_token": bot_token_error,
     }
     served = operations(parts)
     routes = [route(op, callers=callers, checks=checks, body_max_bytes=settings.body_max_bytes) for op in served]

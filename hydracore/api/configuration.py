@@ -31,7 +31,7 @@ from hydracore.clock import NowMs
 from hydracore.documents import MASK_UNMATCHED, is_mask, mask
 from hydracore.problems import Problem
 from hydracore.vps import VpsClient, VpsError
-from hydracore.vps_answers import ShownConfig
+from hydracore.vps_answers import MaskedConfig
 
 PATH: Final = "/v1/instances/{instance_id}/config"
 
@@ -111,19 +111,19 @@ class Configuration:
     def _notes(self, state: Instance, body: s.UpdateConfig) -> list[str]:
         """Notes on parts of the request whose effect the caller may not expect."""
         notes: list[str] = []
-        complaint = self.catalogue.recipe_complaint(body.recipe_id) if isinstance(body.recipe_id, str) else None
-        if complaint is not None:
-            notes.append(f"Note on recipe_id: {complaint}")
+        error = self.catalogue.recipe_error(body.recipe_id) if isinstance(body.recipe_id, str) else None
+        if error is not None:
+            notes.append(f"Note on recipe_id: {error}")
         if isinstance(body.workflow_slugs, list):
-            complaint = self.catalogue.workflow_complaint(body.workflow_slugs)
-            if complaint is not None:
-                notes.append(f"Note on workflow_slugs: {complaint}")
+            error = self.catalogue.workflow_error(body.workflow_slugs)
+            if error is not None:
+                notes.append(f"Note on workflow_slugs: {error}")
         of_policy = state.config.model_policy.temperature
         if isinstance(body.model_temperature, float) and of_policy is not None:
             notes.append(f"Note on model_temperature: the model policy's {of_policy:g} takes precedence")
         return notes
 
-    async def _ask(self, state: Instance) -> ShownConfig | None:
+    async def _ask(self, state: Instance) -> MaskedConfig | None:
         """What the agent runs with; None where it does not answer, or is asked too often at the same time."""
         address = address_of(state, master_keys=self.master_keys)
         if address is None:
@@ -152,13 +152,13 @@ class Configuration:
         )
 
 
-def _for_the_owner(running: ShownConfig | None) -> dict[str, Any] | None:
+def _for_the_owner(running: MaskedConfig | None) -> dict[str, Any] | None:
     if running is None:
         return None
     return {name: value for name, value in running.document.items() if name not in _OF_THE_INSTALLATION}
 
 
-def bot_token_complaint(text: str) -> str | None:
+def bot_token_error(text: str) -> str | None:
     """What is wrong with `text` as a bot token or as the mask of one, or None."""
     if is_mask(text) or _BOT_TOKEN.fullmatch(text):
         return None

@@ -10,7 +10,7 @@ from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from hydracore.api.operations import Answer
 from hydracore.auth import HEADER_BLANKS
-from hydracore.http_protocol import headers_of_all, new_request_id
+from hydracore.http_protocol import common_headers, new_request_id
 from hydracore.transport import REQUEST_ID
 
 #: The most characters of a path. No operation has a longer one. Litestar caches the routes of the last thousand paths,
@@ -37,7 +37,7 @@ class Edge:
         # A pipelined request starts in the context of the request before it, with what was bound there.
         clear_contextvars()
         bind_contextvars(request_id=request_id)
-        added = headers_of_all(request_id)
+        added = common_headers(request_id)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

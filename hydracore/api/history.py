@@ -143,7 +143,7 @@ def two_moments(given: RequestValues) -> Iterator[Problem]:
         yield Problem(("query", "version"), "Value error, give either at or version", "value_error")
 
 
-def time_complaint(text: str) -> str | None:
+def time_error(text: str) -> str | None:
     """What is wrong with `text` as a time, or None."""
     try:
         read_time(text)
@@ -152,7 +152,7 @@ def time_complaint(text: str) -> str | None:
     return None
 
 
-def event_types_complaint(text: str) -> str | None:
+def event_types_error(text: str) -> str | None:
     """What is wrong with `text` as event types, or None."""
     if all(name in STORED_AS for name in text.split(",")):
         return None

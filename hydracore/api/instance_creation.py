@@ -20,7 +20,7 @@ from hydracore.api import schemas as s
 from hydracore.api.errors import Forbidden, RequestInvalid
 from hydracore.api.operations import Answer, operation
 from hydracore.api.size_limits import slug_texts
-from hydracore.api.validation import Complaints, Header, Incoming, RequestValues
+from hydracore.api.validation import CheckProblems, Header, Incoming, RequestValues
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
 from hydracore.clock import NowMs
@@ -57,14 +57,14 @@ class InstanceCreation:
         self,
         who: Principal,
         incoming: Incoming,
-        complaints: Complaints,
+        check_problems: CheckProblems,
         body: s.CreateInstance,
         idempotency_key: Annotated[s.IdempotencyKey | None, Header("Idempotency-Key")] = None,
     ) -> Answer:
         """Answers from the log: every repeat gets the answer of the first request."""
         customer_id = body.customer_id if body.customer_id is not None else who.user_id
         if who.role == "customer" and customer_id != who.user_id:
-            complaints.require_none()
+            check_problems.require_none()
             raise Forbidden("Customers can only request instances for themselves")
         given = body.idempotency_key if body.idempotency_key is not None else idempotency_key
         key = str(uuid4()) if given is None else given
@@ -85,7 +85,7 @@ class InstanceCreation:
             result=answer,
         )
         try:
-            command = await self._command(who, body, complaints, customer_id=customer_id, key=key)
+            command = await self._command(who, body, check_problems, customer_id=customer_id, key=key)
         except (RequestInvalid, CustomerErased, KeyUnreadable):
             # The order is refused now, but may have been accepted at first: then it is answered as before. Looked up
             # only here, because that costs a round trip, and an append looks by itself. If the log cannot be read, this
@@ -99,10 +99,10 @@ class InstanceCreation:
         return Answer(202, outcome.result if outcome.result is not None else answer)
 
     async def _command(
-        self, who: Principal, body: s.CreateInstance, complaints: Complaints, *, customer_id: str, key: str
+        self, who: Principal, body: s.CreateInstance, check_problems: CheckProblems, *, customer_id: str, key: str
     ) -> RequestInstance:
         """Raises `RequestInvalid`, `CustomerErased` and `KeyUnreadable` where the order is not possible now."""
-        complaints.require_none()
+        check_problems.require_none()
         preset = self.catalogue.presets[body.preset_id]
 
         async def sealed(text: str | None, field: str) -> Sealed | None:

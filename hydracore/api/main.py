@@ -29,7 +29,7 @@ from hydracore.catalogue import Catalogue
 from hydracore.catalogue_file import CatalogueError
 from hydracore.db.pool import open_pool
 from hydracore.gc_tuning import freeze_and_collect_less_often
-from hydracore.http_server import EmbeddedServer, configuration
+from hydracore.http_server import EmbeddedServer, uvicorn_config
 from hydracore.settings import Settings, SettingsError
 from hydracore.signals import stop_event
 from hydracore.vps import VpsClient
@@ -67,7 +67,7 @@ def run(settings: Settings) -> int:
 
 
 async def _serve(settings: Settings, catalogue: Catalogue) -> None:
-    for region, reason in catalogue.unavailable.items():
+    for region, reason in catalogue.unavailable_regions.items():
         _log.warning("region_unavailable", region=region, reason=reason)
     async with open_parts(settings, catalogue) as parts:
         config = server_config(parts)
@@ -94,7 +94,7 @@ async def _end(server: EmbeddedServer, *, once: asyncio.Event) -> None:
 
 def server_config(parts: Parts) -> uvicorn.Config:
     """The configuration of the server, at the address of the settings."""
-    return configuration(
+    return uvicorn_config(
         create_app(parts),
         host=parts.settings.api_host,
         port=parts.settings.api_port,
@@ -112,7 +112,7 @@ async def _served_to_agents(config: uvicorn.Config, port: int | None, *, until: 
         yield
         return
     second = EmbeddedServer(
-        configuration(config.app, host=config.host, port=port, timeout_graceful_shutdown=STOP_GRACE_S)
+        uvicorn_config(config.app, host=config.host, port=port, timeout_graceful_shutdown=STOP_GRACE_S)
     )
     serving = asyncio.create_task(second.serve())
     ending = asyncio.create_task(_end(second, once=until))

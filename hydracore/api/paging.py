@@ -20,7 +20,7 @@ def read_cursor(cursor: str) -> tuple[datetime, UUID]:
     return datetime.fromisoformat(created_at).astimezone(UTC), UUID(instance_id)
 
 
-def cursor_complaint(text: str) -> str | None:
+def cursor_error(text: str) -> str | None:
     """What is wrong with `text` as a cursor, or None."""
     try:
         read_cursor(text)

@@ -34,11 +34,11 @@ from hydracore.documents import (
     MASK_UNMATCHED,
     VALUES_MAX,
     MasksUnmatched,
+    count_values,
     is_same,
     masked,
     merge_patch,
     unmasked,
-    values_in,
 )
 from hydracore.problems import Problem
 
@@ -75,8 +75,8 @@ class PlatformConfiguration:
         pushed = await self.pusher.push(outcome.state)
         message = f"{done}. {pushed.message}"
         if isinstance(body.workflow_slugs, list):
-            complaint = self.catalogue.workflow_complaint(slug_texts(body.workflow_slugs))
-            message += f". Note on workflow_slugs: {complaint}" if complaint is not None else ""
+            error = self.catalogue.workflow_error(slug_texts(body.workflow_slugs))
+            message += f". Note on workflow_slugs: {error}" if error is not None else ""
         return await self._shown(outcome.state, message)
 
     async def _command(self, state: Instance, body: s.PatchPlatformConfig) -> PatchPlatformConfig:
@@ -147,7 +147,7 @@ def _require_within_limits_masked(field: str, document: Any, kept: Any) -> None:
     encoded = msgspec.json.encode(document)
     # The other characters of a mask are part of the secret, so they count.
     of_masks = len(MASK) * encoded.count(b'"' + MASK.encode())
-    if len(encoded) - of_masks > DOCUMENT_MAX_BYTES or values_in(document) > VALUES_MAX:
+    if len(encoded) - of_masks > DOCUMENT_MAX_BYTES or count_values(document) > VALUES_MAX:
         require_within_limits(field, document)
 
 
@@ -161,7 +161,7 @@ def _unmasked(body: s.PatchPlatformConfig, opened: Opened) -> dict[str, Any]:
         if value is UNSET:
             continue
         try:
-            given[field] = unmasked(value, getattr(opened, field), beside=kept)
+            given[field] = unmasked(value, getattr(opened, field), shown_together=kept)
         except MasksUnmatched as error:
             problems += [Problem(("body", field, *path), MASK_UNMATCHED, "value_error") for path in error.paths]
     if problems:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from hydracore.api.errors import RequestInvalid
-from hydracore.documents import TOO_MANY, VALUES_MAX, masked, values_in
+from hydracore.documents import TOO_MANY, VALUES_MAX, count_values, masked
 from hydracore.problems import Problem
 
 #: The most bytes of each of `advanced`, `channels`, `integrations` and `skills`.
@@ -24,21 +24,21 @@ SLUGS_MAX_BYTES: Final = 64 * 1024
 BODY_BYTES: Final = 2 * 1024 * 1024
 
 
-def slugs_size_complaint(given: list[Any]) -> str | None:
+def slugs_size_error(given: list[Any]) -> str | None:
     """What is wrong with the size of a request's `workflow_slugs`, or None."""
-    return _size_complaint(given, SLUGS_MAX_BYTES)
+    return _size_error(given, SLUGS_MAX_BYTES)
 
 
-def _size_complaint(value: Any, max_bytes: int) -> str | None:
+def _size_error(value: Any, max_bytes: int) -> str | None:
     return f"it must not exceed {max_bytes} bytes" if len(msgspec.json.encode(value)) > max_bytes else None
 
 
 def require_within_limits(field: str, value: Any, *, max_bytes: int = DOCUMENT_MAX_BYTES) -> None:
     """Raises `RequestInvalid` where `value` has more than `max_bytes` as JSON, or more than `VALUES_MAX` values."""
-    complaint = _size_complaint(value, max_bytes)
-    if complaint is not None:
-        raise RequestInvalid([Problem(("body", field), f"Value error, {complaint}", "value_error")])
-    if values_in(value) > VALUES_MAX:
+    error = _size_error(value, max_bytes)
+    if error is not None:
+        raise RequestInvalid([Problem(("body", field), f"Value error, {error}", "value_error")])
+    if count_values(value) > VALUES_MAX:
         raise RequestInvalid([Problem(("body", field), TOO_MANY, "value_error")])
 
 

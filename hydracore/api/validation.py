@@ -78,7 +78,7 @@ class Incoming(NamedTuple):
         return Origin(actor=actor, command_id=uuid4(), correlation_id=self.correlation_id, causation_id=causation_id)
 
 
-class Complaints(NamedTuple):
+class CheckProblems(NamedTuple):
     """What named checks found in an otherwise valid request. A handler that takes this has to refuse it itself."""
 
     problems: tuple[Problem, ...] = ()
@@ -114,7 +114,7 @@ class Signature(NamedTuple):
     who: type | None
     who_name: str
     incoming_name: str
-    complaints_name: str
+    check_problems_name: str
 
 
 def read_signature(handler: Handler, path: str, *, callers: Collection[type]) -> Signature:
@@ -123,18 +123,18 @@ def read_signature(handler: Handler, path: str, *, callers: Collection[type]) ->
     `callers`: the types of parameters that stand for the caller.
     """
     inputs: list[Input] = []
-    who, who_name, incoming_name, complaints_name = None, "", "", ""
+    who, who_name, incoming_name, check_problems_name = None, "", "", ""
     for name, parameter in inspect.signature(handler, eval_str=True).parameters.items():
         if parameter.annotation in callers:
             who, who_name = parameter.annotation, name
         elif parameter.annotation is Incoming:
             incoming_name = name
-        elif parameter.annotation is Complaints:
-            complaints_name = name
+        elif parameter.annotation is CheckProblems:
+            check_problems_name = name
         else:
             inputs.append(_input_of(parameter, path))
     inputs.sort(key=lambda each: _ORDER.index(each.source))
-    return Signature(tuple(inputs), who, who_name, incoming_name, complaints_name)
+    return Signature(tuple(inputs), who, who_name, incoming_name, check_problems_name)
 
 
 def _input_of(parameter: inspect.Parameter, path: str) -> Input:
@@ -174,10 +174,10 @@ class RequestReader:
         self._inputs = inputs = signature.inputs
         self._checks = checks
         self._cross_check = cross_check
-        self._complaints_name = signature.complaints_name
+        self._check_problems_name = signature.check_problems_name
         self._defaults: dict[str, Any] = {each.name: each.default for each in inputs if not each.required}
-        if self._complaints_name:
-            self._defaults[self._complaints_name] = Complaints()
+        if self._check_problems_name:
+            self._defaults[self._check_problems_name] = CheckProblems()
         self._path = [each for each in inputs if each.source == "path"]
         self._prefix_patterns = [
             (each.alias, _prefix_pattern(each.prefix)) for each in self._path if each.prefix is not None
@@ -243,10 +243,10 @@ class RequestReader:
         if self._cross_check is not None:
             reader.problems += self._cross_check(given)
             reader.problems.sort(key=lambda problem: _ORDER.index(problem.loc[0]))
-        if reader.flaws or (reader.problems and not self._complaints_name):
+        if reader.type_problems or (reader.problems and not self._check_problems_name):
             raise RequestInvalid(reader.problems)
         if reader.problems:
-            arguments[self._complaints_name] = Complaints(tuple(reader.problems))
+            arguments[self._check_problems_name] = CheckProblems(tuple(reader.problems))
         return arguments
 
     def _path_given(self, scope: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from events.keys import Keyring
 from events.state import Instance
 from events.types import Sealed
 from hydracore.audit.showing import ERASED, SEALED, SEALED_WITHIN
-from hydracore.documents import mask, masked, with_secrets
+from hydracore.documents import mask, masked, replace_secrets
 
 Field = Literal["system_prompt", "customer_facing_prompt", "telegram_bot_token", "advanced", "channels"]
 Json = dict[str, Any]
@@ -82,7 +82,7 @@ class Vault:
         async def seal_copied(text: str) -> str:
             return await seal(text) if looks_sealed(text) and text not in ours else text
 
-        return tuple(await with_secrets(await with_secrets(items, seal), seal_copied, secret=True))
+        return tuple(await replace_secrets(await replace_secrets(items, seal), seal_copied, secret=True))
 
     async def show(self, state: Instance, field: str, sealed: str) -> Any:
         """A sealed text from the history of `state` as its owner sees it: opened, with secrets in it masked."""
@@ -125,4 +125,4 @@ class Vault:
                 # A text in this form that was stored before such texts were sealed.
                 return text
 
-        return await with_secrets(items, opened, secret=True)
+        return await replace_secrets(items, opened, secret=True)

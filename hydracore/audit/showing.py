@@ -21,7 +21,7 @@ from hydracore.audit.history import Entry
 from hydracore.audit.moments import ms_text, time_text
 from hydracore.audit.past import Past
 from hydracore.audit.words import phrase
-from hydracore.documents import mask, with_secrets
+from hydracore.documents import mask, replace_secrets
 
 #: What is shown for a sealed text that is not opened, and for one whose key was destroyed.
 SEALED: Final = "(sealed)"
@@ -214,4 +214,4 @@ async def _shown_within(name: str, value: Any, show: Show) -> Any:
     async def open_sealed(text: str) -> Any:
         return await show(name, text) if looks_sealed(text) else text
 
-    return await with_secrets(await with_secrets(value, hide), open_sealed, secret=True)
+    return await replace_secrets(await replace_secrets(value, hide), open_sealed, secret=True)

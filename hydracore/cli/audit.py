@@ -161,7 +161,7 @@ def public_keys_of(given: Sequence[str], settings: Settings) -> tuple[bytes, ...
         own = Ed25519PrivateKey.from_private_bytes(settings.seal_key).public_key().public_bytes_raw()
         return (*settings.seal_keys_former, own)
     try:
-        keys = tuple(map(configuration.key_of, given))
+        keys = tuple(map(configuration.decode_key, given))
     except binascii.Error:  # Not in base64url, or not even in ASCII.
         keys = (b"",)
     if any(len(key) != KEY_BYTES for key in keys):

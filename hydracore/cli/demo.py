@@ -62,13 +62,13 @@ async def _show(home: "Home", console: "Console") -> None:
     from hydracore.cli.story import Story
     from hydracore.cloudsim.disk import DISKS
     from hydracore.embedded.ports import free_port
-    from hydracore.settings import PREFIX, variable
+    from hydracore.settings import PREFIX, variable_name
 
     began_s = time.monotonic()
-    kept = set(map(variable, ALLOWED_SETTINGS))
+    kept = set(map(variable_name, ALLOWED_SETTINGS))
     environ = {name: value for name, value in os.environ.items() if name in kept or not name.startswith(PREFIX)}
     environ["HYDRACORE_HEARTBEAT_INTERVAL_S"] = HEARTBEAT_INTERVAL_S
-    if unused := [name for name in map(variable, STORES) if os.environ.get(name)]:
+    if unused := [name for name in map(variable_name, STORES) if os.environ.get(name)]:
         console.print(f"ignored: {' and '.join(unused)}; the demo always starts its own stores", soft_wrap=True)
     console.print("[bold]HydraCore[/bold]: PostgreSQL, Valkey, cloudsim, API, relay and worker are starting ...")
     async with development(home, port=free_port(), workers=1, environ=environ) as (stack, file):

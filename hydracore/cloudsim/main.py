@@ -26,7 +26,7 @@ from hydracore.cloudsim.sim import CONNECTION_KEY, Sim
 from hydracore.cloudsim.store import Store
 from hydracore.gc_tuning import freeze_and_collect_less_often
 from hydracore.http_protocol import BoundedProtocol
-from hydracore.http_server import configuration, running_server
+from hydracore.http_server import running_server, uvicorn_config
 from hydracore.signals import stop_event
 
 _log = structlog.get_logger(__name__)
@@ -152,7 +152,7 @@ def _listener(host: str, port: int) -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def _served(sim: Sim, listener: socket.socket) -> AsyncGenerator[None]:
-    config = configuration(make_app(sim), http=_Protocol, lifespan="on", timeout_graceful_shutdown=GRACEFUL_S)
+    config = uvicorn_config(make_app(sim), http=_Protocol, lifespan="on", timeout_graceful_shutdown=GRACEFUL_S)
     async with running_server(config, listener):
         try:
             yield

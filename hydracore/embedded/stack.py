@@ -19,7 +19,7 @@ from hydracore.embedded.ports import LOOPBACK, Ports, is_free
 from hydracore.embedded.postgres import Postgres
 from hydracore.embedded.supervisor import Supervisor
 from hydracore.embedded.valkey import Valkey
-from hydracore.transport import TRUST_NOBODY
+from hydracore.transport import EMPTY_TRUST_STORE
 
 #: Where `-m hydracore` is found, installed or not.
 PACKAGE_ROOT: Final = Path(configuration.__file__).parent.parent
@@ -84,8 +84,8 @@ class Stack:
         self._workers = workers
         self._stores: list[Part] = []
         self._data_lock: AbstractContextManager[None] = nullcontext()
-        self._http = httpx.AsyncClient(verify=TRUST_NOBODY, trust_env=False)
-        fields = {configuration.variable(name): name for name in MANAGED}
+        self._http = httpx.AsyncClient(verify=EMPTY_TRUST_STORE, trust_env=False)
+        fields = {configuration.variable_name(name): name for name in MANAGED}
         self._environ = {name: value for name, value in environ.items() if name not in fields}
         self._managed = self._choose_settings(
             {fields[name]: value for name, value in environ.items() if name in fields and value}, ports
@@ -128,7 +128,7 @@ class Stack:
 
         An operator's commands need them to work on the same stores.
         """
-        return {configuration.variable(name): self._managed[name] for name in MANAGED if name in self._managed}
+        return {configuration.variable_name(name): self._managed[name] for name in MANAGED if name in self._managed}
 
     def _choose_settings(self, given: dict[str, str], ports: Ports) -> dict[str, str]:
         """The managed settings: those of the environment that it may set, otherwise the home's.
@@ -167,7 +167,7 @@ class Stack:
         if "model_base_url" not in given:
             self.modelsim_url = f"http://{LOOPBACK}:{ports.claim('modelsim')}"
             managed["model_base_url"] = f"{self.modelsim_url}/v1"
-        for name in configuration.FILES & given.keys():  # Parts run in another directory.
+        for name in configuration.PATH_FIELDS & given.keys():  # Parts run in another directory.
             managed[name] = str(Path(given[name]).resolve())
         return managed
 
@@ -234,7 +234,7 @@ class Stack:
 
     def _cloudsim(self) -> Part:
         """The provider. Agents that it boots are not trusted: of all settings, it is given its own token only."""
-        token = {configuration.variable("cloudsim_token"): self.secrets.cloudsim_token}
+        token = {configuration.variable_name("cloudsim_token"): self.secrets.cloudsim_token}
         options = ("--home", str(self.home.cloudsim), "--port", str(self._cloudsim_port))
         return self._simulator("cloudsim", options, token, ready=self._cloudsim_is_ready)
 
@@ -272,7 +272,7 @@ class Stack:
     def _environ_with(self, *names: str) -> dict[str, str]:
         return {
             **self._environ,
-            **{configuration.variable(name): self._managed[name] for name in names if name in self._managed},
+            **{configuration.variable_name(name): self._managed[name] for name in names if name in self._managed},
         }
 
     async def _api_is_ready(self) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Final
 
-from hydracore.http_server import configuration, running_server
+from hydracore.http_server import running_server, uvicorn_config
 from hydracore.modelsim.app import ModelSim
 from hydracore.modelsim.faults import Fault
 from hydracore.modelsim.script import ScriptError, load_rules
@@ -53,7 +53,7 @@ async def serve(*, host: str, port: int, home: Path, slow_counting: bool = False
         # Connections inherit this option. asyncio sets it only on sockets whose protocol is TCP, and this
         # one's is 0. Without it, words of a stream would wait for the acknowledgement of those before them.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        async with running_server(configuration(sim, timeout_graceful_shutdown=GRACE_S), listener):
+        async with running_server(uvicorn_config(sim, timeout_graceful_shutdown=GRACE_S), listener):
             try:
                 yield f"http://{host}:{listener.getsockname()[1]}"
             finally:

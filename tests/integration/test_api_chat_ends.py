@@ -5,7 +5,7 @@ import asyncio
 import httpx
 import pytest
 
-from hydracore.transport import TRUST_NOBODY
+from hydracore.transport import EMPTY_TRUST_STORE
 from tests.chatting import HELLO, PING, SSE, ending, streamed
 from tests.tiny_agent import CUT, STREAM, event
 from tests.use_fixtures import Used, shared_api_fixture, shared_used_fixture
@@ -100,7 +100,7 @@ async def test_two_hundred_streams_run_at_once(used: Used) -> None:
     used.agent.stream = (STREAM[0], go_on, *STREAM[1:])
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(
-        base_url=used.api.url, timeout=PATIENCE_S, limits=limits, verify=TRUST_NOBODY
+        base_url=used.api.url, timeout=PATIENCE_S, limits=limits, verify=EMPTY_TRUST_STORE
     ) as client:
         url, headers = f"/v1/instances/{used.instance_id}/chat", {**used.api.token(), **SSE}
         chats: list[asyncio.Task[httpx.Response]] = []

@@ -19,7 +19,7 @@ from events.master_keys import MasterKeys
 from hydracore.db.pool import open_pool
 from hydracore.embedded.ports import free_port
 from hydracore.http_protocol import HEAD_MAX_BYTES
-from hydracore.transport import TRUST_NOBODY
+from hydracore.transport import EMPTY_TRUST_STORE
 from tests.api_server import JWT_SECRET, MASTER_KEY, bearer
 from tests.command import Command, run_forked
 from tests.waiting import PATIENCE_S, until
@@ -58,7 +58,7 @@ async def started(env: dict[str, str]) -> AsyncGenerator[asyncio.subprocess.Proc
 
 
 def asking(port: int) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, verify=TRUST_NOBODY)
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, verify=EMPTY_TRUST_STORE)
 
 
 async def is_ready(client: httpx.AsyncClient) -> bool:

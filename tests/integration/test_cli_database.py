@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from hydracore.cli import main
 from hydracore.embedded.ports import free_port
-from hydracore.settings import variable
+from hydracore.settings import variable_name
 from tests.command import run_forked
 
 
@@ -34,7 +34,7 @@ def test_without_its_database_a_command_ends_at_once_in_one_clear_line(words: st
         "master_key": "a" * 43,
         "public_url": "http://127.0.0.1:9",
     }
-    environ = {**os.environ, **{variable(name): value for name, value in settings.items()}}
+    environ = {**os.environ, **{variable_name(name): value for name, value in settings.items()}}
 
     done = run_forked(*words.split(), env=environ)
 

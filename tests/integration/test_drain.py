@@ -16,7 +16,7 @@ import pytest
 
 from events import commands as c
 from hydracore import tokens
-from hydracore.transport import TRUST_NOBODY
+from hydracore.transport import EMPTY_TRUST_STORE
 from tests.modelsim_fixtures import ModelSim, running_modelsim
 from tests.stack import Stack
 from tests.waiting import PATIENCE_S, until
@@ -71,7 +71,7 @@ async def chatty(stack: Stack, tmp_path: Path) -> AsyncGenerator[Chatty]:
     async with (
         running_modelsim(tmp_path) as models,
         stack.restarted(model_base_url=models.base_url, model_api_key="sk-test"),
-        httpx.AsyncClient(base_url=stack.url, trust_env=False, timeout=PATIENCE_S, verify=TRUST_NOBODY) as http,
+        httpx.AsyncClient(base_url=stack.url, trust_env=False, timeout=PATIENCE_S, verify=EMPTY_TRUST_STORE) as http,
     ):
         yield Chatty(stack, models, await stack.running(), http)
 

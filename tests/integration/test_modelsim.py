@@ -15,7 +15,7 @@ import pytest
 from hydracore.modelsim import latest
 from hydracore.modelsim.main import serve
 from hydracore.modelsim.script import MARK, ScriptError
-from hydracore.transport import TRUST_NOBODY
+from hydracore.transport import EMPTY_TRUST_STORE
 from tests.agent_process import free_address
 from tests.command import Command
 from tests.modelsim_fixtures import ModelSim, modelsim_fixture, running_modelsim
@@ -226,7 +226,9 @@ async def test_it_runs_as_a_command_until_it_is_told_to_end(tmp_path: Path) -> N
     host, port = free_address()
     words = ("modelsim", "--home", str(tmp_path), "--port", str(port))
     with Command.started(*words, env=dict(os.environ)) as command:
-        async with httpx.AsyncClient(base_url=f"http://{host}:{port}", trust_env=False, verify=TRUST_NOBODY) as http:
+        async with httpx.AsyncClient(
+            base_url=f"http://{host}:{port}", trust_env=False, verify=EMPTY_TRUST_STORE
+        ) as http:
             await until(lambda: answers(http))
         command.signal(signal.SIGTERM)
         ended = await command.ended()

@@ -48,7 +48,7 @@ async def test_what_another_master_key_has_made_is_revoked_once_and_the_rest_is_
     monkeypatch: pytest.MonkeyPatch,
     former: bytes | None,
 ) -> None:
-    monkeypatch.setattr(reissuing, "EVENTS", 2)
+    monkeypatch.setattr(reissuing, "EVENTS_PAGE_SIZE", 2)
     async with (
         running_api(database_url, redis_url) as api,
         in_use(api, reachable=False) as old,

@@ -24,7 +24,7 @@ from hydracore.db import migrations, pool, readiness
 from hydracore.db.pool import open_pool
 from hydracore.db.readiness import DatabaseUnreachable, NotAllowed, NotMigrated
 from hydracore.embedded.ports import free_port
-from hydracore.settings import variable
+from hydracore.settings import variable_name
 from tests.command import Command
 from tests.pooler import needs_pooler, pooled
 from tests.program import Program
@@ -46,7 +46,7 @@ def environ(database_url: str) -> dict[str, str]:
         "log_level": "error",
     }
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HYDRACORE_")}
-    return inherited | {variable(name): value for name, value in settings.items()}
+    return inherited | {variable_name(name): value for name, value in settings.items()}
 
 
 @pytest.mark.parametrize("part", ["api", "relay", "worker"])

@@ -19,7 +19,7 @@ import pytest
 
 from hydracore.embedded.home import Home
 from hydracore.embedded.ports import free_port
-from hydracore.transport import TRUST_NOBODY
+from hydracore.transport import EMPTY_TRUST_STORE
 from tests.up_program import READY_S_MAX, REPOSITORY, Up, home_fixture, processes_of, up_fixture  # noqa: F401 - fixtures
 from tests.waiting import until
 
@@ -43,7 +43,7 @@ def alive(pids: dict[str, list[int]]) -> list[int]:
 
 
 async def status_of(url: str, **headers: str) -> int:
-    async with httpx.AsyncClient(timeout=READY_S_MAX, trust_env=False, verify=TRUST_NOBODY) as client:
+    async with httpx.AsyncClient(timeout=READY_S_MAX, trust_env=False, verify=EMPTY_TRUST_STORE) as client:
         return (await client.get(url, headers=headers)).status_code
 
 
@@ -114,7 +114,7 @@ async def assert_complete(dev: dict[str, Any]) -> None:
 async def running_instance(url: str, headers: dict[str, str]) -> str:
     """The URL of a new instance, once it runs."""
     body = {"region_id": "local", "tier_id": "starter", "idempotency_key": "kept"}
-    async with httpx.AsyncClient(timeout=READY_S_MAX, trust_env=False, verify=TRUST_NOBODY) as client:
+    async with httpx.AsyncClient(timeout=READY_S_MAX, trust_env=False, verify=EMPTY_TRUST_STORE) as client:
         created = await client.post(f"{url}/v1/instances", json=body, headers=headers)
     instance = f"{url}/v1/instances/{created.json()['instance_id']}"
     await until_status(instance, headers, "running")
@@ -237,7 +237,7 @@ async def test_a_chat_that_ctrl_c_cuts_ends_with_a_word(up: Callable[..., Up]) -
     headers = customer | {"Accept": "text/event-stream"}
 
     async with (
-        httpx.AsyncClient(timeout=READY_S_MAX, trust_env=False, verify=TRUST_NOBODY, headers=headers) as client,
+        httpx.AsyncClient(timeout=READY_S_MAX, trust_env=False, verify=EMPTY_TRUST_STORE, headers=headers) as client,
         client.stream("POST", f"{instance}/chat", json=chat) as answer,
     ):
         lines = answer.aiter_lines()
@@ -263,12 +263,16 @@ async def test_ctrl_c_in_the_middle_of_the_start_leaves_nothing(up: Callable[...
 
 
 async def last_heartbeat(instance: str, headers: dict[str, str]) -> datetime:
-    async with httpx.AsyncClient(timeout=READY_S_MAX, trust_env=False, verify=TRUST_NOBODY, headers=headers) as client:
+    async with httpx.AsyncClient(
+        timeout=READY_S_MAX, trust_env=False, verify=EMPTY_TRUST_STORE, headers=headers
+    ) as client:
         return datetime.fromisoformat((await client.get(f"{instance}/runtime")).json()["last_heartbeat"])
 
 
 async def until_status(url: str, headers: dict[str, str], status: str) -> None:
-    async with httpx.AsyncClient(timeout=READY_S_MAX, trust_env=False, verify=TRUST_NOBODY, headers=headers) as client:
+    async with httpx.AsyncClient(
+        timeout=READY_S_MAX, trust_env=False, verify=EMPTY_TRUST_STORE, headers=headers
+    ) as client:
 
         async def reached() -> bool:
             return (await client.get(url)).json()["status"] == status
@@ -279,7 +283,7 @@ async def until_status(url: str, headers: dict[str, str], status: str) -> None:
 async def is_ready(url: str) -> bool:
     """All parts serve again; Valkey may come last."""
     try:
-        async with httpx.AsyncClient(timeout=READY_S_MAX, trust_env=False, verify=TRUST_NOBODY) as client:
+        async with httpx.AsyncClient(timeout=READY_S_MAX, trust_env=False, verify=EMPTY_TRUST_STORE) as client:
             return (await client.get(f"{url}/health/ready")).json()["status"] == "ready"
     except httpx.HTTPError:
         return False
@@ -288,7 +292,7 @@ async def is_ready(url: str) -> bool:
 async def counts_slowly(url: str) -> bool:
     """The scripted models are back, with the order that they start with."""
     try:
-        async with httpx.AsyncClient(timeout=READY_S_MAX, trust_env=False, verify=TRUST_NOBODY) as client:
+        async with httpx.AsyncClient(timeout=READY_S_MAX, trust_env=False, verify=EMPTY_TRUST_STORE) as client:
             (fault,) = (await client.get(f"{url}/_sim/faults")).json()["faults"]
     except httpx.HTTPError:
         return False
@@ -296,4 +300,4 @@ async def counts_slowly(url: str) -> bool:
 
 
 def sim_servers(url: str, headers: dict[str, str]) -> dict[str, Any]:
-    return httpx.get(f"{url}/_sim/servers", headers=headers, trust_env=False, verify=TRUST_NOBODY).json()
+    return httpx.get(f"{url}/_sim/servers", headers=headers, trust_env=False, verify=EMPTY_TRUST_STORE).json()

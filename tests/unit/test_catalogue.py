@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hydracore.agent.expressclaw.skills import load_skills
-from hydracore.catalogue import Access, Placement, load
+from hydracore.catalogue import Placement, ProviderAccess, load
 from hydracore.catalogue_file import DEFAULT_PRESET, CatalogueError
 from hydracore.settings import PACKAGED_CATALOGUE
 
@@ -57,13 +57,13 @@ def test_the_packaged_catalogue_offers_the_embedded_region() -> None:
     assert catalogue.regions["local"].vpn_network == "127.64.0.0/10"
     assert catalogue.placements("local", "starter")[0] == Placement("cloudsim", "sim1", "local1", "debian-13")
     assert {placement.location for placement in catalogue.placements("local", "starter")} == {"local1", "local2"}
-    assert catalogue.access["cloudsim"].endpoint == "http://127.0.0.1:9000/v1"
+    assert catalogue.usable_providers["cloudsim"].endpoint == "http://127.0.0.1:9000/v1"
 
 
 def test_every_region_of_the_packaged_catalogue_can_make_every_tier() -> None:
     catalogue = load(PACKAGED_CATALOGUE, CLOUDSIM | {"HYDRACORE_HETZNER_TOKEN": "t"})
 
-    assert catalogue.unavailable == {}
+    assert catalogue.unavailable_regions == {}
     assert all(catalogue.placements(region, tier) for region in catalogue.regions for tier in catalogue.tiers)
 
 
@@ -89,25 +89,25 @@ def test_a_provider_without_its_token_is_left_out(tmp_path: Path) -> None:
     catalogue = load(_written(tmp_path, SMALL), {"TWO_TOKEN": "2"})
 
     assert [placement.provider for placement in catalogue.placements("here", "small")] == ["two"]
-    assert catalogue.unavailable == {}
-    assert catalogue.region_complaint("here") is None
+    assert catalogue.unavailable_regions == {}
+    assert catalogue.region_error("here") is None
 
 
 def test_a_region_without_any_provider_is_unavailable_and_says_why(tmp_path: Path) -> None:
     catalogue = load(_written(tmp_path, SMALL), {"ONE_TOKEN": ""})
 
     assert catalogue.placements("here", "small") == ()
-    assert catalogue.unavailable == {"here": "ONE_TOKEN not set; TWO_TOKEN not set"}
-    assert catalogue.region_complaint("here") == "region is not available; available: none"
+    assert catalogue.unavailable_regions == {"here": "ONE_TOKEN not set; TWO_TOKEN not set"}
+    assert catalogue.region_error("here") == "region is not available; available: none"
 
 
 def test_unknown_names_are_answered_with_the_known_ones(tmp_path: Path) -> None:
     catalogue = load(_written(tmp_path, SMALL), {"ONE_TOKEN": "1"})
 
-    assert catalogue.region_complaint("mars") == "unknown region; known: here"
-    assert catalogue.tier_complaint("huge") == "unknown tier; known: small"
-    assert catalogue.preset_complaint("poet") == "unknown preset; known: personal_assistant"
-    assert catalogue.tier_complaint("small") is catalogue.preset_complaint("personal_assistant") is None
+    assert catalogue.region_error("mars") == "unknown region; known: here"
+    assert catalogue.tier_error("huge") == "unknown tier; known: small"
+    assert catalogue.preset_error("poet") == "unknown preset; known: personal_assistant"
+    assert catalogue.tier_error("small") is catalogue.preset_error("personal_assistant") is None
 
 
 def test_the_packaged_workflows_take_skills_that_agents_have() -> None:
@@ -117,8 +117,8 @@ def test_the_packaged_workflows_take_skills_that_agents_have() -> None:
 
     assert taken
     assert load_skills(taken).missing == {}
-    assert catalogue.workflow_complaint(catalogue.workflows) is None
-    assert catalogue.workflow_complaint(["weekly-review", "juggling", "juggling"]) == (
+    assert catalogue.workflow_error(catalogue.workflows) is None
+    assert catalogue.workflow_error(["weekly-review", "juggling", "juggling"]) == (
         "unknown: juggling; known: complaint, meeting-follow-up, weekly-review"
     )
 
@@ -135,8 +135,8 @@ def test_the_packaged_model_policy_can_be_paid_for_and_every_recipe_says_somethi
         if "embedding" not in name
     )
     assert all(recipe.prompt.strip() for recipe in catalogue.recipes.values())
-    assert catalogue.recipe_complaint("daily_briefing") is None
-    assert catalogue.recipe_complaint("juggling") == (
+    assert catalogue.recipe_error("daily_briefing") is None
+    assert catalogue.recipe_error("juggling") == (
         "unknown recipe; known: appointment_desk, daily_briefing, product_expert"
     )
 
@@ -150,7 +150,7 @@ def test_prices_are_exact(tmp_path: Path) -> None:
 
 
 def test_a_token_is_not_printed() -> None:
-    assert "secret" not in repr(Access("one", "hetzner", "https://one.example/v1", "secret"))
+    assert "secret" not in repr(ProviderAccess("one", "hetzner", "https://one.example/v1", "secret"))
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_one_project_under_two_names_is_refused_without_its_token(tmp_path: Path
 
     (problem,) = raised.value.problems
     assert problem.endswith("catalogue.toml: providers.two: has the same endpoint and token as providers.one")
-    assert load(_written(tmp_path, same), {"ONE_TOKEN": "secret", "TWO_TOKEN": "another"}).access.keys() == {
+    assert load(_written(tmp_path, same), {"ONE_TOKEN": "secret", "TWO_TOKEN": "another"}).usable_providers.keys() == {
         "one",
         "two",
     }

@@ -22,7 +22,7 @@ from hydracore.api.errors import ApiError, ClientGone
 from hydracore.audit import history
 from hydracore.auth import AuthError
 from hydracore.cli import exit_status, main
-from hydracore.settings import Settings, variable
+from hydracore.settings import Settings, variable_name
 from hydracore.signals import INTERRUPTED
 from projections import refolding, stream_assembly
 
@@ -61,7 +61,7 @@ def test_every_failure_is_described_as_it_is_told(code: str) -> None:
 
 @pytest.mark.parametrize("field", Settings.__struct_fields__)
 def test_every_setting_is_described(field: str) -> None:
-    assert f"`{variable(field)}`" in DOCS["docs/operations.md"]
+    assert f"`{variable_name(field)}`" in DOCS["docs/operations.md"]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_what_a_command_does_not_start_without_is_described(command: str, needs:
     rows = [line.split("|")[1:3] for line in DOCS["docs/operations.md"].splitlines() if line.startswith("| `")]
 
     assert [wanted for named, wanted in rows if f"`{command}`" in named] == [
-        f" {', '.join(f'`{variable(name)}`' for name in needs)} "
+        f" {', '.join(f'`{variable_name(name)}`' for name in needs)} "
     ]
 
 

@@ -13,8 +13,8 @@ from hydracore.documents import (
     mask,
     masked,
     merge_patch,
+    replace_secrets,
     unmasked,
-    with_secrets,
 )
 
 TOKEN = "1234567890:AAH-abcdefghij"
@@ -254,7 +254,7 @@ async def test_secrets_within_lists_can_be_sealed_and_opened() -> None:
 
     items = [{"type": "mail", "password": "abc", "ports": [25]}, "plain", {"keys": {"token": {"a": "xyz"}}}]
 
-    sealed = await with_secrets(items, turn)
+    sealed = await replace_secrets(items, turn)
 
     assert sealed == [{"type": "mail", "password": "cba", "ports": [25]}, "plain", {"keys": {"token": {"a": "zyx"}}}]
-    assert await with_secrets(sealed, turn) == items
+    assert await replace_secrets(sealed, turn) == items

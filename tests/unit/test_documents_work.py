@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from hydracore.document_items import COMPARED_MAX
+from hydracore.document_items import COMPARISONS_MAX
 from hydracore.documents import MasksUnmatched, masked, merge_patch, unmasked
 
 #: The work for twice as much is at most this many times as much; it would be four times where each were compared with each.
@@ -150,7 +150,7 @@ def test_what_says_that_its_other_half_is_a_secret_is_read_once(half: str, other
 
 
 def test_no_more_changed_items_of_a_document_are_compared_for_being_in_several_lists() -> None:
-    size = isqrt(COMPARED_MAX)
+    size = isqrt(COMPARISONS_MAX)
     stored = {
         name: [{"a": f"a{n}", "b": f"b{n}", "token": f"{name}-{n}"} for n in range(size)]
         for name in ("first", "second")

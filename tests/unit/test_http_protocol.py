@@ -12,7 +12,7 @@ import pytest
 from uvicorn.server import ServerState
 
 from hydracore.http_protocol import HEAD_MAX_BYTES, BoundedProtocol
-from hydracore.http_server import configuration
+from hydracore.http_server import uvicorn_config
 from tests.memory import holding_less_than
 from tests.waiting import PATIENCE_S
 
@@ -52,7 +52,7 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 @asynccontextmanager
 async def connected(app: Any = echo) -> AsyncGenerator[tuple[BoundedProtocol, asyncio.StreamReader]]:
     """A connection, to be told what is read from it, and what comes back."""
-    config = configuration(app)
+    config = uvicorn_config(app)
     config.load()
     ours, theirs = socket.socketpair()
     protocol = BoundedProtocol(config, ServerState(), {})

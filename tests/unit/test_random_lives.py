@@ -19,7 +19,7 @@ from events.lifecycle import TRANSITIONS
 from events.master_keys import MasterKeys
 from events.saga import Rest, next_step, wake_at_ms
 from events.state import ATTEMPTS_MAX, TEARDOWN_STEPS, Instance
-from hydracore.reissuing import OF_USE, key_status
+from hydracore.reissuing import IRRELEVANT_EVENTS, key_status
 from projections.instance import row_of
 from tests.random_lives import SEALED, Move, Who, command_of, erasure, moves
 
@@ -144,7 +144,7 @@ def test_which_master_key_a_token_is_by_is_known_without_what_happened_in_use(se
 
     for event in witness.events:
         whole = evolve(whole, event, stream_id=witness.who.id)
-        if not isinstance(event, OF_USE):
+        if not isinstance(event, IRRELEVANT_EVENTS):
             without_use = evolve(without_use, event, stream_id=witness.who.id)
         assert without_use is not None
         assert key_status(without_use, MASTER_KEYS) == key_status(whole, MASTER_KEYS)

@@ -16,7 +16,7 @@ from hydracore.settings import (
     Settings,
     SettingsError,
     load,
-    variable,
+    variable_name,
 )
 
 KEY = bytes(range(224, 256))
@@ -96,13 +96,13 @@ def test_a_master_key_may_come_without_its_padding() -> None:
 
 @pytest.mark.parametrize("needs", [API_NEEDS, RELAY_NEEDS, WORKER_NEEDS, DATABASE_NEEDS, TOKEN_NEEDS])
 def test_a_part_demands_what_it_needs_and_nothing_else(needs: tuple[str, ...]) -> None:
-    given = {variable(name): COMPLETE[variable(name)] for name in needs}
+    given = {variable_name(name): COMPLETE[variable_name(name)] for name in needs}
 
     assert load(given, require=needs)
     problems = problems_of({}, require=needs)
 
     assert len(problems) == len(needs)
-    assert all(f"{variable(name)} is missing: set it to" in "\n".join(problems) for name in needs)
+    assert all(f"{variable_name(name)} is missing: set it to" in "\n".join(problems) for name in needs)
 
 
 def test_an_empty_value_counts_as_missing() -> None:
@@ -240,7 +240,7 @@ def test_a_catalogue_of_ones_own_must_be_there(tmp_path: Path) -> None:
 
 def test_no_secret_shows_in_repr_or_in_a_problem() -> None:
     shown = repr(load(COMPLETE))
-    wrong = {variable(name): "not-a-good-value" for name in SECRET_FIELDS - {"cloudsim_token", "model_api_key"}}
+    wrong = {variable_name(name): "not-a-good-value" for name in SECRET_FIELDS - {"cloudsim_token", "model_api_key"}}
 
     lines = "\n".join(problems_of(wrong))
 

@@ -51,8 +51,8 @@ def test_what_a_former_master_key_has_made_is_known_again() -> None:
     unknown = tokens.hash_token(tokens.agent_key(b"x" * 32, INSTANCE, KEY)).hex()
 
     assert list(keys) == [MASTER, old, older]
-    assert tokens.maker_of_key(keys, INSTANCE, KEY, key_hash=by_older) == older
-    assert tokens.maker_of_key(keys, INSTANCE, KEY, key_hash=unknown) is None
+    assert tokens.master_key_of_agent_key(keys, INSTANCE, KEY, key_hash=by_older) == older
+    assert tokens.master_key_of_agent_key(keys, INSTANCE, KEY, key_hash=unknown) is None
     held = [tokens.held_control_token(keys, INSTANCE, KEY, key_hash=key_hash) for key_hash in (by_older, unknown, None)]
     assert held == [tokens.control_token(maker, INSTANCE, KEY) for maker in (older, MASTER, MASTER)]
 

@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 from hydracore import slow_readers
 from hydracore.http_protocol import BoundedProtocol
-from hydracore.http_server import configuration
+from hydracore.http_server import uvicorn_config
 from hydracore.slow_readers import READ_MIN_BYTES, unacknowledged_bytes
 from tests.api_server import listen
 from tests.waiting import PATIENCE_S, until
@@ -78,7 +78,7 @@ async def connected() -> AsyncGenerator[Connection]:
         await leaving
         left.set()
 
-    config = configuration(app)
+    config = uvicorn_config(app)
     config.load()
     loop, shared = asyncio.get_running_loop(), ServerState()
     made = list[BoundedProtocol]()

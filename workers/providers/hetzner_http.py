@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol, TypeVar
 import httpx
 
 from hydracore.json_input import JSON_ERRORS
-from hydracore.transport import TRUST_NOBODY, Answer, AnswerTooLarge, read_answer
+from hydracore.transport import EMPTY_TRUST_STORE, Answer, AnswerTooLarge, read_answer
 from workers.providers.base import ProviderError, ProviderOutcomeUnknown, ProviderRetry
 from workers.providers.hetzner_errors import UNREADABLE_ANSWER, correlation_id_in, error_of
 from workers.providers.hetzner_pacing import Pacer
@@ -68,7 +68,7 @@ class HetznerHttp:
             limits=httpx.Limits(max_connections=CONCURRENCY_MAX, keepalive_expiry=KEEPALIVE_S),
             # A proxy in the environment is for hosts outside, not for a cloudsim on this machine.
             trust_env=outside,
-            verify=True if outside else TRUST_NOBODY,
+            verify=True if outside else EMPTY_TRUST_STORE,
         )
 
     async def get(self, path: str, answer: _Decoder[Answer_co], query: Query | None = None) -> Answer_co:
