@@ -31,7 +31,7 @@ class CallingAgent(NamedTuple):
         return f"agent:{self.instance_id}"
 
 
-class MeteredAgent(CallingAgent):
+class ReportingAgent(CallingAgent):
     """An agent that reports usage or acknowledges its key. It may do so until its instance is drained."""
 
 
@@ -53,40 +53,43 @@ class AgentGate:
         Raises `Unauthorized` for a key that is not in force, `Gone` where the instance is over, and `AgentDraining`
         while the instance is being deleted and its chats may still end.
         """
-        shown, claimed, row = await self._known(headers)
-        if await self._draining(shown, claimed, row) is not None:
+        presented, claimed, row = await self._look_up_key(headers)
+        if await self._draining_agent(presented, claimed, row) is not None:
             raise AgentDraining(claimed.instance_id)
-        _require_in_force(shown, row)
+        _require_in_force(presented, row)
         return CallingAgent(claimed.instance_id, claimed.key_id)
 
-    async def authenticate_to_report(self, headers: RawHeaders) -> MeteredAgent:
+    async def authenticate_to_report(self, headers: RawHeaders) -> ReportingAgent:
         """The same, but during the drain it also accepts keys that the deletion has revoked, or that were issued since.
 
         What the last chats have cost is owed all the same. A key that was rotated before is refused; the agent then
         fetches another.
         """
-        shown, claimed, row = await self._known(headers)
-        agent = await self._draining(shown, claimed, row)
+        presented, claimed, row = await self._look_up_key(headers)
+        agent = await self._draining_agent(presented, claimed, row)
         if agent is None:
-            _require_in_force(shown, row)
+            _require_in_force(presented, row)
         elif claimed.key_id not in {agent.key_id, agent.leaving_key_id}:
             raise Unauthorized(NOT_IN_FORCE)
-        return MeteredAgent(claimed.instance_id, claimed.key_id)
+        return ReportingAgent(claimed.instance_id, claimed.key_id)
 
-    async def _known(self, headers: RawHeaders) -> tuple[str, AgentKey, AgentKeyRow]:
+    async def _look_up_key(self, headers: RawHeaders) -> tuple[str, AgentKey, AgentKeyRow]:
         """The presented key, its ids, and the instance's row. Raises `Unauthorized` unless a master key derives it."""
-        shown = _bearer(headers)
-        claimed = parse_agent_key(shown)
+        presented = _bearer_token(headers)
+        claimed = parse_agent_key(presented)
         if claimed is None:
             raise Unauthorized("The agent key is missing or malformed")
-        if self._master_keys.maker_of(shown, lambda each: agent_key(each, claimed.instance_id, claimed.key_id)) is None:
+        if (
+            self._master_keys.maker_of(presented, lambda each: agent_key(each, claimed.instance_id, claimed.key_id))
+            is None
+        ):
             raise Unauthorized("The agent key is wrong")
         row = await self._queries.agent_key(claimed.instance_id)
         if row is None:
             raise Unauthorized("The agent key is wrong")
-        return shown, claimed, row
+        return presented, claimed, row
 
-    async def _draining(self, shown: str, claimed: AgentKey, row: AgentKeyRow) -> Agent | None:
+    async def _draining_agent(self, presented: str, claimed: AgentKey, row: AgentKeyRow) -> Agent | None:
         """The agent that presented the key, if its instance is being deleted and is not drained yet; otherwise None."""
         if row.status != DELETING:
             return None
@@ -101,23 +104,23 @@ class AgentGate:
             agent.control_key_id: agent.control_key_hash,
             agent.leaving_key_id: agent.leaving_key_hash,
         }
-        return agent if _is_of_hash(shown, issued.get(claimed.key_id)) else None
+        return agent if _is_of_hash(presented, issued.get(claimed.key_id)) else None
 
 
-def _require_in_force(shown: str, row: AgentKeyRow) -> None:
+def _require_in_force(presented: str, row: AgentKeyRow) -> None:
     if row.status not in {PROVISIONING, RUNNING}:
         raise Gone(GONE)
-    if not _is_of_hash(shown, row.key_hash):
+    if not _is_of_hash(presented, row.key_hash):
         raise Unauthorized(NOT_IN_FORCE)
 
 
-def _is_of_hash(shown: str, key_hash: str | None) -> bool:
-    """Whether `shown` has the hash `key_hash` (hex)."""
-    return key_hash is not None and hmac.compare_digest(bytes.fromhex(key_hash), hash_token(shown))
+def _is_of_hash(presented: str, key_hash: str | None) -> bool:
+    """Whether `presented` has the hash `key_hash` (hex)."""
+    return key_hash is not None and hmac.compare_digest(bytes.fromhex(key_hash), hash_token(presented))
 
 
-def _bearer(headers: RawHeaders) -> str:
+def _bearer_token(headers: RawHeaders) -> str:
     """The presented key; empty where there is none, or more than one."""
-    shown = [value.decode("latin-1") for name, value in headers if name == b"authorization"]
-    scheme, _, token = shown[0].partition(" ") if len(shown) == 1 else ("", "", "")
+    presented = [value.decode("latin-1") for name, value in headers if name == b"authorization"]
+    scheme, _, token = presented[0].partition(" ") if len(presented) == 1 else ("", "", "")
     return token.strip() if scheme.lower() == "bearer" else ""

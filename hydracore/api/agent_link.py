@@ -1,4 +1,4 @@
-"""The way to an instance's agent: its address, the token that it accepts, and its errors as errors of the API."""
+"""How to call an instance's agent: its address, the token that it accepts, and its errors as errors of the API."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from hydracore.tokens import held_control_token
 from hydracore.vps import AGENT_PORT, AgentAddress, VpsBadAnswer, VpsError, VpsTimeout
 
 UNREACHABLE: Final = "The agent cannot be reached"
-NOT_HEARD: Final = "The agent cannot be reached: it has not reported lately; try again once it is healthy"
+NOT_REPORTING: Final = "The agent cannot be reached: it has not reported lately; try again once it is healthy"
 TOO_SLOW: Final = "The agent did not answer in time"
 KEY_CHANGING: Final = "The agent refuses the call while its key is being changed; try again"
-NOT_AGREED: Final = "The agent sent an invalid answer"
+INVALID_ANSWER: Final = "The agent sent an invalid answer"
 
 #: The agent's own errors, by their code. Their texts are meant for people, and contain no secrets.
 _BY_CODE: Final[dict[str, type[ApiError]]] = {
@@ -59,7 +59,7 @@ def require_address(state: Instance, *, master_keys: MasterKeys) -> AgentAddress
         raise Conflict(f"The instance is {state.status}, but must be running for this")
     if state.health == "unreachable":
         # A call could occupy a connection for minutes. The agent's next heartbeat makes it reachable again.
-        raise AgentFailed(NOT_HEARD)
+        raise AgentFailed(NOT_REPORTING)
     return address
 
 
@@ -89,7 +89,7 @@ def api_error_of(error: VpsError) -> ApiError:
         return AgentFailed(UNREACHABLE)
     known = _BY_CODE.get(error.code or "")
     if known is not None:
-        return known(error.detail or NOT_AGREED)
+        return known(error.detail or INVALID_ANSWER)
     match error.status:
         case HTTPStatus.UNAUTHORIZED:
             return AgentFailed(KEY_CHANGING)
@@ -102,4 +102,4 @@ def api_error_of(error: VpsError) -> ApiError:
         case HTTPStatus.GATEWAY_TIMEOUT:
             return AgentTooSlow(TOO_SLOW)
         case _:
-            return AgentFailed(NOT_AGREED)
+            return AgentFailed(INVALID_ANSWER)

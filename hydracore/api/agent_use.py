@@ -16,7 +16,7 @@ from events.store import EventStore
 from events.types import UsageEntry
 from hydracore.agent import messages as m
 from hydracore.api import agent_schemas as s
-from hydracore.api.agent_gate import CallingAgent, MeteredAgent
+from hydracore.api.agent_gate import CallingAgent, ReportingAgent
 from hydracore.api.operations import operation
 from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.api.validation import Incoming
@@ -58,7 +58,7 @@ class AgentUse:
         errors=(401, 409, 410),
         body_bytes=s.USAGE_BODY_BYTES,
     )
-    async def record_usage(self, who: MeteredAgent, incoming: Incoming, body: s.UsageBatch) -> m.UsageAccepted:
+    async def record_usage(self, who: ReportingAgent, incoming: Incoming, body: s.UsageBatch) -> m.UsageAccepted:
         """Records each batch of a ledger once, in order. A repeat is answered, but changes nothing.
 
         Batches of any boot are accepted, because what was spent is owed: a boot that was replaced may still end its chats,
@@ -75,13 +75,13 @@ class AgentUse:
         return m.UsageAccepted(seq=body.seq, duplicate=not outcome.events)
 
     def _entry(self, entry: s.UsageEntry, *, instance_id: UUID, now_ms: int) -> UsageEntry:
-        cost = _within(entry.cost_usd, COST_MAX, instance_id)
+        cost = _clamped(entry.cost_usd, COST_MAX, instance_id)
         return UsageEntry(
             # A VPS with a fast clock must not book its spending on a later day, which no budget counts yet.
             at_ms=min(max(entry.at_ms, 0), now_ms),
             model=entry.model,
-            prompt_tokens=_within(entry.prompt_tokens, m.TOKENS_MAX, instance_id),
-            completion_tokens=_within(entry.completion_tokens, m.TOKENS_MAX, instance_id),
+            prompt_tokens=_clamped(entry.prompt_tokens, m.TOKENS_MAX, instance_id),
+            completion_tokens=_clamped(entry.completion_tokens, m.TOKENS_MAX, instance_id),
             cost_usd=decimal_text(cost.quantize(COST_STEP)),
             channel=entry.channel,
             end_user=None if entry.end_user is None else self._digest(instance_id, entry.end_user),
@@ -92,7 +92,7 @@ class AgentUse:
         return self.keyring.fingerprint(f"end user of {instance_id}: {end_user}".encode()).hex()[:END_USER_DIGITS]
 
 
-def _within(figure: N, limit: N, instance_id: UUID) -> N:
+def _clamped(figure: N, limit: N, instance_id: UUID) -> N:
     """`figure`, clamped to 0 and `limit`, so that sums of figures fit the read tables."""
     kept = min(max(figure, type(figure)(0)), limit)
     if kept != figure:

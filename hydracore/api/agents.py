@@ -32,7 +32,7 @@ from events.store import EventStore
 from events.types import BootstrapReported
 from hydracore.agent import messages as m
 from hydracore.api import agent_schemas as s
-from hydracore.api.agent_gate import CallingAgent, MeteredAgent
+from hydracore.api.agent_gate import CallingAgent, ReportingAgent
 from hydracore.api.errors import Conflict, Unauthorized
 from hydracore.api.operations import operation
 from hydracore.api.runtime_document import RuntimeDocuments
@@ -41,7 +41,7 @@ from hydracore.clock import NowMs
 from hydracore.tokens import agent_key, control_token, hash_token, master_key_of_agent_key, parse_enrol_token
 from hydracore.vps import AGENT_PORT
 
-_BEAT = Statements("hydracore.api", "agents.sql")["beat"]
+_STORE_HEARTBEAT = Statements("hydracore.api", "agents.sql")["store_heartbeat"]
 
 #: The most agents whose warnings are remembered. Beyond that, an agent may be warned about again.
 LOCKED_OUT_MAX: Final = 10_000
@@ -67,7 +67,7 @@ class AgentEndpoints:
         """Binds the enrol token to the first agent that presents it."""
         token_hash, known = hash_token(body.token).hex(), set[str]()
         if parse_enrol_token(body.token) == (body.instance_id, body.attempt):
-            known = _enrol_tokens(await self.store.load(body.instance_id))
+            known = _enrol_token_hashes(await self.store.load(body.instance_id))
         # Before anything else: only a caller with a token of the instance, even an old one, may learn that it exists or
         # is over.
         if token_hash not in known:
@@ -120,7 +120,7 @@ class AgentEndpoints:
         errors=(401, 409, 410),
     )
     async def acknowledge_secrets(
-        self, who: MeteredAgent, incoming: Incoming, body: s.AcknowledgeSecrets
+        self, who: ReportingAgent, incoming: Incoming, body: s.AcknowledgeSecrets
     ) -> dict[str, Any]:
         _require_key(who, body.key_id)
         command = c.AcknowledgeAgentKey(at_ms=self.now_ms(), boot_id=body.boot_id, key_id=who.key_id)
@@ -142,12 +142,14 @@ class AgentEndpoints:
             at_ms=self.now_ms(),
             boot_id=body.boot_id,
             seq=body.seq,
-            reports=tuple(c.BootReport(told.stage, told.level, told.message) for told in (body, *body.following)),
+            reports=tuple(
+                c.BootReport(report.stage, report.level, report.message) for report in (body, *body.following)
+            ),
             key_id=body.key_id,
         )
         outcome = await self._execute(who.instance_id, command, incoming)
-        is_news = any(isinstance(event, BootstrapReported) for event in outcome.events)
-        return m.CallbackAccepted(seq=body.seq + len(body.following), duplicate=not is_news)
+        is_new = any(isinstance(event, BootstrapReported) for event in outcome.events)
+        return m.CallbackAccepted(seq=body.seq + len(body.following), duplicate=not is_new)
 
     @operation("POST", "/v1/agent/heartbeat", "Report that the agent lives", answer=m.HeartbeatReply, errors=(401, 410))
     async def heartbeat(self, who: CallingAgent, body: s.Heartbeat) -> m.HeartbeatReply:
@@ -160,11 +162,11 @@ class AgentEndpoints:
         require_boot(state, body.boot_id)
         report = msgspec.json.encode(body).decode()
 
-        async def beat(connection: AsyncConnection) -> None:
+        async def store_heartbeat(connection: AsyncConnection) -> None:
             parameters = (lane_of(who.instance_id), who.instance_id, body.boot_id, report)
-            await connection.execute(_BEAT, parameters, prepare=True)
+            await connection.execute(_STORE_HEARTBEAT, parameters, prepare=True)
 
-        await patiently(self.pool, beat)
+        await patiently(self.pool, store_heartbeat)
         return m.HeartbeatReply(config_version=state.config.version, heartbeat_interval_s=self.heartbeat_interval_s)
 
     async def _execute(self, instance_id: UUID, command: c.AnyCommand, incoming: Incoming) -> Outcome:
@@ -209,7 +211,7 @@ def _require_key(who: CallingAgent, key_id: UUID) -> None:
         raise Conflict("Another key is in force")
 
 
-def _enrol_tokens(state: Instance | None) -> set[str]:
+def _enrol_token_hashes(state: Instance | None) -> set[str]:
     """The hashes of all enrol tokens that were created for this instance."""
     if state is None:
         return set()

@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from events.keys import Keyring
 from events.store import EventStore
-from hydracore.api.agent_gate import AgentGate, CallingAgent, MeteredAgent
+from hydracore.api.agent_gate import AgentGate, CallingAgent, ReportingAgent
 from hydracore.api.agent_use import AgentUse
 from hydracore.api.agents import AgentEndpoints
 from hydracore.api.changes import Changes
@@ -27,7 +27,7 @@ from hydracore.api.consent import Consent
 from hydracore.api.conversations import Conversations
 from hydracore.api.cors import Cors
 from hydracore.api.edge import Edge
-from hydracore.api.errors import failure_of
+from hydracore.api.errors import error_answer_of
 from hydracore.api.health import Health
 from hydracore.api.history import Histories, event_types_error, time_error
 from hydracore.api.instance_creation import InstanceCreation
@@ -54,7 +54,7 @@ from hydracore.vps import VpsClient
 from projections.queries import Queries
 
 #: The types of parameters that stand for the caller.
-CALLERS: Final = frozenset({Principal, CallingAgent, MeteredAgent})
+CALLER_TYPES: Final = frozenset({Principal, CallingAgent, ReportingAgent})
 
 
 class Parts(NamedTuple):
@@ -81,10 +81,10 @@ def create_app(parts: Parts) -> ASGIApp:
     callers: dict[type, Authenticate] = {
         Principal: authenticator.authenticate,
         CallingAgent: gate.authenticate,
-        MeteredAgent: gate.authenticate_to_report,
+        ReportingAgent: gate.authenticate_to_report,
     }
     if parts.limiter is not None:
-        callers = {who: parts.limiter.behind(authenticate) for who, authenticate in callers.items()}
+        callers = {who: parts.limiter.limit(authenticate) for who, authenticate in callers.items()}
     checks = {
         "region": catalogue.region_error,
         "tier": catalogue.tier_error,
@@ -99,7 +99,7 @@ def create_app(parts: Parts) -> ASGIApp:
     routes = [route(op, callers=callers, checks=checks, body_max_bytes=settings.body_max_bytes) for op in served]
     app = Litestar(
         [*options_routes(served), *routes, _openapi_route(served)],
-        exception_handlers={Exception: _failure},
+        exception_handlers={Exception: _answer_error},
         # The project serves its own document: Litestar's cannot express what `operations` declares.
         openapi_config=None,
         # Errors are logged where they are mapped to answers, with the request's id.
@@ -119,15 +119,15 @@ def operations(parts: Parts) -> list[Operation]:
         now_ms=parts.now_ms,
     )
     owners = (
-        *_lifecycle(parts),
-        *_use(parts, documents),
-        *_agents(parts, documents),
+        *_lifecycle_endpoints(parts),
+        *_use_endpoints(parts, documents),
+        *_agent_endpoints(parts, documents),
         Health(parts.pool, parts.redis),
     )
-    return list(operations_of(*owners, callers=CALLERS))
+    return list(operations_of(*owners, callers=CALLER_TYPES))
 
 
-def _lifecycle(parts: Parts) -> tuple[object, ...]:
+def _lifecycle_endpoints(parts: Parts) -> tuple[object, ...]:
     """Operations that create, show and delete instances."""
     store, queries, now_ms = parts.store, parts.queries, parts.now_ms
     runtime = RuntimeReader(
@@ -152,7 +152,7 @@ def _lifecycle(parts: Parts) -> tuple[object, ...]:
     )
 
 
-def _use(parts: Parts, documents: RuntimeDocuments) -> tuple[object, ...]:
+def _use_endpoints(parts: Parts, documents: RuntimeDocuments) -> tuple[object, ...]:
     """Operations on an instance in use."""
     vps, catalogue, now_ms = parts.vps, parts.catalogue, parts.now_ms
     master_keys = parts.settings.master_keys
@@ -189,7 +189,7 @@ def _use(parts: Parts, documents: RuntimeDocuments) -> tuple[object, ...]:
     )
 
 
-def _agents(parts: Parts, documents: RuntimeDocuments) -> tuple[object, ...]:
+def _agent_endpoints(parts: Parts, documents: RuntimeDocuments) -> tuple[object, ...]:
     """Operations for the agents."""
     store, now_ms = parts.store, parts.now_ms
     return (
@@ -217,9 +217,9 @@ def _openapi_route(served: list[Operation]) -> Any:
     return openapi
 
 
-def _failure(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    failure = failure_of(error)
-    headers = {name.decode(): value.decode() for name, value in failure.headers}
+def _answer_error(_: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    answer = error_answer_of(error)
+    headers = {name.decode(): value.decode() for name, value in answer.headers}
     return Response(
-        msgspec.json.encode(failure.body), status_code=failure.status, headers=headers, media_type="application/json"
+        msgspec.json.encode(answer.body), status_code=answer.status, headers=headers, media_type="application/json"
     )

@@ -24,9 +24,9 @@ from hydracore.api.agent_link import api_error_of, code_of, require_address, vps
 from hydracore.api.agent_watch import EventStream, check_repeatedly, run_watched
 from hydracore.api.cancel_on_disconnect import CancelOnDisconnect
 from hydracore.api.changes import Changes, RequestContext
-from hydracore.api.chat_stream import Trouble, broken_off, has_ending, whole_events
+from hydracore.api.chat_stream import StreamError, complete_events, error_event, has_ending
 from hydracore.api.concurrency_limiter import ConcurrencyLimiter
-from hydracore.api.consent import record_access, recorded_id
+from hydracore.api.consent import logged_conversation_id, record_access
 from hydracore.api.errors import BudgetSpent, Interrupted
 from hydracore.api.model_choice import model_choice
 from hydracore.api.operations import Answer, operation
@@ -63,25 +63,25 @@ _QUALITY: Final = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 class _Question(NamedTuple):
     """A request to an agent. `key`: its `Idempotency-Key`.
 
-    The ids of staff's conversations are derived from the master key. `earlier`: the bodies of the same request with ids
-    from former master keys.
+    The ids of staff's conversations are derived from the master key. `former_bodies`: the bodies of the same request
+    with ids from former master keys.
     """
 
     instance_id: UUID
     address: AgentAddress
     body: Json
     key: str | None
-    earlier: tuple[Json, ...] = ()
+    former_bodies: tuple[Json, ...] = ()
 
-    def before(self, refusal: VpsBadAnswer) -> _Question | None:
-        """The question with the id from the next former master key, or None where there is nothing else to try.
+    def with_former_id(self, refusal: VpsBadAnswer) -> _Question | None:
+        """The question with the id from the next former master key; None if there is none, or if it would not help.
 
-        `refusal`: the agent's answer to this question. Another try helps only if the agent knows another question under
-        the same key.
+        `refusal`: the agent's answer to this question. Another id helps only if the agent has stored another question
+        under the same key.
         """
-        if refusal.code != "idempotency_mismatch" or not self.earlier:
+        if refusal.code != "idempotency_mismatch" or not self.former_bodies:
             return None
-        return self._replace(body=self.earlier[0], earlier=self.earlier[1:])
+        return self._replace(body=self.former_bodies[0], former_bodies=self.former_bodies[1:])
 
 
 class Chats:
@@ -129,11 +129,12 @@ class Chats:
         if idempotency_key is None:
             # With a key it may be a repeat, which costs nothing. The agent recognizes it, and checks the budget too.
             await self._require_budget(state)
-        names = await self._conversation_ids(context, state, body.conversation_id, idempotency_key)
-        message, *earlier = (
-            {"message": body.message, "conversation_id": name, "end_user": who.user_id} for name in names
+        conversation_ids = await self._conversation_ids(context, state, body.conversation_id, idempotency_key)
+        message, *former_bodies = (
+            {"message": body.message, "conversation_id": conversation_id, "end_user": who.user_id}
+            for conversation_id in conversation_ids
         )
-        question = _Question(instance_id, address, message, idempotency_key, tuple(earlier))
+        question = _Question(instance_id, address, message, idempotency_key, tuple(former_bodies))
         if wants_stream(incoming.headers):
             return partial(self._pass_on_stream, question)
         return CancelOnDisconnect(partial(self._pass_on_answer, question))
@@ -151,22 +152,22 @@ class Chats:
                 question.address, question.body, idempotency_key=question.key, timeout_s=ANSWER_TIMEOUT_S
             )
         except VpsBadAnswer as error:
-            if (before := question.before(error)) is None:
+            if (retry := question.with_former_id(error)) is None:
                 raise
-            return await self._answer_to(before)
+            return await self._answer_to(retry)
 
     async def _pass_on_stream(self, question: _Question, scope: Scope, receive: Receive, send: Send) -> None:
         stream = EventStream(send)
         try:
-            await CancelOnDisconnect(partial(self._fill, question, stream))(scope, receive, send)
+            await CancelOnDisconnect(partial(self._fill_stream, question, stream))(scope, receive, send)
         except Interrupted as error:
             if not stream.is_open:
                 raise
             if not has_ending(stream.last):
-                await stream.write(broken_off(Trouble("interrupted", str(error)), cause=None))
+                await stream.write(error_event(StreamError("interrupted", str(error)), cause=None))
             await stream.close()
 
-    async def _fill(self, question: _Question, stream: EventStream, *_: object) -> None:
+    async def _fill_stream(self, question: _Question, stream: EventStream, *_: object) -> None:
         with self._limiter.slot(question.instance_id, limit=CHATS_MAX):
             try:
                 watch = stream.keep_alive(partial(self._check_agent, question))
@@ -176,8 +177,8 @@ class Chats:
                 if not stream.is_open:
                     raise api_error_of(error) from error
                 if not has_ending(stream.last):
-                    trouble = Trouble(code_of(error), str(api_error_of(error)))
-                    await stream.write(broken_off(trouble, cause=str(error)))
+                    stream_error = StreamError(code_of(error), str(api_error_of(error)))
+                    await stream.write(error_event(stream_error, cause=str(error)))
         await stream.close()
 
     async def _pass_on_events(self, question: _Question, stream: EventStream) -> None:
@@ -186,13 +187,13 @@ class Chats:
             question.address, question.body, idempotency_key=question.key, idle_timeout_s=IDLE_TIMEOUT_S
         )
         try:
-            async with answer as chunks, aclosing(whole_events(chunks)) as events:
+            async with answer as chunks, aclosing(complete_events(chunks)) as events:
                 async for event in events:
                     await stream.write(event)
         except VpsBadAnswer as error:
-            if (before := question.before(error)) is None:
+            if (retry := question.with_former_id(error)) is None:
                 raise
-            await self._pass_on_events(before, stream)
+            await self._pass_on_events(retry, stream)
 
     async def _check_agent(self, question: _Question) -> None:
         """Raises `VpsTimeout` where the agent does not answer a status request. Other failures show in the chat."""
@@ -223,8 +224,8 @@ class Chats:
                 return [prefixes[0] + uuid4().hex]
             return [prefix + uuid5(NAMESPACE, key).hex for prefix in prefixes]
         if not wanted.startswith(prefixes):
-            recorded = recorded_id(self._keyring, state.id, wanted)
-            access = RecordConversationsAccess(at_ms=self._now_ms(), conversation_id=recorded)
+            logged_id = logged_conversation_id(self._keyring, state.id, wanted)
+            access = RecordConversationsAccess(at_ms=self._now_ms(), conversation_id=logged_id)
             await record_access(self._changes, context, access)
         return [wanted]
 

@@ -21,14 +21,14 @@ _END_OF_EVENT: Final = b"\n\n"
 _ENDINGS: Final = (b"\nevent: done\n", b"\nevent: error\n")
 
 
-class Trouble(msgspec.Struct, frozen=True):
+class StreamError(msgspec.Struct, frozen=True):
     """The data of an error event, in the same format as the agent's."""
 
     code: str
     detail: str
 
 
-async def whole_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+async def complete_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
     """The bytes of `chunks`, in pieces of whole events. The last event is always an ending.
 
     Where the agent breaks off, falls silent or stops without an ending, an error event follows. Incomplete events are
@@ -36,7 +36,7 @@ async def whole_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
     """
     rest, cause = bytearray(), None
     has_ended = False
-    trouble = Trouble("agent_failed", "The agent broke off its answer")
+    stream_error = StreamError("agent_failed", "The agent broke off its answer")
     try:
         async for chunk in chunks:
             # Only new bytes are searched, because an event may arrive byte by byte.
@@ -44,29 +44,29 @@ async def whole_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
             rest += chunk
             end = rest.rfind(_END_OF_EVENT, unseen) + len(_END_OF_EVENT)
             if end >= len(_END_OF_EVENT):
-                whole = bytes(rest[:end])
+                complete = bytes(rest[:end])
                 del rest[:end]
-                has_ended = has_ended or has_ending(whole)
-                yield whole
+                has_ended = has_ended or has_ending(complete)
+                yield complete
             elif len(rest) > EVENT_BYTES_MAX:
-                trouble = Trouble("agent_failed", "The agent sent an invalid event")
+                stream_error = StreamError("agent_failed", "The agent sent an invalid event")
                 break
     except VpsTimeout as error:
-        trouble, cause = Trouble("agent_timeout", TOO_SLOW), str(error)
+        stream_error, cause = StreamError("agent_timeout", TOO_SLOW), str(error)
     except VpsError as error:
-        trouble, cause = Trouble("agent_failed", UNREACHABLE), str(error)
+        stream_error, cause = StreamError("agent_failed", UNREACHABLE), str(error)
     if not has_ended:
-        yield broken_off(trouble, cause=cause)
+        yield error_event(stream_error, cause=cause)
 
 
 def has_ending(events: bytes) -> bool:
     return any(ending in b"\n" + events + b"\n" for ending in _ENDINGS)
 
 
-def broken_off(trouble: Trouble, *, cause: str | None) -> bytes:
+def error_event(stream_error: StreamError, *, cause: str | None) -> bytes:
     """The error event that ends a stream which cannot go on. Logs it too, with the request's id.
 
     `cause`: the text of a `VpsError`.
     """
-    _log.warning("chat_broke_off", code=trouble.code, reason=trouble.detail, cause=cause)
-    return b"event: error\ndata: %b\n\n" % msgspec.json.encode(trouble)
+    _log.warning("chat_broke_off", code=stream_error.code, reason=stream_error.detail, cause=cause)
+    return b"event: error\ndata: %b\n\n" % msgspec.json.encode(stream_error)

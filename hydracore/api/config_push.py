@@ -23,7 +23,7 @@ PUSH_TIMEOUT_S: Final = 5.0
 IGNORED_SHOWN_MAX: Final = 5
 
 #: Statuses in which no agent will ask for the configuration.
-_OVER: Final = frozenset({FAILED, ERROR, DELETING, DELETED})
+_WITHOUT_AGENT: Final = frozenset({FAILED, ERROR, DELETING, DELETED})
 
 _log = structlog.get_logger(__name__)
 
@@ -45,7 +45,7 @@ class ConfigPusher:
         """Send the configuration of `state`. Failures of the agent are reported in the result and never raised."""
         address = address_of(state, master_keys=self.master_keys)
         if address is None:
-            if state.status in _OVER:
+            if state.status in _WITHOUT_AGENT:
                 return PushResult(
                     applied=False, message=f"It is saved; the instance is {state.status} and runs nothing"
                 )
@@ -79,12 +79,12 @@ class ConfigPusher:
                 applied=False,
                 message=f"The agent runs with another version, {running.config_version}, and asks for the present one",
             )
-        return PushResult(applied=True, message=f"The agent runs with it{_but(running.ignored)}")
+        return PushResult(applied=True, message=f"The agent runs with it{_ignored_note(running.ignored)}")
 
 
-def _but(ignored: tuple[Ignored, ...]) -> str:
+def _ignored_note(ignored: tuple[Ignored, ...]) -> str:
     """The parts of the configuration that the agent does not use, in words. `/runtime` lists all of them."""
     if not ignored:
         return ""
-    told = "; ".join(f"{each.path} ({each.reason})" for each in ignored[:IGNORED_SHOWN_MAX])
-    return f", but does not use {told}" + ("; and others" if len(ignored) > IGNORED_SHOWN_MAX else "")
+    listed = "; ".join(f"{each.path} ({each.reason})" for each in ignored[:IGNORED_SHOWN_MAX])
+    return f", but does not use {listed}" + ("; and others" if len(ignored) > IGNORED_SHOWN_MAX else "")

@@ -19,12 +19,12 @@ from hydracore.api.changes import Changes, RequestContext
 from hydracore.api.concurrency_limiter import ConcurrencyLimiter
 from hydracore.api.config_push import ConfigPusher, PushResult
 from hydracore.api.errors import AgentBusy, RequestInvalid
-from hydracore.api.model_choice import model_choice, shown
+from hydracore.api.model_choice import model_choice, policy_document
 from hydracore.api.operations import operation
 from hydracore.api.runtime import ASK_TIMEOUT_S
 from hydracore.api.size_limits import BODY_BYTES, slug_texts
 from hydracore.api.validation import Incoming
-from hydracore.api.vault import Field, Opened, Vault
+from hydracore.api.vault import Field, OpenedConfig, Vault
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
 from hydracore.clock import NowMs
@@ -42,7 +42,7 @@ READS_MAX: Final = 8
 _BOT_TOKEN: Final = re.compile(r"[A-Za-z0-9:_-]+")
 
 #: Parts of the running configuration that belong to the installation, and are not shown to the owner.
-_OF_THE_INSTALLATION: Final = frozenset({"model", "prices"})
+_INSTALLATION_PARTS: Final = frozenset({"model", "prices"})
 
 _SEALED: Final[tuple[Field, ...]] = ("system_prompt", "customer_facing_prompt", "telegram_bot_token")
 
@@ -61,7 +61,7 @@ class Configuration:
     @operation("GET", PATH, "Proxy get config", answer=s.RunningConfig, errors=(403, 404))
     async def get_config(self, who: Principal, instance_id: UUID) -> s.RunningConfig:
         state = await self.changes.load(who, instance_id)
-        running = await self._ask(state)
+        running = await self._read_running(state)
         if running is None:
             pushed = PushResult(applied=False, message="Desired configuration; no agent reports what it runs with")
         elif running.version is None:
@@ -71,7 +71,7 @@ class Configuration:
         else:
             pushed = PushResult(applied=False, message="The agent runs with another version and will ask for this one")
         config = await self._shown(state, pushed)
-        return s.RunningConfig(**msgspec.structs.asdict(config), running=_for_the_owner(running))
+        return s.RunningConfig(**msgspec.structs.asdict(config), running=_without_installation_parts(running))
 
     @operation("POST", PATH, "Proxy update config", answer=s.Config, errors=(403, 404, 409), body_bytes=BODY_BYTES)
     async def update_config(
@@ -97,11 +97,11 @@ class Configuration:
         if body.workflow_slugs is not UNSET:
             changes["workflow_slugs"] = slug_texts(body.workflow_slugs)
         for name in _SEALED:
-            value, kept = getattr(body, name), getattr(opened, name)
-            if value is UNSET or value == kept:
+            value, stored = getattr(body, name), getattr(opened, name)
+            if value is UNSET or value == stored:
                 continue
             if name == "telegram_bot_token" and value is not None:
-                if kept is not None and value == mask(kept):
+                if stored is not None and value == mask(stored):
                     continue
                 if is_mask(value):
                     raise RequestInvalid([Problem(("body", name), MASK_UNMATCHED, "value_error")])
@@ -123,7 +123,7 @@ class Configuration:
             notes.append(f"Note on model_temperature: the model policy's {of_policy:g} takes precedence")
         return notes
 
-    async def _ask(self, state: Instance) -> MaskedConfig | None:
+    async def _read_running(self, state: Instance) -> MaskedConfig | None:
         """What the agent runs with; None where it does not answer, or is asked too often at the same time."""
         address = address_of(state, master_keys=self.master_keys)
         if address is None:
@@ -135,7 +135,7 @@ class Configuration:
             return None
 
     async def _shown(self, state: Instance, pushed: PushResult) -> s.Config:
-        opened: Opened = await self.vault.open(state)
+        opened: OpenedConfig = await self.vault.open(state)
         return s.Config(
             instance_id=state.id,
             agent_name=state.agent_name,
@@ -145,17 +145,17 @@ class Configuration:
             system_prompt=opened.system_prompt,
             telegram_bot_token=None if opened.telegram_bot_token is None else mask(opened.telegram_bot_token),
             workflow_slugs=state.workflow_slugs,
-            model_policy=shown(model_choice(state, self.catalogue)),
+            model_policy=policy_document(model_choice(state, self.catalogue)),
             config_version=state.config.version,
             applied=pushed.applied,
             message=pushed.message,
         )
 
 
-def _for_the_owner(running: MaskedConfig | None) -> dict[str, Any] | None:
+def _without_installation_parts(running: MaskedConfig | None) -> dict[str, Any] | None:
     if running is None:
         return None
-    return {name: value for name, value in running.document.items() if name not in _OF_THE_INSTALLATION}
+    return {name: value for name, value in running.document.items() if name not in _INSTALLATION_PARTS}
 
 
 def bot_token_error(text: str) -> str | None:

@@ -35,7 +35,7 @@ async def record_access(changes: Changes, context: RequestContext, access: Recor
     await changes.change(context, command)
 
 
-def recorded_id(keyring: Keyring, instance_id: UUID, conversation_id: str) -> str:
+def logged_conversation_id(keyring: Keyring, instance_id: UUID, conversation_id: str) -> str:
     """The id of a conversation in the log.
 
     Ids that callers have chosen are kept as they are. A Telegram chat's number is replaced by a keyed digest per

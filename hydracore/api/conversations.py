@@ -18,7 +18,7 @@ from hydracore.api.access import is_owner
 from hydracore.api.agent_link import require_address, vps_errors_translated
 from hydracore.api.changes import Changes, RequestContext
 from hydracore.api.concurrency_limiter import ConcurrencyLimiter
-from hydracore.api.consent import record_access, recorded_id, require_reader
+from hydracore.api.consent import logged_conversation_id, record_access, require_reader
 from hydracore.api.errors import NotFound
 from hydracore.api.operations import Answer, operation
 from hydracore.api.validation import Incoming
@@ -60,7 +60,7 @@ class Conversations:
         address = require_address(state, master_keys=self.master_keys)
         with vps_errors_translated(), self.limiter.slot(instance_id, limit=READS_MAX):
             found = await self.vps.conversations(address, limit, timeout_s=READ_TIMEOUT_S)
-            await self._note(RequestContext(who, incoming, instance_id), state, None)
+            await self._record_access(RequestContext(who, incoming, instance_id), state, None)
         return Answer(HTTPStatus.OK, found)
 
     @operation(
@@ -82,7 +82,7 @@ class Conversations:
                 if error.status == HTTPStatus.NOT_FOUND:
                     raise NotFound("Conversation not found") from error
                 raise
-            await self._note(RequestContext(who, incoming, instance_id), state, conversation_id)
+            await self._record_access(RequestContext(who, incoming, instance_id), state, conversation_id)
         return Answer(HTTPStatus.OK, found)
 
     async def _readable(self, who: Principal, instance_id: UUID) -> Instance:
@@ -90,9 +90,11 @@ class Conversations:
         require_reader(who, state)
         return state
 
-    async def _note(self, context: RequestContext, state: Instance, conversation_id: str | None) -> None:
+    async def _record_access(self, context: RequestContext, state: Instance, conversation_id: str | None) -> None:
         """Record an access by others than the owner, before the answer is sent. Raises `Forbidden` without consent."""
         if not is_owner(context.who, state):
-            recorded = None if conversation_id is None else recorded_id(self.keyring, state.id, conversation_id)
-            access = RecordConversationsAccess(at_ms=self.now_ms(), conversation_id=recorded)
+            logged_id = (
+                None if conversation_id is None else logged_conversation_id(self.keyring, state.id, conversation_id)
+            )
+            access = RecordConversationsAccess(at_ms=self.now_ms(), conversation_id=logged_id)
             await record_access(self.changes, context, access)

@@ -19,7 +19,9 @@ PATH_LENGTH_MAX: Final = 1_024
 _TOO_LONG: Final = Answer(HTTPStatus.REQUEST_URI_TOO_LONG, b'{"detail":"URI Too Long"}')
 
 #: Refuses expectations that are not supported, so that no client relies on them (RFC 9110, section 10.1.1).
-_UNMET: Final = Answer(HTTPStatus.EXPECTATION_FAILED, b'{"detail":"No expectation but 100-continue is met"}')
+_EXPECTATION_FAILED: Final = Answer(
+    HTTPStatus.EXPECTATION_FAILED, b'{"detail":"No expectation but 100-continue is met"}'
+)
 
 
 class Edge:
@@ -44,12 +46,12 @@ class Edge:
                 message["headers"] = [*message["headers"], *added]
             await send(message)
 
-        await self._answering(scope, expects)(scope, receive, send_with_headers)
+        await self._choose_app(scope, expects)(scope, receive, send_with_headers)
 
-    def _answering(self, scope: Scope, expects: bytes) -> ASGIApp:
+    def _choose_app(self, scope: Scope, expects: bytes) -> ASGIApp:
         if len(scope["path"]) > PATH_LENGTH_MAX:
             return _TOO_LONG
-        return self._app if expects in {b"", b"100-continue"} else _UNMET
+        return self._app if expects in {b"", b"100-continue"} else _EXPECTATION_FAILED
 
 
 def _id_and_expectation(headers: list[tuple[bytes, bytes]]) -> tuple[str, bytes]:

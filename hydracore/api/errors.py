@@ -1,20 +1,20 @@
 """What can go wrong with a request, and how every error looks on the wire: `{"detail": ...}`.
 
     ApiError
-    ├── Unauthorized       401  nobody credible is asking
-    ├── BudgetSpent        402  the instance may spend no more today, or this month
-    ├── Forbidden          403  somebody else's, of the same tenant; or not theirs to do
-    ├── NotFound           404  absent, or another tenant's: both look the same
-    ├── BodyTimeout        408  the body did not come in time
-    ├── Conflict           409  not in this state
-    ├── Gone               410  an agent that is no longer wanted
+    ├── Unauthorized       401  the caller is not authenticated
+    ├── BudgetSpent        402  the instance's budget for the day or the month is used up
+    ├── Forbidden          403  another customer's instance in the same tenant, or the caller may not do this
+    ├── NotFound           404  it does not exist or is another tenant's: both have the same answer
+    ├── BodyTimeout        408  the body did not arrive in time
+    ├── Conflict           409  not possible in the present state
+    ├── Gone               410  the agent's instance, attempt or boot is over
     ├── BodyTooLarge       413
-    ├── RequestInvalid     422  every problem of the request
-    ├── TooManyRequests    429  more often than anybody may ask
-    ├── AgentFailed        502  the agent cannot be reached, or could not do it
-    ├── AgentBusy          503  the agent takes nothing new for a moment
-    ├── Interrupted        503  this process stops, and cannot wait for the end of it
-    └── AgentTooSlow       504  the agent, or the model behind it, did not answer in time
+    ├── RequestInvalid     422  with every problem of the request
+    ├── TooManyRequests    429  above the rate limit
+    ├── AgentFailed        502  the agent cannot be reached, or failed
+    ├── AgentBusy          503  the agent accepts no new work at the moment
+    ├── Interrupted        503  this process stops before the request has ended
+    └── AgentTooSlow       504  the agent, or its model, did not answer in time
 
 The write side's errors (`events.errors`) are translated here and nowhere else.
 """
@@ -37,18 +37,18 @@ from hydracore.vps import VpsError
 
 _log = structlog.get_logger(__name__)
 
-#: What a client is told to wait when the database is away or an agent takes nothing new; a restart takes about that.
+#: The `Retry-After` when the database is unavailable or an agent accepts no new work: about as long as a restart takes.
 RETRY_AFTER_S = 2
 _RETRY_AFTER: Final = ((b"retry-after", b"%d" % RETRY_AFTER_S),)
 
-#: Of a request with more problems, the first ones are told, and of a longer name its beginning: each problem has the whole path of where
-#: it is, so that all of them could be ten thousand times as large as the request.
+#: The most problems that an answer lists, and the most characters of each name in their paths. Each problem has the whole
+#: path to its value, so without limits the answer could be ten thousand times as large as the request.
 PROBLEMS_MAX: Final = 100
 NAME_SHOWN_MAX: Final = 100
 
 _UNAVAILABLE: Final = "Temporarily unavailable; try again"
 
-#: Where it cannot be read, and why, is for those who run this: our log says it.
+#: Where and why it cannot be read is only in our own log, for the operator.
 _HISTORY_UNREADABLE: Final = "The history of this instance cannot be read"
 
 
@@ -56,7 +56,7 @@ class ApiError(Exception):
     """Root. `str()` is shown to the caller."""
 
     status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
-    #: What the log calls it, for statuses from 500 on.
+    #: The name of its event in our log, for statuses from 500 on.
     log_event: ClassVar[str] = "agent_did_not_serve"
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
@@ -119,7 +119,7 @@ class AgentBusy(ApiError):
 
 
 class Interrupted(ApiError):
-    """Raised in place of the cancellation of a request's task, which only the server does, as it stops."""
+    """Raised when a request's task is cancelled, which the server does only when it stops."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     headers = _RETRY_AFTER
@@ -134,10 +134,10 @@ class AgentTooSlow(ApiError):
 
 
 class ClientGone(Exception):
-    """The client closed the connection before its request was whole. There is nobody to answer."""
+    """The client closed the connection before its request was complete, so no answer can be sent."""
 
 
-class Failure(NamedTuple):
+class ErrorAnswer(NamedTuple):
     """An error answer. `body` becomes JSON."""
 
     status: int
@@ -145,72 +145,74 @@ class Failure(NamedTuple):
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-def failure_of(error: Exception) -> Failure:
-    """The answer to a request that ended in `error`. What nobody expected is logged and told as a bare 500; every
-    other answer above it is logged in a line of its own."""
+def error_answer_of(error: Exception) -> ErrorAnswer:
+    """The answer to a request that ended with `error`. Logs answers with a status from 500 on.
+
+    The answer to an unexpected error is a 500 without details.
+    """
     if isinstance(error, Invalid | RequestInvalid):
-        return Failure(HTTPStatus.UNPROCESSABLE_ENTITY, {"detail": [*map(_shown, error.problems[:PROBLEMS_MAX])]})
+        return ErrorAnswer(HTTPStatus.UNPROCESSABLE_ENTITY, {"detail": [*map(_shown, error.problems[:PROBLEMS_MAX])]})
     if isinstance(error, AuthError | Unauthorized):
-        return Failure(HTTPStatus.UNAUTHORIZED, {"detail": str(error)}, ((b"www-authenticate", b"Bearer"),))
+        return ErrorAnswer(HTTPStatus.UNAUTHORIZED, {"detail": str(error)}, ((b"www-authenticate", b"Bearer"),))
     if isinstance(error, ApiError):
         if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            _log.warning(error.log_event, status=int(error.status), reason=str(error), cause=_cause(error))
-        return Failure(error.status, {"detail": str(error)}, error.headers)
+            _log.warning(error.log_event, status=int(error.status), reason=str(error), cause=_vps_error_text(error))
+        return ErrorAnswer(error.status, {"detail": str(error)}, error.headers)
     if isinstance(error, e.EventsError):
-        return _failure_of_write_side(error)
+        return _answer_of_events_error(error)
     if isinstance(error, HTTPException):
-        return Failure(error.status_code, {"detail": _phrase(error)}, _encoded(error.headers))
+        return ErrorAnswer(error.status_code, {"detail": _status_phrase(error)}, _encoded_headers(error.headers))
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | PoolTimeout):
         return _unavailable(error)
     if not isinstance(error, ClientGone):
         _log.error("request_failed", exc_info=error)
-    return Failure(HTTPStatus.INTERNAL_SERVER_ERROR, {"detail": "Internal server error"})
+    return ErrorAnswer(HTTPStatus.INTERNAL_SERVER_ERROR, {"detail": "Internal server error"})
 
 
-def _failure_of_write_side(error: e.EventsError) -> Failure:
+def _answer_of_events_error(error: e.EventsError) -> ErrorAnswer:
     detail = {"detail": str(error)}
     match error:
         case e.NotFound():
-            return Failure(HTTPStatus.NOT_FOUND, detail)
+            return ErrorAnswer(HTTPStatus.NOT_FOUND, detail)
         case e.SequenceGap():
-            return Failure(HTTPStatus.CONFLICT, {**detail, "expected_seq": error.expected_seq})
+            return ErrorAnswer(HTTPStatus.CONFLICT, {**detail, "expected_seq": error.expected_seq})
         case e.RequestMismatch() | e.TransitionRefused() | e.KeyNotPending() | e.CustomerErased():
-            return Failure(HTTPStatus.CONFLICT, detail)
+            return ErrorAnswer(HTTPStatus.CONFLICT, detail)
         case e.AttemptSuperseded() | e.BootSuperseded():
-            return Failure(HTTPStatus.GONE, detail)
+            return ErrorAnswer(HTTPStatus.GONE, detail)
         case e.AgentDraining():
-            # Each deletion has some of these.
+            # Info and not a warning, because it happens during every deletion.
             facts = {"instance_id": str(error.instance_id), "status": int(HTTPStatus.SERVICE_UNAVAILABLE)}
             _log.info("agent_must_wait", reason=str(error), cause=None, **facts)
-            return Failure(HTTPStatus.SERVICE_UNAVAILABLE, detail, _RETRY_AFTER)
+            return ErrorAnswer(HTTPStatus.SERVICE_UNAVAILABLE, detail, _RETRY_AFTER)
         case e.TokenRefused():
-            return Failure(HTTPStatus.UNAUTHORIZED, detail, ((b"www-authenticate", b"Bearer"),))
+            return ErrorAnswer(HTTPStatus.UNAUTHORIZED, detail, ((b"www-authenticate", b"Bearer"),))
         case e.Rejected():
             problem = {"loc": ["body"], "msg": f"Value error, {error.reason}", "type": "value_error"}
-            return Failure(HTTPStatus.UNPROCESSABLE_ENTITY, {"detail": [problem]})
+            return ErrorAnswer(HTTPStatus.UNPROCESSABLE_ENTITY, {"detail": [problem]})
         case e.StoreUnavailable() | e.VersionConflict():
             return _unavailable(error)
         case e.LogCorrupted():
             _log.error("request_failed", lane=error.lane, seq=error.seq, exc_info=error)
-            return Failure(HTTPStatus.INTERNAL_SERVER_ERROR, {"detail": _HISTORY_UNREADABLE})
+            return ErrorAnswer(HTTPStatus.INTERNAL_SERVER_ERROR, {"detail": _HISTORY_UNREADABLE})
         case e.EventUnreadable():
             _log.error("request_failed", exc_info=error)
-            return Failure(HTTPStatus.INTERNAL_SERVER_ERROR, {"detail": _HISTORY_UNREADABLE})
+            return ErrorAnswer(HTTPStatus.INTERNAL_SERVER_ERROR, {"detail": _HISTORY_UNREADABLE})
         case _:
             _log.error("request_failed", exc_info=error)
-            return Failure(HTTPStatus.INTERNAL_SERVER_ERROR, {"detail": "Internal server error"})
+            return ErrorAnswer(HTTPStatus.INTERNAL_SERVER_ERROR, {"detail": "Internal server error"})
 
 
-def _unavailable(error: Exception) -> Failure:
-    """Nothing is known to have happened; commands carry an id, so that asking again is safe."""
-    # Texts of foreign errors are not logged: they may quote a row.
+def _unavailable(error: Exception) -> ErrorAnswer:
+    """The answer when the outcome is unknown. Repeating the request is safe, because commands have ids."""
+    # The texts of other errors are not logged, because they may quote a row.
     reason = str(error) if isinstance(error, e.EventsError) else None
     _log.warning("request_not_served", error=type(error).__name__, reason=reason)
-    return Failure(HTTPStatus.SERVICE_UNAVAILABLE, {"detail": _UNAVAILABLE}, _RETRY_AFTER)
+    return ErrorAnswer(HTTPStatus.SERVICE_UNAVAILABLE, {"detail": _UNAVAILABLE}, _RETRY_AFTER)
 
 
-def _cause(error: ApiError) -> str | None:
-    """What a `VpsError` says: where the agent was looked for and what kind of trouble there was, and nothing that it sent."""
+def _vps_error_text(error: ApiError) -> str | None:
+    """The text of a `VpsError`: the agent's address and the kind of failure, and nothing that the agent sent."""
     return str(error.__cause__) if isinstance(error.__cause__, VpsError) else None
 
 
@@ -219,10 +221,10 @@ def _shown(problem: Problem) -> dict[str, Any]:
     return {"loc": loc, "msg": problem.msg, "type": problem.type}
 
 
-def _phrase(error: HTTPException) -> str:
-    """The framework's own errors (404 for a path, 405) in plain words: its texts name internals."""
+def _status_phrase(error: HTTPException) -> str:
+    """The phrase of an error's status (404 for a path, 405). The framework's own texts name internals."""
     return HTTPStatus(error.status_code).phrase
 
 
-def _encoded(headers: Mapping[str, Any] | None) -> tuple[tuple[bytes, bytes], ...]:
+def _encoded_headers(headers: Mapping[str, Any] | None) -> tuple[tuple[bytes, bytes], ...]:
     return tuple((name.lower().encode(), str(value).encode()) for name, value in (headers or {}).items())

@@ -39,8 +39,8 @@ class Health:
     def __init__(self, pool: AsyncConnectionPool, redis: Redis) -> None:
         self._pool = pool
         self._redis = redis
-        self._asking: asyncio.Task[str] | None = None
-        self._asking_redis: asyncio.Task[str] | None = None
+        self._database_task: asyncio.Task[str] | None = None
+        self._redis_task: asyncio.Task[str] | None = None
 
     @operation("GET", "/health/live", "Liveness", answer=Liveness)
     async def live(self) -> Liveness:
@@ -56,15 +56,15 @@ class Health:
 
     async def _check_database(self) -> str:
         """Check the database. A check that times out goes on for the next callers: cancelling it would wait too."""
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask_database())
+        if self._database_task is None or self._database_task.done():
+            self._database_task = asyncio.create_task(self._query_database())
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
-                return await asyncio.shield(self._asking)
+                return await asyncio.shield(self._database_task)
         except TimeoutError:
             return _DOWN
 
-    async def _ask_database(self) -> str:
+    async def _query_database(self) -> str:
         try:
             async with self._pool.connection(CHECK_TIMEOUT_S) as connection:
                 await connection.execute("SELECT 1")
@@ -74,11 +74,11 @@ class Health:
 
     async def _check_redis(self) -> str:
         """Check Redis. All callers share one check: anybody may call, and each check would occupy a connection."""
-        if self._asking_redis is None or self._asking_redis.done():
-            self._asking_redis = asyncio.create_task(self._ask_redis())
-        return await asyncio.shield(self._asking_redis)
+        if self._redis_task is None or self._redis_task.done():
+            self._redis_task = asyncio.create_task(self._query_redis())
+        return await asyncio.shield(self._redis_task)
 
-    async def _ask_redis(self) -> str:
+    async def _query_redis(self) -> str:
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
                 # A write: a replica, or a Redis without memory, cannot carry wake-ups.

@@ -22,7 +22,7 @@ _log = structlog.get_logger(__name__)
 
 
 async def keep_recording(pool: AsyncConnectionPool) -> NoReturn:
-    """Record every `RECORD_INTERVAL_S` that this process can receive heartbeats, for as long as it serves."""
+    """Record every `RECORD_INTERVAL_S` that this process can receive heartbeats, until cancelled."""
 
     async def record(connection: AsyncConnection) -> None:
         await connection.execute(_RECORD, prepare=True)

@@ -66,7 +66,7 @@ class Histories:
     ) -> s.InstanceDetail:
         """The instance at a time or at a version, of which one must be given. Raises `NotFound` and `Forbidden`."""
         show = self._show_to(who, await self.changes.load(who, instance_id))
-        with _nothing_is_not_found():
+        with _not_found_translated():
             past = await state_at(self.pool, instance_id, version=version, at=_time(at))
         then = await shown_state(past, show)
         detail = detail_of(row_at(past.state))
@@ -89,7 +89,7 @@ class Histories:
         show = self._show_to(who, await self.changes.load(who, instance_id))
         types = () if type is None else tuple(STORED_AS[name] for name in type.split(","))
         wanted = Wanted(since=_time(since), until=None if until is None else read_end(until), types=types, actor=actor)
-        with _nothing_is_not_found():
+        with _not_found_translated():
             after = None if cursor is None else (await state_at(self.pool, instance_id, version=cursor)).state
             shown, last = await self._page(instance_id, wanted, show, after=after, limit=limit)
         body = b'{"events":[' + b",".join(shown) + b"]}"
@@ -126,7 +126,7 @@ class Histories:
 
 
 @contextmanager
-def _nothing_is_not_found() -> Generator[None]:
+def _not_found_translated() -> Generator[None]:
     try:
         yield
     except NothingThere as error:
@@ -137,7 +137,7 @@ def _time(text: str | None) -> datetime | None:
     return None if text is None else read_time(text)
 
 
-def two_moments(given: RequestValues) -> Iterator[Problem]:
+def both_moments_given(given: RequestValues) -> Iterator[Problem]:
     """The problem of a request that gives both a time and a version."""
     if given["query"].keys() >= {"at", "version"}:
         yield Problem(("query", "version"), "Value error, give either at or version", "value_error")

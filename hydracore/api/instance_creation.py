@@ -29,7 +29,7 @@ from hydracore.problems import Problem
 MESSAGE = "Instance requested; it is being provisioned"
 
 
-def _two_keys(given: RequestValues) -> Iterator[Problem]:
+def _keys_differ(given: RequestValues) -> Iterator[Problem]:
     """The problem of a request with different keys in header and body."""
     in_header, in_body = given["header"].get("idempotency-key"), given["body"].get("idempotency_key")
     if in_header is not None and isinstance(in_body, str) and in_body != in_header:
@@ -51,7 +51,7 @@ class InstanceCreation:
         answer=s.CreateInstanceResponse,
         status=202,
         errors=(403, 409),
-        cross_check=_two_keys,
+        cross_check=_keys_differ,
     )
     async def create_instance(
         self,

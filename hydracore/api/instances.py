@@ -16,13 +16,13 @@ from events.lifecycle import DELETED, Status
 from events.store import EventStore
 from hydracore.api import schemas as s
 from hydracore.api.access import require_access
-from hydracore.api.history import Histories, two_moments
+from hydracore.api.history import Histories, both_moments_given
 from hydracore.api.instance_detail import detail_of
 from hydracore.api.listing import Listing
 from hydracore.api.operations import Answer, operation
 from hydracore.api.paging import cursor_after, next_link, read_cursor
 from hydracore.api.runtime import RuntimeReader
-from hydracore.api.validation import Incoming, Rest
+from hydracore.api.validation import Incoming, RestOfPath
 from hydracore.auth import Principal
 from hydracore.clock import NowMs
 from projections.queries import ListFilter, Queries
@@ -45,7 +45,7 @@ _NOT_FOUND: Final = s.PollByKeyResponse(
 )
 
 Limit = Annotated[int, Meta(ge=1, le=LIST_MAX)]
-Cursor = Annotated[str, s.unserved(max_length=200, extra={"check": "cursor"})]
+Cursor = Annotated[str, s.undocumented(max_length=200, extra={"check": "cursor"})]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class Instances:
         "Get instance",
         answer=s.InstanceDetail,
         errors=(403, 404),
-        cross_check=two_moments,
+        cross_check=both_moments_given,
     )
     async def get_instance(
         self, who: Principal, instance_id: UUID, at: s.Time | None = None, version: s.Version | None = None
@@ -124,7 +124,7 @@ class Instances:
         "Poll by idempotency key",
         answer=s.PollByKeyResponse,
     )
-    async def poll_by_key(self, who: Principal, idempotency_key: Annotated[str, Rest()]) -> s.PollByKeyResponse:
+    async def poll_by_key(self, who: Principal, idempotency_key: Annotated[str, RestOfPath()]) -> s.PollByKeyResponse:
         instance_id = await self._by_key(who, idempotency_key)
         report = await self.queries.report(instance_id) if instance_id is not None else None
         if report is None:

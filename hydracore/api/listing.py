@@ -19,13 +19,13 @@ from hydracore.api import schemas as s
 from projections.queries import ListedKey, ListedRow, ListFilter, Queries, listed_keys
 
 #: The most instances that one process caches, at about half a kilobyte each.
-REMEMBERED_MAX: Final = 20_000
+CACHED_ITEMS_MAX: Final = 20_000
 
 #: The most pages that one process caches, at some 50 kilobytes per hundred instances.
-PAGES_MAX: Final = 64
+CACHED_PAGES_MAX: Final = 64
 
-#: How often the caches are cleared, in seconds: after a rebuild by other rules, rows may differ at the same versions.
-FORGET_AFTER_S: Final = 60.0
+#: How often the caches are cleared, in seconds: a rebuild by other rules may change rows without changing their versions.
+CACHE_TTL_S: Final = 60.0
 
 _ENCODER: Final = msgspec.json.Encoder()
 _EMAIL: Final = b'"customer_email":'
@@ -33,7 +33,7 @@ _NULL_EMAIL: Final = _EMAIL + b"null"
 _FIELD: Final = "customer_email"
 
 
-class _Remembered(NamedTuple):
+class _CachedItem(NamedTuple):
     """An instance's JSON before and after its e-mail address, which is opened for each request."""
 
     version: int
@@ -53,23 +53,23 @@ class Listing:
     def __init__(self, queries: Queries, keyring: Keyring) -> None:
         self._queries = queries
         self._keyring = keyring
-        self._remembered: dict[str, _Remembered] = {}
+        self._cached_items: dict[str, _CachedItem] = {}
         #: Pages by limit and list text, each with the time until which it may be shown.
         self._pages: dict[tuple[int, str], tuple[Page, float]] = {}
-        self._forget_at = 0.0
+        self._clear_at = 0.0
 
     async def page(self, wanted: ListFilter) -> Page:
         """At most `wanted.limit` instances."""
         # One more than is shown, to know whether others follow.
         listed = await self._queries.list_text(msgspec.structs.replace(wanted, limit=wanted.limit + 1))
-        if time.monotonic() > self._forget_at or len(self._remembered) > REMEMBERED_MAX:
-            self._remembered, self._pages = {}, {}
-            self._forget_at = time.monotonic() + FORGET_AFTER_S
+        if time.monotonic() > self._clear_at or len(self._cached_items) > CACHED_ITEMS_MAX:
+            self._cached_items, self._pages = {}, {}
+            self._clear_at = time.monotonic() + CACHE_TTL_S
         page, until_s = self._pages.get((wanted.limit, listed), (None, 0.0))
         if page is not None and time.monotonic() < until_s:
             return page
         page, until_s = await self._rendered(listed_keys(listed), wanted.limit)
-        if len(self._pages) >= PAGES_MAX:
+        if len(self._pages) >= CACHED_PAGES_MAX:
             self._pages.clear()
         self._pages[wanted.limit, listed] = page, until_s
         return page
@@ -78,28 +78,28 @@ class Listing:
         """The page, and the time until which it may be shown again."""
         found = await self._look_up(keys)
         shown = [found[key.id] for key in keys[:limit] if key.id in found]
-        items, until_s = list[bytes](), self._forget_at
+        items, until_s = list[bytes](), self._clear_at
         for each in shown:
-            item, shown_until_s = self._recalled(each) or (await self._opened(each), 0.0)
+            item, shown_until_s = self._from_cache(each) or (await self._decrypted(each), 0.0)
             items.append(item)
             until_s = min(until_s, shown_until_s)
         last = (shown[-1].row.created_at, shown[-1].row.id) if len(keys) > limit else None
         return Page(b'{"instances":[' + b",".join(items) + b"]}", last), until_s
 
-    async def _look_up(self, keys: list[ListedKey]) -> dict[str, _Remembered]:
+    async def _look_up(self, keys: list[ListedKey]) -> dict[str, _CachedItem]:
         """The cache, after the rows of `keys` that it lacked or had in an old version were read."""
-        remembered = self._remembered
-        missing = [key.id for key in keys if (known := remembered.get(key.id)) is None or known.version < key.version]
+        cached = self._cached_items
+        missing = [key.id for key in keys if (known := cached.get(key.id)) is None or known.version < key.version]
         if missing:
             for row in await self._queries.listed(missing):
-                known = remembered.get(row.id)
+                known = cached.get(row.id)
                 # Another request may have read a later version meanwhile, and may be about to show it.
                 if known is None or known.version < row.version:
                     before, _, after = _ENCODER.encode(_item(row)).rpartition(_NULL_EMAIL)
-                    remembered[row.id] = _Remembered(row.version, row, before + _EMAIL, after)
-        return remembered
+                    cached[row.id] = _CachedItem(row.version, row, before + _EMAIL, after)
+        return cached
 
-    def _recalled(self, each: _Remembered) -> tuple[bytes, float] | None:
+    def _from_cache(self, each: _CachedItem) -> tuple[bytes, float] | None:
         """The item, and the time until which it may be shown; None if its address is not cached, which is rare."""
         row = each.row
         if row.customer_email is None:
@@ -111,7 +111,7 @@ class Listing:
             return None
         return each.before_email + _ENCODER.encode(email.text) + each.after_email, email.until_s
 
-    async def _opened(self, each: _Remembered) -> bytes:
+    async def _decrypted(self, each: _CachedItem) -> bytes:
         row = each.row
         assert row.customer_email is not None
         email = await self._keyring.open(

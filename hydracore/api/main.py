@@ -74,21 +74,21 @@ async def _serve(settings: Settings, catalogue: Catalogue) -> None:
         freeze_and_collect_less_often()
         stop = stop_event()
         server = EmbeddedServer(config, on_started=lambda: _log.info("api_started", host=config.host, port=config.port))
-        beside = [
+        background = [
             asyncio.create_task(keep_recording(parts.pool)),
-            asyncio.create_task(_end(server, once=stop)),
+            asyncio.create_task(_stop_server(server, after=stop)),
         ]
         try:
             async with _served_to_agents(config, settings.api_port_for_agents, until=stop):
                 await server.serve()
         finally:
-            for task in beside:
+            for task in background:
                 task.cancel()
             _log.info("stopped")
 
 
-async def _end(server: EmbeddedServer, *, once: asyncio.Event) -> None:
-    await once.wait()
+async def _stop_server(server: EmbeddedServer, *, after: asyncio.Event) -> None:
+    await after.wait()
     server.should_exit = True
 
 
@@ -115,7 +115,7 @@ async def _served_to_agents(config: uvicorn.Config, port: int | None, *, until: 
         uvicorn_config(config.app, host=config.host, port=port, timeout_graceful_shutdown=STOP_GRACE_S)
     )
     serving = asyncio.create_task(second.serve())
-    ending = asyncio.create_task(_end(second, once=until))
+    ending = asyncio.create_task(_stop_server(second, after=until))
     try:
         yield
     finally:

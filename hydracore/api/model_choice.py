@@ -53,7 +53,7 @@ def model_choice(state: Instance, catalogue: Catalogue) -> ModelChoice:
     )
 
 
-def shown(choice: ModelChoice) -> dict[str, Any]:
+def policy_document(choice: ModelChoice) -> dict[str, Any]:
     """As callers see it. Budgets are numbers, as they were given."""
     return {name: float(value) if isinstance(value, Decimal) else value for name, value in asdict(choice).items()}
 

@@ -13,7 +13,7 @@ from events.state import Instance
 from hydracore.api import use_schemas as s
 from hydracore.api.changes import Changes, RequestContext
 from hydracore.api.config_push import ConfigPusher
-from hydracore.api.model_choice import model_choice, shown, unknown_models
+from hydracore.api.model_choice import model_choice, policy_document, unknown_models
 from hydracore.api.operations import operation
 from hydracore.api.validation import Incoming
 from hydracore.auth import Principal
@@ -51,7 +51,9 @@ class ModelPolicies:
             for name in unknown_models(choice, self.catalogue)
         ]
         return s.ModelPolicyResponse(
-            instance_id=instance_id, message=". ".join([done, pushed.message, *warnings]), model_policy=shown(choice)
+            instance_id=instance_id,
+            message=". ".join([done, pushed.message, *warnings]),
+            model_policy=policy_document(choice),
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from hydracore.api.agent_gate import CallingAgent, MeteredAgent
+from hydracore.api.agent_gate import CallingAgent, ReportingAgent
 from hydracore.api.operations import Operation
 from hydracore.api.schemas import HTTPError, HTTPValidationError
 from hydracore.api.validation import Input
@@ -17,14 +17,14 @@ from hydracore.media_types import EVENT_STREAM
 
 _REF: Final = "#/components/schemas/{name}"
 _BOUNDS: Final = frozenset(
-    {"x-unserved", "minLength", "maxLength", "pattern", "minItems", "maxItems", "minimum", "maximum"}
+    {"x-undocumented", "minLength", "maxLength", "pattern", "minItems", "maxItems", "minimum", "maximum"}
 )
 
 #: The security scheme of each type of caller, and the headers that it may send besides a token.
 _SECURITY: Final[dict[type, list[dict[str, list[str]]]]] = {
     Principal: [{"bearer": []}],
     CallingAgent: [{"agent_key": []}],
-    MeteredAgent: [{"agent_key": []}],
+    ReportingAgent: [{"agent_key": []}],
 }
 _CALLER_HEADERS: Final[dict[type, tuple[str, ...]]] = {Principal: ("X-Api-Key", "X-User-Id")}
 _SECURITY_SCHEMES: Final = {
@@ -42,7 +42,7 @@ def document(operations: Iterable[Operation]) -> Json:
     for op in listed:
         types += [op.declared.answer, *(each.declared for each in op.signature.inputs)]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
-    served = (cast("Json", _served(schema)) for schema in schemas)
+    served = (cast("Json", _documented(schema)) for schema in schemas)
     error, invalid = next(served), next(served)
     paths: dict[str, Json] = {}
     for op in listed:
@@ -56,7 +56,7 @@ def document(operations: Iterable[Operation]) -> Json:
         "openapi": "3.1.0",
         "info": {"title": "HydraCore", "version": "1"},
         "paths": paths,
-        "components": {"schemas": _served(components), "securitySchemes": _SECURITY_SCHEMES},
+        "components": {"schemas": _documented(components), "securitySchemes": _SECURITY_SCHEMES},
     }
 
 
@@ -119,18 +119,18 @@ def _description(status: int) -> str:
     return "Validation error" if status == HTTPStatus.UNPROCESSABLE_ENTITY else HTTPStatus(status).phrase
 
 
-def _served(schema: Any) -> Any:
-    """`schema` without the bounds that are marked as unserved.
+def _documented(schema: Any) -> Any:
+    """`schema` without the bounds that are marked as undocumented.
 
     A list of anything gets an explicit `items`: generators of clients drop lists without it.
     """
     if isinstance(schema, list):
-        return [_served(item) for item in cast("list[Any]", schema)]
+        return [_documented(item) for item in cast("list[Any]", schema)]
     if not isinstance(schema, dict):
         return schema
     node = cast("Json", schema)
     if node.get("type") == "array" and not {"items", "prefixItems"} & node.keys():
         anything: Json = {}
         node = {**node, "items": anything}
-    dropped = _BOUNDS if "x-unserved" in node else frozenset[str]()
-    return {name: _served(value) for name, value in node.items() if name not in dropped}
+    dropped = _BOUNDS if "x-undocumented" in node else frozenset[str]()
+    return {name: _documented(value) for name, value in node.items() if name not in dropped}

@@ -32,7 +32,7 @@ Authenticate = Callable[[RawHeaders], Awaitable[object]]
 #: The most seconds that a client may take to send its body.
 BODY_TIMEOUT_S: Final = 20.0
 
-_MARK: Final = "__operation__"
+_ATTRIBUTE: Final = "__operation__"
 _ENCODER: Final = msgspec.json.Encoder()
 _CONTENT_TYPE: Final = (b"content-type", b"application/json")
 
@@ -106,7 +106,7 @@ def operation(
 
     def declare(handler: F) -> F:
         declared = Declaration(method, path, summary, answer, status, errors, also, body_bytes, streams, cross_check)
-        setattr(handler, _MARK, declared)
+        setattr(handler, _ATTRIBUTE, declared)
         return handler
 
     return declare
@@ -117,7 +117,7 @@ def operations_of(*owners: object, callers: Collection[type]) -> Iterator[Operat
     for owner in owners:
         for name in vars(type(owner)):
             handler = getattr(owner, name)
-            declared = getattr(handler, _MARK, None)
+            declared = getattr(handler, _ATTRIBUTE, None)
             if declared is not None:
                 yield Operation(declared, handler, read_signature(handler, declared.path, callers=callers))
 

@@ -25,7 +25,7 @@ from hydracore.api.operations import operation
 from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.api.size_limits import BODY_BYTES, DOCUMENT_MAX_BYTES, require_within_limits, slug_texts
 from hydracore.api.validation import Incoming
-from hydracore.api.vault import Opened, Vault
+from hydracore.api.vault import OpenedConfig, Vault
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
 from hydracore.clock import NowMs
@@ -86,13 +86,15 @@ class PlatformConfiguration:
         """
         opened = await self.vault.open(state)
         # In a thread, because large documents take a while, and all other requests would wait.
-        made = await asyncio.to_thread(_made, body, opened)
+        changed = await asyncio.to_thread(_changed_values, body, opened)
         changes: dict[str, Any] = {
-            field: await self.vault.seal_document(state, field, made[field]) for field in _DOCUMENTS if field in made
+            field: await self.vault.seal_document(state, field, changed[field])
+            for field in _DOCUMENTS
+            if field in changed
         }
         for field in _LISTS:
-            if field in made:
-                changes[field] = await self.vault.seal_list(state, made[field])
+            if field in changed:
+                changes[field] = await self.vault.seal_list(state, changed[field])
         if body.recipe_id is not UNSET:
             changes["recipe_id"] = body.recipe_id
         if body.workflow_slugs is not UNSET:
@@ -100,7 +102,7 @@ class PlatformConfiguration:
         return PatchPlatformConfig(at_ms=self.now_ms(), **changes)
 
     async def _shown(self, state: Instance, message: str) -> s.PlatformConfig:
-        opened: Opened = await self.vault.open(state)
+        opened: OpenedConfig = await self.vault.open(state)
         shown = await asyncio.to_thread(
             masked,
             {
@@ -120,29 +122,29 @@ class PlatformConfiguration:
         )
 
 
-def _made(body: s.PatchPlatformConfig, opened: Opened) -> dict[str, Any]:
+def _changed_values(body: s.PatchPlatformConfig, opened: OpenedConfig) -> dict[str, Any]:
     """The documents and lists that `body` changes, with their new values. Raises `RequestInvalid`."""
     for field in (*_DOCUMENTS, *_LISTS):
         if (value := getattr(body, field)) is not UNSET:
             _require_within_limits_masked(field, _merged(field, value, opened), getattr(opened, field))
-    made: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
     for field, value in _unmasked(body, opened).items():
         document = _merged(field, value, opened)
         if not is_same(document, getattr(opened, field)):
             require_within_limits(field, document)
-            made[field] = document
-    return made
+            changed[field] = document
+    return changed
 
 
-def _merged(field: str, value: Any, opened: Opened) -> Any:
+def _merged(field: str, value: Any, opened: OpenedConfig) -> Any:
     if field in _LISTS:
         return value or []
     return {} if value is None else merge_patch(getattr(opened, field), value)
 
 
-def _require_within_limits_masked(field: str, document: Any, kept: Any) -> None:
+def _require_within_limits_masked(field: str, document: Any, stored: Any) -> None:
     """Raises `RequestInvalid` where `document` is too large whatever its masks stand for. Called before unmasking."""
-    if is_same(document, kept):
+    if is_same(document, stored):
         return
     encoded = msgspec.json.encode(document)
     # The other characters of a mask are part of the secret, so they count.
@@ -151,17 +153,17 @@ def _require_within_limits_masked(field: str, document: Any, kept: Any) -> None:
         require_within_limits(field, document)
 
 
-def _unmasked(body: s.PatchPlatformConfig, opened: Opened) -> dict[str, Any]:
+def _unmasked(body: s.PatchPlatformConfig, opened: OpenedConfig) -> dict[str, Any]:
     """The given documents and lists, with masks replaced by secrets. Raises `RequestInvalid`."""
     given: dict[str, Any] = {}
     problems: list[Problem] = []
-    kept = [getattr(opened, field) for field in (*_DOCUMENTS, *_LISTS)]
+    stored = [getattr(opened, field) for field in (*_DOCUMENTS, *_LISTS)]
     for field in (*_DOCUMENTS, *_LISTS):
         value = getattr(body, field)
         if value is UNSET:
             continue
         try:
-            given[field] = unmasked(value, getattr(opened, field), shown_together=kept)
+            given[field] = unmasked(value, getattr(opened, field), shown_together=stored)
         except MasksUnmatched as error:
             problems += [Problem(("body", field, *path), MASK_UNMATCHED, "value_error") for path in error.paths]
     if problems:

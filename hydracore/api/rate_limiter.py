@@ -1,7 +1,7 @@
 """Rate limits: counted in each process, summed up over all processes in Redis. Only Redis's sums lead to a refusal.
 
 A request is admitted from this process's memory, in two microseconds. A moment later the process sends the counts of
-all callers to Redis in one round trip, and gets the sums over all processes. So processes agree within `SHARE_S` and a
+all callers to Redis in one round trip, and gets the sums over all processes. So processes agree within `SYNC_INTERVAL_S` and a
 round trip. If a process's own count reaches the limit, it asks Redis at once before it refuses. Without Redis, nothing
 is refused (docs/adr/0008-rate-limits-settle-later.md).
 """
@@ -30,7 +30,7 @@ from hydracore.redis_errors import REDIS_ERRORS
 WINDOW_S: Final = 60
 
 #: The most seconds before an admitted request is reported. Processes disagree for that long and a round trip.
-SHARE_S: Final = 0.25
+SYNC_INTERVAL_S: Final = 0.25
 
 #: How long Redis may take before it counts as down, and how soon it is tried again, in seconds.
 TIMEOUT_S: Final = 0.25
@@ -44,7 +44,7 @@ AGENT_FACTOR: Final = 10
 
 #: The most round trips for one request, after which it is admitted. The first may have begun before, without the latest
 #: counts.
-ASKED_MAX: Final = 3
+SYNCS_MAX: Final = 3
 
 KEY_PREFIX: Final = "hydracore:rate:"
 
@@ -81,13 +81,13 @@ class RateLimiter:
         self._script = redis.register_script(_SCRIPT)
         self._counters: dict[str, _Counter] = {}
         #: The counters for the next round trip.
-        self._untold: dict[str, _Counter] = {}
+        self._unsynced: dict[str, _Counter] = {}
         self._is_down = False
         self._timer: asyncio.TimerHandle | None = None
-        self._telling: asyncio.Task[None] | None = None
+        self._sync_task: asyncio.Task[None] | None = None
 
-    def behind(self, authenticate: Authenticate) -> Authenticate:
-        """`authenticate` with the rate limit behind it. Raises `TooManyRequests` too."""
+    def limit(self, authenticate: Authenticate) -> Authenticate:
+        """`authenticate`, followed by the rate limit. Also raises `TooManyRequests`."""
 
         async def admitted(headers: RawHeaders) -> object:
             who = await authenticate(headers)
@@ -98,28 +98,28 @@ class RateLimiter:
 
     async def admit(self, who: object) -> None:
         """Count one request. Raises `TooManyRequests`."""
-        key, limit = self._rule(who)
-        for _ in range(ASKED_MAX):
+        key, limit = self._key_and_limit(who)
+        for _ in range(SYNCS_MAX):
             counter = self._counter(key)
             if self._is_down or counter.total < limit:
                 counter.unsent += 1
-                self._tell_soon(key, counter)
+                self._schedule_sync(key, counter)
                 return
             if counter.known >= limit:
-                # Asked again all the same: Redis may have gone down, or lost its data.
-                self._tell_soon(key, counter)
+                # Redis is asked again all the same: it may be down by then, or have lost its data.
+                self._schedule_sync(key, counter)
                 raise TooManyRequests(max(1, math.ceil(counter.ends_at - self._clock())))
-            await asyncio.shield(self._tell_now())
+            await asyncio.shield(self._sync_now())
 
     async def aclose(self) -> None:
         """Stop. Counts that were not sent are lost."""
-        self._untold.clear()
+        self._unsynced.clear()
         if self._timer is not None:
             self._timer.cancel()
-        if self._telling is not None:
-            await self._telling
+        if self._sync_task is not None:
+            await self._sync_task
 
-    def _rule(self, who: object) -> tuple[str, int]:
+    def _key_and_limit(self, who: object) -> tuple[str, int]:
         """The key of the caller's counter, and its limit. An API key has one counter, whomever it acts for."""
         if isinstance(who, CallingAgent):
             return f"agent/{who.instance_id}", self._per_minute * AGENT_FACTOR
@@ -140,41 +140,41 @@ class RateLimiter:
             self._counters[key] = self._counters.pop(key)
         return counter
 
-    def _tell_soon(self, key: str, counter: _Counter) -> None:
-        self._untold[key] = counter
-        if self._timer is None and self._telling is None:
-            delay_s = RETRY_S if self._is_down else SHARE_S
+    def _schedule_sync(self, key: str, counter: _Counter) -> None:
+        self._unsynced[key] = counter
+        if self._timer is None and self._sync_task is None:
+            delay_s = RETRY_S if self._is_down else SYNC_INTERVAL_S
             # With a new context, so that its log lines do not have the id of the request that started it.
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self._tell_now, context=Context())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._sync_now, context=Context())
 
-    def _tell_now(self) -> asyncio.Task[None]:
+    def _sync_now(self) -> asyncio.Task[None]:
         """The running round trip, or a new one."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._telling is None:
-            self._telling = asyncio.get_running_loop().create_task(self._tell(), context=Context())
-        return self._telling
+        if self._sync_task is None:
+            self._sync_task = asyncio.get_running_loop().create_task(self._sync(), context=Context())
+        return self._sync_task
 
-    async def _tell(self) -> None:
-        batch = dict(islice(self._untold.items(), BATCH_MAX))
+    async def _sync(self) -> None:
+        batch = dict(islice(self._unsynced.items(), BATCH_MAX))
         for key, counter in batch.items():
-            del self._untold[key]
+            del self._unsynced[key]
             counter.sending, counter.unsent = counter.unsent, 0
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                told: list[int] = await self._script(
+                answer: list[int] = await self._script(
                     keys=[KEY_PREFIX + key for key in batch],
                     args=[WINDOW_S * 1000, *(counter.sending for counter in batch.values())],
                 )
         except REDIS_ERRORS as error:
             self._went_down(error)
         else:
-            self._learn(batch, told)
+            self._apply_answer(batch, answer)
         finally:
-            self._telling = None
-            for key, counter in islice(self._untold.items(), 1):
-                self._tell_soon(key, counter)
+            self._sync_task = None
+            for key, counter in islice(self._unsynced.items(), 1):
+                self._schedule_sync(key, counter)
 
     def _went_down(self, error: Exception) -> None:
         """Redis does not answer: forget all counts, and refuse nothing until it answers again."""
@@ -182,19 +182,19 @@ class RateLimiter:
             _log.warning("rate_limits_suspended", error=type(error).__name__)
         self._is_down = True
         self._counters.clear()
-        self._untold.clear()
+        self._unsynced.clear()
 
-    def _learn(self, batch: dict[str, _Counter], told: list[int]) -> None:
+    def _apply_answer(self, batch: dict[str, _Counter], answer: list[int]) -> None:
         if self._is_down:
             _log.info("rate_limits_resumed")
         self._is_down = False
         now_s = self._clock()
-        for counter, total, left_ms in zip(batch.values(), told[::2], told[1::2], strict=True):
+        for counter, total, left_ms in zip(batch.values(), answer[::2], answer[1::2], strict=True):
             counter.known, counter.sending = total, 0
             counter.ends_at = now_s + left_ms / 1000
-        self._forget_old(now_s)
+        self._remove_expired(now_s)
 
-    def _forget_old(self, now_s: float) -> None:
+    def _remove_expired(self, now_s: float) -> None:
         """Remove counters of past windows. They are roughly in the order in which their windows began."""
         while self._counters:
             key, counter = next(iter(self._counters.items()))

@@ -57,8 +57,8 @@ def is_json(headers: RawHeaders) -> bool:
     """Whether the content type of the body is JSON. Without a content type, JSON is assumed."""
     for name, value in headers:
         if name == b"content-type":
-            said = media_type(value.decode("latin-1"))
-            return not said or said == JSON or said.endswith("+json")
+            content_type = media_type(value.decode("latin-1"))
+            return not content_type or content_type == JSON or content_type.endswith("+json")
     return True
 
 

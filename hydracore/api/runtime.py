@@ -22,7 +22,7 @@ from projections.queries import ReportRow
 ASK_TIMEOUT_S: Final = 1.5
 
 #: Errors of an agent that another configuration may fix.
-_OF_CONFIGURATION: Final = frozenset({"config_invalid", "integration_failed", "memory_failed", "telegram_failed"})
+_CONFIGURATION_ERRORS: Final = frozenset({"config_invalid", "integration_failed", "memory_failed", "telegram_failed"})
 
 _HEARTBEAT: Final = msgspec.json.Decoder(Heartbeat)
 
@@ -40,10 +40,10 @@ class RuntimeReader:
         """All that is known. Failures of the agent are never raised."""
         state = await self.store.load(report.id)
         assert state is not None, "what has a row has a stream"
-        beat: Heartbeat | None = _HEARTBEAT.decode(report.heartbeat) if report.heartbeat else None
-        status = await self._ask(state)
-        seen = status if status is not None else beat
-        error = status.error if status is not None else _still_true(beat, config_version=state.config.version)
+        heartbeat: Heartbeat | None = _HEARTBEAT.decode(report.heartbeat) if report.heartbeat else None
+        status = await self._status_of(state)
+        seen = status if status is not None else heartbeat
+        error = status.error if status is not None else _current_error(heartbeat, config_version=state.config.version)
         if report.error_code is not None:
             error_code, error_message = report.error_code, describe(report.error_code)
         else:
@@ -55,7 +55,7 @@ class RuntimeReader:
             bootstrap_stage=report.bootstrap_stage,
             error_code=error_code,
             error_message=error_message,
-            health_failures=self._missed(report),
+            health_failures=self._missed_heartbeats(report),
             health_status=report.health_status,
             instance_id=report.id,
             last_heartbeat=report.heartbeat_at,
@@ -74,7 +74,7 @@ class RuntimeReader:
             config_ignored=_shown(status.ignored) if status is not None else [],
         )
 
-    def _missed(self, report: ReportRow) -> int:
+    def _missed_heartbeats(self, report: ReportRow) -> int:
         """How many heartbeats in a row are missing, by the database's clock."""
         # An agent in `error` should report too. One that is being deleted need not.
         if report.status not in {RUNNING, ERROR} or report.heartbeat_age_s is None:
@@ -82,7 +82,7 @@ class RuntimeReader:
         # A heartbeat may always take one interval.
         return max(0, int(report.heartbeat_age_s / self.heartbeat_interval_s) - 1)
 
-    async def _ask(self, state: Instance) -> AgentStatus | None:
+    async def _status_of(self, state: Instance) -> AgentStatus | None:
         address = address_of(state, master_keys=self.master_keys)
         if address is None:
             return None
@@ -93,12 +93,12 @@ class RuntimeReader:
             return None
 
 
-def _still_true(beat: Heartbeat | None, *, config_version: int) -> ReportedError | None:
+def _current_error(heartbeat: Heartbeat | None, *, config_version: int) -> ReportedError | None:
     """The error of the last heartbeat; None if a newer configuration may have fixed it."""
-    if beat is None or beat.error is None:
+    if heartbeat is None or heartbeat.error is None:
         return None
-    is_outdated = beat.config_version is not None and beat.config_version < config_version
-    return None if is_outdated and beat.error.code in _OF_CONFIGURATION else beat.error
+    is_outdated = heartbeat.config_version is not None and heartbeat.config_version < config_version
+    return None if is_outdated and heartbeat.error.code in _CONFIGURATION_ERRORS else heartbeat.error
 
 
 def _shown(ignored: tuple[Ignored, ...]) -> list[s.IgnoredPart]:

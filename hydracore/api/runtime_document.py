@@ -14,7 +14,7 @@ from psycopg_pool import AsyncConnectionPool
 from events.state import Instance
 from events.times import day_of
 from hydracore.api.model_choice import ModelChoice, model_choice
-from hydracore.api.vault import Opened, Vault
+from hydracore.api.vault import OpenedConfig, Vault
 from hydracore.catalogue import Catalogue
 from hydracore.clock import NowMs
 from hydracore.money import decimal_text
@@ -66,7 +66,7 @@ class RuntimeDocuments:
             "spent": await self._spent(state),
         }
 
-    def skills(self, state: Instance, opened: Opened) -> list[Any]:
+    def skills(self, state: Instance, opened: OpenedConfig) -> list[Any]:
         """The enabled skills: the owner's choice, or else the preset's."""
         if opened.skills is not None:
             return opened.skills
@@ -121,7 +121,7 @@ def _policy(choice: ModelChoice) -> Json:
     }
 
 
-def _platform(opened: Opened, skills: list[Any]) -> Json:
+def _platform(opened: OpenedConfig, skills: list[Any]) -> Json:
     return {
         "skills": skills,
         "integrations": opened.integrations,

@@ -17,19 +17,19 @@ from hydracore.auth import ID_PATTERN
 from hydracore.catalogue_file import DEFAULT_PRESET
 
 
-def unserved(**bounds: Any) -> Meta:
+def undocumented(**bounds: Any) -> Meta:
     """Bounds that are enforced but not in the OpenAPI document: the contract has none, and these only prevent abuse."""
-    return Meta(**bounds, extra_json_schema={"x-unserved": True})
+    return Meta(**bounds, extra_json_schema={"x-undocumented": True})
 
 
 #: Names and references. Longer ones are of no use, and the log keeps them for ever.
-Text = Annotated[str, unserved(max_length=10_000)]
-Slugs = Annotated[list[Text], unserved(max_length=1_000, extra={"check": "workflow_slugs"})]
-CustomerId = Annotated[str, unserved(pattern=ID_PATTERN)]
+Text = Annotated[str, undocumented(max_length=10_000)]
+Slugs = Annotated[list[Text], undocumented(max_length=1_000, extra={"check": "workflow_slugs"})]
+CustomerId = Annotated[str, undocumented(pattern=ID_PATTERN)]
 #: Any text without control characters.
 ON_ONE_LINE: Final = r"^[^\x00-\x1f\x7f-\x9f]*\Z"
 #: 255 characters fit every index.
-IdempotencyKey = Annotated[str, unserved(min_length=1, max_length=255, pattern=ON_ONE_LINE)]
+IdempotencyKey = Annotated[str, undocumented(min_length=1, max_length=255, pattern=ON_ONE_LINE)]
 
 UuidText = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
 TimeText = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]

@@ -11,23 +11,23 @@ from msgspec import UNSET, Meta, UnsetType
 
 from hydracore.agent.chat_messages import CONVERSATION_ID_PATTERN
 from hydracore.agent.expressclaw.document import FALLBACKS_MAX
-from hydracore.api.schemas import ON_ONE_LINE, Slugs, Text, unserved
+from hydracore.api.schemas import ON_ONE_LINE, Slugs, Text, undocumented
 
 #: Prompts may be as long as a request. Names of models and tokens are short.
-Prompt = Annotated[str, unserved(max_length=50_000)]
-BotToken = Annotated[str, unserved(min_length=1, max_length=256, extra={"check": "bot_token"})]
+Prompt = Annotated[str, undocumented(max_length=50_000)]
+BotToken = Annotated[str, undocumented(min_length=1, max_length=256, extra={"check": "bot_token"})]
 #: On one line, because messages and log lines name it.
-ModelName = Annotated[str, unserved(min_length=1, max_length=200, pattern=ON_ONE_LINE)]
-Temperature = Annotated[float, unserved(ge=0, le=2)]
-Dollars = Annotated[float, unserved(ge=0, le=1e9)]
-TokensMax = Annotated[int, unserved(ge=1, le=10_000_000)]
-ConversationId = Annotated[str, unserved(pattern=CONVERSATION_ID_PATTERN)]
+ModelName = Annotated[str, undocumented(min_length=1, max_length=200, pattern=ON_ONE_LINE)]
+Temperature = Annotated[float, undocumented(ge=0, le=2)]
+Dollars = Annotated[float, undocumented(ge=0, le=1e9)]
+TokensMax = Annotated[int, undocumented(ge=1, le=10_000_000)]
+ConversationId = Annotated[str, undocumented(pattern=CONVERSATION_ID_PATTERN)]
 #: Sent to the agent as a header.
-ChatKey = Annotated[str, unserved(min_length=1, max_length=200, pattern=r"^[\x20-\x7e]*\Z")]
-FreeList = Annotated[list[Any], unserved(max_length=500)]
+ChatKey = Annotated[str, undocumented(min_length=1, max_length=200, pattern=r"^[\x20-\x7e]*\Z")]
+FreeList = Annotated[list[Any], undocumented(max_length=500)]
 #: The contract does not define the type of slugs here. Elsewhere it says text.
-AnySlugs = Annotated[list[Any], unserved(max_length=1_000)]
-Days = Annotated[int, unserved(ge=1, le=366)]
+AnySlugs = Annotated[list[Any], undocumented(max_length=1_000)]
+Days = Annotated[int, undocumented(ge=1, le=366)]
 
 DAYS_DEFAULT: Final = 30
 MESSAGE_LENGTH_MAX: Final = 8_000
@@ -98,7 +98,7 @@ class UpdateModelPolicy(msgspec.Struct, frozen=True, kw_only=True):
     budget_daily_usd: Dollars | UnsetType | None = UNSET
     budget_monthly_usd: Dollars | UnsetType | None = UNSET
     embedding_model: ModelName | UnsetType | None = UNSET
-    fallbacks: Annotated[list[ModelName], unserved(max_length=FALLBACKS_MAX)] | UnsetType | None = UNSET
+    fallbacks: Annotated[list[ModelName], undocumented(max_length=FALLBACKS_MAX)] | UnsetType | None = UNSET
     max_tokens: TokensMax | UnsetType | None = UNSET
     primary: ModelName | UnsetType | None = UNSET
     temperature: Temperature | UnsetType | None = UNSET

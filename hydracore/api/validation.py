@@ -51,7 +51,7 @@ class Header(NamedTuple):
     name: str
 
 
-class Rest:
+class RestOfPath:
     """Marks the last path parameter as the rest of the path, with slashes: `Annotated[str, Rest()]`.
 
     It is read from the raw path, because routing has decoded and normalized the other one.
@@ -92,7 +92,7 @@ class CheckProblems(NamedTuple):
 class Input(NamedTuple):
     """An argument of a handler that the client gives. `alias`: its name in the request.
 
-    `prefix`: for a `Rest` parameter, the path before it.
+    `prefix`: for a `RestOfPath` parameter, the path before it.
     """
 
     name: str
@@ -139,7 +139,7 @@ def read_signature(handler: Handler, path: str, *, callers: Collection[type]) ->
 
 def _input_of(parameter: inspect.Parameter, path: str) -> Input:
     declared, *marks = get_args(parameter.annotation) if _is_annotated(parameter) else (parameter.annotation,)
-    kept = tuple(mark for mark in marks if not isinstance(mark, Header | Rest))
+    kept = tuple(mark for mark in marks if not isinstance(mark, Header | RestOfPath))
     if kept:
         declared = Annotated[(declared, *kept)]
     source: Source = "query"
@@ -147,7 +147,7 @@ def _input_of(parameter: inspect.Parameter, path: str) -> Input:
     prefix: str | None = None
     if f"{{{name}}}" in path:
         source = "path"
-        prefix = path.partition("{")[0] if any(isinstance(mark, Rest) for mark in marks) else None
+        prefix = path.partition("{")[0] if any(isinstance(mark, RestOfPath) for mark in marks) else None
     elif name == "body":
         source = "body"
     for mark in marks:
@@ -186,7 +186,7 @@ class RequestReader:
         self._body_name = body.name if body is not None else None
         self._decoder = msgspec.json.Decoder(body.declared) if body is not None else None
         # msgspec alone suffices for requests of only path and body, if it can check all their types.
-        self._may_be_quick = not any(
+        self._has_fast_path = not any(
             each.source == "header" or each.prefix or (each.source != "query" and _is_beyond_msgspec(each.info))
             for each in inputs
         )
@@ -196,16 +196,16 @@ class RequestReader:
         return self._body_name is not None
 
     def read(self, scope: Mapping[str, Any], raw_body: bytes) -> dict[str, Any]:
-        """The handler's arguments by name. Raises `RequestInvalid`, and `NotFound` for an empty `Rest` parameter."""
-        if self._may_be_quick and not scope["query_string"]:
+        """The handler's arguments by name. Raises `RequestInvalid`, and `NotFound` for an empty `RestOfPath` parameter."""
+        if self._has_fast_path and not scope["query_string"]:
             try:
-                return self._read_quickly(scope, raw_body)
+                return self._read_fast(scope, raw_body)
             except JSON_ERRORS:
-                # `_read_all` finds the problems, or none: `_read_quickly` is stricter.
+                # `_read_all` finds the problems, or none: `_read_fast` is stricter.
                 pass
         return self._read_all(scope, raw_body)
 
-    def _read_quickly(self, scope: Mapping[str, Any], raw_body: bytes) -> dict[str, Any]:
+    def _read_fast(self, scope: Mapping[str, Any], raw_body: bytes) -> dict[str, Any]:
         arguments = self._defaults.copy()
         for each in self._path:
             arguments[each.name] = msgspec.convert(scope["path_params"][each.alias], each.declared)
@@ -250,11 +250,11 @@ class RequestReader:
         return arguments
 
     def _path_given(self, scope: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The path's parameters. Raises `NotFound` where a `Rest` parameter is empty."""
+        """The path's parameters. Raises `NotFound` where a `RestOfPath` parameter is empty."""
         given = dict(scope["path_params"])
-        for name, way in self._prefix_patterns:
-            found = way.match(written := scope["raw_path"].decode("latin-1"))
-            rest = written[found.end() :] if found is not None else ""
+        for name, pattern in self._prefix_patterns:
+            found = pattern.match(raw_path := scope["raw_path"].decode("latin-1"))
+            rest = raw_path[found.end() :] if found is not None else ""
             if not rest:
                 raise NotFound(HTTPStatus.NOT_FOUND.phrase)
             given[name] = unquote_to_bytes(rest).decode(errors="replace")
@@ -266,8 +266,8 @@ def _prefix_pattern(prefix: str) -> re.Pattern[str]:
 
     Further slashes at its end do not match, because they may belong to the rest.
     """
-    ways = [f"(?:{re.escape(each)}|%(?i:{ord(each):02x}))" + ("+" if each == "/" else "") for each in prefix]
-    return re.compile("".join(ways).removesuffix("+"))
+    alternatives = [f"(?:{re.escape(each)}|%(?i:{ord(each):02x}))" + ("+" if each == "/" else "") for each in prefix]
+    return re.compile("".join(alternatives).removesuffix("+"))
 
 
 def _is_beyond_msgspec(info: types.Type) -> bool:

@@ -1,4 +1,4 @@
-"""Opens an instance's configuration and seals its secrets. Nothing else in the API does either."""
+"""Decrypts (opens) an instance's configuration and encrypts (seals) its secrets. Nothing else in the API does this."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SECRETS: Final = frozenset({"telegram_bot_token", *SEALED_WITHIN})
 _LISTS: Final = "platform_lists"
 
 
-class Opened(NamedTuple):
+class OpenedConfig(NamedTuple):
     """The sealed part of a configuration, opened. Values that no key opens (any more) are missing."""
 
     system_prompt: str | None
@@ -42,9 +42,9 @@ class Vault:
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
 
-    async def open(self, state: Instance) -> Opened:
+    async def open(self, state: Instance) -> OpenedConfig:
         config = state.config
-        return Opened(
+        return OpenedConfig(
             system_prompt=await self._open_text(state, "system_prompt", config.system_prompt),
             customer_facing_prompt=await self._open_text(
                 state, "customer_facing_prompt", config.customer_facing_prompt
@@ -67,20 +67,20 @@ class Vault:
     async def seal_list(self, state: Instance, items: list[Any]) -> tuple[Any, ...]:
         """`items` with the secrets in them sealed; the rest stays in clear. Raises `CustomerErased`.
 
-        Texts in the form of a sealed text are sealed too: they may be somebody else's, copied from the log to have them
-        opened.
+        Texts that look like a sealed text are sealed too: a caller may have copied another customer's sealed text from the
+        log to have it opened.
         """
-        ours = set[str]()
+        sealed_here = set[str]()
 
         async def seal(text: str) -> str:
             sealed = await self._keyring.seal(
                 text, tenant_id=state.tenant_id, customer_id=state.customer_id, field=_LISTS
             )
-            ours.add(sealed)
+            sealed_here.add(sealed)
             return sealed
 
         async def seal_copied(text: str) -> str:
-            return await seal(text) if looks_sealed(text) and text not in ours else text
+            return await seal(text) if looks_sealed(text) and text not in sealed_here else text
 
         return tuple(await replace_secrets(await replace_secrets(items, seal), seal_copied, secret=True))
 
@@ -88,7 +88,7 @@ class Vault:
         """A sealed text from the history of `state` as its owner sees it: opened, with secrets in it masked."""
         try:
             if field in SEALED_WITHIN:
-                text = await self._open_listed(state, sealed)
+                text = await self._open_list_item(state, sealed)
             else:
                 text = await self._open_text(state, field, sealed)
         except ValueError:
@@ -105,7 +105,7 @@ class Vault:
             return None
         return await self._keyring.open(sealed, tenant_id=state.tenant_id, customer_id=state.customer_id, field=field)
 
-    async def _open_listed(self, state: Instance, text: str) -> str | None:
+    async def _open_list_item(self, state: Instance, text: str) -> str | None:
         """Open a sealed text of a list. Raises `ValueError` where it only looks sealed."""
         return await self._keyring.unseal(text, tenant_id=state.tenant_id, customer_id=state.customer_id, field=_LISTS)
 
@@ -120,7 +120,7 @@ class Vault:
             if not looks_sealed(text):
                 return text
             try:
-                return await self._open_listed(state, text)
+                return await self._open_list_item(state, text)
             except ValueError:
                 # A text in this form that was stored before such texts were sealed.
                 return text

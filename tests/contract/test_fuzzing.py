@@ -29,7 +29,7 @@ NOT_PROMISED = "negative_data_rejection,positive_data_acceptance"
 DEADLY = ("delete_instance", "rotate_key")
 
 #: Who asks for what. schemathesis takes the credentials away again to see that they are asked for.
-CALLERS = """
+CALLER_TYPES = """
 headers = {{ Authorization = "{owner[Authorization]}" }}
 
 [[operations]]
@@ -60,7 +60,7 @@ async def test_every_answer_is_as_the_document_says(services: Services, tmp_path
     async with open_scene(services) as scene, AsyncExitStack() as stack:
         instances = {name: (await stack.enter_async_context(in_use(scene.api))).instance_id for name in DEADLY}
         instances[""] = scene.used.instance_id
-        (tmp_path / "schemathesis.toml").write_text(CALLERS.format(**scene.headers))
+        (tmp_path / "schemathesis.toml").write_text(CALLER_TYPES.format(**scene.headers))
         ours = {
             "PYTHONPATH": str(REPOSITORY),
             "SCHEMATHESIS_HOOKS": HOOKS,

@@ -10,7 +10,7 @@ import pytest
 from hydracore.api.openapi import document
 from tests.api_server import every_operation
 from tests.contract.openapi_compare import narrowings
-from tests.contract.unserved_bounds import UNSERVED_BOUNDS, unserved_bounds
+from tests.contract.undocumented_bounds import UNDOCUMENTED_BOUNDS, undocumented_bounds
 
 CONTRACT: dict[str, Any] = json.loads(Path(__file__).with_name("openapi.json").read_text())
 
@@ -45,13 +45,13 @@ def test_what_any_request_may_end_in_is_told_of_each_operation(served: dict[str,
 
 
 def test_no_bound_that_is_kept_and_not_served_is_changed_unseen() -> None:
-    assert unserved_bounds(CONTRACT, every_operation()) == UNSERVED_BOUNDS
+    assert undocumented_bounds(CONTRACT, every_operation()) == UNDOCUMENTED_BOUNDS
 
 
 def test_every_reference_leads_somewhere_and_private_marks_stay_inside(served: dict[str, Any]) -> None:
     text = json.dumps(served)
 
-    assert "x-unserved" not in text
+    assert "x-undocumented" not in text
     for name in served["components"]["schemas"]:
         assert name.isidentifier(), f"{name}: two types of one name, told apart by their modules"
         assert f'"#/components/schemas/{name}"' in text, f"{name} is used by nothing"

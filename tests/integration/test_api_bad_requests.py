@@ -9,7 +9,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from hydracore.api.agent_gate import CallingAgent, MeteredAgent
+from hydracore.api.agent_gate import CallingAgent, ReportingAgent
 from hydracore.api.operations import Operation
 from tests.api_server import every_operation
 from tests.scene import Scene, open_scene
@@ -81,7 +81,7 @@ async def ask(
     scene: Scene, op: Operation, url: str, *, body: bytes = b"", headers: dict[str, str] | None = None
 ) -> httpx.Response:
     """As somebody who may."""
-    who = "agent" if op.signature.who in {CallingAgent, MeteredAgent} else "admin" if "/admin/" in url else "owner"
+    who = "agent" if op.signature.who in {CallingAgent, ReportingAgent} else "admin" if "/admin/" in url else "owner"
     known = {"Content-Type": "application/json", **scene.headers[who], **(headers or {})}
     return await scene.api.client.request(op.declared.method, url, content=body, headers=known)
 

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from hydracore.api.consent import recorded_id
+from hydracore.api.consent import logged_conversation_id
 from tests.api_server import Api
 from tests.use_fixtures import (
     Used,
@@ -94,7 +94,9 @@ async def test_no_number_of_telegram_s_gets_into_the_log(used: Used, owner_conn:
     events = await events_of(owner_conn, used.instance_id, "conversations_accessed")
     first, other, again = [event["conversation_id"] for event in events]
     assert first == again != other
-    assert recorded_id(used.api.parts.keyring, UUID(int=7), f"telegram:{numbers[0]}") != first, "at another instance"
+    assert logged_conversation_id(used.api.parts.keyring, UUID(int=7), f"telegram:{numbers[0]}") != first, (
+        "at another instance"
+    )
     rows = await owner_conn.execute(
         "SELECT payload::text FROM event WHERE stream_id = %(id)s"
         " UNION ALL SELECT message FROM provision_log WHERE instance_id = %(id)s",

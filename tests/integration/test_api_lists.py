@@ -71,8 +71,8 @@ async def test_the_address_of_an_erased_customer_is_no_longer_listed(
 
 
 async def test_what_is_remembered_of_lists_is_bounded(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "REMEMBERED_MAX", 3)
-    monkeypatch.setattr(listing, "PAGES_MAX", 2)
+    monkeypatch.setattr(listing, "CACHED_ITEMS_MAX", 3)
+    monkeypatch.setattr(listing, "CACHED_PAGES_MAX", 2)
     lists = Listing(api.parts.queries, api.parts.keyring)
     sizes: list[tuple[int, int]] = []
 
@@ -81,7 +81,7 @@ async def test_what_is_remembered_of_lists_is_bounded(api: Api, monkeypatch: pyt
         made = await order(api, api.token(user=customer))
         whose = ListFilter(tenant_id=api.tenant, customer_id=customer, limit=1)
         assert made.encode() in (await lists.page(whose)).json
-        sizes.append((len(lists._remembered), len(lists._pages)))
+        sizes.append((len(lists._cached_items), len(lists._pages)))
 
     # Of so many instances, and those of the page that was asked for last.
     assert max(count for count, _ in sizes) == 4

@@ -58,7 +58,7 @@ CASES = {
     "GET /v1/instances/{instance_id}/usage": Case(OF_INSTANCE),
 }
 
-CALLERS: dict[str, dict[str, str]] = {
+CALLER_TYPES: dict[str, dict[str, str]] = {
     "owner": bearer(user="ann"),
     "other_customer": bearer(user="bob"),
     "other_tenant": bearer(tenant="rival", user="ann", role="admin"),
@@ -104,7 +104,7 @@ async def test_everybody_gets_what_is_theirs_and_nobody_else_changes_anything(
     before = await commands(owner_conn)
 
     strangers = {name: await send(used, operation, headers) for name, headers in NOBODY.items()}
-    outsiders = {name: await send(used, operation, CALLERS[name]) for name in refused}
+    outsiders = {name: await send(used, operation, CALLER_TYPES[name]) for name in refused}
     called = len(used.agent.calls)
     after = await commands(owner_conn)
 
@@ -114,7 +114,7 @@ async def test_everybody_gets_what_is_theirs_and_nobody_else_changes_anything(
     # A key that has just been rotated cannot be rotated again: any one of those who may shows that they may.
     welcome = [name for name in statuses if name not in refused]
     for name in welcome[:1] if "rotate-key" in operation else welcome:
-        assert (name, await send(used, operation, CALLERS[name])) == (name, statuses[name])
+        assert (name, await send(used, operation, CALLER_TYPES[name])) == (name, statuses[name])
 
 
 @pytest.mark.parametrize("operation", CASES)
@@ -129,7 +129,7 @@ async def test_an_api_key_is_an_admin_or_the_customer_it_acts_for(
 
 
 async def test_what_others_own_looks_like_what_is_absent(used: Used) -> None:
-    rival = CALLERS["other_tenant"]
+    rival = CALLER_TYPES["other_tenant"]
     method, path = "GET", f"/v1/instances/{used.instance_id}"
 
     for suffix in (
@@ -151,7 +151,7 @@ async def test_what_others_own_looks_like_what_is_absent(used: Used) -> None:
 async def test_lists_show_what_is_ones_own(used: Used, api: Api) -> None:
     shown = {
         name: str(used.instance_id) in (await api.client.get("/v1/instances", headers=headers)).text
-        for name, headers in CALLERS.items()
+        for name, headers in CALLER_TYPES.items()
     }
 
     assert shown == {"owner": True, "other_customer": False, "other_tenant": False, "admin": True, "platform": True}

@@ -7,7 +7,7 @@ import pytest
 
 from hydracore.api import chat_stream
 from hydracore.api.chat import wants_stream
-from hydracore.api.chat_stream import whole_events
+from hydracore.api.chat_stream import complete_events
 from hydracore.vps import VpsTimeout, VpsUnreachable
 
 TOKEN = b'event: token\ndata: {"text":"a"}\n\n'
@@ -22,7 +22,7 @@ async def through(*pieces: bytes | Exception) -> list[bytes]:
                 raise piece
             yield piece
 
-    return [event async for event in whole_events(chunks())]
+    return [event async for event in complete_events(chunks())]
 
 
 def code(event: bytes) -> str:

@@ -134,7 +134,7 @@ def bounds_that_are_not_served() -> list[str]:
         for module in (schemas, use_schemas)
         for alias in vars(module).values()
         for meta in getattr(alias, "__metadata__", ())
-        if isinstance(meta, msgspec.Meta) and (meta.extra_json_schema or {}).get("x-unserved")
+        if isinstance(meta, msgspec.Meta) and (meta.extra_json_schema or {}).get("x-undocumented")
     ]
     return [f"{int(bound):,}" for meta in metas for bound in (meta.max_length, meta.le) if bound is not None]
 

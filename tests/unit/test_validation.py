@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from hydracore.api.errors import RequestInvalid
 from hydracore.api.schemas import CreateInstance, IdempotencyKey
-from hydracore.api.validation import Header, Incoming, RequestReader, Rest, read_signature
+from hydracore.api.validation import Header, Incoming, RequestReader, RestOfPath, read_signature
 from hydracore.auth import Principal
 
 A_UUID = "198bc4a4-ca9d-4a27-bbcc-83824e04cd08"
@@ -242,7 +242,7 @@ def test_problems_of_header_and_body_are_told_together() -> None:
     ]
 
 
-async def poll(who: Principal, key: Annotated[str, Rest()]) -> None:
+async def poll(who: Principal, key: Annotated[str, RestOfPath()]) -> None:
     raise NotImplementedError
 
 

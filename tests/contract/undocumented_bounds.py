@@ -1,4 +1,4 @@
-"""The bounds that are kept and not served (`schemas.unserved`): the comparison of documents cannot see them, so they are
+"""The bounds that are kept and not served (`schemas.undocumented`): the comparison of documents cannot see them, so they are
 pinned here. Whoever narrows one takes from clients what the contract lets them send."""
 
 from collections.abc import Iterable, Iterator
@@ -20,7 +20,7 @@ _TEMPERATURE = {"minimum": 0, "maximum": 2}
 _SLUGS = {"body.workflow_slugs": {"maxItems": 1_000}, "body.workflow_slugs[]": _TEXT}
 _KEY = {"minLength": 1, "maxLength": 255, "pattern": _ON_ONE_LINE}
 
-UNSERVED_BOUNDS: dict[str, dict[str, Json]] = {
+UNDOCUMENTED_BOUNDS: dict[str, dict[str, Json]] = {
     "GET /v1/instances": {"query.cursor": {"maxLength": 200}},
     "POST /v1/instances": {
         "header.idempotency-key": _KEY,
@@ -66,7 +66,7 @@ UNSERVED_BOUNDS: dict[str, dict[str, Json]] = {
 }
 
 
-def unserved_bounds(contract: Json, operations: Iterable[Operation]) -> dict[str, dict[str, Json]]:
+def undocumented_bounds(contract: Json, operations: Iterable[Operation]) -> dict[str, dict[str, Json]]:
     """By operation of the contract and by field, as the declared types have them."""
     return {
         f"{op.declared.method} {op.declared.path}": found
@@ -85,7 +85,7 @@ def _of_operation(op: Operation) -> Iterator[tuple[str, Json]]:
 
 def _within(schema: Json, components: Json, where: str) -> Iterator[tuple[str, Json]]:
     schema = components[schema["$ref"]] if "$ref" in schema else schema
-    if "x-unserved" in schema:
+    if "x-undocumented" in schema:
         yield (
             where,
             {name: value for name, value in schema.items() if name.startswith(("min", "max", "excl", "pattern"))},
