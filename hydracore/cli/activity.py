@@ -41,7 +41,7 @@ def activity(*, tenant: str, first: date | None, last: date | None, actor: str |
     Prints the latest first, at most 1000 lines. Events that the relay has not processed yet are not shown.
     """
     from events.patience import patiently
-    from hydracore.cli.tenants import is_tenant, say_unknown
+    from hydracore.cli.tenants import is_tenant, warn_unknown_tenant
     from projections.activity_queries import LINES_MAX, tenant_activity
 
     last = last or datetime.now(UTC).date()
@@ -60,7 +60,7 @@ def activity(*, tenant: str, first: date | None, last: date | None, actor: str |
     else:
         _show(found)
     if not known:
-        say_unknown(tenant)
+        warn_unknown_tenant(tenant)
     if len(found) == LINES_MAX:
         text = f"only the latest {LINES_MAX} lines are shown; use --to for earlier ones, or narrow them down with --from or --actor"
         say(f"hydracore: {text}", err=True)

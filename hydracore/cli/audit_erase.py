@@ -9,7 +9,7 @@ from uuid import uuid4
 import click
 
 from hydracore import settings as configuration
-from hydracore.cli.printing import Text, json_option, operator, plain, print_json, say
+from hydracore.cli.printing import Text, escaped, json_option, operator, print_json, say
 from hydracore.cli.running import fail, failures, load, on_database
 from hydracore.wording import plural
 
@@ -86,7 +86,7 @@ def _is_wanted(customer: "Customer") -> bool:
         f"Make all personal data in {whose} unreadable for good?"
     )
     try:
-        return click.confirm(plain(question), err=True)
+        return click.confirm(escaped(question), err=True)
     except click.Abort:  # Nobody is there to answer.
         return False
 

@@ -16,7 +16,7 @@ from hydracore.audit.changes import Change, leaves
 from hydracore.audit.history import Entry
 from hydracore.audit.moments import ms_text
 from hydracore.audit.showing import HistoryDifference, HistoryEvent, HistoryState, HistoryStep, sealed, shown_event
-from hydracore.cli.printing import SHOWN_MAX, brief, plain, print_json, print_json_line, quoted, say
+from hydracore.cli.printing import SHOWN_MAX, brief, escaped, print_json, print_json_line, quoted, say
 from hydracore.wording import plural
 
 
@@ -104,12 +104,12 @@ def _width(names: Iterable[str]) -> int:
 
 
 def _name(text: str) -> str:
-    return brief(plain(text))
+    return brief(escaped(text))
 
 
 def _value(field: str, value: Any, *, whole: bool = False) -> str:
     """`value` in one line. Values of fields in milliseconds are shown as times."""
     if field.endswith("_ms") and isinstance(value, int) and value:
         return str(ms_text(value))
-    text = quoted(value) if isinstance(value, str) else plain(msgspec.json.encode(value).decode())
+    text = quoted(value) if isinstance(value, str) else escaped(msgspec.json.encode(value).decode())
     return text if whole else brief(text)

@@ -1,4 +1,4 @@
-"""`token create` and `api-key create`, `list` and `revoke`: let somebody in, and out again."""
+"""`token create`, and `api-key create`, `list` and `revoke`: manage access to the API."""
 
 import re
 import time
@@ -25,7 +25,7 @@ SECONDS_A_DAY: Final = 86_400
 
 
 class Id(Text):
-    """A tenant's or a user's."""
+    """The id of a tenant or a user."""
 
     name = "id"
 
@@ -99,7 +99,7 @@ def list_keys(*, tenant: str, as_json: bool) -> None:
     Shows their ids, names and times. The keys themselves are not stored.
     """
     from hydracore.auth import list_api_keys
-    from hydracore.cli.tenants import is_tenant, say_unknown
+    from hydracore.cli.tenants import is_tenant, warn_unknown_tenant
 
     async def work(connection: "AsyncConnection") -> "tuple[list[ApiKey], bool]":
         found = await list_api_keys(connection, tenant)
@@ -108,7 +108,7 @@ def list_keys(*, tenant: str, as_json: bool) -> None:
 
     found, known = _on_database(work)
     if not known:
-        say_unknown(tenant)
+        warn_unknown_tenant(tenant)
     if as_json:
         print_json([{name: value for name, value in key._asdict().items() if name != "tenant_id"} for key in found])
         return
@@ -136,7 +136,7 @@ def _state(key: "ApiKey") -> str:
 
 
 def _on_database(work: "Callable[[AsyncConnection], Awaitable[T]]") -> T:
-    """What `work` gives; what can go wrong becomes one line and an exit status."""
+    """The result of `work` on a connection as the login role. A failure becomes one line and an exit status."""
     from hydracore.db.pool import conninfo
 
     settings = load()

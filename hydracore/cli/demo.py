@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from hydracore.cli.printing import plain, plain_lines
+from hydracore.cli.printing import escaped, escaped_lines
 from hydracore.signals import INTERRUPTED, run_until_signal
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ async def _show(home: "Home", console: "Console") -> None:
     async with development(home, port=free_port(), workers=1, environ=environ) as (stack, file):
         console.print(f"ready at {file.url} after {time.monotonic() - began_s:.1f} s", highlight=False)
         try:
-            await Story(file, console, disks=home.cloudsim / DISKS).tell()
+            await Story(file, console, disks=home.cloudsim / DISKS).run()
         except (StoryError, httpx.HTTPError, psycopg.Error) as error:
             print_failure(error, stack.supervisor.log_tails(), console)
             raise SystemExit(1) from None
@@ -93,9 +93,9 @@ def print_failure(error: Exception, log_tails: dict[str, str], console: "Console
     from rich.text import Text
 
     console.print()
-    why = plain(str(error)) or type(error).__name__
+    why = escaped(str(error)) or type(error).__name__
     console.print(Text.assemble(("The demo failed:", "bold red"), f" {why}"), soft_wrap=True)
     for name, text in log_tails.items():
         if text and name not in {"postgres", "valkey"}:
             console.print(f"\nend of {name}.log", style="bold", highlight=False)
-            console.print(plain_lines(text), markup=False, highlight=False, soft_wrap=True)
+            console.print(escaped_lines(text), markup=False, highlight=False, soft_wrap=True)

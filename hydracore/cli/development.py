@@ -84,7 +84,7 @@ async def development(
         async with Stack.running(
             home, port=port, workers=workers, environ=environ, on_change=write, on_failure=on_failure
         ) as stack:
-            file = await _introduce(stack)
+            file = await _issue_tokens(stack)
             settings = "".join(f"{name}={shlex.quote(value)}\n" for name, value in stack.managed_settings().items())
             write_atomic(home.env_file, settings.encode(), durable=False)
             written.append((stack, file))
@@ -97,7 +97,7 @@ async def development(
                 home.env_file.unlink(missing_ok=True)
 
 
-async def _introduce(stack: Stack) -> DevFile:
+async def _issue_tokens(stack: Stack) -> DevFile:
     """Issue tokens for the users of this home. Their ids never change, and the tokens of earlier starts stay valid."""
     known = stack.secrets
     expires_at = time.time() + TOKEN_TTL_S

@@ -5,11 +5,11 @@ Besides these: 0 for done and all well; 2 for wrong usage, from click; 130 for `
 
 from typing import Final
 
-#: The command did its work, and found that something is wrong or is left to be done.
+#: The command did its work, and found that something is wrong or left to do.
 FOUND: Final = 1
 #: The command could not do its work.
 NOT_DONE: Final = 3
-#: Somebody else is doing the same work. It can be done later.
+#: Another process is doing the same work. Try again later.
 BUSY: Final = 4
 #: A lane of a read table is parked, and waits for an operator.
 PARKED: Final = 5

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from events.ids import lane_of
 from events.sql import Statements
-from hydracore.cli.narrator import Narrator, until
+from hydracore.cli.narrator import Narrator, wait_until
 
 _EVENTS: Final = Statements("hydracore.cli", "story.sql")["events"]
 
@@ -36,7 +36,7 @@ class Follower:
 
     def __init__(self, database_url: str, instance_id: UUID, narrator: Narrator) -> None:
         self.count = 0
-        self._looks = 0
+        self._polls = 0
         self._url = database_url
         self._instance_id = instance_id
         self._narrator = narrator
@@ -49,21 +49,21 @@ class Follower:
         async with await connecting as connection:
             while True:
                 await self.show_new(connection)
-                self._looks += 1
+                self._polls += 1
                 await asyncio.sleep(POLL_S)
 
-    async def caught_up(self) -> None:
+    async def wait_until_caught_up(self) -> None:
         """Wait until all events so far are shown. Raises `StoryError` if that takes too long."""
-        # Two more looks, because the present one may have begun before the last of them was appended.
-        enough = self._looks + 2
+        # Two more polls, because the present one may have begun before the last event was appended.
+        target = self._polls + 2
 
-        async def has_looked() -> bool:
-            return self._looks >= enough
+        async def has_polled() -> bool:
+            return self._polls >= target
 
-        await until(has_looked, CAUGHT_UP_S_MAX, "the log was not read to its end")
+        await wait_until(has_polled, CAUGHT_UP_S_MAX, "the log was not read to its end")
 
     async def show_new(self, connection: psycopg.AsyncConnection[dict[str, Any]]) -> None:
-        """Show what has been appended since the last look."""
+        """Show what has been appended since the last poll."""
         lane = lane_of(self._instance_id)
         cursor = await connection.execute(
             _EVENTS, {"lane": lane, "stream_id": self._instance_id, "version": self.count}
@@ -90,11 +90,11 @@ def head_of(event: Mapping[str, Any]) -> Text:
         (f"  {event['recorded_at']:%H:%M:%S.%f}"[:-3], "dim"),
         (f" {event['lane']:>2}/{event['seq']:<3}", "cyan"),
         (f" {event['type']:<{TYPE_WIDTH}}", "bold"),
-        (f" {_brief(event['actor']):<{ACTOR_WIDTH}} ", "green"),
+        (f" {_shortened(event['actor']):<{ACTOR_WIDTH}} ", "green"),
     )
 
 
-def _brief(actor: str) -> str:
+def _shortened(actor: str) -> str:
     """`customer:9f6c1c3e-...` as `customer:9f6c1c3e`: enough to tell two apart."""
     kind, colon, name = actor.partition(":")
     try:

@@ -1,7 +1,8 @@
 """`master-key`: show what depends on a former master key, and replace that; issue new agent keys after a restore.
 
-See docs/operations.md. Exit status 1: something is left that can be done. Keys that no named master key opens, because
-they were damaged, are counted but do not lead to 1.
+See docs/operations.md. The help of each command says when it exits with 1. `status` ignores keys that no configured master
+key decrypts and histories that cannot be read, because no former master key helps there. `rewrap` and `reissue` exit with 1
+for them.
 """
 
 from collections.abc import AsyncGenerator
@@ -68,7 +69,8 @@ def rewrap(*, as_json: bool) -> None:
 
     Can be interrupted and repeated at any time.
 
-    Exit status: 0 done; 1 some keys are left.
+    Exit status: 0 done; 1 some keys are left, because they were in use (run this again) or no configured master key
+    decrypts them.
     """
     from hydracore.cli.audit_view import progress_bar
 
@@ -149,7 +151,7 @@ async def _reissue(
 
 
 async def _refuse_another_installations_key(settings: "Settings", pool: "AsyncConnectionPool") -> None:
-    """Refuse to work with the master key of another installation: nobody here could read what it wraps or derives."""
+    """Refuse the master key of another installation: the parts could not use what it wraps or derives."""
     from events.errors import MasterKeyWrong
     from events.keys import Keyring
 

@@ -9,11 +9,11 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from hydracore.cli.printing import plain_lines
+from hydracore.cli.printing import escaped_lines
 
 POLL_S: Final = 0.1
 #: The indentation of further lines, where a text is folded.
-SAID_INDENT: Final = 4
+LINE_INDENT: Final = 4
 
 
 class StoryError(Exception):
@@ -31,10 +31,10 @@ class Narrator:
     def chapter(self, title: str) -> None:
         self._chapter += 1
         self.console.print()
-        self.line(Text(f"{self._chapter}  ", style="bold"), title, indent=SAID_INDENT)
+        self.line(Text(f"{self._chapter}  ", style="bold"), title, indent=LINE_INDENT)
 
     def say(self, text: str) -> None:
-        self.line(Text("  "), text, indent=SAID_INDENT)
+        self.line(Text("  "), text, indent=LINE_INDENT)
 
     def line(self, head: Text, rest: str, *, indent: int) -> None:
         """Print `head` and `rest` in one line.
@@ -43,31 +43,31 @@ class Narrator:
         where `rest` begins on the next line.
         """
         # Before folding, because it may make the text longer. Models and others may send control characters.
-        rest = plain_lines(rest)
+        rest = escaped_lines(rest)
         if self.console.is_terminal:
-            rest = fold(rest, begin=head.cell_len, indent=indent, width=self.console.width)
+            rest = fold(rest, first_column=head.cell_len, indent=indent, width=self.console.width)
         if not rest or rest.startswith("\n"):
             head.rstrip()
         self.console.print(head.append(rest), soft_wrap=True)
 
-    async def say_as_it_comes(self, words: AsyncIterator[str]) -> None:
+    async def stream_line(self, words: AsyncIterator[str]) -> None:
         """Print one line, each piece of it as soon as it arrives."""
         async with self.line_open:
             self.console.print("  ", end="")
             try:
                 async for word in words:
-                    self.console.print(plain_lines(word), end="", markup=False, highlight=False, soft_wrap=True)
+                    self.console.print(escaped_lines(word), end="", markup=False, highlight=False, soft_wrap=True)
             finally:
                 self.console.print()
 
 
-def fold(text: str, *, begin: int, indent: int, width: int) -> str:
-    """`text`, from column `begin` on, broken between words to fit `width` columns. Further lines are indented.
+def fold(text: str, *, first_column: int, indent: int, width: int) -> str:
+    """`text`, from column `first_column` on, broken between words to fit `width` columns. Further lines are indented.
 
     A word that is longer than a line stays whole.
     """
     folded: list[str] = []
-    room = width - begin
+    room = width - first_column
     for paragraph in text.split("\n"):
         line = ""
         for word in paragraph.split(" "):
@@ -82,14 +82,14 @@ def fold(text: str, *, begin: int, indent: int, width: int) -> str:
     return f"\n{' ' * indent}".join(folded)
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds_max: float, complaint: str) -> None:
+async def wait_until(condition: Callable[[], Awaitable[bool]], seconds_max: float, problem: str) -> None:
     """Wait for `condition`. Raises `StoryError` with the complaint after `seconds_max`."""
     try:
         async with asyncio.timeout(seconds_max):
             while not await condition():  # noqa: ASYNC110 - another process sets no Event
                 await asyncio.sleep(POLL_S)
     except TimeoutError:
-        raise StoryError(f"{complaint} within {seconds_max:g} s") from None
+        raise StoryError(f"{problem} within {seconds_max:g} s") from None
 
 
 def expect(answer: httpx.Response, *wanted: int) -> dict[str, Any]:

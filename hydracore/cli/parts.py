@@ -14,16 +14,16 @@ import click
 
 from hydracore import settings as configuration
 from hydracore.cli.exit_status import FOUND, NOT_DONE
-from hydracore.cli.printing import Folder, PatientOption, json_option, load_with_options, print_json, say
+from hydracore.cli.printing import DeferredErrorOption, Folder, json_option, load_with_options, print_json, say
 from hydracore.cli.running import fail, failures, load
 
 if TYPE_CHECKING:
     from workers.findings import SweepReport
 
-_option = partial(click.option, cls=PatientOption)
+_option = partial(click.option, cls=DeferredErrorOption)
 
 
-def _leave_out_the_unused() -> None:
+def _block_unused_imports() -> None:
     """Prevent optional imports before a long-running part is imported.
 
     structlog and httpx import `rich` and `pygments` for coloured output if they are installed, and litestar imports
@@ -49,7 +49,7 @@ def _database_failures() -> Generator[None]:
 def api() -> None:
     """Serve the HTTP API."""
     settings = load(require=configuration.API_NEEDS)
-    _leave_out_the_unused()
+    _block_unused_imports()
     from hydracore.api.main import run
 
     with _database_failures():
@@ -60,7 +60,7 @@ def api() -> None:
 def relay() -> None:
     """Run the relay, which follows the log and wakes workers."""
     settings = load(require=configuration.RELAY_NEEDS)
-    _leave_out_the_unused()
+    _block_unused_imports()
     from workers.main import run_relay
 
     with _database_failures():
@@ -71,7 +71,7 @@ def relay() -> None:
 def worker() -> None:
     """Run a worker, which creates, watches and deletes servers."""
     settings = load(require=configuration.WORKER_NEEDS)
-    _leave_out_the_unused()
+    _block_unused_imports()
     from workers.main import run_worker
 
     with _database_failures():
@@ -113,8 +113,8 @@ def _show_swept(swept: "SweepReport") -> None:
         facts = finding._asdict().items()
         say(" ".join(f"{name}={value}" for name, value in facts if value is not None))
     for one in swept.not_compared:
-        held = "" if one.needed else " (the log has no instances there)"
-        say(f"provider={one.provider} could not be checked: {one.why}{held}")
+        note = "" if one.needed else " (the log has no instances there)"
+        say(f"provider={one.provider} could not be checked: {one.why}{note}")
     say(f"{len(swept.findings)} found")
 
 
@@ -140,7 +140,7 @@ def _show_swept(swept: "SweepReport") -> None:
 def cloudsim(*, home: Path, host: str, port: int, token: str, boot: str, stop_servers_on_exit: bool) -> None:
     """Simulate the Hetzner Cloud API, with local processes."""
     settings = load_with_options()
-    _leave_out_the_unused()
+    _block_unused_imports()
     from hydracore import logs
     from hydracore.cloudsim.main import run, serve
 
@@ -157,7 +157,7 @@ def cloudsim(*, home: Path, host: str, port: int, token: str, boot: str, stop_se
 def modelsim(*, home: Path, host: str, port: int, slow_counting: bool) -> None:
     """Serve scripted models over the OpenAI protocol."""
     settings = load_with_options()
-    _leave_out_the_unused()
+    _block_unused_imports()
     from hydracore import logs
     from hydracore.modelsim.main import run
 
@@ -170,7 +170,7 @@ def modelsim(*, home: Path, host: str, port: int, slow_counting: bool) -> None:
 @click.option("--root", type=Folder(), default="/", show_default=True, help="Root directory of the VPS.")
 def agent(*, root: Path) -> None:
     """Run the agent of a VPS."""
-    _leave_out_the_unused()
+    _block_unused_imports()
     from hydracore.agent.main import run
 
     sys.exit(run(root=root))

@@ -16,31 +16,31 @@ from hydracore.settings import Settings, SettingsError, load
 #: The key in a command's context of the problems with its options.
 _PROBLEMS: Final = "hydracore.problems"
 
-#: Texts that without quotes would be taken for something else.
-_NO_WORDS: Final = frozenset({"", "null", "true", "false"})
+#: Texts that need quotes, because without them they would look like something else.
+_AMBIGUOUS_WORDS: Final = frozenset({"", "null", "true", "false"})
 
-#: The most characters of somebody else's value in a line of output. JSON has all of it.
+#: The most characters of a value from others in a line of output. JSON has all of it.
 SHOWN_MAX: Final = 160
 #: The most characters of a line on a terminal. Lines of values that a command has shortened already fit.
 LINE_MAX: Final = 4_096
 
-#: Where JSON may have unprintable characters. Below a space, it has only whitespace between values.
-_MAY_HIDE: Final = re.compile(r"[^\x00-\x7e]+")
+#: The parts of JSON that may have unprintable characters. Of the ASCII ones below the space, JSON has only whitespace.
+_NON_ASCII: Final = re.compile(r"[^\x00-\x7e]+")
 
 
-def plain(text: str) -> str:
+def escaped(text: str) -> str:
     """`text` in one line, with unprintable characters escaped: control characters, line ends, changes of direction.
 
-    Otherwise whoever may write a row or create a file could control the terminal of whoever looks at it.
+    Otherwise, a text in a row or a file name could control the terminal that it is printed on.
     """
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
-def plain_lines(text: str) -> str:
-    """The same for a text of several lines. Tabs become spaces."""
-    return "\n".join(plain(line.expandtabs()) for line in text.split("\n"))
+def escaped_lines(text: str) -> str:
+    """`escaped` for a text of several lines. Tabs become spaces."""
+    return "\n".join(escaped(line.expandtabs()) for line in text.split("\n"))
 
 
 def brief(text: str, length_max: int = SHOWN_MAX) -> str:
@@ -50,8 +50,8 @@ def brief(text: str, length_max: int = SHOWN_MAX) -> str:
 
 def quoted(text: str) -> str:
     """A text from others as a word: in quotes where it is not a single word, so that it cannot imitate the line."""
-    is_word = text not in _NO_WORDS and " " not in text
-    return plain(text if is_word else msgspec.json.encode(text).decode())
+    is_word = text not in _AMBIGUOUS_WORDS and " " not in text
+    return escaped(text if is_word else msgspec.json.encode(text).decode())
 
 
 def say(*lines: str, err: bool = False, bold: bool = False, whole: bool = False) -> None:
@@ -60,38 +60,38 @@ def say(*lines: str, err: bool = False, bold: bool = False, whole: bool = False)
     `whole`: do not cut long lines. `bold`: print the first line in bold. All commands print through this function, so
     that no text from others can control the terminal or hide other lines.
     """
-    first, *others = map(plain, lines) if whole else map(plain_beginning, lines)
+    first, *others = map(escaped, lines) if whole else map(printable_line, lines)
     click.echo("\n".join([click.style(first, bold=True) if bold else first, *others]), err=err)
 
 
-def plain_beginning(line: str) -> str:
+def printable_line(line: str) -> str:
     """A line as it is printed: without control characters, and cut if it is long."""
-    return brief(plain(line), LINE_MAX)
+    return brief(escaped(line), LINE_MAX)
 
 
 def print_json(value: Any) -> None:
     # As bytes, because JSON is in UTF-8, whatever the terminal's encoding is.
-    click.echo(msgspec.json.format(_plain_json(value), indent=2))
+    click.echo(msgspec.json.format(_escaped_json(value), indent=2))
 
 
 def print_json_line(value: Any) -> None:
-    click.echo(_plain_json(value))
+    click.echo(_escaped_json(value))
 
 
-def _plain_json(value: Any) -> bytes:
+def _escaped_json(value: Any) -> bytes:
     """`value` as JSON, with unprintable characters escaped: the same value, but safe on a terminal."""
     encoded = msgspec.json.encode(value)
     if encoded.isascii() and b"\x7f" not in encoded:
         return encoded
-    return _MAY_HIDE.sub(_plain_match, encoded.decode()).encode()
+    return _NON_ASCII.sub(_escaped_match, encoded.decode()).encode()
 
 
-def _plain_match(found: re.Match[str]) -> str:
+def _escaped_match(found: re.Match[str]) -> str:
     text = found[0]
-    return text if text.isprintable() else "".join(each if each.isprintable() else _escaped(each) for each in text)
+    return text if text.isprintable() else "".join(each if each.isprintable() else _json_escape(each) for each in text)
 
 
-def _escaped(char: str) -> str:
+def _json_escape(char: str) -> str:
     """The JSON escape of a character: a surrogate pair for those beyond 16 bits."""
     pairs = char.encode("utf-16-be").hex()
     return "".join(f"\\u{pairs[at : at + 4]}" for at in range(0, len(pairs), 4))
@@ -111,7 +111,7 @@ def operator() -> str:
         return f"operator:uid:{os.getuid()}"
 
 
-class PatientOption(click.Option):
+class DeferredErrorOption(click.Option):
     """An option whose problems are reported together with those of other options and of the settings.
 
     See `load_with_options`.

@@ -16,11 +16,11 @@ from hydracore import settings as configuration
 from hydracore.cli.exit_status import PARKED
 from hydracore.cli.printing import full_speed_option, json_option, operator, print_json, say
 from hydracore.cli.projections_running import (
-    as_owner,
     check_direct_connection,
     exit_with_worst_status,
-    names,
     on_database,
+    owner_conninfo,
+    projection_names,
     refuse_unknown,
     run,
     run_for_projection,
@@ -201,19 +201,23 @@ def rebuild(
         raise click.UsageError("Give one of NAME, --all and --outdated.")
     if distributed and full_speed:
         raise click.UsageError("--full-speed has no effect on the workers: do not combine it with --distributed.")
-    wanted = _wanted(name, outdated=outdated)
+    wanted = _selected(name, outdated=outdated)
     if not wanted and not as_json:
         say("nothing is outdated")
     needs = configuration.RELAY_NEEDS if distributed else configuration.DATABASE_NEEDS
     settings = load(require=needs)
     check_direct_connection(settings)
-    folding = _distributed(settings) if distributed else _here(settings, workers=workers, full_speed=full_speed)
+    folding = (
+        _folding_by_workers(settings)
+        if distributed
+        else _folding_in_processes(settings, workers=workers, full_speed=full_speed)
+    )
     build = building.dry_run if dry_run else partial(building.rebuild, accept_drift=accept_drift)
     build = partial(build, folding=folding, full_speed=full_speed)
     reports = list["Report | Failure"]()
     try:
         for one in wanted:
-            reports.append(_built(one, as_owner(settings), build))
+            reports.append(_build_with_progress(one, owner_conninfo(settings), build))
             if not as_json:
                 show_report(reports[-1], dry_run=dry_run)
     finally:
@@ -246,7 +250,7 @@ def rollback(*, name: str, as_json: bool) -> None:
     projection = known.get(-1 if version is None else version, known[max(known)])
     settings = load()
     check_direct_connection(settings)
-    report = run(go_back(as_owner(settings), projection))
+    report = run(go_back(owner_conninfo(settings), projection))
     if as_json:
         print_json([report])
     else:
@@ -269,18 +273,18 @@ def prune(*, name: str | None, every: bool, as_json: bool) -> None:
         raise click.UsageError("Give either NAME or --all.")
     settings = load()
     check_direct_connection(settings)
-    known = on_database(names)
+    known = on_database(projection_names)
     if name is not None and name not in known:
         refuse_unknown(name)
     pruned = list["Generation | Failure"]()
     for each in known if name is None else [name]:
-        dropped = run_for_projection(each, drop(as_owner(settings), each))
+        dropped = run_for_projection(each, drop(owner_conninfo(settings), each))
         pruned += dropped if isinstance(dropped, list) else [dropped]
     show_pruned(pruned, as_json=as_json)
     exit_with_worst_status(pruned)
 
 
-def _wanted(name: str | None, *, outdated: bool) -> "list[Projection]":
+def _selected(name: str | None, *, outdated: bool) -> "list[Projection]":
     from projections.registry import projections as known
 
     code = known()
@@ -291,19 +295,19 @@ def _wanted(name: str | None, *, outdated: bool) -> "list[Projection]":
     return list(code.values())
 
 
-def _distributed(settings: "Settings") -> "Folding":
+def _folding_by_workers(settings: "Settings") -> "Folding":
     from workers.folding import fold_distributed
 
     return fold_distributed(settings, lambda text: say(f"hydracore: {text}", err=True))
 
 
-def _here(settings: "Settings", *, workers: int | None, full_speed: bool) -> "Folding":
+def _folding_in_processes(settings: "Settings", *, workers: int | None, full_speed: bool) -> "Folding":
     from projections.processes import fold_in_processes
 
-    return fold_in_processes(as_owner(settings), workers=workers or os.cpu_count() or 1, full_speed=full_speed)
+    return fold_in_processes(owner_conninfo(settings), workers=workers or os.cpu_count() or 1, full_speed=full_speed)
 
 
-def _built(
+def _build_with_progress(
     projection: "Projection", database_url: str, build: "Callable[..., Coroutine[Any, Any, Report]]"
 ) -> "Report | Failure":
     """Build one projection, with a progress bar on a terminal."""

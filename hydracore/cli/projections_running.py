@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def as_owner(settings: "Settings") -> str:
+def owner_conninfo(settings: "Settings") -> str:
     """The connection string for the tables' owner.
 
     Without a TCP timeout: a server that takes in many rows may not read for a while.
@@ -34,8 +34,8 @@ def as_owner(settings: "Settings") -> str:
     if settings.database_role:
         # With a role there is no pooler, which might refuse the options.
         options = f"{REQUIRED_OPTIONS} {options}".strip()
-    patient = make_conninfo(settings.database_url, tcp_user_timeout="0", options=options)
-    return conninfo(patient, role="", application="hydracore-projections")
+    without_timeout = make_conninfo(settings.database_url, tcp_user_timeout="0", options=options)
+    return conninfo(without_timeout, role="", application="hydracore-projections")
 
 
 async def statuses(connection: "AsyncConnection") -> Any:
@@ -44,7 +44,7 @@ async def statuses(connection: "AsyncConnection") -> Any:
     return await status(connection)
 
 
-async def names(connection: "AsyncConnection") -> list[str]:
+async def projection_names(connection: "AsyncConnection") -> list[str]:
     """Every projection of this code, and every other one that has a generation."""
     from projections import generations
     from projections.registry import projections as known
@@ -59,7 +59,7 @@ def on_database(work: "Callable[[AsyncConnection], Coroutine[Any, Any, T]]") -> 
 
     async def connected() -> T:
         # Within the coroutine, so that an invalid URL is reported as any other failure.
-        return await on_connection(as_owner(settings), settings, work)
+        return await on_connection(owner_conninfo(settings), settings, work)
 
     return run(connected())
 
@@ -74,14 +74,14 @@ def check_database() -> None:
 
 
 def check_direct_connection(settings: "Settings") -> None:
-    """The same for commands that hold a projection's turn.
+    """The same, and refuse a pooler in transaction mode.
 
-    Refuses a pooler: the turn is a lock of the session, and a pooler shares sessions.
+    The commands hold a lock of their session, and such a pooler shares sessions.
     """
     from hydracore.db.direct import require_direct
 
     check_database()
-    run(require_direct(settings, as_owner(settings)))
+    run(require_direct(settings, owner_conninfo(settings)))
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -37,7 +37,7 @@ def show_list(found: Sequence[ProjectionStatus], *, as_json: bool) -> None:
             say(f"{one.name}: also kept: {kept}")
     for one in found:
         if one.missing:
-            say(f"{one.name}: {_gone(one)}")
+            say(f"{one.name}: {_missing_text(one)}")
 
 
 def show_status(found: Sequence[ProjectionStatus], *, as_json: bool) -> None:
@@ -49,7 +49,7 @@ def show_status(found: Sequence[ProjectionStatus], *, as_json: bool) -> None:
         rate = f"{one.events_per_s:.0f} events/s"
         waits = f"; version {one.code_version} needs `rebuild`" if one.outdated else ""
         if one.missing:
-            waits = f"; {_gone(one)}"
+            waits = f"; {_missing_text(one)}"
         built = f"version {_text(one.version)}, generation {_text(one.generation)}"
         say(f"{one.name}: {built}, {one.behind} behind, {rate}{waits}")
         for lane in one.lanes:
@@ -85,7 +85,7 @@ def show_report(report: Report | Failure, *, dry_run: bool) -> None:
     """Print the outcome for one projection. A `Failure` was printed before."""
     if isinstance(report, Failure):
         return
-    say(_outcome(report, dry_run=dry_run))
+    say(_report_text(report, dry_run=dry_run))
     for drift in report.drift[:DRIFT_SHOWN]:
         say(f"  {drift.table} {_json(drift.key)}: live {_json(drift.live)}, the log says {_json(drift.fresh)}")
     if report.drifted > DRIFT_SHOWN:
@@ -93,12 +93,12 @@ def show_report(report: Report | Failure, *, dry_run: bool) -> None:
 
 
 def show_rollback(report: Report) -> None:
-    """Print what the rollback did, and that a second one would undo it, so that nobody finds that out by trying."""
+    """Print what the rollback did, and that a second one would undo it."""
     name, left = report.name, report.generation_before
     gone = f"; {' and '.join(report.missing)} was missing" if report.missing else ""
     caught_up = f"{plural(report.events, 'event')} applied to catch up"
     say(
-        f"{name}: generation {report.generation} is live again in place of {left}; {caught_up}{gone}; {_stopped(report)}"
+        f"{name}: generation {report.generation} is live again in place of {left}; {caught_up}{gone}; {_pause_text(report)}"
     )
     if not report.missing:
         say(
@@ -135,7 +135,7 @@ def progress(name: str) -> Generator[Steps]:
         yield Steps(phase=phase, folded=folded)
 
 
-def _outcome(report: Report, *, dry_run: bool) -> str:
+def _report_text(report: Report, *, dry_run: bool) -> str:
     # An earlier run has folded some or all of a resumed build, so that this run's time gives no rate.
     rate = f", {report.events / report.fold_s:.0f} events/s" if report.fold_s and not report.resumed else ""
     differ = "differs" if report.drifted == 1 else "differ"
@@ -152,15 +152,15 @@ def _outcome(report: Report, *, dry_run: bool) -> str:
         return f"{report.name}: {events} folded{rate}; {compared}; no live table was changed{kept}"
     if report.stopped_s is None:
         return f"{report.name}: {compared}; NOT swapped: see `hydracore audit verify` for the cause, or replace the live table with --accept-drift"
-    return f"{report.name}: generation {report.generation} is live; {events}{rate}; {compared}; {_stopped(report)}"
+    return f"{report.name}: generation {report.generation} is live; {events}{rate}; {compared}; {_pause_text(report)}"
 
 
-def _stopped(report: Report) -> str:
+def _pause_text(report: Report) -> str:
     assert report.stopped_s is not None, "it was swapped"
     return f"the swap held up writers for {1000 * report.stopped_s:.0f} ms (try {report.tries})"
 
 
-def _gone(one: ProjectionStatus) -> str:
+def _missing_text(one: ProjectionStatus) -> str:
     return f"{' and '.join(one.missing)} is missing: `rebuild {one.name} --accept-drift` recreates it"
 
 

@@ -26,7 +26,7 @@ from hydracore.cli.exit_status import BROKEN_PIPE, NOT_DONE
 from hydracore.cli.fleet import fleet
 from hydracore.cli.master_key import master_key
 from hydracore.cli.parts import agent, api, cloudsim, modelsim, relay, sweep, worker
-from hydracore.cli.printing import plain_beginning, plain_lines, say
+from hydracore.cli.printing import escaped_lines, printable_line, say
 from hydracore.cli.projections import projections
 from hydracore.cli.stuck import stuck
 from hydracore.cli.up import up
@@ -74,11 +74,11 @@ def _failures() -> Generator[None]:
         # click prints the usage with it. Its own subclasses are about what was typed, and are left alone.
         if type(error) is not click.UsageError:
             raise
-        raise click.UsageError(plain_beginning(error.message), error.ctx) from None
+        raise click.UsageError(printable_line(error.message), error.ctx) from None
     except click.ClickException as error:
         _fail((error.message,), status=NOT_DONE)
     except PartFailed as error:
-        _fail((str(error), *(f"  | {line}" for line in plain_lines(error.log_tail).splitlines())), status=NOT_DONE)
+        _fail((str(error), *(f"  | {line}" for line in escaped_lines(error.log_tail).splitlines())), status=NOT_DONE)
     except StoresRefused as error:
         _fail(tuple(map(str, error.refused)), status=NOT_DONE)
     except EmbeddedError as error:
@@ -90,10 +90,10 @@ def _failures() -> Generator[None]:
             raise
         _fail((describe_disk_error(error),), status=NOT_DONE)
     finally:
-        _let_go_of_output()
+        _flush_output()
 
 
-def _let_go_of_output() -> None:
+def _flush_output() -> None:
     """Flush standard output. If that fails, redirect it, because Python would try again at exit, and exit with 120."""
     if (output := _output()) is not None:
         try:

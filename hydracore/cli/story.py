@@ -15,10 +15,10 @@ from rich.console import Console
 from events.sql import Statements
 from hydracore.cli.development import DevFile
 from hydracore.cli.follow import Follower
-from hydracore.cli.narrator import Narrator, StoryError, expect, until
-from hydracore.cli.story_use import Use
+from hydracore.cli.narrator import Narrator, StoryError, expect, wait_until
+from hydracore.cli.story_use import StoryUse
 
-_HELD: Final = Statements("hydracore.cli", "story.sql")["held"]
+_RESERVATIONS: Final = Statements("hydracore.cli", "story.sql")["reservations"]
 
 #: The most seconds for each step. On a machine that needs longer, something is wrong.
 RUNNING_S_MAX: Final = 30.0
@@ -44,7 +44,7 @@ class Story:
             base_url=file.cloudsim_url, headers=provider, timeout=REQUEST_S_MAX, trust_env=False
         )
 
-    async def tell(self) -> None:
+    async def run(self) -> None:
         """Run the story. Raises `StoryError` where a step does not go as expected, and httpx's and psycopg's errors."""
         chapter = self._narrator.chapter
         async with self._api, self._provider:
@@ -53,14 +53,14 @@ class Story:
             async with self._following(instance_id) as follower:
                 chapter("Everything that happens is an event in the log")
                 await self._until_running(instance_id)
-                await follower.caught_up()
+                await follower.wait_until_caught_up()
                 chapter("The server runs, and its agent reports")
                 server = await self._see_agent(instance_id)
-                use = Use(self._file, self._api, self._narrator, instance_id, disk=self._disks / str(server["id"]))
-                await use.tell()
+                use = StoryUse(self._file, self._api, self._narrator, instance_id, disk=self._disks / str(server["id"]))
+                await use.run()
                 chapter("The customer deletes it: DELETE /v1/instances/{id}")
                 await self._delete(instance_id)
-                await follower.caught_up()
+                await follower.wait_until_caught_up()
             chapter("Nothing is left")
             await self._check_nothing_left(instance_id, pid=int(server["pid"]), events=follower.count)
 
@@ -77,7 +77,7 @@ class Story:
                 raise StoryError(f"the instance became {detail['status']}: {detail['error_message']}")
             return detail["status"] == "running"
 
-        await until(running, RUNNING_S_MAX, "the instance did not become running")
+        await wait_until(running, RUNNING_S_MAX, "the instance did not become running")
 
     async def _see_agent(self, instance_id: UUID) -> dict[str, Any]:
         """Show the agent's process and two of its heartbeats. Returns its server as the provider shows it."""
@@ -87,14 +87,14 @@ class Story:
         self._narrator.say(f"server {servers[0]['name']}, whose agent is process {servers[0]['pid']}")
         seen: list[dict[str, Any]] = []
 
-        async def beaten_twice() -> bool:
+        async def has_two_heartbeats() -> bool:
             runtime = expect(await self._api.get(f"/v1/instances/{instance_id}/runtime"), 200)
             if runtime["last_heartbeat"] and runtime["last_heartbeat"] not in [each["last_heartbeat"] for each in seen]:
                 self._narrator.say(f"heartbeat at {runtime['last_heartbeat']}")
                 seen.append(runtime)
             return len(seen) == 2  # noqa: PLR2004 - one could be the last sign of life
 
-        await until(beaten_twice, HEARTBEAT_S_MAX, "the agent did not report twice")
+        await wait_until(has_two_heartbeats, HEARTBEAT_S_MAX, "the agent did not report twice")
         shown = (
             "status",
             "health_status",
@@ -113,7 +113,7 @@ class Story:
             detail = expect(await self._api.get(f"/v1/instances/{instance_id}"), 200)
             return detail["status"] == "deleted"
 
-        await until(deleted, DELETED_S_MAX, "the instance was not deleted")
+        await wait_until(deleted, DELETED_S_MAX, "the instance was not deleted")
 
     async def _check_nothing_left(self, instance_id: UUID, *, pid: int, events: int) -> None:
         """Check at the provider, the processes, the reservations and the log that nothing is left."""
@@ -126,9 +126,9 @@ class Story:
             raise StoryError(f"the agent's process {pid} is still there")
         say(f"the agent's process {pid} is gone")
         async with await psycopg.AsyncConnection.connect(self._file.database_url) as connection:
-            held = await (await connection.execute(_HELD, {"instance_id": instance_id})).fetchall()
-        if held:
-            raise StoryError(f"still reserved: {held}")
+            reserved = await (await connection.execute(_RESERVATIONS, {"instance_id": instance_id})).fetchall()
+        if reserved:
+            raise StoryError(f"still reserved: {reserved}")
         say("its host name, address and server id are free again")
         listed = expect(await self._api.get("/v1/instances"), 200)["instances"]
         if listed:

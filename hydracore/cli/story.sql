@@ -8,7 +8,7 @@ SELECT event.lane, event.seq, event.version, event.type, event.payload, event.re
  ORDER BY event.version
  LIMIT 100
 
--- name: held
+-- name: reservations
 SELECT kind, value
   FROM reservation
  WHERE instance_id = %(instance_id)s AND released_at IS NULL AND kind <> 'idempotency_key'

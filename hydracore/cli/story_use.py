@@ -15,7 +15,7 @@ from hydracore.agent.chat_messages import ChatAnswer
 from hydracore.agent.credentials import load_secrets
 from hydracore.agent.state import StateDir
 from hydracore.cli.development import DevFile
-from hydracore.cli.narrator import Narrator, StoryError, expect, until
+from hydracore.cli.narrator import Narrator, StoryError, expect, wait_until
 from hydracore.media_types import EVENT_STREAM
 
 #: The most seconds for each step. A real model may be slow.
@@ -27,12 +27,12 @@ RECOVERED_S_MAX: Final = 30.0
 GREETING: Final = "My dog is called Bo."
 COUNTING: Final = "Please count to 20."
 PROMPT: Final = 'Begin every answer with "Ahoy!", whatever you are asked.'
-OBEYED: Final = "Ahoy!"
+EXPECTED_PREFIX: Final = "Ahoy!"
 QUESTION: Final = "What did I say before?"
-LAST: Final = "Are you still there?"
+LAST_QUESTION: Final = "Are you still there?"
 
 
-class Use:
+class StoryUse:
     """Uses the instance. `api`: authenticated as the customer. `disk`: the root of the agent's simulated server."""
 
     def __init__(
@@ -46,7 +46,7 @@ class Use:
         self._disk = disk
         self._answers: list[ChatAnswer] = []
 
-    async def tell(self) -> None:
+    async def run(self) -> None:
         """Run this part of the story. Raises `StoryError` and httpx's errors."""
         chapter = self._narrator.chapter
         chapter("The customer chats: POST /v1/instances/{id}/chat")
@@ -71,7 +71,7 @@ class Use:
         body = {"message": message, "conversation_id": conversation_id}
         self._narrator.say(f"> {message}")
         content = expect(await self._api.post(f"{self._path}/chat", json=body, timeout=CHAT_S_MAX), 200)
-        answer = self._note(content)
+        answer = self._record_answer(content)
         self._narrator.say(answer.message)
         self._narrator.say(_figures(answer))
         return answer.conversation_id
@@ -79,24 +79,24 @@ class Use:
     async def _chat_streamed(self, message: str) -> None:
         self._narrator.say(f"> {message}")
         asked_s = time.monotonic()
-        came_s: list[float] = []
+        arrived_s: list[float] = []
 
         async def words() -> AsyncGenerator[str]:
             async for name, content in self._events(message):
                 if name == "token":
-                    came_s.append(time.monotonic() - asked_s)
+                    arrived_s.append(time.monotonic() - asked_s)
                     yield content["text"]
                 elif name == "done":
-                    self._note(content)
+                    self._record_answer(content)
                 else:
                     raise StoryError(f"the stream ended with {name}: {content}")
 
         before = len(self._answers)
-        await self._narrator.say_as_it_comes(words())
+        await self._narrator.stream_line(words())
         if len(self._answers) == before:
             raise StoryError("the stream ended without a `done` event")
         self._narrator.say(
-            f"first token after {came_s[0]:.2f} s, {len(came_s)} tokens in {came_s[-1]:.2f} s; "
+            f"first token after {arrived_s[0]:.2f} s, {len(arrived_s)} tokens in {arrived_s[-1]:.2f} s; "
             + _figures(self._answers[-1])
         )
 
@@ -125,7 +125,7 @@ class Use:
         if not changed["applied"]:
             raise StoryError("the agent did not take the configuration")
         await self._chat(QUESTION, conversation_id)
-        if OBEYED not in self._answers[-1].message:
+        if EXPECTED_PREFIX not in self._answers[-1].message:
             raise StoryError(f"the answer does not obey: {self._answers[-1].message}")
 
     async def _read_usage(self) -> None:
@@ -136,13 +136,13 @@ class Use:
             usage.update(expect(await self._api.get(f"{self._path}/usage", params={"days": 7}), 200))
             return usage["total_requests"] >= len(self._answers)
 
-        await until(has_arrived, USAGE_S_MAX, "the calls' usage did not arrive")
-        told = sum((Decimal(answer.usage.cost_usd) for answer in self._answers), Decimal(0))
+        await wait_until(has_arrived, USAGE_S_MAX, "the calls' usage did not arrive")
+        expected_usd = sum((Decimal(answer.usage.cost_usd) for answer in self._answers), Decimal(0))
         self._narrator.say(
             f"{usage['total_requests']} calls, {usage['total_tokens']} tokens, {usage['total_cost_usd']} USD, "
-            f"as much as the answers said ({told:f} USD); {len(usage['daily'])} days, those without use included"
+            f"as much as the answers said ({expected_usd:f} USD); {len(usage['daily'])} days, those without use included"
         )
-        if Decimal(usage["total_cost_usd"]) != told:
+        if Decimal(usage["total_cost_usd"]) != expected_usd:
             raise StoryError("the usage is not what the answers said")
 
     async def _rotate_key(self, conversation_id: str) -> None:
@@ -160,7 +160,7 @@ class Use:
         async def is_refused() -> bool:
             return await self._status_with(stolen, boot_id) == HTTPStatus.UNAUTHORIZED
 
-        await until(is_refused, REFUSED_S_MAX, "the old key was not refused")
+        await wait_until(is_refused, REFUSED_S_MAX, "the old key was not refused")
         self._narrator.say(f"the old key is refused with 401, {(time.monotonic() - began_s) * 1000:.0f} ms later")
 
         async def has_recovered() -> bool:
@@ -170,9 +170,9 @@ class Use:
             # `connections` is empty until the agent answers the control plane again.
             return expect(await self._api.get(f"{self._path}/runtime"), 200)["connections"] != {}
 
-        await until(has_recovered, RECOVERED_S_MAX, "the agent did not get a new key")
+        await wait_until(has_recovered, RECOVERED_S_MAX, "the agent did not get a new key")
         self._narrator.say(f"the agent got a new one, {time.monotonic() - began_s:.1f} s after the rotation")
-        await self._chat(LAST, conversation_id)
+        await self._chat(LAST_QUESTION, conversation_id)
 
     def _key_on_disk(self) -> str:
         stored = load_secrets(StateDir(self._disk))
@@ -191,7 +191,7 @@ class Use:
         answer = await self._api.post("/v1/agent/config", json=body, headers={"Authorization": f"Bearer {agent_key}"})
         return answer.status_code
 
-    def _note(self, content: dict[str, Any]) -> ChatAnswer:
+    def _record_answer(self, content: dict[str, Any]) -> ChatAnswer:
         answer = msgspec.convert(content, ChatAnswer)
         self._answers.append(answer)
         return answer

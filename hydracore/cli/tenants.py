@@ -1,4 +1,4 @@
-"""Makes a mistyped tenant's id look different from a tenant who has done nothing."""
+"""Tells an unknown, perhaps mistyped, tenant from one without data."""
 
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +18,6 @@ async def is_tenant(connection: "AsyncConnection", tenant_id: str) -> bool:
     return await cursor.fetchone() == (True,)
 
 
-def say_unknown(tenant_id: str) -> None:
-    """Say that the tenant is unknown. On standard error, so that the output for programs stays empty."""
+def warn_unknown_tenant(tenant_id: str) -> None:
+    """Print on standard error, so that standard output stays empty for programs, that the log has no such tenant."""
     say(f"hydracore: The log has no tenant {tenant_id!r}", err=True)

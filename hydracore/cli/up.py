@@ -28,10 +28,10 @@ def up(*, home: Path, port: int, workers: int) -> None:
     """
     from hydracore.signals import run_until_signal
 
-    run_until_signal(_stay_up(home, port=port, workers=workers))
+    run_until_signal(_run_until_stopped(home, port=port, workers=workers))
 
 
-async def _stay_up(path: Path, *, port: int, workers: int) -> None:
+async def _run_until_stopped(path: Path, *, port: int, workers: int) -> None:
     import asyncio
     import os
 

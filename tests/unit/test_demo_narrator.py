@@ -125,7 +125,7 @@ async def test_what_a_model_says_is_words_and_no_orders_to_the_terminal() -> Non
         yield "\x1b[2JDone\r"
 
     narrator, file = told(terminal=False)
-    await narrator.say_as_it_comes(words())
+    await narrator.stream_line(words())
     narrator.say("It said\x1b[2J\nso")
 
     assert file.getvalue() == "  Hello\n\\x1b[2JDone\\r\n  It said\\x1b[2J\nso\n"

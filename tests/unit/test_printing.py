@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from hydracore import cli
 from hydracore.cli import main
-from hydracore.cli.printing import LINE_MAX, SHOWN_MAX, brief, plain, print_json, print_json_line, quoted, say
+from hydracore.cli.printing import LINE_MAX, SHOWN_MAX, brief, escaped, print_json, print_json_line, quoted, say
 from hydracore.embedded.errors import PartFailed
 
 
@@ -32,8 +32,8 @@ from hydracore.embedded.errors import PartFailed
     ],
 )
 def test_a_plain_text_shows_what_does_not_show(text: str, shown: str) -> None:
-    assert plain(text) == shown
-    assert plain(shown) == shown
+    assert escaped(text) == shown
+    assert escaped(shown) == shown
 
 
 @pytest.mark.parametrize("text", ["acme, 63 steps of others", "", "null", 'say "so" now'])
