@@ -196,7 +196,7 @@ class Authenticator:
             # JSON can escape a lone surrogate, which cannot be stored.
             (claims.email or "").encode()
         except jwt.InvalidAudienceError:
-            # The signature is right, so the reason may be told.
+            # The signature is valid, so the caller may learn the reason.
             raise AuthError("The token names an audience (aud), which this API does not accept") from None
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
             # PyJWT decodes the unverified header first. Deeply nested JSON in it raises RecursionError.

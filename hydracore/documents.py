@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 
-from hydracore.document_items import Counterparts, ValueNumbering
+from hydracore.item_matching import Counterparts, ValueNumbering
 from hydracore.secret_names import SecretNames, is_secret_text
 
 #: The most levels of a document. Deeper ones are refused, because every reader on the way to the agent recurses.
@@ -35,7 +35,7 @@ TOO_DEEP: Final = f"Value error, documents may be {DEPTH_MAX} levels deep"
 #: The message for a document with more than `VALUES_MAX` values.
 TOO_MANY: Final = f"Value error, documents may have {VALUES_MAX:,} values"
 
-#: The message for a mask whose secret is not known to be stored in its place.
+#: The message for a mask that may not belong to the secret that is stored in its place.
 MASK_UNMATCHED: Final = (
     "Value error, it cannot be told which secret this stands for: the secret has changed or moved since it was shown so, or there"
     " are several like it; read it again, or give the secret itself"
@@ -58,7 +58,7 @@ class Flaw(NamedTuple):
 
 
 class MasksUnmatched(Exception):
-    """A document holds masks, at `paths`, whose secrets are not known to be stored in their places."""
+    """A document holds masks, at `paths`, that may not belong to the secrets that are stored in their places."""
 
     def __init__(self, paths: tuple[Path, ...]) -> None:
         # Without the paths: where they have long names, they can be ten thousand times as long as the document.
@@ -157,7 +157,7 @@ def unmasked(value: Any, stored: Any, *, shown_together: Iterable[Any] = ()) -> 
     """`value` with each mask replaced by the stored secret that it stands for.
 
     `value` is a merge patch of `stored` or, if it is a list, replaces it. Items of lists are matched by their `id`, and
-    otherwise by their contents and their order (see `document_items`). `shown_together`: other documents that are shown
+    otherwise by their contents and their order (see `item_matching`). `shown_together`: other documents that are shown
     together with `stored`; their masks are refused too where they would be stored in place of secrets.
 
     Raises `MasksUnmatched` where a mask belongs, or may belong, to another secret than the stored one, which for

@@ -12,7 +12,7 @@ YOUNG_THRESHOLD: Final = 20_000
 
 
 def freeze_and_collect_less_often() -> None:
-    """Call it once everything is imported and made: objects that exist now are never looked at again."""
+    """Call it once everything is imported and set up: later collections skip all objects that exist now."""
     gc.collect()
     gc.freeze()
     collect_less_often()

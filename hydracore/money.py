@@ -11,5 +11,5 @@ def decimal_text(amount: Decimal) -> str:
 
 
 def number_text(number: float) -> str:
-    """A JSON number as the decimal that its writer meant: 0.1 is one tenth."""
+    """The decimal text of a JSON number, as its writer meant it: 0.1 is one tenth."""
     return decimal_text(Decimal(repr(number)))

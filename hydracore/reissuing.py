@@ -129,7 +129,7 @@ def is_stale(state: Instance, master_keys: MasterKeys) -> bool:
 
 
 async def count(pool: AsyncConnectionPool) -> int:
-    """The number of instances that a survey or a reissue looks at. Raises `StoreUnavailable`."""
+    """The number of instances that a survey or a reissue visits. Raises `StoreUnavailable`."""
     ((number,),) = await run(pool, _COUNT)
     return number
 
@@ -208,7 +208,7 @@ class Reissuer:
         try:
             state = await self._fold_relevant(instance_id)
         except (LogCorrupted, EventUnreadable):
-            # A broken stream must not keep the others from being looked at; `audit verify` says what is wrong with it.
+            # A broken stream must not prevent the others from being visited; `audit verify` shows what is wrong with it.
             return None, "unreadable"
         return state, "none" if state is None else key_status(state, self._master_keys)
 

@@ -103,11 +103,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: How often providers and log are compared, and how old a stray server must be to be removed.
     sweep_interval_s: t.Seconds = 60
     orphan_grace_s: t.Seconds = 900
-    #: A teardown without progress for this long says so in the log.
+    #: After this long without progress, a teardown logs a warning.
     teardown_alarm_s: t.Seconds = 900
-    #: A freed address rests this long before somebody else gets it.
+    #: How long a freed address is kept unused before another instance gets it.
     address_quarantine_s: t.Seconds = 3600
-    #: How long a one-time enrol token is good for.
+    #: How long a one-time enrol token is valid.
     enrol_ttl_s: t.Seconds = 3600
     worker_threads: t.Threads = 32
     body_max_bytes: t.BodyBytes = 65_536
@@ -148,7 +148,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return MasterKeys(self.master_key, self.master_keys_former)
 
     @property
-    def is_public_url_open(self) -> bool:
+    def is_public_url_unencrypted(self) -> bool:
         """Whether agents' calls, whose answers hold secrets, cross a network unencrypted."""
         parts = urlsplit(self.public_url)
         return parts.scheme == "http" and not is_loopback(parts.hostname or "")
@@ -238,7 +238,7 @@ def _check_store_url(name: str, raw: str) -> None:
 
 
 def _contradictions(settings: Settings) -> Iterator[str]:
-    """Problems that only several settings together, or a look at the disk, can show."""
+    """Problems of several settings together, or with files on the disk."""
     if not settings.heartbeat_interval_s < settings.heartbeat_late_s < settings.heartbeat_lost_s:
         yield (
             "HYDRACORE_HEARTBEAT_INTERVAL_S, HYDRACORE_HEARTBEAT_LATE_S and HYDRACORE_HEARTBEAT_LOST_S must be in ascending "

@@ -22,8 +22,8 @@ def run_until_signal(
 ) -> bool:
     """Run `work`. A signal cancels it; further signals do not disturb its cleanup. Returns whether it ended by itself.
 
-    SIGHUP stays ignored if it was, as under nohup. SIGINT does not: shells have background commands
-    of scripts ignore it, and whoever sends it to one all the same wants it to stop. Outside the main
+    SIGHUP stays ignored if it was, as under nohup. SIGINT does not: shells start background commands
+    of scripts with SIGINT ignored, but a user who sends it to one wants it to stop. Outside the main
     thread, which alone gets signals, no handler is set.
     """
     # Closing the loop would not restore the handlers that were set before.

@@ -77,7 +77,7 @@ class SlowReaderGuard:
         beyond = sum(each.held_bytes for each in self._watched) - UNREAD_MAX_BYTES
         if beyond <= 0:
             return
-        # First those whose peers do not read. Of either kind, the one that has been watched longest goes first.
+        # First those whose peers do not read, then the others; within each group, those that were watched longest first.
         for each in sorted((each for each in self._watched if each is not self), key=SlowReaderGuard._is_reading):
             if beyond <= 0:
                 break

@@ -1,4 +1,4 @@
-"""Waiting for the first of several things, without leaving the others behind."""
+"""Waits for the first of several tasks, and cancels the others."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from secrets import randbelow
 
 import pytest
 
-from hydracore.vps import VpsClient
+from hydracore.agent_client import AgentClient
 from tests.agent_process import AgentProcess, free_address
 from tests.fake_control_plane import FakeControlPlane, Hold
 from tests.waiting import PATIENCE_S
@@ -42,9 +42,9 @@ def agent_fixture(tmp_path: Path, control_plane: FakeControlPlane) -> Generator[
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
 
-@pytest.fixture(name="vps")
-async def vps_fixture() -> AsyncGenerator[VpsClient]:
-    async with VpsClient(timeout_s=PATIENCE_S) as client:
+@pytest.fixture(name="agent_client")
+async def agent_client_fixture() -> AsyncGenerator[AgentClient]:
+    async with AgentClient(timeout_s=PATIENCE_S) as client:
         yield client
 
 

@@ -16,6 +16,7 @@ from events.keys import Keyring
 from events.master_keys import MasterKeys
 from events.store import EventStore
 from hydracore import catalogue as catalogues
+from hydracore.agent_client import AgentClient
 from hydracore.api.app import Parts, operations
 from hydracore.api.main import open_parts, server_config
 from hydracore.api.operations import Operation
@@ -23,7 +24,6 @@ from hydracore.auth import Role, issue_token
 from hydracore.http_server import running_server
 from hydracore.settings import PACKAGED_CATALOGUE, Settings
 from hydracore.transport import EMPTY_TRUST_STORE
-from hydracore.vps import VpsClient
 from projections.queries import Queries
 from tests.waiting import PATIENCE_S
 
@@ -93,7 +93,7 @@ def every_operation() -> list[Operation]:
         queries=Queries(pool),
         keyring=Keyring(pool, master_keys=MasterKeys(MASTER_KEY)),
         redis=Redis.from_url("redis://127.0.0.1:1"),
-        vps=VpsClient(1),
+        agent_client=AgentClient(1),
     )
     return operations(parts)
 

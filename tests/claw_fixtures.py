@@ -15,13 +15,13 @@ import pytest
 from hydracore.agent.agent import Agent
 from hydracore.agent.boot_file import BOOT_FILE
 from hydracore.transport import EMPTY_TRUST_STORE
-from tests.agent_fixtures import agent_fixture, control_plane_fixture, vps_fixture
+from tests.agent_fixtures import agent_client_fixture, agent_fixture, control_plane_fixture
 from tests.fake_control_plane import FakeControlPlane
 from tests.modelsim_fixtures import ModelSim, modelsim_fixture
 from tests.waiting import PATIENCE_S, until
 
 #: What a test module of the runtime imports, so that pytest finds the fixtures.
-__all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture", "vps_fixture"]
+__all__ = ["agent_client_fixture", "agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture"]
 
 API_KEY = "sk-0123456789abcdef"
 PRICES = {

@@ -14,8 +14,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
+from hydracore.agent_client import AGENT_PORT
 from hydracore.http_server import running_server, uvicorn_config
-from hydracore.vps import AGENT_PORT
 from tests.api_server import listen
 
 #: In a scripted stream: the connection breaks here.

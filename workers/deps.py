@@ -13,11 +13,11 @@ from events.record import Origin
 from events.store import EventStore
 from hydracore import catalogue as catalogues
 from hydracore import clock
+from hydracore.agent_client import AgentClient
 from hydracore.backends import open_redis, open_store
 from hydracore.catalogue import Catalogue
 from hydracore.db.pool import open_pool
 from hydracore.settings import Settings
-from hydracore.vps import VpsClient
 from workers.attention import Attention
 from workers.locks import InstanceLocks
 from workers.providers.base import Provider
@@ -39,7 +39,7 @@ class Deps:
     attention: Attention
     locks: InstanceLocks
     providers: Mapping[str, Provider]
-    vps: VpsClient
+    agent_client: AgentClient
 
     def now_ms(self) -> int:
         """Milliseconds since 1970 by this machine's clock. All times that the workers record are by this clock."""
@@ -71,7 +71,7 @@ async def open_deps(settings: Settings, environ: Mapping[str, str]) -> AsyncGene
         providers = _providers(settings, catalogue)
         for provider in providers.values():
             stack.push_async_callback(provider.aclose)
-        vps = await stack.enter_async_context(VpsClient(VPS_TIMEOUT_S, connections_kept=0))
+        agent_client = await stack.enter_async_context(AgentClient(VPS_TIMEOUT_S, connections_kept=0))
         yield Deps(
             settings=settings,
             catalogue=catalogue,
@@ -80,7 +80,7 @@ async def open_deps(settings: Settings, environ: Mapping[str, str]) -> AsyncGene
             attention=Attention(pool),
             locks=locks,
             providers=providers,
-            vps=vps,
+            agent_client=agent_client,
         )
 
 

@@ -69,7 +69,7 @@ def run_worker(settings: Settings) -> None:
             worker.start()
             freeze_and_collect_less_often()
             _log.info("worker_started", threads=settings.worker_threads)
-            if settings.is_public_url_open:
+            if settings.is_public_url_unencrypted:
                 hint = "agents fetch their secrets unencrypted: use https:// in HYDRACORE_PUBLIC_URL"
                 _log.warning("public_url_open", hint=hint)
             wait_for_signal()

@@ -12,8 +12,8 @@ from events import commands as c
 from events.errors import ReservationTaken
 from events.saga import AbandonProvisioning, AwaitAgent, DiscardServer, EnsureServer, PlanAttempt, VerifyAgent
 from events.state import Attempt, Instance
+from hydracore.agent_client import AGENT_PORT, AgentAddress, AgentClientError
 from hydracore.tokens import enrol_token, hash_token, held_control_token
-from hydracore.vps import AGENT_PORT, AgentAddress, VpsError
 from workers.deps import Deps
 from workers.health import record_first_heartbeat
 from workers.labels import instance_labels, is_accounted_for, is_made_for, server_labels
@@ -244,8 +244,8 @@ async def verify_agent(deps: Deps, state: Instance, step: VerifyAgent) -> StepRe
         token = held_control_token(
             deps.settings.master_keys, state.id, agent.control_key_id, key_hash=agent.control_key_hash
         )
-        with suppress(VpsError):
-            status = await deps.vps.status(AgentAddress(state.vpn_ip, AGENT_PORT, token))
+        with suppress(AgentClientError):
+            status = await deps.agent_client.status(AgentAddress(state.vpn_ip, AGENT_PORT, token))
             if status.healthy and (status.instance_id, status.attempt) == (state.id, step.attempt.number):
                 await record_first_heartbeat(deps, state.id, status)
                 command = c.MarkReady(at_ms=deps.now_ms(), attempt=step.attempt.number)

@@ -11,8 +11,8 @@ from events.errors import VersionConflict
 from events.saga import FinishDeletion, TearDown
 from events.state import Attempt, Instance
 from hydracore.agent.messages import Drained
+from hydracore.agent_client import AGENT_PORT, AgentAddress, AgentClientError
 from hydracore.tokens import held_control_token
-from hydracore.vps import AGENT_PORT, AgentAddress, VpsError
 from workers.deps import Deps
 from workers.providers.base import ProviderError, ProviderRefused
 from workers.removal import SERVER_STILL_THERE, remove_servers
@@ -78,9 +78,9 @@ async def _drain(deps: Deps, state: Instance) -> StepResult | None:
     address = AgentAddress(state.vpn_ip, AGENT_PORT, token)
     limit_s = DRAIN_S_MAX
     try:
-        if _is_done(await deps.vps.drain(address)):
+        if _is_done(await deps.agent_client.drain(address)):
             return None
-    except VpsError:
+    except AgentClientError:
         if state.health != "healthy":
             return None
         limit_s = ANSWER_S_MAX
@@ -97,8 +97,8 @@ async def _drain(deps: Deps, state: Instance) -> StepResult | None:
 async def _cut(deps: Deps, state: Instance, address: AgentAddress) -> None:
     """Have the agent cut open chats and report their usage. What it fails to report is lost with the server."""
     try:
-        is_told = _is_done(await deps.vps.drain(address, cut=True, timeout_s=CUT_S_MAX))
-    except VpsError:
+        is_told = _is_done(await deps.agent_client.drain(address, cut=True, timeout_s=CUT_S_MAX))
+    except AgentClientError:
         is_told = False
     if not is_told:
         _log.warning("usage_untold", instance_id=str(state.id))

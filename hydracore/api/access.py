@@ -1,4 +1,4 @@
-"""Who may do what to whose instance (docs/api.md)."""
+"""Checks which instances a caller may access (docs/api.md)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 from hydracore.api.errors import Forbidden, NotFound
 from hydracore.auth import Principal
 
-#: Also the answer for another tenant's instance: the two must be identical to the byte.
+#: Also the answer for another tenant's instance: both answers must be the same in every byte.
 ABSENT = "Instance not found"
 
 

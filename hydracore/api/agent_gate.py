@@ -1,4 +1,4 @@
-"""Which agent is calling. Its key is checked against the master keys first, and then against the key in force."""
+"""Authenticates agents. A key is checked against the master keys first, and then against the key in force."""
 
 from __future__ import annotations
 
@@ -46,9 +46,8 @@ class AgentGate:
     async def authenticate(self, headers: RawHeaders) -> CallingAgent:
         """The agent that presents its key.
 
-        A key that was not derived from any of the master keys is refused without a look at the database. An agent
-        learns that its instance is over even from a key that was revoked with it: that is how it learns that it must
-        stop.
+        A key that was not derived from any of the master keys is refused without a query. If the instance is over, its
+        agent gets `Gone` even though its key was revoked, so that it stops.
 
         Raises `Unauthorized` for a key that is not in force, `Gone` where the instance is over, and `AgentDraining`
         while the instance is being deleted and its chats may still end.
@@ -62,7 +61,7 @@ class AgentGate:
     async def authenticate_to_report(self, headers: RawHeaders) -> ReportingAgent:
         """The same, but during the drain it also accepts keys that the deletion has revoked, or that were issued since.
 
-        What the last chats have cost is owed all the same. A key that was rotated before is refused; the agent then
+        The last chats have to be charged, too. A key that was rotated before the deletion is refused; the agent then
         fetches another.
         """
         presented, claimed, row = await self._look_up_key(headers)

@@ -10,6 +10,7 @@ from typing import Final
 from events.lifecycle import RUNNING
 from events.master_keys import MasterKeys
 from events.state import Instance
+from hydracore.agent_client import AGENT_PORT, AgentAddress, AgentBadAnswer, AgentClientError, AgentTimeout
 from hydracore.api.errors import (
     AgentBusy,
     AgentFailed,
@@ -22,7 +23,6 @@ from hydracore.api.errors import (
 )
 from hydracore.problems import Problem
 from hydracore.tokens import held_control_token
-from hydracore.vps import AGENT_PORT, AgentAddress, VpsBadAnswer, VpsError, VpsTimeout
 
 UNREACHABLE: Final = "The agent cannot be reached"
 NOT_REPORTING: Final = "The agent cannot be reached: it has not reported lately; try again once it is healthy"
@@ -64,28 +64,28 @@ def require_address(state: Instance, *, master_keys: MasterKeys) -> AgentAddress
 
 
 @contextmanager
-def vps_errors_translated() -> Generator[None]:
-    """Raise a `VpsError` as the error that the caller may see."""
+def agent_errors_translated() -> Generator[None]:
+    """Raise an `AgentClientError` as the error that the caller may see."""
     try:
         yield
-    except VpsError as error:
+    except AgentClientError as error:
         raise api_error_of(error) from error
 
 
-def code_of(error: VpsError) -> str:
+def code_of(error: AgentClientError) -> str:
     """The code of `error` in a stream: the agent's own code, or one of ours."""
-    if isinstance(error, VpsTimeout):
+    if isinstance(error, AgentTimeout):
         return "agent_timeout"
-    if isinstance(error, VpsBadAnswer) and error.code in _BY_CODE:
+    if isinstance(error, AgentBadAnswer) and error.code in _BY_CODE:
         return error.code
     return "agent_failed"
 
 
-def api_error_of(error: VpsError) -> ApiError:
+def api_error_of(error: AgentClientError) -> ApiError:
     """The error that the caller sees for `error`."""
-    if isinstance(error, VpsTimeout):
+    if isinstance(error, AgentTimeout):
         return AgentTooSlow(TOO_SLOW)
-    if not isinstance(error, VpsBadAnswer):
+    if not isinstance(error, AgentBadAnswer):
         return AgentFailed(UNREACHABLE)
     known = _BY_CODE.get(error.code or "")
     if known is not None:

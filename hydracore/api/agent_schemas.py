@@ -1,4 +1,4 @@
-"""What agents send. The program is ours, but the machine that it runs on is not: everything has a bound."""
+"""The bodies of agents' requests. Everything has a bound: the program is ours, but not the machine that it runs on."""
 
 from __future__ import annotations
 

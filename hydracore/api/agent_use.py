@@ -1,4 +1,4 @@
-"""`/v1/agent/config` and `/v1/agent/usage`: what a working agent asks and reports."""
+"""`/v1/agent/config` and `/v1/agent/usage`: a running agent fetches its configuration and reports its usage."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class AgentUse:
     async def record_usage(self, who: ReportingAgent, incoming: Incoming, body: s.UsageBatch) -> m.UsageAccepted:
         """Records each batch of a ledger once, in order. A repeat is answered, but changes nothing.
 
-        Batches of any boot are accepted, because what was spent is owed: a boot that was replaced may still end its chats,
+        Batches of any boot are accepted, because all usage is charged: a boot that was replaced may still end its chats,
         also while the instance is being deleted.
         """
         now_ms = self.now_ms()

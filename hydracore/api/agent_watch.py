@@ -9,12 +9,12 @@ from typing import Any, Final, NoReturn, TypeVar
 
 from litestar.types import Send
 
-from hydracore.vps import VpsError
+from hydracore.agent_client import AgentClientError
 from hydracore.waiting import first_of
 
 T = TypeVar("T")
 
-#: Raises `VpsError` where waiting is of no use.
+#: Raises `AgentClientError` where waiting is of no use.
 AgentCheck = Callable[[], Awaitable[None]]
 
 #: Seconds of silence before the agent is checked. Proxies cut connections that are silent for 30 s or 60 s.
@@ -80,7 +80,7 @@ class EventStream:
             written_s = self._written_s
             try:
                 await check()
-            except VpsError:
+            except AgentClientError:
                 # Events that arrived meanwhile prove that the agent is alive.
                 if self._written_s == written_s:
                     raise

@@ -31,6 +31,7 @@ from events.state import Instance
 from events.store import EventStore
 from events.types import BootstrapReported
 from hydracore.agent import messages as m
+from hydracore.agent_client import AGENT_PORT
 from hydracore.api import agent_schemas as s
 from hydracore.api.agent_gate import CallingAgent, ReportingAgent
 from hydracore.api.errors import Conflict, Unauthorized
@@ -39,7 +40,6 @@ from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.api.validation import Header, Incoming
 from hydracore.clock import NowMs
 from hydracore.tokens import agent_key, control_token, hash_token, master_key_of_agent_key, parse_enrol_token
-from hydracore.vps import AGENT_PORT
 
 _STORE_HEARTBEAT = Statements("hydracore.api", "agents.sql")["store_heartbeat"]
 

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from events.keys import Keyring
 from events.store import EventStore
+from hydracore.agent_client import AgentClient
 from hydracore.api.agent_gate import AgentGate, CallingAgent, ReportingAgent
 from hydracore.api.agent_use import AgentUse
 from hydracore.api.agents import AgentEndpoints
@@ -50,7 +51,6 @@ from hydracore.auth import Authenticator, Principal
 from hydracore.catalogue import Catalogue
 from hydracore.clock import NowMs, now_ms
 from hydracore.settings import Settings
-from hydracore.vps import VpsClient
 from projections.queries import Queries
 
 #: The types of parameters that stand for the caller.
@@ -67,7 +67,7 @@ class Parts(NamedTuple):
     queries: Queries
     keyring: Keyring
     redis: Redis
-    vps: VpsClient
+    agent_client: AgentClient
     #: None where there is no rate limit.
     limiter: RateLimiter | None = None
     now_ms: NowMs = now_ms
@@ -132,7 +132,7 @@ def _lifecycle_endpoints(parts: Parts) -> tuple[object, ...]:
     store, queries, now_ms = parts.store, parts.queries, parts.now_ms
     runtime = RuntimeReader(
         store=store,
-        vps=parts.vps,
+        agent_client=parts.agent_client,
         master_keys=parts.settings.master_keys,
         heartbeat_interval_s=parts.settings.heartbeat_interval_s,
     )
@@ -154,14 +154,14 @@ def _lifecycle_endpoints(parts: Parts) -> tuple[object, ...]:
 
 def _use_endpoints(parts: Parts, documents: RuntimeDocuments) -> tuple[object, ...]:
     """Operations on an instance in use."""
-    vps, catalogue, now_ms = parts.vps, parts.catalogue, parts.now_ms
+    agent_client, catalogue, now_ms = parts.agent_client, parts.catalogue, parts.now_ms
     master_keys = parts.settings.master_keys
     changes, vault = Changes(parts.store), Vault(parts.keyring)
-    pusher = ConfigPusher(vps=vps, documents=documents, master_keys=master_keys)
+    pusher = ConfigPusher(agent_client=agent_client, documents=documents, master_keys=master_keys)
     return (
         Chats(
             changes=changes,
-            vps=vps,
+            agent_client=agent_client,
             pool=parts.pool,
             keyring=parts.keyring,
             catalogue=catalogue,
@@ -172,7 +172,7 @@ def _use_endpoints(parts: Parts, documents: RuntimeDocuments) -> tuple[object, .
             changes=changes,
             vault=vault,
             pusher=pusher,
-            vps=vps,
+            agent_client=agent_client,
             catalogue=catalogue,
             master_keys=master_keys,
             now_ms=now_ms,
@@ -182,8 +182,12 @@ def _use_endpoints(parts: Parts, documents: RuntimeDocuments) -> tuple[object, .
         ),
         ModelPolicies(changes=changes, pusher=pusher, catalogue=catalogue, now_ms=now_ms),
         Consent(changes=changes, now_ms=now_ms),
-        Conversations(changes=changes, vps=vps, keyring=parts.keyring, master_keys=master_keys, now_ms=now_ms),
-        Updates(changes=changes, vps=vps, documents=documents, master_keys=master_keys, now_ms=now_ms),
+        Conversations(
+            changes=changes, agent_client=agent_client, keyring=parts.keyring, master_keys=master_keys, now_ms=now_ms
+        ),
+        Updates(
+            changes=changes, agent_client=agent_client, documents=documents, master_keys=master_keys, now_ms=now_ms
+        ),
         UsageReports(queries=parts.queries, pool=parts.pool, now_ms=now_ms),
         KeyRotation(changes=changes, now_ms=now_ms),
     )

@@ -1,4 +1,4 @@
-"""Answers whose work is stopped when the client goes away."""
+"""Cancels the work for an answer when the client disconnects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hydracore.waiting import first_of
 
 
 class CancelOnDisconnect:
-    """An ASGI application that does `work` and cancels it when the client goes away.
+    """An ASGI application that does `work` and cancels it when the client disconnects.
 
     `work` sends the answer itself. What it raises before the first message is answered like any other error. Raises
     `Interrupted` where the server stops before `work` has ended.

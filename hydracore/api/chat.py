@@ -18,9 +18,10 @@ from events.keys import Keyring
 from events.master_keys import MasterKeys
 from events.state import Instance
 from events.times import day_of
+from hydracore.agent_client import AgentAddress, AgentBadAnswer, AgentClient, AgentClientError, AgentUnreachable
 from hydracore.api import use_schemas as s
 from hydracore.api.access import is_owner
-from hydracore.api.agent_link import api_error_of, code_of, require_address, vps_errors_translated
+from hydracore.api.agent_link import agent_errors_translated, api_error_of, code_of, require_address
 from hydracore.api.agent_watch import EventStream, check_repeatedly, run_watched
 from hydracore.api.cancel_on_disconnect import CancelOnDisconnect
 from hydracore.api.changes import Changes, RequestContext
@@ -36,7 +37,6 @@ from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
 from hydracore.clock import NowMs
 from hydracore.media_types import EVENT_STREAM, JSON, media_type
-from hydracore.vps import AgentAddress, VpsBadAnswer, VpsClient, VpsError, VpsUnreachable
 from projections.usage_queries import spent
 
 Json = dict[str, Any]
@@ -73,7 +73,7 @@ class _Question(NamedTuple):
     key: str | None
     former_bodies: tuple[Json, ...] = ()
 
-    def with_former_id(self, refusal: VpsBadAnswer) -> _Question | None:
+    def with_former_id(self, refusal: AgentBadAnswer) -> _Question | None:
         """The question with the id from the next former master key; None if there is none, or if it would not help.
 
         `refusal`: the agent's answer to this question. Another id helps only if the agent has stored another question
@@ -89,7 +89,7 @@ class Chats:
         self,
         *,
         changes: Changes,
-        vps: VpsClient,
+        agent_client: AgentClient,
         pool: AsyncConnectionPool,
         keyring: Keyring,
         catalogue: Catalogue,
@@ -97,7 +97,7 @@ class Chats:
         now_ms: NowMs,
     ) -> None:
         self._changes = changes
-        self._vps = vps
+        self._vps = agent_client
         self._pool = pool
         self._keyring = keyring
         self._catalogue = catalogue
@@ -140,18 +140,18 @@ class Chats:
         return CancelOnDisconnect(partial(self._pass_on_answer, question))
 
     async def _pass_on_answer(self, question: _Question, scope: Scope, receive: Receive, send: Send) -> None:
-        with vps_errors_translated(), self._limiter.slot(question.instance_id, limit=CHATS_MAX):
+        with agent_errors_translated(), self._limiter.slot(question.instance_id, limit=CHATS_MAX):
             watch = check_repeatedly(partial(self._check_agent, question))
             answer = await run_watched(self._answer_to(question), watch=watch)
         await Answer(HTTPStatus.OK, answer)(scope, receive, send)
 
     async def _answer_to(self, question: _Question) -> bytes:
-        """The agent's answer. Raises `VpsError`."""
+        """The agent's answer. Raises `AgentClientError`."""
         try:
             return await self._vps.chat(
                 question.address, question.body, idempotency_key=question.key, timeout_s=ANSWER_TIMEOUT_S
             )
-        except VpsBadAnswer as error:
+        except AgentBadAnswer as error:
             if (retry := question.with_former_id(error)) is None:
                 raise
             return await self._answer_to(retry)
@@ -172,7 +172,7 @@ class Chats:
             try:
                 watch = stream.keep_alive(partial(self._check_agent, question))
                 await run_watched(self._pass_on_events(question, stream), watch=watch)
-            except VpsError as error:
+            except AgentClientError as error:
                 # Before the stream has begun, the error can still be answered with its status.
                 if not stream.is_open:
                     raise api_error_of(error) from error
@@ -182,7 +182,7 @@ class Chats:
         await stream.close()
 
     async def _pass_on_events(self, question: _Question, stream: EventStream) -> None:
-        """Raises `VpsError` where the stream does not begin. One that has begun always gets an ending."""
+        """Raises `AgentClientError` where the stream does not begin. One that has begun always gets an ending."""
         answer = self._vps.chat_stream(
             question.address, question.body, idempotency_key=question.key, idle_timeout_s=IDLE_TIMEOUT_S
         )
@@ -190,14 +190,14 @@ class Chats:
             async with answer as chunks, aclosing(complete_events(chunks)) as events:
                 async for event in events:
                     await stream.write(event)
-        except VpsBadAnswer as error:
+        except AgentBadAnswer as error:
             if (retry := question.with_former_id(error)) is None:
                 raise
             await self._pass_on_events(retry, stream)
 
     async def _check_agent(self, question: _Question) -> None:
-        """Raises `VpsTimeout` where the agent does not answer a status request. Other failures show in the chat."""
-        with suppress(VpsUnreachable, VpsBadAnswer):
+        """Raises `AgentTimeout` where the agent does not answer a status request. Other failures show in the chat."""
+        with suppress(AgentUnreachable, AgentBadAnswer):
             await self._vps.status(question.address, timeout_s=CHECK_TIMEOUT_S)
 
     async def _require_budget(self, state: Instance) -> None:

@@ -8,9 +8,9 @@ from typing import Final
 import msgspec
 import structlog
 
+from hydracore.agent_answers import CHAT_MAX_BYTES
+from hydracore.agent_client import AgentClientError, AgentTimeout
 from hydracore.api.agent_link import TOO_SLOW, UNREACHABLE
-from hydracore.vps import VpsError, VpsTimeout
-from hydracore.vps_answers import CHAT_MAX_BYTES
 
 #: The most bytes of an event. The largest is the last one, which holds the whole answer.
 EVENT_BYTES_MAX: Final = CHAT_MAX_BYTES
@@ -32,7 +32,7 @@ async def complete_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]
     """The bytes of `chunks`, in pieces of whole events. The last event is always an ending.
 
     Where the agent breaks off, falls silent or stops without an ending, an error event follows. Incomplete events are
-    dropped: with the error event behind it, half an event would look like a whole one.
+    dropped: followed by the error event, they would look complete.
     """
     rest, cause = bytearray(), None
     has_ended = False
@@ -51,9 +51,9 @@ async def complete_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]
             elif len(rest) > EVENT_BYTES_MAX:
                 stream_error = StreamError("agent_failed", "The agent sent an invalid event")
                 break
-    except VpsTimeout as error:
+    except AgentTimeout as error:
         stream_error, cause = StreamError("agent_timeout", TOO_SLOW), str(error)
-    except VpsError as error:
+    except AgentClientError as error:
         stream_error, cause = StreamError("agent_failed", UNREACHABLE), str(error)
     if not has_ended:
         yield error_event(stream_error, cause=cause)
@@ -66,7 +66,7 @@ def has_ending(events: bytes) -> bool:
 def error_event(stream_error: StreamError, *, cause: str | None) -> bytes:
     """The error event that ends a stream which cannot go on. Logs it too, with the request's id.
 
-    `cause`: the text of a `VpsError`.
+    `cause`: the text of an `AgentClientError`.
     """
     _log.warning("chat_broke_off", code=stream_error.code, reason=stream_error.detail, cause=cause)
     return b"event: error\ndata: %b\n\n" % msgspec.json.encode(stream_error)

@@ -12,11 +12,11 @@ from events.lifecycle import DELETED, DELETING, ERROR, FAILED
 from events.master_keys import MasterKeys
 from events.state import Instance
 from hydracore.agent.messages import Ignored
+from hydracore.agent_client import AgentBadAnswer, AgentClient, AgentClientError
 from hydracore.api.agent_link import address_of
 from hydracore.api.runtime_document import RuntimeDocuments
-from hydracore.vps import VpsBadAnswer, VpsClient, VpsError
 
-#: The most seconds that an agent may take to apply a configuration. After that, the caller is told that it will come.
+#: The most seconds that an agent may take to apply a configuration. After that, the answer says that it is applied later.
 PUSH_TIMEOUT_S: Final = 5.0
 
 #: The most unused parts of a configuration that a message names.
@@ -37,7 +37,7 @@ class PushResult(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigPusher:
-    vps: VpsClient
+    agent_client: AgentClient
     documents: RuntimeDocuments
     master_keys: MasterKeys
 
@@ -52,12 +52,12 @@ class ConfigPusher:
             return PushResult(applied=False, message="The agent gets it when it starts")
         version = state.config.version
         try:
-            running = await self.vps.put_config(
+            running = await self.agent_client.put_config(
                 address, version, await self.documents.build(state), timeout_s=PUSH_TIMEOUT_S
             )
-        except VpsError as error:
+        except AgentClientError as error:
             _log.warning("config_not_pushed", instance_id=str(state.id), version=version, reason=str(error))
-            if isinstance(error, VpsBadAnswer) and error.status == HTTPStatus.UNPROCESSABLE_ENTITY:
+            if isinstance(error, AgentBadAnswer) and error.status == HTTPStatus.UNPROCESSABLE_ENTITY:
                 return PushResult(
                     applied=False, message=f"The agent cannot run with it: {error.detail or 'it gave no reason'}"
                 )

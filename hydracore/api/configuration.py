@@ -1,4 +1,4 @@
-"""`/v1/instances/{id}/config`: the configuration that is wanted, and the one that the agent says it runs with."""
+"""`/v1/instances/{id}/config`: the desired configuration, and the one that the agent reports to run with."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from msgspec import UNSET
 from events.commands import ChangeConfig
 from events.master_keys import MasterKeys
 from events.state import Instance
+from hydracore.agent_answers import MaskedConfig
+from hydracore.agent_client import AgentClient, AgentClientError
 from hydracore.api import use_schemas as s
 from hydracore.api.agent_link import address_of
 from hydracore.api.changes import Changes, RequestContext
@@ -30,8 +32,6 @@ from hydracore.catalogue import Catalogue
 from hydracore.clock import NowMs
 from hydracore.documents import MASK_UNMATCHED, is_mask, mask
 from hydracore.problems import Problem
-from hydracore.vps import VpsClient, VpsError
-from hydracore.vps_answers import MaskedConfig
 
 PATH: Final = "/v1/instances/{instance_id}/config"
 
@@ -52,7 +52,7 @@ class Configuration:
     changes: Changes
     vault: Vault
     pusher: ConfigPusher
-    vps: VpsClient
+    agent_client: AgentClient
     catalogue: Catalogue
     master_keys: MasterKeys
     now_ms: NowMs
@@ -130,8 +130,8 @@ class Configuration:
             return None
         try:
             with self.limiter.slot(state.id, limit=READS_MAX):
-                return await self.vps.get_config(address, timeout_s=ASK_TIMEOUT_S)
-        except (VpsError, AgentBusy):
+                return await self.agent_client.get_config(address, timeout_s=ASK_TIMEOUT_S)
+        except (AgentClientError, AgentBusy):
             return None
 
     async def _shown(self, state: Instance, pushed: PushResult) -> s.Config:

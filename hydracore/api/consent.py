@@ -26,7 +26,7 @@ CHAT_DIGITS: Final = 32
 
 
 async def record_access(changes: Changes, context: RequestContext, access: RecordConversationsAccess) -> None:
-    """Record that somebody else than the owner reads conversations. Raises `Forbidden` unless the owner allows it."""
+    """Record that a caller who is not the owner reads conversations. Raises `Forbidden` unless the owner allows it."""
 
     async def command(state: Instance) -> RecordConversationsAccess:
         require_reader(context.who, state)

@@ -14,8 +14,9 @@ from events.keys import Keyring
 from events.master_keys import MasterKeys
 from events.state import Instance
 from hydracore.agent.chat_messages import CONVERSATION_ID_PATTERN
+from hydracore.agent_client import AgentBadAnswer, AgentClient
 from hydracore.api.access import is_owner
-from hydracore.api.agent_link import require_address, vps_errors_translated
+from hydracore.api.agent_link import agent_errors_translated, require_address
 from hydracore.api.changes import Changes, RequestContext
 from hydracore.api.concurrency_limiter import ConcurrencyLimiter
 from hydracore.api.consent import logged_conversation_id, record_access, require_reader
@@ -24,7 +25,6 @@ from hydracore.api.operations import Answer, operation
 from hydracore.api.validation import Incoming
 from hydracore.auth import Principal
 from hydracore.clock import NowMs
-from hydracore.vps import VpsBadAnswer, VpsClient
 
 #: The most seconds that an agent may take to read its conversations.
 READ_TIMEOUT_S: Final = 10.0
@@ -40,7 +40,7 @@ ConversationId = Annotated[str, Meta(pattern=CONVERSATION_ID_PATTERN.replace(r"\
 @dataclass(frozen=True, kw_only=True)
 class Conversations:
     changes: Changes
-    vps: VpsClient
+    agent_client: AgentClient
     keyring: Keyring
     master_keys: MasterKeys
     now_ms: NowMs
@@ -58,8 +58,8 @@ class Conversations:
     ) -> Answer:
         state = await self._readable(who, instance_id)
         address = require_address(state, master_keys=self.master_keys)
-        with vps_errors_translated(), self.limiter.slot(instance_id, limit=READS_MAX):
-            found = await self.vps.conversations(address, limit, timeout_s=READ_TIMEOUT_S)
+        with agent_errors_translated(), self.limiter.slot(instance_id, limit=READS_MAX):
+            found = await self.agent_client.conversations(address, limit, timeout_s=READ_TIMEOUT_S)
             await self._record_access(RequestContext(who, incoming, instance_id), state, None)
         return Answer(HTTPStatus.OK, found)
 
@@ -75,10 +75,10 @@ class Conversations:
     ) -> Answer:
         state = await self._readable(who, instance_id)
         address = require_address(state, master_keys=self.master_keys)
-        with vps_errors_translated(), self.limiter.slot(instance_id, limit=READS_MAX):
+        with agent_errors_translated(), self.limiter.slot(instance_id, limit=READS_MAX):
             try:
-                found = await self.vps.conversation(address, conversation_id, timeout_s=READ_TIMEOUT_S)
-            except VpsBadAnswer as error:
+                found = await self.agent_client.conversation(address, conversation_id, timeout_s=READ_TIMEOUT_S)
+            except AgentBadAnswer as error:
                 if error.status == HTTPStatus.NOT_FOUND:
                     raise NotFound("Conversation not found") from error
                 raise

@@ -31,9 +31,9 @@ from litestar.exceptions import HTTPException
 from psycopg_pool import PoolTimeout
 
 from events import errors as e
+from hydracore.agent_client import AgentClientError
 from hydracore.auth import AuthError
 from hydracore.problems import Invalid, Problem
-from hydracore.vps import VpsError
 
 _log = structlog.get_logger(__name__)
 
@@ -156,7 +156,7 @@ def error_answer_of(error: Exception) -> ErrorAnswer:
         return ErrorAnswer(HTTPStatus.UNAUTHORIZED, {"detail": str(error)}, ((b"www-authenticate", b"Bearer"),))
     if isinstance(error, ApiError):
         if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            _log.warning(error.log_event, status=int(error.status), reason=str(error), cause=_vps_error_text(error))
+            _log.warning(error.log_event, status=int(error.status), reason=str(error), cause=_agent_error_text(error))
         return ErrorAnswer(error.status, {"detail": str(error)}, error.headers)
     if isinstance(error, e.EventsError):
         return _answer_of_events_error(error)
@@ -211,9 +211,9 @@ def _unavailable(error: Exception) -> ErrorAnswer:
     return ErrorAnswer(HTTPStatus.SERVICE_UNAVAILABLE, {"detail": _UNAVAILABLE}, _RETRY_AFTER)
 
 
-def _vps_error_text(error: ApiError) -> str | None:
-    """The text of a `VpsError`: the agent's address and the kind of failure, and nothing that the agent sent."""
-    return str(error.__cause__) if isinstance(error.__cause__, VpsError) else None
+def _agent_error_text(error: ApiError) -> str | None:
+    """The text of an `AgentClientError`: the agent's address and the kind of failure, and nothing that the agent sent."""
+    return str(error.__cause__) if isinstance(error.__cause__, AgentClientError) else None
 
 
 def _shown(problem: Problem) -> dict[str, Any]:

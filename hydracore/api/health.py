@@ -55,7 +55,7 @@ class Health:
         return Answer(503 if database == _DOWN else 200, msgspec.json.encode(body))
 
     async def _check_database(self) -> str:
-        """Check the database. A check that times out goes on for the next callers: cancelling it would wait too."""
+        """Check the database. A check that times out continues for the next callers: cancelling it would have to wait too."""
         if self._database_task is None or self._database_task.done():
             self._database_task = asyncio.create_task(self._query_database())
         try:
@@ -73,7 +73,7 @@ class Health:
         return _OK
 
     async def _check_redis(self) -> str:
-        """Check Redis. All callers share one check: anybody may call, and each check would occupy a connection."""
+        """Check Redis. All callers share one check: callers are not authenticated, and each check occupies a connection."""
         if self._redis_task is None or self._redis_task.done():
             self._redis_task = asyncio.create_task(self._query_redis())
         return await asyncio.shield(self._redis_task)

@@ -1,4 +1,4 @@
-"""`/v1/instances/{id}` and its views: look at instances, have them deleted."""
+"""`/v1/instances` and `/v1/instances/{id}`: list, show and delete instances."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs the API in this process until it is told to stop."""
+"""Runs the API in this process until a signal stops it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from events.errors import MasterKeyWrong
 from events.keys import Keyring
 from hydracore import catalogue as catalogues
 from hydracore import logs
+from hydracore.agent_client import AgentClient
 from hydracore.api.app import Parts, create_app
 from hydracore.api.heartbeat_reception import keep_recording
 from hydracore.api.rate_limiter import RateLimiter
@@ -32,20 +33,19 @@ from hydracore.gc_tuning import freeze_and_collect_less_often
 from hydracore.http_server import EmbeddedServer, uvicorn_config
 from hydracore.settings import Settings, SettingsError
 from hydracore.signals import stop_event
-from hydracore.vps import VpsClient
 from projections.queries import Queries
 
 #: Connections to PostgreSQL per process. Reads are coalesced and appends grouped, so few are enough.
 POOL_SIZE: Final = 12
 
-#: The most seconds for running requests to end once the process is told to stop.
+#: The most seconds for running requests to end after the signal to stop.
 STOP_GRACE_S: Final = 5
 
 _log = structlog.get_logger(__name__)
 
 
 def run(settings: Settings) -> int:
-    """Serve until a signal says to stop. Returns the exit code of the process.
+    """Serve until a signal. Returns the exit code of the process.
 
     2: the catalogue is wrong, with a line for each problem. 3: the list of erased customers cannot be read. Raises
     `SettingsError` where the master key is not this database's, and `DatabaseUnusable`.
@@ -153,7 +153,7 @@ async def open_parts(settings: Settings, catalogue: Catalogue) -> AsyncGenerator
         if settings.rate_limit_per_minute:
             limiter = RateLimiter(redis, per_minute=settings.rate_limit_per_minute)
             stack.push_async_callback(limiter.aclose)
-        vps = await stack.enter_async_context(VpsClient(ASK_TIMEOUT_S))
+        agent_client = await stack.enter_async_context(AgentClient(ASK_TIMEOUT_S))
         yield Parts(
             settings=settings,
             catalogue=catalogue,
@@ -162,6 +162,6 @@ async def open_parts(settings: Settings, catalogue: Catalogue) -> AsyncGenerator
             queries=Queries(pool),
             keyring=keyring,
             redis=redis,
-            vps=vps,
+            agent_client=agent_client,
             limiter=limiter,
         )

@@ -96,7 +96,7 @@ def _errors_of(op: Operation) -> set[int]:
     if takes_body:
         statuses |= {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE}
     if op.signature.who is not None or takes_body:
-        # Without the database, nobody can be authenticated and nothing can be stored.
+        # Without the database, callers cannot be authenticated and nothing can be stored.
         statuses.add(HTTPStatus.SERVICE_UNAVAILABLE)
     return statuses
 

@@ -36,7 +36,7 @@ SYNC_INTERVAL_S: Final = 0.25
 TIMEOUT_S: Final = 0.25
 RETRY_S: Final = 1.0
 
-#: The most counters per round trip. Redis serves nobody else while it adds to them.
+#: The most counters per round trip. Redis runs no other command while it adds to them.
 BATCH_MAX: Final = 1_000
 
 #: The limit of an agent, as a multiple of a user's: after an outage it sends all at once what it has kept.

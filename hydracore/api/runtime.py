@@ -13,9 +13,9 @@ from events.master_keys import MasterKeys
 from events.state import Instance
 from events.store import EventStore
 from hydracore.agent.messages import AgentStatus, Heartbeat, Ignored, ReportedError
+from hydracore.agent_client import AgentClient, AgentClientError
 from hydracore.api import schemas as s
 from hydracore.api.agent_link import address_of
-from hydracore.vps import VpsClient, VpsError
 from projections.queries import ReportRow
 
 #: The most seconds that an agent may take to answer. After that, its last heartbeat is shown.
@@ -29,10 +29,10 @@ _HEARTBEAT: Final = msgspec.json.Decoder(Heartbeat)
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeReader:
-    """`vps`: a client with the timeout `ASK_TIMEOUT_S`. `heartbeat_interval_s`: how often agents report."""
+    """`agent_client`: a client with the timeout `ASK_TIMEOUT_S`. `heartbeat_interval_s`: how often agents report."""
 
     store: EventStore
-    vps: VpsClient
+    agent_client: AgentClient
     master_keys: MasterKeys
     heartbeat_interval_s: float
 
@@ -87,8 +87,8 @@ class RuntimeReader:
         if address is None:
             return None
         try:
-            return await self.vps.status(address)
-        except VpsError:
+            return await self.agent_client.status(address)
+        except AgentClientError:
             # It shows in `health_failures`, and as a change of health if it lasts.
             return None
 

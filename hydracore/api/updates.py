@@ -12,8 +12,9 @@ from events.master_keys import MasterKeys
 from events.record import Origin
 from events.state import Instance
 from hydracore.agent.chat_messages import UpdatesApplied
+from hydracore.agent_client import AgentBadAnswer, AgentClient, AgentClientError, AgentTimeout
 from hydracore.api import use_schemas as s
-from hydracore.api.agent_link import require_address, vps_errors_translated
+from hydracore.api.agent_link import agent_errors_translated, require_address
 from hydracore.api.changes import Changes, RequestContext
 from hydracore.api.errors import AgentFailed
 from hydracore.api.operations import operation
@@ -22,7 +23,6 @@ from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.api.validation import Incoming
 from hydracore.auth import Principal
 from hydracore.clock import NowMs
-from hydracore.vps import VpsBadAnswer, VpsClient, VpsError, VpsTimeout
 
 #: The most seconds that the agent may take: it waits for open chats, up to a limit, and restarts its runtime.
 APPLY_TIMEOUT_S: Final = 30.0
@@ -31,7 +31,7 @@ APPLY_TIMEOUT_S: Final = 30.0
 @dataclass(frozen=True, kw_only=True)
 class Updates:
     changes: Changes
-    vps: VpsClient
+    agent_client: AgentClient
     documents: RuntimeDocuments
     master_keys: MasterKeys
     now_ms: NowMs
@@ -53,9 +53,9 @@ class Updates:
         state = await self.changes.load(who, instance_id)
         address = require_address(state, master_keys=self.master_keys)
         version = state.config.version
-        with vps_errors_translated():
+        with agent_errors_translated():
             if not body.force:
-                status = await self.vps.status(address, timeout_s=ASK_TIMEOUT_S)
+                status = await self.agent_client.status(address, timeout_s=ASK_TIMEOUT_S)
                 if status.config_version == version:
                     message = f"Nothing to apply: the agent already runs with version {version}"
                     return s.ApplyUpdatesResponse(instance_id=instance_id, message=message, status="up_to_date")
@@ -65,14 +65,14 @@ class Updates:
         request = RequestUpdates(at_ms=self.now_ms(), config_version=version, restart=restart, forced=body.force)
         await self._record(context, request, intent)
         outcome = incoming.origin(who.actor, causation_id=intent.command_id)
-        with vps_errors_translated():
+        with agent_errors_translated():
             try:
-                applied = await self.vps.apply_updates(
+                applied = await self.agent_client.apply_updates(
                     address, version, runtime, restart=restart, timeout_s=APPLY_TIMEOUT_S
                 )
-            except VpsError as error:
+            except AgentClientError as error:
                 await self._record(context, _failure(error, version, at_ms=self.now_ms()), outcome)
-                if isinstance(error, VpsBadAnswer) and error.status == HTTPStatus.UNPROCESSABLE_ENTITY:
+                if isinstance(error, AgentBadAnswer) and error.status == HTTPStatus.UNPROCESSABLE_ENTITY:
                     raise AgentFailed(f"The agent cannot run with it: {error.detail or 'it gave no reason'}") from error
                 raise
         result = RecordUpdatesApplied(
@@ -93,11 +93,11 @@ class Updates:
         await self.changes.change(context, at_any, origin=origin)
 
 
-def _failure(error: VpsError, version: int, *, at_ms: int) -> RecordUpdatesFailed:
+def _failure(error: AgentClientError, version: int, *, at_ms: int) -> RecordUpdatesFailed:
     """What is known after the agent did not answer as agreed."""
-    if isinstance(error, VpsBadAnswer) and HTTPStatus.BAD_REQUEST <= error.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+    if isinstance(error, AgentBadAnswer) and HTTPStatus.BAD_REQUEST <= error.status < HTTPStatus.INTERNAL_SERVER_ERROR:
         return RecordUpdatesFailed(at_ms=at_ms, config_version=version, code="agent_refused", nothing_done=True)
-    code = "agent_timeout" if isinstance(error, VpsTimeout) else "agent_failed"
+    code = "agent_timeout" if isinstance(error, AgentTimeout) else "agent_failed"
     return RecordUpdatesFailed(at_ms=at_ms, config_version=version, code=code)
 
 

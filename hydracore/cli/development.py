@@ -20,7 +20,7 @@ from hydracore.embedded.home import Home
 from hydracore.embedded.stack import Stack
 from hydracore.files import write_atomic
 
-#: Development tokens are good for a year from every start.
+#: Development tokens are valid for a year from each start.
 TOKEN_TTL_S: Final = 365 * 86_400
 KEY_CHECK_S_MAX: Final = 5.0
 #: The kinds of parts that `DevFile.pids` lists.
@@ -142,5 +142,5 @@ async def _api_key(stack: Stack) -> str:
             return known
     async with await AsyncConnection.connect(stack.settings.database_url, autocommit=True) as connection:
         made = await create_api_key(connection, tenant_id=stack.secrets.tenant_id, name="development")
-    stack.home.keep_api_key(made)
+    stack.home.save_api_key(made)
     return made

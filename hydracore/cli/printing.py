@@ -124,7 +124,7 @@ class DeferredErrorOption(click.Option):
             return super().handle_parse_result(ctx, opts, args)
         except click.UsageError as error:
             ctx.meta.setdefault(_PROBLEMS, []).append(error.format_message())
-            # The command is called all the same. It loads the settings first, which reports the problems.
+            # The command is still called. It loads the settings first, which reports the problems.
             return ctx.params.setdefault(str(self.name), None), args
 
 

@@ -1,4 +1,4 @@
-"""The life of one instance over HTTP, checked step by step, for somebody who sees the product for the first time."""
+"""The demo: the life of one instance over HTTP, checked step by step, for people who see the product for the first time."""
 
 import asyncio
 from collections.abc import AsyncGenerator

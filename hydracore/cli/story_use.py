@@ -1,4 +1,4 @@
-"""The middle of the demo: somebody uses the agent. Two ways to chat, a changed prompt, the usage, a rotated key."""
+"""The part of the demo in which the agent is used: two ways to chat, a changed prompt, the usage, a rotated key."""
 
 import time
 from collections.abc import AsyncGenerator

@@ -48,7 +48,7 @@ async def _run_until_stopped(path: Path, *, port: int, workers: int) -> None:
                 say(
                     f"the database is in {stack.data}, because the account that runs PostgreSQL cannot access {home.path}"
                 )
-            # Unchanged, because it is to be pasted. All of it comes from whoever has typed the command.
+            # Not escaped, because it is to be pasted. All of it comes from the user of this command.
             click.echo(introduction(file, home.path))
             try:
                 await asyncio.Event().wait()

@@ -24,7 +24,7 @@ class NotDirect(DatabaseUnusable):
 
 
 async def require_direct(settings: Settings, conninfo: str) -> None:
-    """Raise `NotDirect` behind a pooler in transaction mode, and `DatabaseUnreachable` where nothing answers.
+    """Raise `NotDirect` behind a pooler in transaction mode, and `DatabaseUnreachable` if nothing answers.
 
     `database_prepared` must be false behind such a pooler. Where it is true, nothing is checked.
     """

@@ -96,8 +96,8 @@ async def open_pool(
         kwargs={"autocommit": True} if prepared else {"autocommit": True, "prepare_threshold": None},
         timeout=BORROW_TIMEOUT_S,
         # The pool tries to reconnect with growing pauses for this long. After that, the next caller
-        # makes it begin anew. With a longer timeout the pauses would grow so much that a database that
-        # was away for half a minute would stay out of reach for another half.
+        # makes it start again. With a longer timeout the pauses would grow so much that after an outage
+        # of half a minute the pool would wait for another half before it reconnects.
         reconnect_timeout=BORROW_TIMEOUT_S,
         name=application,
     )

@@ -50,7 +50,7 @@ def postgres_programs(account: Account) -> Path:
 
 
 def _copy_postgres(copy: Path) -> None:
-    """Copy the wheel's programs so that everybody can run them. The copy appears complete or not at all."""
+    """Copy the wheel's programs so that all users can run them. The copy appears complete or not at all."""
     copy.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{copy.name}.", dir=copy.parent))
     try:

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 
 class EmbeddedError(Exception):
-    """Root of this package's errors. `str()` is one clear line for whoever typed the command."""
+    """Root of this package's errors. `str()` is one clear line for the user of the command."""
 
 
 class HomeInUse(EmbeddedError):

@@ -43,7 +43,7 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
         return f"Secrets(home_id={self.home_id!r}, ...)"
 
     @classmethod
-    def draw(cls) -> Self:
+    def generate(cls) -> Self:
         return cls(
             home_id=uuid.uuid4().hex,
             master_key=_key(),
@@ -111,7 +111,7 @@ class Home:
                 f"{self.secrets_file} is damaged: restore it from a backup, or use another --home"
             ) from None
         except FileNotFoundError:
-            known = Secrets.draw()
+            known = Secrets.generate()
             write_json(self.secrets_file, known)
         except OSError as error:
             raise HomeUnusable(self.path, f"{self.secrets_file.name}: {error.strerror}") from None
@@ -120,7 +120,7 @@ class Home:
             write_json(self.secrets_file, known)
         return known
 
-    def keep_api_key(self, api_key: str) -> None:
+    def save_api_key(self, api_key: str) -> None:
         """Remember the API key that was made for the development tenant."""
         write_json(self.secrets_file, msgspec.structs.replace(self.secrets(), api_key=api_key))
 

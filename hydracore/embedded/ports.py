@@ -21,7 +21,7 @@ PORT_LAST: Final = 29_999
 #: The name of the port that agents call. It never changes.
 AGENTS_PORT: Final = "agents"
 #: The most ports that are tried. If none of them is free, the range counts as full.
-DRAWS_MAX: Final = 200
+TRIES_MAX: Final = 200
 
 
 class Ports:
@@ -57,7 +57,7 @@ class Ports:
 
 def free_port(*, avoid: set[int] | None = None) -> int:
     """A loopback port that is free. Raises `EmbeddedError` where none was found."""
-    for _ in range(DRAWS_MAX):
+    for _ in range(TRIES_MAX):
         port = PORT_FIRST + secrets.randbelow(PORT_LAST - PORT_FIRST + 1)
         if port not in (avoid or ()) and is_free(port):
             return port

@@ -48,7 +48,7 @@ INITDB_OPTIONS: Final = (
     "--locale-provider=builtin",
     "--builtin-locale=C.UTF-8",
     # Iterations slow guessing down, and take 3 ms of each new connection. The owner's
-    # password is random: nobody guesses it.
+    # password is random and cannot be guessed.
     "--set=scram_iterations=1",
     "--no-instructions",
 )
@@ -180,7 +180,7 @@ class Postgres:
             status, stderr = await self.account.run_long(command, stdin=stdin, seconds_max=INITDB_S_MAX)
         except TimeoutError:
             raise EmbeddedError(f"PostgreSQL did not create {self.data} within {INITDB_S_MAX} s") from None
-        # Single-user mode reports a failed statement and ends with 0 all the same.
+        # Single-user mode reports a failed statement, but still ends with 0.
         if status != 0 or b"ERROR:" in stderr:
             raise EmbeddedError(f"PostgreSQL could not create {self.data}: {stderr.decode(errors='replace').strip()}")
 

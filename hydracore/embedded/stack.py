@@ -24,9 +24,9 @@ from hydracore.transport import EMPTY_TRUST_STORE
 #: Where `-m hydracore` is found, installed or not.
 PACKAGE_ROOT: Final = Path(configuration.__file__).parent.parent
 
-#: The timeout of one request that tells whether a part serves.
+#: The timeout of one request that checks whether a part serves.
 PROBE_S_MAX: Final = 2.0
-#: Relay and workers take no requests that could tell whether they are ready. With
+#: Relay and workers serve no requests that could show whether they are ready. With
 #: unusable settings they end within this time.
 SETTLE_S: Final = 1.5
 #: How long the steps of an orderly stop may take; together they stay below 13 s. The
@@ -78,7 +78,7 @@ class Stack:
         self.cloudsim_url = f"http://{LOOPBACK}:{self._cloudsim_port}"
         #: The URL of the scripted models; None where the environment names real ones.
         self.modelsim_url: str | None = None
-        #: The directory of the embedded PostgreSQL, inside the home or apart from it;
+        #: The directory of the embedded PostgreSQL, inside the home or outside of it;
         #: None where the user's database is used.
         self.data: Path | None = None
         self._workers = workers

@@ -77,7 +77,7 @@ class Supervisor:
             raise self._failure(keeper, f"was not ready within {ready_s_max:g} s") from None
 
     async def restart(self, name: str, *, grace_s: float = GRACE_S) -> None:
-        """Stop a part in order and start it anew."""
+        """Stop a part and start it again."""
         part = self._keepers[name].part
         await self.stop([name], grace_s=grace_s)
         await self.start(part)

@@ -16,8 +16,8 @@ from hydracore.agent import VERSION
 from hydracore.agent.agent import Agent
 from hydracore.agent.errors import AlreadyRunning
 from hydracore.agent.messages import STAGES
-from hydracore.vps import AgentAddress, VpsClient, VpsUnreachable
-from tests.agent_fixtures import agent_fixture, control_plane_fixture, vps_fixture  # noqa: F401 - fixtures
+from hydracore.agent_client import AgentAddress, AgentClient, AgentUnreachable
+from tests.agent_fixtures import agent_client_fixture, agent_fixture, control_plane_fixture  # noqa: F401 - fixtures
 from tests.agent_process import AgentProcess, free_address
 from tests.fake_control_plane import FakeControlPlane
 
@@ -27,7 +27,7 @@ DAMAGE = b"something else altogether" * 400
 
 
 async def test_a_first_boot_goes_through_all_stages_in_order(
-    control_plane: FakeControlPlane, agent: AgentProcess, vps: VpsClient
+    control_plane: FakeControlPlane, agent: AgentProcess, agent_client: AgentClient
 ) -> None:
     agent.start()
     await control_plane.until_healthy()
@@ -38,7 +38,7 @@ async def test_a_first_boot_goes_through_all_stages_in_order(
     callbacks = control_plane.told()
     assert [callback["seq"] for callback in callbacks] == [1, 2, 3, 4, 5, 6]
     assert {callback["level"] for callback in callbacks} == {"info"}
-    status = await vps.status(AgentAddress(*control_plane.listen, control_plane.control_token))
+    status = await agent_client.status(AgentAddress(*control_plane.listen, control_plane.control_token))
     assert (str(status.instance_id), status.attempt) == (control_plane.instance_id, 1)
     assert (str(status.boot_id), status.stage, status.healthy) == (control_plane.boot_id, "healthy", True)
     assert (status.runtime, status.config_version, status.error) == ("expressclaw", 3, None)
@@ -91,14 +91,14 @@ async def test_an_address_that_is_taken_is_waited_for_and_told_once(
 
 
 async def test_an_unknown_runtime_is_reported_and_the_agent_is_not_healthy(
-    control_plane: FakeControlPlane, agent: AgentProcess, vps: VpsClient
+    control_plane: FakeControlPlane, agent: AgentProcess, agent_client: AgentClient
 ) -> None:
     control_plane.runtime["type"] = "openclaw"
 
     agent.start()
     await control_plane.until(lambda: any(c["level"] == "error" for c in control_plane.told()))
 
-    status = await vps.status(AgentAddress(*control_plane.listen, control_plane.control_token))
+    status = await agent_client.status(AgentAddress(*control_plane.listen, control_plane.control_token))
     assert (status.healthy, status.stage, status.config_version) == (False, "configured", None)
     assert status.error is not None
     assert status.error.code == "runtime_unknown"
@@ -133,13 +133,13 @@ async def test_the_agents_api_needs_its_token(control_plane: FakeControlPlane, a
 
 
 async def test_draining_answers_how_many_chats_are_open(
-    control_plane: FakeControlPlane, agent: AgentProcess, vps: VpsClient
+    control_plane: FakeControlPlane, agent: AgentProcess, agent_client: AgentClient
 ) -> None:
     agent.start()
     await control_plane.until_healthy()
 
-    first = await vps.drain(AgentAddress(*control_plane.listen, control_plane.control_token))
-    second = await vps.drain(AgentAddress(*control_plane.listen, control_plane.control_token))
+    first = await agent_client.drain(AgentAddress(*control_plane.listen, control_plane.control_token))
+    second = await agent_client.drain(AgentAddress(*control_plane.listen, control_plane.control_token))
 
     assert (first.active_connections, second.active_connections) == (0, 0)
 
@@ -231,7 +231,7 @@ async def test_a_signal_stops_it_with_code_0(
 
 
 async def test_agents_run_as_tasks_of_another_process_and_can_be_cancelled(
-    control_plane: FakeControlPlane, tmp_path: Path, vps: VpsClient
+    control_plane: FakeControlPlane, tmp_path: Path, agent_client: AgentClient
 ) -> None:
     other = FakeControlPlane(listen=free_address(control_plane.listen[0]))
     await other.start()
@@ -252,6 +252,6 @@ async def test_agents_run_as_tasks_of_another_process_and_can_be_cancelled(
     await tasks[1]
 
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
-    with pytest.raises(VpsUnreachable):
-        await vps.status(AgentAddress(*control_plane.listen, control_plane.control_token))
+    with pytest.raises(AgentUnreachable):
+        await agent_client.status(AgentAddress(*control_plane.listen, control_plane.control_token))
     await other.stop()

@@ -7,8 +7,8 @@ import json
 import resource
 
 from hydracore.agent.messages import STAGES
-from hydracore.vps import AgentAddress, VpsClient
-from tests.agent_fixtures import agent_fixture, control_plane_fixture, vps_fixture  # noqa: F401 - fixtures
+from hydracore.agent_client import AgentAddress, AgentClient
+from tests.agent_fixtures import agent_client_fixture, agent_fixture, control_plane_fixture  # noqa: F401 - fixtures
 from tests.agent_process import AgentProcess
 from tests.fake_control_plane import FakeControlPlane
 from tests.waiting import PATIENCE_S, until
@@ -52,7 +52,7 @@ async def test_a_configuration_that_the_disk_does_not_take_is_in_force_and_kept_
 
 
 async def test_a_key_that_the_disk_does_not_take_is_not_acknowledged_before_it_does(
-    control_plane: FakeControlPlane, agent: AgentProcess, vps: VpsClient
+    control_plane: FakeControlPlane, agent: AgentProcess, agent_client: AgentClient
 ) -> None:
     agent.start()
     await control_plane.until_healthy()
@@ -60,7 +60,7 @@ async def test_a_key_that_the_disk_does_not_take_is_not_acknowledged_before_it_d
     control_plane.rotate_key()
     await control_plane.until(lambda: len(control_plane.issued_keys) == 2)
     await control_plane.until(lambda: control_plane.order().count("secrets") == 3)
-    status = await vps.status(AgentAddress(*control_plane.listen, control_plane.control_token))
+    status = await agent_client.status(AgentAddress(*control_plane.listen, control_plane.control_token))
 
     assert status.error is not None
     assert status.error.code == "disk_refuses"
@@ -97,7 +97,7 @@ async def test_what_cannot_be_told_of_a_full_disk_ends_nothing(
 
 
 async def test_a_server_whose_disk_was_full_at_its_start_is_told_to_be_healthy_once_there_is_room(
-    control_plane: FakeControlPlane, agent: AgentProcess, vps: VpsClient
+    control_plane: FakeControlPlane, agent: AgentProcess, agent_client: AgentClient
 ) -> None:
     usable = control_plane.runtime
     control_plane.configure(model_policy={"temperature": "hot"})
@@ -106,7 +106,7 @@ async def test_a_server_whose_disk_was_full_at_its_start_is_told_to_be_healthy_o
     address = AgentAddress(*control_plane.listen, control_plane.control_token)
     disk(agent, is_full=True)
     control_plane.config_version, control_plane.runtime = control_plane.config_version + 1, usable
-    await vps.put_config(address, control_plane.config_version, usable)
+    await agent_client.put_config(address, control_plane.config_version, usable)
     await control_plane.until(lambda: errors(control_plane)[-1:] == ["disk_refuses"])
     assert "healthy" not in control_plane.stages()
 

@@ -8,8 +8,8 @@ from uuid import uuid4
 import pytest
 
 from hydracore.agent.messages import STAGES
-from hydracore.vps import AgentAddress, VpsClient
-from tests.agent_fixtures import agent_fixture, control_plane_fixture, stopped_at, vps_fixture  # noqa: F401 - fixtures
+from hydracore.agent_client import AgentAddress, AgentClient
+from tests.agent_fixtures import agent_client_fixture, agent_fixture, control_plane_fixture, stopped_at  # noqa: F401 - fixtures
 from tests.agent_process import AgentProcess
 from tests.fake_control_plane import ENDPOINTS, FakeControlPlane
 
@@ -94,14 +94,14 @@ async def test_a_control_plane_that_is_down_at_first_is_waited_for(
 
 
 async def test_what_happens_while_the_control_plane_is_down_is_told_afterwards(
-    control_plane: FakeControlPlane, agent: AgentProcess, vps: VpsClient
+    control_plane: FakeControlPlane, agent: AgentProcess, agent_client: AgentClient
 ) -> None:
     with socket.create_server(control_plane.listen):
         agent.start()
         await control_plane.until(lambda: control_plane.stages()[-1:] == ["runtime_started"])
         await control_plane.stop()
     await agent.until_logged("heartbeat_failed")
-    status = await vps.status(AgentAddress(*control_plane.listen, control_plane.control_token))
+    status = await agent_client.status(AgentAddress(*control_plane.listen, control_plane.control_token))
 
     await control_plane.start()
     await control_plane.until_healthy()
@@ -214,14 +214,14 @@ async def test_a_killed_boot_whose_key_is_refused_without_another_one_keeps_no_a
 
 
 async def test_a_restart_asks_for_no_secrets_and_no_configuration_again_and_takes_its_address_back(
-    control_plane: FakeControlPlane, agent: AgentProcess, vps: VpsClient
+    control_plane: FakeControlPlane, agent: AgentProcess, agent_client: AgentClient
 ) -> None:
     agent.start()
     await control_plane.until_healthy()
     control_plane.configure(agent_name="Ada")
     await control_plane.until(lambda: control_plane.heartbeats[-1]["config_version"] == control_plane.config_version)
     # A connection that the kernel still remembers when the next agent wants the port.
-    await vps.status(AgentAddress(*control_plane.listen, control_plane.control_token))
+    await agent_client.status(AgentAddress(*control_plane.listen, control_plane.control_token))
     await agent.kill()
     control_plane.heartbeats.clear()
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import pytest
 
 from hydracore.agent.messages import STAGES
-from hydracore.vps import AgentAddress, VpsBadAnswer, VpsClient
-from tests.agent_fixtures import agent_fixture, control_plane_fixture, stopped_at, vps_fixture  # noqa: F401 - fixtures
+from hydracore.agent_client import AgentAddress, AgentBadAnswer, AgentClient
+from tests.agent_fixtures import agent_client_fixture, agent_fixture, control_plane_fixture, stopped_at  # noqa: F401 - fixtures
 from tests.agent_process import AgentProcess, free_address
 from tests.fake_control_plane import ENDPOINTS, FakeControlPlane
 
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_revoked_key_is_replaced(control_plane: FakeControlPlane, agent: AgentProcess, vps: VpsClient) -> None:
+async def test_a_revoked_key_is_replaced(
+    control_plane: FakeControlPlane, agent: AgentProcess, agent_client: AgentClient
+) -> None:
     agent.start()
     await control_plane.until_healthy()
     first_key = control_plane.agent_key
-    await vps.status(AgentAddress(*control_plane.listen, control_plane.control_token))
+    await agent_client.status(AgentAddress(*control_plane.listen, control_plane.control_token))
 
     control_plane.control_token += "-second"
     control_plane.config_version = 4
@@ -29,14 +31,16 @@ async def test_a_revoked_key_is_replaced(control_plane: FakeControlPlane, agent:
     assert control_plane.acknowledged
     assert len(control_plane.boots) == 1
     await control_plane.until(lambda: control_plane.stages() == [*STAGES, "healthy"])
-    status = await vps.status(AgentAddress(*control_plane.listen, control_plane.control_token))
+    status = await agent_client.status(AgentAddress(*control_plane.listen, control_plane.control_token))
     assert (status.healthy, status.config_version) == (True, 4)
-    with pytest.raises(VpsBadAnswer):
-        await vps.status(AgentAddress(*control_plane.listen, control_plane.control_token.removesuffix("-second")))
+    with pytest.raises(AgentBadAnswer):
+        await agent_client.status(
+            AgentAddress(*control_plane.listen, control_plane.control_token.removesuffix("-second"))
+        )
 
 
 async def test_a_fresh_key_may_come_with_another_address(
-    control_plane: FakeControlPlane, agent: AgentProcess, vps: VpsClient
+    control_plane: FakeControlPlane, agent: AgentProcess, agent_client: AgentClient
 ) -> None:
     agent.start()
     await control_plane.until_healthy()
@@ -46,12 +50,12 @@ async def test_a_fresh_key_may_come_with_another_address(
     await control_plane.until(lambda: len(control_plane.stages()) == 7)
     await agent.until_logged("listening", times=2)
 
-    assert (await vps.status(AgentAddress(*control_plane.listen, control_plane.control_token))).healthy
+    assert (await agent_client.status(AgentAddress(*control_plane.listen, control_plane.control_token))).healthy
 
 
 @pytest.mark.parametrize("host", ["no address", "a..b", "x" * 64])
 async def test_an_address_that_is_none_is_told_and_waited_out(
-    control_plane: FakeControlPlane, agent: AgentProcess, vps: VpsClient, host: str
+    control_plane: FakeControlPlane, agent: AgentProcess, agent_client: AgentClient, host: str
 ) -> None:
     agent.start()
     await control_plane.until_healthy()
@@ -64,7 +68,7 @@ async def test_an_address_that_is_none_is_told_and_waited_out(
     control_plane.rotate_key()
     await agent.until_logged("listening", times=2)
 
-    assert (await vps.status(AgentAddress(address, port, control_plane.control_token))).healthy
+    assert (await agent_client.status(AgentAddress(address, port, control_plane.control_token))).healthy
     await control_plane.until(lambda: any(told["level"] == "warning" for told in control_plane.told()))
     warning = next(told["message"] for told in control_plane.told() if told["level"] == "warning")
     assert warning == f"Cannot listen on {host} port {port} yet: Name or service not known"

@@ -13,12 +13,13 @@ import httpx
 import msgspec
 import pytest
 
+from hydracore.agent_client import AgentAddress, AgentBadAnswer, AgentClient
 from hydracore.modelsim.script import MARK
-from hydracore.vps import AgentAddress, VpsBadAnswer, VpsClient
 from tests.agent_process import AgentProcess
 from tests.claw_fixtures import (
     API_KEY,
     Claw,
+    agent_client_fixture,
     agent_fixture,
     claw_fixture,
     connected,
@@ -26,13 +27,12 @@ from tests.claw_fixtures import (
     document,
     modelsim_fixture,
     texts,
-    vps_fixture,
 )
 from tests.fake_control_plane import FakeControlPlane
 from tests.modelsim_fixtures import ModelSim
 from tests.waiting import until
 
-__all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture", "vps_fixture"]
+__all__ = ["agent_client_fixture", "agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture"]
 
 
 async def push(claw: Claw, version: int, runtime: dict[str, Any]) -> httpx.Response:
@@ -242,16 +242,16 @@ async def test_after_a_drain_open_chats_end_and_no_new_ones_begin(
 
 
 async def test_everything_of_an_agent_can_be_reached_through_the_client(
-    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, vps: VpsClient
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, agent_client: AgentClient
 ) -> None:
     where = AgentAddress(*control_plane.listen, control_plane.control_token)
     asked = {"message": "Hello", "conversation_id": "telegram:-5_x", "end_user": "u-1"}
 
-    answer = msgspec.json.decode(await vps.chat(where, asked, idempotency_key="k"))
-    async with vps.chat_stream(where, asked, idempotency_key="k", idle_timeout_s=5) as chunks:
+    answer = msgspec.json.decode(await agent_client.chat(where, asked, idempotency_key="k"))
+    async with agent_client.chat_stream(where, asked, idempotency_key="k", idle_timeout_s=5) as chunks:
         events = b"".join([chunk async for chunk in chunks]).decode()
-    found = msgspec.json.decode(await vps.conversation(where, "telegram:-5_x"))
-    listed = msgspec.json.decode(await vps.conversations(where, 1))
+    found = msgspec.json.decode(await agent_client.conversation(where, "telegram:-5_x"))
+    listed = msgspec.json.decode(await agent_client.conversations(where, 1))
 
     assert events.startswith("event: token\ndata: ")
     assert json.loads(events.split("event: done\ndata: ")[1]) == answer
@@ -259,17 +259,17 @@ async def test_everything_of_an_agent_can_be_reached_through_the_client(
     assert listed["conversations"][0]["id"] == "telegram:-5_x"
     # No heartbeat is to call it back.
     control_plane.config_version = 7
-    assert (await vps.put_config(where, 7, document(modelsim))).config_version == 7
-    assert (await vps.get_config(where)).version == 7
-    applied = await vps.apply_updates(where, 7, document(modelsim), restart=True)
+    assert (await agent_client.put_config(where, 7, document(modelsim))).config_version == 7
+    assert (await agent_client.get_config(where)).version == 7
+    applied = await agent_client.apply_updates(where, 7, document(modelsim), restart=True)
     assert (applied.config_version, applied.restarted, applied.drained) == (7, True, True)
-    assert (await vps.status(where)).connections == {"telegram": "off"}
+    assert (await agent_client.status(where)).connections == {"telegram": "off"}
     for mistake in (
-        vps.conversation(where, "../status"),
-        vps.chat(where, {"message": ""}),
-        vps.chat(where, {**asked, "message": "Bye"}, idempotency_key="k"),
+        agent_client.conversation(where, "../status"),
+        agent_client.chat(where, {"message": ""}),
+        agent_client.chat(where, {**asked, "message": "Bye"}, idempotency_key="k"),
     ):
-        with pytest.raises(VpsBadAnswer) as caught:
+        with pytest.raises(AgentBadAnswer) as caught:
             await mistake
         assert (caught.value.status, caught.value.code) in {
             (404, "not_found"),

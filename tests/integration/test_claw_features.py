@@ -6,11 +6,12 @@ import asyncio
 import json
 
 from hydracore.agent.expressclaw.features import IGNORED_MAX
+from hydracore.agent_client import AgentAddress, AgentClient
 from hydracore.modelsim.embedding import BROKEN
 from hydracore.modelsim.script import MARK
-from hydracore.vps import AgentAddress, VpsClient
 from tests.claw_fixtures import (
     Claw,
+    agent_client_fixture,
     agent_fixture,
     claw_fixture,
     control_plane_fixture,
@@ -19,7 +20,6 @@ from tests.claw_fixtures import (
     platform,
     until_connection,
     use,
-    vps_fixture,
 )
 from tests.fake_control_plane import FakeControlPlane
 from tests.fake_telegram import TOKEN, running_telegram
@@ -27,7 +27,7 @@ from tests.modelsim_fixtures import ModelSim
 from tests.raw_endpoint import raw_endpoint
 from tests.waiting import PATIENCE_S
 
-__all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture", "vps_fixture"]
+__all__ = ["agent_client_fixture", "agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture"]
 
 
 async def test_what_is_not_used_is_told_at_once_and_in_the_status(
@@ -51,7 +51,7 @@ async def test_what_is_not_used_is_told_at_once_and_in_the_status(
 
 
 async def test_a_status_stays_readable_however_much_of_a_configuration_is_not_used(
-    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, vps: VpsClient
+    control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, agent_client: AgentClient
 ) -> None:
     # JSON takes six bytes for each of these characters.
     channels = {f"{number}{chr(1) * 200}": {} for number in range(300)}
@@ -59,9 +59,9 @@ async def test_a_status_stays_readable_however_much_of_a_configuration_is_not_us
     where = AgentAddress(*control_plane.listen, control_plane.control_token)
 
     await use(claw, control_plane, document(modelsim, platform=platform(channels=channels, integrations=[*channels])))
-    of_long_names = await vps.status(where)
+    of_long_names = await agent_client.status(where)
     await use(claw, control_plane, document(modelsim, platform=platform(channels=short)))
-    of_many_names = await vps.status(where)
+    of_many_names = await agent_client.status(where)
 
     for status in (of_long_names, of_many_names):
         assert len(status.ignored) == len(status.connections) - 1 == IGNORED_MAX

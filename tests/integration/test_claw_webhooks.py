@@ -20,6 +20,7 @@ from hydracore.agent.expressclaw.webhooks import ANSWER_MAX_BYTES, Webhooks, sig
 from tests.agent_process import AgentProcess
 from tests.claw_fixtures import (
     Claw,
+    agent_client_fixture,
     agent_fixture,
     claw_fixture,
     connected,
@@ -29,14 +30,13 @@ from tests.claw_fixtures import (
     platform,
     until_connection,
     use,
-    vps_fixture,
 )
 from tests.fake_control_plane import FakeControlPlane
 from tests.modelsim_fixtures import ModelSim
 from tests.refusing import refusing
 from tests.waiting import until
 
-__all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture", "vps_fixture"]
+__all__ = ["agent_client_fixture", "agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture"]
 
 
 class Receiver:

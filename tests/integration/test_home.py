@@ -27,7 +27,7 @@ def test_a_home_keeps_its_secrets_to_itself_and_for_good(tmp_path: Path) -> None
     home = Home(tmp_path / "home")
     secrets = home.secrets()
 
-    home.keep_api_key("hck_key")
+    home.save_api_key("hck_key")
     again = Home(tmp_path / "home").secrets()
 
     assert again.api_key == "hck_key"

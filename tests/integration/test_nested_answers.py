@@ -16,7 +16,7 @@ from hydracore.agent.control_plane import BadAnswer, Conflict, ControlPlane
 from hydracore.agent.expressclaw.embedding_client import EmbeddingCall, embed
 from hydracore.agent.expressclaw.model_client import ModelClient, ModelRefused
 from hydracore.agent.expressclaw.telegram_api import TelegramApi, TelegramAway, TelegramBusy
-from hydracore.vps import AgentAddress, VpsBadAnswer, VpsClient
+from hydracore.agent_client import AgentAddress, AgentBadAnswer, AgentClient
 from tests.fake_telegram import TOKEN
 from tests.modelsim_fixtures import ModelSim, modelsim_fixture
 from tests.raw_endpoint import heard, raw_endpoint
@@ -30,22 +30,22 @@ __all__ = ["modelsim_fixture"]
 NESTED = b'{"error": ' + b"[" * 100_000
 
 
-async def ask_agent(url: str, what: Callable[[VpsClient, AgentAddress], Awaitable[Any]]) -> None:
+async def ask_agent(url: str, what: Callable[[AgentClient, AgentAddress], Awaitable[Any]]) -> None:
     address = urlsplit(url)
-    async with VpsClient(PATIENCE_S) as vps:
-        await what(vps, AgentAddress(address.hostname or "", address.port or 0, "token"))
+    async with AgentClient(PATIENCE_S) as agent_client:
+        await what(agent_client, AgentAddress(address.hostname or "", address.port or 0, "token"))
 
 
 async def status(url: str) -> None:
-    await ask_agent(url, lambda vps, at: vps.status(at))
+    await ask_agent(url, lambda agent_client, at: agent_client.status(at))
 
 
 async def chat(url: str) -> None:
-    await ask_agent(url, lambda vps, at: vps.chat(at, {}))
+    await ask_agent(url, lambda agent_client, at: agent_client.chat(at, {}))
 
 
 async def config_of_agent(url: str) -> None:
-    await ask_agent(url, lambda vps, at: vps.get_config(at))
+    await ask_agent(url, lambda agent_client, at: agent_client.get_config(at))
 
 
 async def control_plane(url: str) -> None:
@@ -95,10 +95,10 @@ async def order_at_provider(url: str) -> None:
 @pytest.mark.parametrize(
     ("ask", "http_status", "error"),
     [
-        (status, 200, VpsBadAnswer),
-        (status, 500, VpsBadAnswer),
-        (chat, 200, VpsBadAnswer),
-        (config_of_agent, 200, VpsBadAnswer),
+        (status, 200, AgentBadAnswer),
+        (status, 500, AgentBadAnswer),
+        (chat, 200, AgentBadAnswer),
+        (config_of_agent, 200, AgentBadAnswer),
         (control_plane, 200, BadAnswer),
         (control_plane, 409, Conflict),
         (model, 200, ModelRefused),

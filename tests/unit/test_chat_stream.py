@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from hydracore.agent_client import AgentTimeout, AgentUnreachable
 from hydracore.api import chat_stream
 from hydracore.api.chat import wants_stream
 from hydracore.api.chat_stream import complete_events
-from hydracore.vps import VpsTimeout, VpsUnreachable
 
 TOKEN = b'event: token\ndata: {"text":"a"}\n\n'
 DONE = b'event: done\ndata: {"message":"a"}\n\n'
@@ -44,7 +44,7 @@ async def test_events_in_pieces_are_put_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("trouble", "wanted"), [(VpsTimeout("x"), "agent_timeout"), (VpsUnreachable("x"), "agent_failed")]
+    ("trouble", "wanted"), [(AgentTimeout("x"), "agent_timeout"), (AgentUnreachable("x"), "agent_failed")]
 )
 async def test_trouble_ends_a_stream_with_its_name(trouble: Exception, wanted: str) -> None:
     *passed, last = await through(TOKEN, TOKEN[:9], trouble)
@@ -61,7 +61,7 @@ async def test_an_end_without_an_ending_is_an_error(pieces: tuple[bytes, ...]) -
 
 
 async def test_trouble_behind_the_ending_is_nobodys_business() -> None:
-    assert await through(DONE, VpsUnreachable("x")) == [DONE]
+    assert await through(DONE, AgentUnreachable("x")) == [DONE]
 
 
 async def test_what_never_becomes_an_event_is_not_gathered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

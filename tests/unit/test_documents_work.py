@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from hydracore.document_items import COMPARISONS_MAX
 from hydracore.documents import MasksUnmatched, masked, merge_patch, unmasked
+from hydracore.item_matching import COMPARISONS_MAX
 
 #: The work for twice as much is at most this many times as much; it would be four times where each were compared with each.
 GROWTH_MAX = 2.6

@@ -228,7 +228,7 @@ def test_all_problems_are_reported_at_once() -> None:
     ],
 )
 def test_what_agents_are_told_is_not_to_cross_a_network_unencrypted(url: str, is_open: bool) -> None:  # noqa: FBT001 - a parameter
-    assert load({"HYDRACORE_PUBLIC_URL": url}).is_public_url_open is is_open
+    assert load({"HYDRACORE_PUBLIC_URL": url}).is_public_url_unencrypted is is_open
 
 
 def test_a_catalogue_of_ones_own_must_be_there(tmp_path: Path) -> None:

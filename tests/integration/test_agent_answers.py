@@ -25,39 +25,39 @@ from hydracore.agent.chats import Ask as Question
 from hydracore.agent.expressclaw.model_client import ANSWER_MAX_CHARS
 from hydracore.agent.expressclaw.store import STORE_FILE, Store
 from hydracore.agent.expressclaw.turns import PREVIEW_CHARS, TURNS_MAX, OpenTurn, Reply
-from hydracore.api.chat_stream import EVENT_BYTES_MAX
-from hydracore.vps import AgentAddress, VpsBadAnswer, VpsClient
-from hydracore.vps_answers import (
+from hydracore.agent_answers import (
     ANSWER_MAX_BYTES,
     CHAT_MAX_BYTES,
     CONFIG_MAX_BYTES,
     CONFIG_NAMES_MAX,
     CONVERSATION_MAX_BYTES,
 )
+from hydracore.agent_client import AgentAddress, AgentBadAnswer, AgentClient
+from hydracore.api.chat_stream import EVENT_BYTES_MAX
 from tests.memory import holding_less_than
 from tests.raw_endpoint import raw_endpoint
 from tests.waiting import PATIENCE_S
 
-Ask = Callable[[VpsClient, AgentAddress], Awaitable[object]]
+Ask = Callable[[AgentClient, AgentAddress], Awaitable[object]]
 
 
 @asynccontextmanager
-async def answered(body: bytes) -> AsyncGenerator[tuple[VpsClient, AgentAddress]]:
+async def answered(body: bytes) -> AsyncGenerator[tuple[AgentClient, AgentAddress]]:
     """A client, and an agent that answers the one request with `body`."""
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
-    async with raw_endpoint(head, body, stays=True) as endpoint, VpsClient(PATIENCE_S) as vps:
+    async with raw_endpoint(head, body, stays=True) as endpoint, AgentClient(PATIENCE_S) as agent_client:
         url = urlsplit(endpoint.base_url)
-        yield vps, AgentAddress(url.hostname or "", url.port or 0, "token")
+        yield agent_client, AgentAddress(url.hostname or "", url.port or 0, "token")
 
 
 HUGE = b'{"conversations":[' + b"[]," * 5_300_000 + b"[]]}"
 
 
 async def test_to_see_that_a_large_answer_is_an_object_nothing_of_it_is_built() -> None:
-    async with answered(HUGE) as (vps, at):
+    async with answered(HUGE) as (agent_client, at):
         # What comes is held twice while it is made one piece of; its objects would take twenty times as much.
         with holding_less_than(4 * len(HUGE)):
-            found = await vps.conversation(at, "c-1")
+            found = await agent_client.conversation(at, "c-1")
 
     assert found == HUGE
 
@@ -65,21 +65,21 @@ async def test_to_see_that_a_large_answer_is_an_object_nothing_of_it_is_built() 
 @pytest.mark.parametrize(
     ("ask", "bytes_max"),
     [
-        (lambda vps, at: vps.chat(at, {"message": "x"}), CHAT_MAX_BYTES),
-        (lambda vps, at: vps.conversations(at, 20), ANSWER_MAX_BYTES),
-        (lambda vps, at: vps.get_config(at), CONFIG_MAX_BYTES),
-        (lambda vps, at: vps.conversation(at, "c-1"), CONVERSATION_MAX_BYTES),
+        (lambda agent_client, at: agent_client.chat(at, {"message": "x"}), CHAT_MAX_BYTES),
+        (lambda agent_client, at: agent_client.conversations(at, 20), ANSWER_MAX_BYTES),
+        (lambda agent_client, at: agent_client.get_config(at), CONFIG_MAX_BYTES),
+        (lambda agent_client, at: agent_client.conversation(at, "c-1"), CONVERSATION_MAX_BYTES),
     ],
     ids=["chat", "conversations", "config", "conversation"],
 )
 async def test_no_answer_is_longer_than_an_honest_one_can_be(ask: Ask, bytes_max: int) -> None:
     longest = b'{"x": "%b"}' % (b"x" * (bytes_max - len(b'{"x": ""}')))
 
-    async with answered(longest) as (vps, at):
-        assert await ask(vps, at)
-    async with answered(longest + b" ") as (vps, at):
-        with pytest.raises(VpsBadAnswer, match="too large"):
-            await ask(vps, at)
+    async with answered(longest) as (agent_client, at):
+        assert await ask(agent_client, at)
+    async with answered(longest + b" ") as (agent_client, at):
+        with pytest.raises(AgentBadAnswer, match="too large"):
+            await ask(agent_client, at)
 
 
 def test_the_longest_answer_of_an_agent_is_taken() -> None:
@@ -123,8 +123,8 @@ async def test_the_longest_conversation_is_taken(tmp_path: Path) -> None:
 
 
 async def test_a_configuration_is_told_as_it_came_and_its_version_beside_it() -> None:
-    async with answered(b'{"config_version": 3, "platform": { "advanced" : [1] }}') as (vps, at):
-        found = await vps.get_config(at)
+    async with answered(b'{"config_version": 3, "platform": { "advanced" : [1] }}') as (agent_client, at):
+        found = await agent_client.get_config(at)
 
     assert found.version == 3
     assert {name: bytes(value) for name, value in found.document.items()} == {
@@ -145,6 +145,6 @@ async def test_a_configuration_is_told_as_it_came_and_its_version_beside_it() ->
     ids=["no_object", "no_version", "no_json", "no_text", "more_names_than_a_configuration_has"],
 )
 async def test_what_is_no_configuration_is_bad(body: bytes) -> None:
-    async with answered(body) as (vps, at):
-        with pytest.raises(VpsBadAnswer, match="an unknown body"):
-            await vps.get_config(at)
+    async with answered(body) as (agent_client, at):
+        with pytest.raises(AgentBadAnswer, match="an unknown body"):
+            await agent_client.get_config(at)

@@ -1,9 +1,9 @@
 """The control plane's HTTP client of agents: their status, configuration, chats and conversations.
 
-VpsError
-├── VpsUnreachable      the connection failed or broke off
-├── VpsTimeout          no complete answer in time
-└── VpsBadAnswer        an unexpected answer; `status` is its HTTP status
+AgentClientError
+├── AgentUnreachable      the connection failed or broke off
+├── AgentTimeout          no complete answer in time
+└── AgentBadAnswer        an unexpected answer; `status` is its HTTP status
 """
 
 from __future__ import annotations
@@ -21,6 +21,15 @@ from structlog.contextvars import get_contextvars
 
 from hydracore.agent.chat_messages import RunningConfig, UpdatesApplied
 from hydracore.agent.messages import AgentStatus, Drained
+from hydracore.agent_answers import (
+    ANSWER_MAX_BYTES,
+    CHAT_MAX_BYTES,
+    CONFIG_MAX_BYTES,
+    CONVERSATION_MAX_BYTES,
+    MaskedConfig,
+    read_masked_config,
+    read_problem,
+)
 from hydracore.json_input import JSON_ERRORS, require_object
 from hydracore.media_types import EVENT_STREAM, media_type
 from hydracore.transport import (
@@ -32,15 +41,6 @@ from hydracore.transport import (
     new_client,
     read_answer,
 )
-from hydracore.vps_answers import (
-    ANSWER_MAX_BYTES,
-    CHAT_MAX_BYTES,
-    CONFIG_MAX_BYTES,
-    CONVERSATION_MAX_BYTES,
-    MaskedConfig,
-    read_masked_config,
-    read_problem,
-)
 
 T = TypeVar("T")
 
@@ -51,19 +51,19 @@ AGENT_PORT: Final = 7400
 CONNECTIONS_MAX: Final = 4096
 
 
-class VpsError(Exception):
-    """Root. The text names the address and the kind of trouble, never what the peer sent and never a token."""
+class AgentClientError(Exception):
+    """Root. The text names the address and the kind of failure, never what the peer sent and never a token."""
 
 
-class VpsUnreachable(VpsError):
+class AgentUnreachable(AgentClientError):
     pass
 
 
-class VpsTimeout(VpsError):
+class AgentTimeout(AgentClientError):
     pass
 
 
-class VpsBadAnswer(VpsError):
+class AgentBadAnswer(AgentClientError):
     """`code` (for programs) and `detail` (for people) come from the agent; None if its answer had none."""
 
     def __init__(self, message: str, *, status: int, code: str | None = None, detail: str | None = None) -> None:
@@ -86,8 +86,8 @@ class AgentAddress(NamedTuple):
         return f"Agent at {self.host} port {self.port}"
 
 
-class VpsClient:
-    """A client for a whole process, with a pool of connections to all agents. Every method raises `VpsError`.
+class AgentClient:
+    """A client for a whole process, with a pool of connections to all agents. Every method raises `AgentClientError`.
 
     `timeout_s` bounds each call as a whole, unless the call has a `timeout_s` itself.
     `connections_kept`: the most idle connections, kept for further calls to the same agents. It
@@ -138,8 +138,8 @@ class VpsClient:
     ) -> AsyncGenerator[AsyncIterator[bytes]]:
         """The answer as server-sent events, in raw bytes as they come. Leaving the block ends the chat.
 
-        Entering the block raises `VpsBadAnswer` if the agent refuses, or fails as `chat` does. The iterator raises
-        `VpsUnreachable` if the answer breaks off, and `VpsTimeout` after a silence of `idle_timeout_s`.
+        Entering the block raises `AgentBadAnswer` if the agent refuses, or fails as `chat` does. The iterator raises
+        `AgentUnreachable` if the answer breaks off, and `AgentTimeout` after a silence of `idle_timeout_s`.
         """
         headers = {"Accept": EVENT_STREAM, **_idempotency_header(idempotency_key)}
         request = self._request("POST", "/api/chat", agent, body=body, headers=headers)
@@ -152,7 +152,7 @@ class VpsClient:
                     async with asyncio.timeout(idle_timeout_s):
                         raise _refusal(agent, await read_answer(response, answer_max_bytes=ANSWER_MAX_BYTES))
             if media_type(response.headers.get("content-type", "")) != EVENT_STREAM:
-                raise VpsBadAnswer(f"{agent}: no event stream", status=response.status_code)
+                raise AgentBadAnswer(f"{agent}: no event stream", status=response.status_code)
             yield _chunks(agent, response, idle_timeout_s)
         finally:
             await response.aclose()
@@ -181,7 +181,7 @@ class VpsClient:
         return _json_object(agent, await self._call(agent, request, timeout_s))
 
     async def conversation(self, agent: AgentAddress, conversation_id: str, *, timeout_s: float | None = None) -> bytes:
-        """One conversation with its messages, a JSON object as it came. If there is none: `VpsBadAnswer` with 404."""
+        """One conversation with its messages, a JSON object as it came. If there is none: `AgentBadAnswer` with 404."""
         request = self._request("GET", f"/api/conversations/{quote(conversation_id, safe='')}", agent)
         return _json_object(agent, await self._call(agent, request, timeout_s, max_bytes=CONVERSATION_MAX_BYTES))
 
@@ -236,7 +236,7 @@ class VpsClient:
     async def _call(
         self, agent: AgentAddress, request: httpx.Request, timeout_s: float | None, *, max_bytes: int = ANSWER_MAX_BYTES
     ) -> Answer:
-        """Send `request` and return an answer with status 200. Any other status raises `VpsBadAnswer`."""
+        """Send `request` and return an answer with status 200. Any other status raises `AgentBadAnswer`."""
         limit_s = self._timeout_s if timeout_s is None else timeout_s
         with _translated_errors(agent, limit_s):
             answer = await exchange(self._client, request, timeout_s=limit_s, answer_max_bytes=max_bytes)
@@ -247,15 +247,15 @@ class VpsClient:
 
 @contextmanager
 def _translated_errors(agent: AgentAddress, timeout_s: float) -> Generator[None]:
-    """Raise a `VpsError` in place of errors of the transport."""
+    """Raise an `AgentClientError` in place of errors of the transport."""
     try:
         yield
     except (TimeoutError, httpx.TimeoutException) as error:
-        raise VpsTimeout(f"{agent}: no answer within {timeout_s:g} s") from error
+        raise AgentTimeout(f"{agent}: no answer within {timeout_s:g} s") from error
     except AnswerTooLarge as error:
-        raise VpsBadAnswer(f"{agent}: an answer that is too large", status=error.status) from error
+        raise AgentBadAnswer(f"{agent}: an answer that is too large", status=error.status) from error
     except httpx.HTTPError as error:
-        raise VpsUnreachable(f"{agent}: {type(error).__name__}") from error
+        raise AgentUnreachable(f"{agent}: {type(error).__name__}") from error
 
 
 async def _chunks(agent: AgentAddress, response: httpx.Response, idle_timeout_s: float) -> AsyncGenerator[bytes]:
@@ -280,9 +280,9 @@ def _idempotency_header(key: str | None) -> dict[str, str]:
     return {} if key is None else {"Idempotency-Key": key}
 
 
-def _refusal(agent: AgentAddress, answer: Answer) -> VpsBadAnswer:
+def _refusal(agent: AgentAddress, answer: Answer) -> AgentBadAnswer:
     code, detail = read_problem(answer.content)
-    return VpsBadAnswer(f"{agent}: HTTP status {answer.status}", status=answer.status, code=code, detail=detail)
+    return AgentBadAnswer(f"{agent}: HTTP status {answer.status}", status=answer.status, code=code, detail=detail)
 
 
 def _decoded(agent: AgentAddress, answer: Answer, answer_type: type[T]) -> T:
@@ -300,4 +300,4 @@ def _read(agent: AgentAddress, answer: Answer, read: Callable[[bytes], T]) -> T:
     try:
         return read(answer.content)
     except JSON_ERRORS as error:
-        raise VpsBadAnswer(f"{agent}: an unknown body", status=answer.status) from error
+        raise AgentBadAnswer(f"{agent}: an unknown body", status=answer.status) from error

@@ -69,7 +69,7 @@ class ValueNumbering:
 
 
 def _key_of_scalar(value: Any) -> Hashable:
-    """A key for a dict. Numbers become texts: anybody can choose numbers with equal hashes, but hashes of texts are seeded."""
+    """A key for a dict. Numbers become texts: clients could send numbers with equal hashes, but hashes of texts are seeded."""
     if isinstance(value, bool):
         return "boolean", value
     if isinstance(value, float):

@@ -11,8 +11,15 @@ import msgspec
 import pytest
 
 from hydracore.agent.messages import AgentStatus, Versions
-from hydracore.vps import AgentAddress, VpsBadAnswer, VpsClient, VpsError, VpsTimeout, VpsUnreachable
-from hydracore.vps_answers import ANSWER_MAX_BYTES
+from hydracore.agent_answers import ANSWER_MAX_BYTES
+from hydracore.agent_client import (
+    AgentAddress,
+    AgentBadAnswer,
+    AgentClient,
+    AgentClientError,
+    AgentTimeout,
+    AgentUnreachable,
+)
 from tests.agent_process import free_address
 from tests.waiting import PATIENCE_S
 
@@ -57,8 +64,8 @@ def http(status: str, body: bytes = b"", *headers: str) -> bytes:
 
 
 @pytest.fixture
-async def vps() -> AsyncIterator[VpsClient]:
-    async with VpsClient(timeout_s=PATIENCE_S) as client:
+async def agent_client() -> AsyncIterator[AgentClient]:
+    async with AgentClient(timeout_s=PATIENCE_S) as client:
         yield client
 
 
@@ -79,35 +86,35 @@ STATUS = AgentStatus(
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-async def test_a_status_is_read(vps: VpsClient, host: str) -> None:
+async def test_a_status_is_read(agent_client: AgentClient, host: str) -> None:
     async with peer(http("200 OK", msgspec.json.encode(STATUS)), host=host) as address:
-        assert await vps.status(where(address)) == STATUS
+        assert await agent_client.status(where(address)) == STATUS
 
 
-async def test_an_addition_of_a_newer_agent_does_no_harm(vps: VpsClient) -> None:
+async def test_an_addition_of_a_newer_agent_does_no_harm(agent_client: AgentClient) -> None:
     body = msgspec.json.encode({**msgspec.to_builtins(STATUS), "addition": 1})
 
     async with peer(http("200 OK", body)) as address:
-        assert await vps.status(where(address)) == STATUS
+        assert await agent_client.status(where(address)) == STATUS
 
 
-async def test_nobody_there_is_unreachable(vps: VpsClient) -> None:
-    with pytest.raises(VpsUnreachable):
-        await vps.status(where(free_address()))
+async def test_nobody_there_is_unreachable(agent_client: AgentClient) -> None:
+    with pytest.raises(AgentUnreachable):
+        await agent_client.status(where(free_address()))
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"])
-async def test_a_connection_that_breaks_is_unreachable(vps: VpsClient, answer: bytes) -> None:
+async def test_a_connection_that_breaks_is_unreachable(agent_client: AgentClient, answer: bytes) -> None:
     async with peer(answer) as address:
-        with pytest.raises(VpsUnreachable):
-            await vps.drain(where(address))
+        with pytest.raises(AgentUnreachable):
+            await agent_client.drain(where(address))
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"])
 async def test_an_answer_that_does_not_come_or_end_is_a_timeout(answer: bytes) -> None:
-    async with VpsClient(timeout_s=0.5) as vps, peer(answer, stays_open=True) as address:
-        with pytest.raises(VpsTimeout):
-            await vps.status(where(address))
+    async with AgentClient(timeout_s=0.5) as agent_client, peer(answer, stays_open=True) as address:
+        with pytest.raises(AgentTimeout):
+            await agent_client.status(where(address))
 
 
 @pytest.mark.parametrize(
@@ -125,13 +132,13 @@ async def test_an_answer_that_does_not_come_or_end_is_a_timeout(answer: bytes) -
     ],
     ids=["unauthorized", "failed", "redirect", "html", "empty", "binary", "out_of_reason", "large", "failed_large"],
 )
-async def test_any_other_answer_is_bad_and_is_not_quoted(vps: VpsClient, answer: bytes, status: int) -> None:
+async def test_any_other_answer_is_bad_and_is_not_quoted(agent_client: AgentClient, answer: bytes, status: int) -> None:
     async with peer(answer) as address:
-        with pytest.raises(VpsBadAnswer) as caught:
-            await vps.status(where(address))
+        with pytest.raises(AgentBadAnswer) as caught:
+            await agent_client.status(where(address))
 
     assert caught.value.status == status
-    assert isinstance(caught.value, VpsError)
+    assert isinstance(caught.value, AgentClientError)
     assert not {"boom", "html", TOKEN} & set(str(caught.value).split())
 
 
@@ -148,28 +155,28 @@ def chunked(*chunks: bytes, end: bool = True, content_type: str = "text/event-st
     return head + body + (b"0\r\n\r\n" if end else b"")
 
 
-async def test_a_chat_is_passed_on_as_it_came(vps: VpsClient) -> None:
+async def test_a_chat_is_passed_on_as_it_came(agent_client: AgentClient) -> None:
     body = b'{ "message" : "\\u00e4", "more": [1] }'
 
     async with peer(http("200 OK", body)) as address:
-        answer = await vps.chat(where(address), {"message": "x"}, idempotency_key="k")
+        answer = await agent_client.chat(where(address), {"message": "x"}, idempotency_key="k")
 
     assert bytes(answer) == body
 
 
 @pytest.mark.parametrize("body", [b"[]", b"5", b"", b"{", b'{"message": "\xff"}', b"{} {}"])
-async def test_a_chat_that_is_no_object_is_bad(vps: VpsClient, body: bytes) -> None:
+async def test_a_chat_that_is_no_object_is_bad(agent_client: AgentClient, body: bytes) -> None:
     async with peer(http("200 OK", body)) as address:
-        with pytest.raises(VpsBadAnswer):
-            await vps.chat(where(address), {})
+        with pytest.raises(AgentBadAnswer):
+            await agent_client.chat(where(address), {})
 
 
-async def test_the_agent_s_own_words_are_kept_beside_the_error_and_within_bounds(vps: VpsClient) -> None:
+async def test_the_agent_s_own_words_are_kept_beside_the_error_and_within_bounds(agent_client: AgentClient) -> None:
     said = b'{"code": "budget_spent", "detail": "The budget\\n is spent%s"}' % (b"!" * 1000)
 
     async with peer(http("402 Payment Required", said)) as address:
-        with pytest.raises(VpsBadAnswer) as caught:
-            await vps.chat(where(address), {})
+        with pytest.raises(AgentBadAnswer) as caught:
+            await agent_client.chat(where(address), {})
 
     assert (caught.value.status, caught.value.code) == (402, "budget_spent")
     assert caught.value.detail is not None
@@ -179,9 +186,9 @@ async def test_the_agent_s_own_words_are_kept_beside_the_error_and_within_bounds
 
 
 @pytest.mark.parametrize("content_type", ["text/event-stream", "Text/Event-Stream; Charset=UTF-8"])
-async def test_a_stream_comes_raw_and_as_it_comes(vps: VpsClient, content_type: str) -> None:
+async def test_a_stream_comes_raw_and_as_it_comes(agent_client: AgentClient, content_type: str) -> None:
     async with peer(chunked(b"event: a\n", b"data: 1\n\n", content_type=content_type)) as address:
-        stream = vps.chat_stream(where(address), {"message": "x"}, idempotency_key=None, idle_timeout_s=5)
+        stream = agent_client.chat_stream(where(address), {"message": "x"}, idempotency_key=None, idle_timeout_s=5)
         async with stream as chunks:
             content = b"".join([chunk async for chunk in chunks])
 
@@ -198,11 +205,11 @@ async def test_a_stream_comes_raw_and_as_it_comes(vps: VpsClient, content_type: 
     ],
 )
 async def test_a_refused_stream_is_refused_before_its_first_byte(
-    vps: VpsClient, answer: bytes, status: int, code: str | None
+    agent_client: AgentClient, answer: bytes, status: int, code: str | None
 ) -> None:
     async with peer(answer) as address:
-        with pytest.raises(VpsBadAnswer) as caught:
-            async with vps.chat_stream(where(address), {}, idle_timeout_s=5):
+        with pytest.raises(AgentBadAnswer) as caught:
+            async with agent_client.chat_stream(where(address), {}, idle_timeout_s=5):
                 pytest.fail("it was entered")
 
     assert (caught.value.status, caught.value.code) == (status, code)
@@ -211,48 +218,48 @@ async def test_a_refused_stream_is_refused_before_its_first_byte(
 @pytest.mark.parametrize(
     ("answer", "stays_open", "error"),
     [
-        (chunked(b"data: 1\n\n", end=False), False, VpsUnreachable),
-        (chunked(b"data: 1\n\n", end=False), True, VpsTimeout),
+        (chunked(b"data: 1\n\n", end=False), False, AgentUnreachable),
+        (chunked(b"data: 1\n\n", end=False), True, AgentTimeout),
     ],
     ids=["cut", "silent"],
 )
 async def test_a_stream_that_is_cut_or_falls_silent_says_so(
-    vps: VpsClient, answer: bytes, error: type[VpsError], *, stays_open: bool
+    agent_client: AgentClient, answer: bytes, error: type[AgentClientError], *, stays_open: bool
 ) -> None:
     async with (
         peer(answer, stays_open=stays_open) as address,
-        vps.chat_stream(where(address), {}, idle_timeout_s=0.5 if stays_open else PATIENCE_S) as chunks,
+        agent_client.chat_stream(where(address), {}, idle_timeout_s=0.5 if stays_open else PATIENCE_S) as chunks,
     ):
         assert await anext(chunks) == b"data: 1\n\n"
         with pytest.raises(error):
             await anext(chunks)
 
 
-async def test_a_stream_that_does_not_begin_is_a_timeout(vps: VpsClient) -> None:
+async def test_a_stream_that_does_not_begin_is_a_timeout(agent_client: AgentClient) -> None:
     async with peer(b"", stays_open=True) as address:
-        with pytest.raises(VpsTimeout):
-            async with vps.chat_stream(where(address), {}, idle_timeout_s=0.2):
+        with pytest.raises(AgentTimeout):
+            async with agent_client.chat_stream(where(address), {}, idle_timeout_s=0.2):
                 pytest.fail("it was entered")
 
 
-async def test_many_open_streams_hold_up_nobody(vps: VpsClient) -> None:
+async def test_many_open_streams_hold_up_nobody(agent_client: AgentClient) -> None:
     async with AsyncExitStack() as stack:
         address = await stack.enter_async_context(peer(chunked(b"data: 1\n\n", end=False), stays_open=True))
         for _ in range(250):
-            await stack.enter_async_context(vps.chat_stream(where(address), {}, idle_timeout_s=20))
+            await stack.enter_async_context(agent_client.chat_stream(where(address), {}, idle_timeout_s=20))
         async with peer(http("200 OK", msgspec.json.encode(STATUS))) as other:
-            assert await vps.status(where(other)) == STATUS
+            assert await agent_client.status(where(other)) == STATUS
 
 
-async def test_a_call_may_have_a_bound_of_its_own(vps: VpsClient) -> None:
+async def test_a_call_may_have_a_bound_of_its_own(agent_client: AgentClient) -> None:
     async with peer(b"", stays_open=True) as address:
-        with pytest.raises(VpsTimeout, match=r"within 0\.1 s"):
-            await vps.get_config(where(address), timeout_s=0.1)
+        with pytest.raises(AgentTimeout, match=r"within 0\.1 s"):
+            await agent_client.get_config(where(address), timeout_s=0.1)
 
 
 async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
 
-    async with VpsClient(timeout_s=5) as vps, peer(http("200 OK", b'{"active_connections": 3}')) as address:
-        assert (await vps.drain(where(address))).active_connections == 3
+    async with AgentClient(timeout_s=5) as agent_client, peer(http("200 OK", b'{"active_connections": 3}')) as address:
+        assert (await agent_client.drain(where(address))).active_connections == 3
