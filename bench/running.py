@@ -131,7 +131,7 @@ async def _stack(services: Services, database_url: str, disks: str) -> AsyncGene
 
 def part_of(name: str, command: tuple[str, ...], environ: dict[str, str]) -> Part:
     program = (sys.executable, "-m", "hydracore", *command)
-    return Part(name=name, kind=name, command=program, cwd=str(REPOSITORY), environ=environ, settle_s=1.5)
+    return Part(name=name, kind=name, command=program, cwd=str(REPOSITORY), environ=environ, ready_after_s=1.5)
 
 
 async def _until_ready(url: str) -> None:

@@ -111,7 +111,7 @@ class _Claims(msgspec.Struct, frozen=True):
     email: Annotated[str, Meta(max_length=EMAIL_LENGTH_MAX)] | None = None
 
 
-class _KnownKey(NamedTuple):
+class _CachedKey(NamedTuple):
     """`stale_at`: in monotonic seconds. If the wall clock was used and set back, a revoked key would live on."""
 
     tenant_id: str
@@ -127,8 +127,8 @@ class Authenticator:
         self._secret = jwt_secret
         self._clock = clock
         self._tokens: dict[str, tuple[Principal, float]] = {}
-        self._keys: dict[UUID, _KnownKey] = {}
-        self._lookups: dict[UUID, asyncio.Task[_KnownKey | None]] = {}
+        self._keys: dict[UUID, _CachedKey] = {}
+        self._lookups: dict[UUID, asyncio.Task[_CachedKey | None]] = {}
 
     async def authenticate(self, headers: Iterable[tuple[bytes, bytes]]) -> Principal:
         """The principal of ASGI `headers`. Raises `AuthError`, and `StoreUnavailable` if a key cannot be looked up."""
@@ -151,10 +151,10 @@ class Authenticator:
 
     def principal_of_token(self, token: str) -> Principal:
         """The principal that a signed token names. Raises `AuthError`."""
-        known = self._tokens.get(token)
-        if known is not None:
-            if self._clock() < known[1]:
-                return known[0]
+        cached = self._tokens.get(token)
+        if cached is not None:
+            if self._clock() < cached[1]:
+                return cached[0]
             del self._tokens[token]
         claims = self._verified(token)
         principal = Principal(tenant_id=claims.tenant, user_id=claims.sub, role=claims.role, email=claims.email)
@@ -174,16 +174,16 @@ class Authenticator:
         if found is None:
             raise AuthError("Invalid API key")
         key_id = UUID(found[1])
-        known = await self._known_key(key_id)
+        cached = await self._find_key(key_id)
         # The comparison is made even for an unknown id, so that the time taken does not tell which ids exist.
-        expected = known.key_hash if known is not None else bytes(32)
-        if not hmac.compare_digest(hash_token(api_key), expected) or known is None:
+        expected = cached.key_hash if cached is not None else bytes(32)
+        if not hmac.compare_digest(hash_token(api_key), expected) or cached is None:
             raise AuthError("Invalid API key")
         if acting_as is None:
-            return Principal(tenant_id=known.tenant_id, user_id=f"api_key:{key_id}", role="admin", key_id=key_id)
+            return Principal(tenant_id=cached.tenant_id, user_id=f"api_key:{key_id}", role="admin", key_id=key_id)
         if not _ID.fullmatch(acting_as):
             raise AuthError("Invalid X-User-Id")
-        return Principal(tenant_id=known.tenant_id, user_id=acting_as, role="customer", key_id=key_id)
+        return Principal(tenant_id=cached.tenant_id, user_id=acting_as, role="customer", key_id=key_id)
 
     def _verified(self, token: str) -> _Claims:
         if len(token) > TOKEN_LENGTH_MAX:
@@ -209,10 +209,10 @@ class Authenticator:
             raise AuthError("Token not valid yet")
         return claims
 
-    async def _known_key(self, key_id: UUID) -> _KnownKey | None:
-        known = self._keys.get(key_id)
-        if known is not None and time.monotonic() < known.stale_at:
-            return known
+    async def _find_key(self, key_id: UUID) -> _CachedKey | None:
+        cached = self._keys.get(key_id)
+        if cached is not None and time.monotonic() < cached.stale_at:
+            return cached
         lookup = self._lookups.get(key_id)
         if lookup is None:
             # Concurrent requests share one lookup. A caller who goes away must not cancel it for the others (`shield`).
@@ -221,7 +221,7 @@ class Authenticator:
             lookup.add_done_callback(lambda _: self._lookups.pop(key_id))
         return await asyncio.shield(lookup)
 
-    async def _look_up(self, key_id: UUID) -> _KnownKey | None:
+    async def _look_up(self, key_id: UUID) -> _CachedKey | None:
         stale_at = time.monotonic() + API_KEY_CACHE_S
 
         async def find(connection: AsyncConnection) -> tuple[str, bytes] | None:
@@ -234,9 +234,9 @@ class Authenticator:
             return None
         if len(self._keys) >= API_KEYS_MAX:
             del self._keys[next(iter(self._keys))]
-        known = _KnownKey(row[0], bytes(row[1]), stale_at)
-        self._keys[key_id] = known
-        return known
+        cached = _CachedKey(row[0], bytes(row[1]), stale_at)
+        self._keys[key_id] = cached
+        return cached
 
 
 def _text(value: bytes) -> str:

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from hydracore.agent.messages import HeaderToken
-from hydracore.catalogue_file import CatalogueError, File, read_file
+from hydracore.catalogue_file import CatalogueError, CatalogueFile, read_file
 
 #: The path of the API, relative to the address in a provider's `endpoint_env`.
 API_PATH: Final = "/v1"
@@ -45,7 +45,11 @@ class Catalogue:
     """The checked catalogue, and which of its providers this process can reach. Made by `load`."""
 
     def __init__(
-        self, file: File, *, usable_providers: Mapping[str, ProviderAccess], unusable_providers: Mapping[str, str]
+        self,
+        file: CatalogueFile,
+        *,
+        usable_providers: Mapping[str, ProviderAccess],
+        unusable_providers: Mapping[str, str],
     ) -> None:
         self.regions: Final = file.regions
         self.tiers: Final = file.tiers

@@ -103,7 +103,7 @@ class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
 
 
-class File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CatalogueFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     providers: dict[str, Provider]
     regions: dict[str, Region]
     tiers: dict[str, Tier]
@@ -122,14 +122,14 @@ class CatalogueError(Exception):
         self.problems = problems
 
 
-def read_file(path: Path) -> File:
+def read_file(path: Path) -> CatalogueFile:
     """Read and check the file. Raises `CatalogueError`."""
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise CatalogueError((f"{path}: {error}",)) from error
     try:
-        file: File = read(raw, File)
+        file: CatalogueFile = read(raw, CatalogueFile)
     except Invalid as invalid:
         raise CatalogueError(tuple(_line(path, problem) for problem in invalid.problems)) from None
     lines = tuple(f"{path}: {text}" for text in _contradictions(file))
@@ -142,7 +142,7 @@ def _line(path: Path, problem: Problem) -> str:
     return f"{path}: {'.'.join(map(str, problem.loc))}: {problem.msg}"
 
 
-def _contradictions(file: File) -> Iterator[str]:
+def _contradictions(file: CatalogueFile) -> Iterator[str]:
     """Problems of several values together."""
     for name, provider in file.providers.items():
         if (provider.endpoint is None) == (provider.endpoint_env is None):
@@ -164,7 +164,7 @@ def _contradictions(file: File) -> Iterator[str]:
         yield f"presets: the default preset {DEFAULT_PRESET} is missing"
 
 
-def _region_contradictions(region: Region, file: File) -> Iterator[str]:
+def _region_contradictions(region: Region, file: CatalogueFile) -> Iterator[str]:
     for index, site in enumerate(region.placements):
         if site.provider not in file.providers:
             yield f"placements.{index}.provider: there is no provider {site.provider}"

@@ -196,7 +196,7 @@ class _Unmasking:
         self._all_stored = [stored, *shown_together]
         self._numbering = ValueNumbering(is_mask)
         self._counterparts = Counterparts(self._numbering)
-        self._names_known: dict[int, SecretNames] = {}
+        self._stored_names: dict[int, SecretNames] = {}
 
     @cached_property
     def _masks(self) -> set[str]:
@@ -221,28 +221,33 @@ class _Unmasking:
         return self._restore_text(value, place) if isinstance(value, str) and is_mask(value) else value
 
     def _restore_object(self, given: dict[str, Any], place: _Place) -> dict[str, Any]:
-        is_known = isinstance(place.stored, dict)
-        known = cast("dict[str, Any]", place.stored) if is_known else _EMPTY
-        shown = cast("dict[str, Any]", place.shown) if is_known else _EMPTY
+        is_object = isinstance(place.stored, dict)
+        stored_object = cast("dict[str, Any]", place.stored) if is_object else _EMPTY
+        shown = cast("dict[str, Any]", place.shown) if is_object else _EMPTY
         # A value that says which other values are secrets (`{"name": "token", ...}`) may be a secret itself. If its mask
         # comes back, the stored value is used to find the secrets' names.
         resolved = {
-            name: known[name] if isinstance(item, str) and item == shown.get(name) else item
+            name: stored_object[name] if isinstance(item, str) and item == shown.get(name) else item
             for name, item in given.items()
         }
-        names, names_known = SecretNames(known | resolved if place.merging else resolved), self._names_of(known)
+        names, stored_names = (
+            SecretNames(stored_object | resolved if place.merging else resolved),
+            self._names_of(stored_object),
+        )
         if place.merging and not place.secret:
-            untouched = [name for name in known.keys() - given.keys() if place.was_secret or name in names_known]
+            untouched = [
+                name for name in stored_object.keys() - given.keys() if place.was_secret or name in stored_names
+            ]
             self.unmatched += [(*place.path, name) for name in untouched if name not in names]
         return {
             name: self.restore(
                 item,
                 _Place(
                     (*place.path, name),
-                    known.get(name),
+                    stored_object.get(name),
                     shown.get(name),
                     secret=place.secret or name in names,
-                    was_secret=place.was_secret or name in names_known,
+                    was_secret=place.was_secret or name in stored_names,
                     merging=place.merging,
                 ),
             )
@@ -251,22 +256,22 @@ class _Unmasking:
             for name, item in given.items()
         }
 
-    def _names_of(self, known: dict[str, Any]) -> SecretNames:
+    def _names_of(self, stored_object: dict[str, Any]) -> SecretNames:
         """The secret names of a stored object, computed once, however many items are versions of it."""
-        return self._names_known.setdefault(id(known), SecretNames(known))
+        return self._stored_names.setdefault(id(stored_object), SecretNames(stored_object))
 
     def _restore_list(self, given: list[Any], place: _Place) -> list[Any]:
         if not self._numbering.has_mask(given):
             return given
-        known = cast("list[Any]", place.stored) if isinstance(place.stored, list | tuple) else []
+        stored_list = cast("list[Any]", place.stored) if isinstance(place.stored, list | tuple) else []
         shown = cast("list[Any]", place.shown)
-        pairs = self._counterparts.match(given, known, shown) if known else {}
+        pairs = self._counterparts.match(given, stored_list, shown) if stored_list else {}
         return [
             self.restore(
                 item,
                 place._replace(
                     path=(*place.path, index),
-                    stored=known[pairs[index]] if index in pairs else None,
+                    stored=stored_list[pairs[index]] if index in pairs else None,
                     shown=shown[pairs[index]] if index in pairs else None,
                     merging=False,
                 ),

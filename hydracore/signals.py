@@ -99,7 +99,7 @@ def signal_waiter(on_signal: Callable[[], None]) -> Generator[Callable[[], None]
     """
     has_come = False
 
-    def hear(_number: int, _frame: FrameType | None) -> None:
+    def note_signal(_number: int, _frame: FrameType | None) -> None:
         nonlocal has_come
         has_come = True
         on_signal()
@@ -114,7 +114,7 @@ def signal_waiter(on_signal: Callable[[], None]) -> Generator[Callable[[], None]
         before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         try:
             for number in handled:
-                signal.signal(number, hear)
+                signal.signal(number, note_signal)
             yield wait
         finally:
             signal.set_wakeup_fd(before)
@@ -135,8 +135,8 @@ def handled_signals() -> list[signal.Signals]:
     """The signals that stop this process: not SIGHUP if that was to be ignored, and none outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return []
-    is_kept = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    return [number for number in STOP_SIGNALS if number != signal.SIGHUP or not is_kept]
+    ignores_sighup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in STOP_SIGNALS if number != signal.SIGHUP or not ignores_sighup]
 
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:

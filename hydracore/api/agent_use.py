@@ -94,7 +94,7 @@ class AgentUse:
 
 def _clamped(figure: N, limit: N, instance_id: UUID) -> N:
     """`figure`, clamped to 0 and `limit`, so that sums of figures fit the read tables."""
-    kept = min(max(figure, type(figure)(0)), limit)
-    if kept != figure:
-        _log.warning("usage_out_of_reason", instance_id=str(instance_id), figure=str(figure)[:40], kept=str(kept))
-    return kept
+    clamped = min(max(figure, type(figure)(0)), limit)
+    if clamped != figure:
+        _log.warning("usage_out_of_reason", instance_id=str(instance_id), figure=str(figure)[:40], kept=str(clamped))
+    return clamped

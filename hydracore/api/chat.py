@@ -208,7 +208,7 @@ class Chats:
                 raise BudgetSpent(reason)
 
     async def _conversation_ids(
-        self, context: RequestContext, state: Instance, wanted: str | None, key: str | None
+        self, context: RequestContext, state: Instance, requested_id: str | None, key: str | None
     ) -> list[str | None]:
         """The id of the conversation to continue. If the request may be a repeat, also its ids by former master keys.
 
@@ -216,18 +216,18 @@ class Chats:
         owner has not allowed that.
         """
         if is_owner(context.who, state):
-            return [wanted]
+            return [requested_id]
         digests = self._keyring.fingerprints(context.who.actor.encode())
         prefixes = tuple(f"staff:{digest.hex()[:12]}:" for digest in digests)
-        if wanted is None:
+        if requested_id is None:
             if key is None:
                 return [prefixes[0] + uuid4().hex]
             return [prefix + uuid5(NAMESPACE, key).hex for prefix in prefixes]
-        if not wanted.startswith(prefixes):
-            logged_id = logged_conversation_id(self._keyring, state.id, wanted)
+        if not requested_id.startswith(prefixes):
+            logged_id = logged_conversation_id(self._keyring, state.id, requested_id)
             access = RecordConversationsAccess(at_ms=self._now_ms(), conversation_id=logged_id)
             await record_access(self._changes, context, access)
-        return [wanted]
+        return [requested_id]
 
 
 def wants_stream(headers: RawHeaders) -> bool:

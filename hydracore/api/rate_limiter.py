@@ -56,11 +56,11 @@ _log = structlog.get_logger(__name__)
 class _Counter:
     """A caller's requests in the current window. `ends_at`: by this process's clock; infinite until Redis answers."""
 
-    __slots__ = ("ends_at", "known", "sending", "unsent")
+    __slots__ = ("ends_at", "sending", "synced_total", "unsent")
 
     def __init__(self) -> None:
         #: The sum over all processes, as of Redis's last answer.
-        self.known = 0
+        self.synced_total = 0
         #: Admitted here: in the running round trip (`sending`), and since (`unsent`).
         self.sending = 0
         self.unsent = 0
@@ -68,7 +68,7 @@ class _Counter:
 
     @property
     def total(self) -> int:
-        return self.known + self.sending + self.unsent
+        return self.synced_total + self.sending + self.unsent
 
 
 class RateLimiter:
@@ -105,7 +105,7 @@ class RateLimiter:
                 counter.unsent += 1
                 self._schedule_sync(key, counter)
                 return
-            if counter.known >= limit:
+            if counter.synced_total >= limit:
                 # Redis is asked again all the same: it may be down by then, or have lost its data.
                 self._schedule_sync(key, counter)
                 raise TooManyRequests(max(1, math.ceil(counter.ends_at - self._clock())))
@@ -136,7 +136,7 @@ class RateLimiter:
         elif self._clock() >= counter.ends_at:
             # The next window begins with Redis's next answer. The counter moves to the end, to keep the order of
             # windows.
-            counter.known, counter.ends_at = 0, math.inf
+            counter.synced_total, counter.ends_at = 0, math.inf
             self._counters[key] = self._counters.pop(key)
         return counter
 
@@ -190,7 +190,7 @@ class RateLimiter:
         self._is_down = False
         now_s = self._clock()
         for counter, total, left_ms in zip(batch.values(), answer[::2], answer[1::2], strict=True):
-            counter.known, counter.sending = total, 0
+            counter.synced_total, counter.sending = total, 0
             counter.ends_at = now_s + left_ms / 1000
         self._remove_expired(now_s)
 
@@ -198,6 +198,6 @@ class RateLimiter:
         """Remove counters of past windows. They are roughly in the order in which their windows began."""
         while self._counters:
             key, counter = next(iter(self._counters.items()))
-            if counter.ends_at > now_s or counter.total > counter.known:
+            if counter.ends_at > now_s or counter.total > counter.synced_total:
                 return
             del self._counters[key]

@@ -98,7 +98,7 @@ def sweep(*, dry_run: bool, remove_unaccounted: bool, as_json: bool) -> None:
     from workers.main import run_sweep
 
     with failures():
-        pool.check(settings.database_url, role=settings.database_role, application="hydracore-sweep")
+        pool.check_database(settings.database_url, role=settings.database_role, application="hydracore-sweep")
         swept = run_sweep(settings, dry_run=dry_run, remove_unaccounted=remove_unaccounted)
     if as_json:
         print_json({name: [one._asdict() for one in found] for name, found in swept._asdict().items()})

@@ -74,7 +74,7 @@ def check_database(settings: Settings) -> None:
     from hydracore.db import pool
 
     with failures():
-        pool.check(settings.database_url, role=settings.database_role, application=APPLICATION)
+        pool.check_database(settings.database_url, role=settings.database_role, application=APPLICATION)
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def conninfo(database_url: str, *, role: str, application: str) -> str:
     return make_conninfo(database_url, **{**_TIMEOUTS, **given, **fixed})
 
 
-def check(database_url: str, *, role: str, application: str) -> None:
+def check_database(database_url: str, *, role: str, application: str) -> None:
     """Check the database once, without waiting for it, for commands. Raises `DatabaseUnusable`.
 
     Call it in a thread without an event loop.

@@ -33,6 +33,6 @@ class Part:
     stop_signal: signal.Signals = signal.SIGTERM
     #: Awaited before every start; cancelled when the part is stopped meanwhile.
     prepare: Callable[[], Coroutine[Any, Any, None]] = nothing_to_prepare
-    #: Tells whether it serves. `None`: it cannot be asked, and counts as ready once it has run for `settle_s`.
+    #: Tells whether it serves. `None`: it cannot be asked, and counts as ready once it has run for `ready_after_s`.
     ready: Ready | None = None
-    settle_s: float = 0.0
+    ready_after_s: float = 0.0

@@ -28,7 +28,7 @@ PACKAGE_ROOT: Final = Path(configuration.__file__).parent.parent
 PROBE_S_MAX: Final = 2.0
 #: Relay and workers serve no requests that could show whether they are ready. With
 #: unusable settings they end within this time.
-SETTLE_S: Final = 1.5
+READY_AFTER_S: Final = 1.5
 #: How long the steps of an orderly stop may take; together they stay below 13 s. The
 #: API gives requests under way 5 s, and then answers those that still wait.
 CONTROL_PLANE_GRACE_S: Final = 6.5
@@ -266,7 +266,7 @@ class Stack:
             environ=self._environ_with(*needs),
             cwd=str(PACKAGE_ROOT),
             ready=ready,
-            settle_s=SETTLE_S,
+            ready_after_s=READY_AFTER_S,
         )
 
     def _environ_with(self, *names: str) -> dict[str, str]:

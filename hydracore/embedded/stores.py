@@ -46,4 +46,4 @@ async def _database_problem(settings: Settings) -> DatabaseUnusable | None:
 
 def _migrate(settings: Settings) -> None:
     migrate(settings.database_url)
-    pool.check(settings.database_url, role=settings.database_role, application=APPLICATION)
+    pool.check_database(settings.database_url, role=settings.database_role, application=APPLICATION)

@@ -116,7 +116,7 @@ class Supervisor:
             await asyncio.sleep(READY_POLL_S)
 
     async def _is_ready(self, keeper: Keeper) -> bool:
-        return await keeper.part.ready() if keeper.part.ready else keeper.since_start_s() >= keeper.part.settle_s
+        return await keeper.part.ready() if keeper.part.ready else keeper.since_start_s() >= keeper.part.ready_after_s
 
     def _marked(self, part: Part) -> Part:
         mark = Mark(name=part.name, stop_signal=part.stop_signal, home=self._device_and_inode)

@@ -86,7 +86,7 @@ def test_a_command_says_so_too(words: str, empty_url: str, tmp_path: Path, monke
 
 def test_an_older_database_is_refused_and_a_newer_one_is_not(database_url: str) -> None:
     def look() -> None:
-        pool.check(database_url, role="hydracore_app", application="test")
+        pool.check_database(database_url, role="hydracore_app", application="test")
 
     newest = migrations()[-1][0]
     with psycopg.connect(database_url, autocommit=True) as owner:
@@ -113,10 +113,10 @@ def test_a_role_whose_rights_were_granted_one_by_one_is_told_what_it_lacks(datab
         do("GRANT SELECT ON event, command, lane_head TO {0}")
         try:
             with pytest.raises(NotAllowed, match=f"{role} may not read the table migration: grant it"):
-                pool.check(database_url, role=role, application="test")
+                pool.check_database(database_url, role=role, application="test")
 
             do("GRANT SELECT ON migration TO {0}")
-            pool.check(database_url, role=role, application="test")
+            pool.check_database(database_url, role=role, application="test")
         finally:
             do("DROP OWNED BY {0}")
             do("DROP ROLE {0}")
@@ -135,10 +135,10 @@ def test_a_login_that_may_not_act_as_the_app_is_told_what_makes_it_so(database_u
         try:
             url = make_conninfo(database_url, user=login, password="secret")
             with pytest.raises(NotAllowed, match=f"GRANT hydracore_app TO {login}"):
-                pool.check(url, role="hydracore_app", application="test")
+                pool.check_database(url, role="hydracore_app", application="test")
 
             do("GRANT hydracore_app TO {0}")
-            pool.check(url, role="hydracore_app", application="test")
+            pool.check_database(url, role="hydracore_app", application="test")
         finally:
             do("DROP OWNED BY {0}")
             do("DROP ROLE {0}")
@@ -146,7 +146,7 @@ def test_a_login_that_may_not_act_as_the_app_is_told_what_makes_it_so(database_u
 
 def test_before_the_first_migration_of_a_cluster_it_is_not_the_role_that_is_missed(empty_url: str) -> None:
     with pytest.raises(NotMigrated):
-        pool.check(empty_url, role="not_there_yet", application="test")
+        pool.check_database(empty_url, role="not_there_yet", application="test")
 
 
 @pytest.mark.parametrize(
