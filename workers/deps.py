@@ -27,7 +27,7 @@ from workers.providers.hetzner import HetznerProvider
 POOL_SIZE = 8
 
 #: The longest that a request to an agent may take.
-VPS_TIMEOUT_S = 3.0
+AGENT_TIMEOUT_S = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ async def open_deps(settings: Settings, environ: Mapping[str, str]) -> AsyncGene
         providers = _providers(settings, catalogue)
         for provider in providers.values():
             stack.push_async_callback(provider.aclose)
-        agent_client = await stack.enter_async_context(AgentClient(VPS_TIMEOUT_S, connections_kept=0))
+        agent_client = await stack.enter_async_context(AgentClient(AGENT_TIMEOUT_S, connections_kept=0))
         yield Deps(
             settings=settings,
             catalogue=catalogue,

@@ -44,8 +44,8 @@ class Cleanup:
         require_staff(who)
         cleaned = errors = 0
         for status in (FAILED, ERROR):
-            wanted = ListFilter(tenant_id=who.tenant_id, customer_id=None, status=status, limit=CLEANED_MAX)
-            dead = [UUID(key.id) for key in listed_keys(await self.queries.list_text(wanted))]
+            list_filter = ListFilter(tenant_id=who.tenant_id, customer_id=None, status=status, limit=CLEANED_MAX)
+            dead = [UUID(key.id) for key in listed_keys(await self.queries.list_text(list_filter))]
             for start in range(0, len(dead), BATCH_MAX):
                 batch = dead[start : start + BATCH_MAX]
                 outcomes = await asyncio.gather(*(self._delete(each, who, incoming) for each in batch))

@@ -66,7 +66,7 @@ class Instances:
         limit: Limit = LIST_MAX,
         cursor: Cursor | None = None,
     ) -> Answer:
-        wanted = ListFilter(
+        list_filter = ListFilter(
             tenant_id=None if who.role == "platform" else who.tenant_id,
             customer_id=who.user_id if who.role == "customer" else None,
             status=status,
@@ -74,7 +74,7 @@ class Instances:
             before=read_cursor(cursor) if cursor is not None else None,
             limit=limit,
         )
-        page = await self.listing.page(wanted)
+        page = await self.listing.page(list_filter)
         if page.last is None:
             return Answer(200, page.json)
         following = {"limit": str(limit), "cursor": cursor_after(*page.last)}

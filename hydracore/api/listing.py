@@ -58,20 +58,20 @@ class Listing:
         self._pages: dict[tuple[int, str], tuple[Page, float]] = {}
         self._clear_at = 0.0
 
-    async def page(self, wanted: ListFilter) -> Page:
+    async def page(self, list_filter: ListFilter) -> Page:
         """At most `wanted.limit` instances."""
         # One more than is shown, to know whether others follow.
-        listed = await self._queries.list_text(msgspec.structs.replace(wanted, limit=wanted.limit + 1))
+        listed = await self._queries.list_text(msgspec.structs.replace(list_filter, limit=list_filter.limit + 1))
         if time.monotonic() > self._clear_at or len(self._cached_items) > CACHED_ITEMS_MAX:
             self._cached_items, self._pages = {}, {}
             self._clear_at = time.monotonic() + CACHE_TTL_S
-        page, until_s = self._pages.get((wanted.limit, listed), (None, 0.0))
+        page, until_s = self._pages.get((list_filter.limit, listed), (None, 0.0))
         if page is not None and time.monotonic() < until_s:
             return page
-        page, until_s = await self._rendered(listed_keys(listed), wanted.limit)
+        page, until_s = await self._rendered(listed_keys(listed), list_filter.limit)
         if len(self._pages) >= CACHED_PAGES_MAX:
             self._pages.clear()
-        self._pages[wanted.limit, listed] = page, until_s
+        self._pages[list_filter.limit, listed] = page, until_s
         return page
 
     async def _rendered(self, keys: list[ListedKey], limit: int) -> tuple[Page, float]:

@@ -42,15 +42,15 @@ class RuntimeReader:
         assert state is not None, "what has a row has a stream"
         heartbeat: Heartbeat | None = _HEARTBEAT.decode(report.heartbeat) if report.heartbeat else None
         status = await self._status_of(state)
-        seen = status if status is not None else heartbeat
+        latest = status if status is not None else heartbeat
         error = status.error if status is not None else _current_error(heartbeat, config_version=state.config.version)
         if report.error_code is not None:
             error_code, error_message = report.error_code, describe(report.error_code)
         else:
             error_code, error_message = (error.code, error.message) if error is not None else (None, None)
-        skills: list[Any] = list(seen.skills_loaded) if seen is not None else []
+        skills: list[Any] = list(latest.skills_loaded) if latest is not None else []
         return s.RuntimeStatus(
-            active_connections=seen.active_connections if seen is not None else None,
+            active_connections=latest.active_connections if latest is not None else None,
             bootstrap_seq=report.bootstrap_seq,
             bootstrap_stage=report.bootstrap_stage,
             error_code=error_code,
@@ -59,16 +59,16 @@ class RuntimeReader:
             health_status=report.health_status,
             instance_id=report.id,
             last_heartbeat=report.heartbeat_at,
-            node_version=seen.versions.node if seen is not None else None,
-            openclaw_version=seen.versions.openclaw if seen is not None else None,
+            node_version=latest.versions.node if latest is not None else None,
+            openclaw_version=latest.versions.openclaw if latest is not None else None,
             provision_logs=lines,
             provisioning_stage=report.provisioning_stage,
             skills_loaded=skills,
             status=report.status,
-            uptime_seconds=seen.uptime_seconds if seen is not None else None,
+            uptime_seconds=latest.uptime_seconds if latest is not None else None,
             config_version=state.config.version,
-            config_version_running=seen.config_version if seen is not None else None,
-            agent_version=seen.versions.agent if seen is not None else None,
+            config_version_running=latest.config_version if latest is not None else None,
+            agent_version=latest.versions.agent if latest is not None else None,
             connections=status.connections if status is not None else {},
             workflows_loaded=list(status.workflows_loaded) if status is not None else [],
             config_ignored=_shown(status.ignored) if status is not None else [],

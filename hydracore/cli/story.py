@@ -85,14 +85,16 @@ class Story:
         if len(servers) != 1 or not servers[0]["alive"]:
             raise StoryError(f"the provider shows {len(servers)} servers, not one that is alive")
         self._narrator.say(f"server {servers[0]['name']}, whose agent is process {servers[0]['pid']}")
-        seen: list[dict[str, Any]] = []
+        heartbeats: list[dict[str, Any]] = []
 
         async def has_two_heartbeats() -> bool:
             runtime = expect(await self._api.get(f"/v1/instances/{instance_id}/runtime"), 200)
-            if runtime["last_heartbeat"] and runtime["last_heartbeat"] not in [each["last_heartbeat"] for each in seen]:
+            if runtime["last_heartbeat"] and runtime["last_heartbeat"] not in [
+                each["last_heartbeat"] for each in heartbeats
+            ]:
                 self._narrator.say(f"heartbeat at {runtime['last_heartbeat']}")
-                seen.append(runtime)
-            return len(seen) == 2  # noqa: PLR2004 - one could be the last sign of life
+                heartbeats.append(runtime)
+            return len(heartbeats) == 2  # noqa: PLR2004 - one could be the last sign of life
 
         await wait_until(has_two_heartbeats, HEARTBEAT_S_MAX, "the agent did not report twice")
         shown = (
@@ -103,7 +105,7 @@ class Story:
             "uptime_seconds",
             "active_connections",
         )
-        self._narrator.say("GET /runtime: " + ", ".join(f"{name}={seen[-1][name]}" for name in shown))
+        self._narrator.say("GET /runtime: " + ", ".join(f"{name}={heartbeats[-1][name]}" for name in shown))
         return servers[0]
 
     async def _delete(self, instance_id: UUID) -> None:

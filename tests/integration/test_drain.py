@@ -168,7 +168,7 @@ async def test_an_agent_that_does_not_answer_for_a_moment_still_has_its_chats_en
     await models.until_requests(1)
     stack.worker.kill()
 
-    monkeypatch.setattr("workers.deps.VPS_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("workers.deps.AGENT_TIMEOUT_S", 0.2)
     async with stack.deps() as deps:
         for command in (deletion(deps, hours=0), key_revoked(deps, hours=0)):
             await deps.store.execute(instance_id, command, deps.origin(instance_id))
