@@ -1,4 +1,4 @@
-"""How a process opens Redis and the log. The log's store publishes on Redis which lanes have grown."""
+"""Opens Redis and the log's store, which publishes on Redis which lanes have grown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from events.store import EventStore
 from hydracore.wake import Publisher
 from projections.inline import inline_projections
 
-#: A Redis that does not answer within this counts as away.
+#: The most seconds that Redis may take to connect, and to answer a command.
 REDIS_TIMEOUT_S: Final = 5
 
 

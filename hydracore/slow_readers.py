@@ -1,4 +1,4 @@
-"""Bounds on answers that their peers do not read: how long they are held, and how many bytes of them in all.
+"""Limits on answers that their peers do not read: how long they are kept, and how many bytes of them in all.
 
 A transport holds what was written to it until its peer has read it, without any limit. That also goes
 for a connection that is being closed (after a keep-alive, HTTP/1.0 or `Connection: close`): its
@@ -21,7 +21,7 @@ STALL_S = 20.0
 READ_MIN_BYTES: Final = 16 * 1024
 
 #: The most bytes that wait to be read on all watched connections of this process. Beyond that,
-#: connections are given up.
+#: connections are aborted.
 UNREAD_MAX_BYTES = 256 * 1024 * 1024
 
 
@@ -43,7 +43,7 @@ class SlowReaderGuard:
         return self._timer is not None
 
     @property
-    def held_bytes(self) -> int:
+    def buffered_bytes(self) -> int:
         return self._transport.get_write_buffer_size()
 
     def begin(self) -> None:
@@ -62,7 +62,7 @@ class SlowReaderGuard:
             del self._watched[self]
 
     def check(self) -> None:
-        """Give the connection up if the peer has not read enough since the last check. Called while it is watched."""
+        """Abort the connection if the peer has not read enough since the last check. Called while it is watched."""
         if self._has_read_since(self._unacknowledged):
             self._unacknowledged = unacknowledged_bytes(self._transport)
             self._timer = self._loop.call_later(STALL_S, self.check)
@@ -70,25 +70,25 @@ class SlowReaderGuard:
             self.abort()
 
     def _make_room(self) -> None:
-        """Give up other connections while more than `UNREAD_MAX_BYTES` wait.
+        """Abort other connections while more than `UNREAD_MAX_BYTES` wait.
 
         This connection stays, as it is not known yet how fast its peer reads.
         """
-        beyond = sum(each.held_bytes for each in self._watched) - UNREAD_MAX_BYTES
+        beyond = sum(each.buffered_bytes for each in self._watched) - UNREAD_MAX_BYTES
         if beyond <= 0:
             return
         # First those whose peers do not read, then the others; within each group, those that were watched longest first.
         for each in sorted((each for each in self._watched if each is not self), key=SlowReaderGuard._is_reading):
             if beyond <= 0:
                 break
-            beyond -= each.held_bytes
+            beyond -= each.buffered_bytes
             each.abort()
 
     def _is_reading(self) -> bool:
         """Whether the peer has read enough since the watch began.
 
-        The time since the last check may be too short to read much. A peer that has stopped is given
-        up at the next check.
+        The time since the last check may be too short to read much. If the peer has stopped reading,
+        the next check aborts the connection.
         """
         return self._has_read_since(self._unacknowledged_at_first)
 

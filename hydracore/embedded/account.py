@@ -47,7 +47,7 @@ class UserArguments(TypedDict, total=False):
 
 
 class ProcessArguments(UserArguments):
-    """A `UserArguments`, and more arguments of `subprocess`.
+    """`UserArguments`, and further arguments of `subprocess`.
 
     The process runs in `/`, with none of our environment, and in a new session, which
     Ctrl-C in our terminal does not reach.
