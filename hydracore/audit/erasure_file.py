@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from hydracore.audit.errors import ErasuresUnknown
-from hydracore.audit.lines_file import LinesFile
+from hydracore.audit.jsonl_file import JsonLinesFile
 
 
 class Erasure(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +28,7 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True):
         return self.tenant_id, self.customer_id
 
 
-class ErasureFile(LinesFile[Erasure]):
+class ErasureFile(JsonLinesFile[Erasure]):
     def __init__(self, path: Path) -> None:
         super().__init__(path, Erasure)
 

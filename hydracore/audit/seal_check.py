@@ -18,7 +18,7 @@ from events.ids import SEQ_MAX
 from events.seal import Head, Seal, flaws_of
 from events.sql import Statements
 from events.verified_lane import Point
-from hydracore.audit.kept_seals import KeptSeals
+from hydracore.audit.seal_sample import SealSample
 from hydracore.wording import plural
 
 _SEALS_FROM = Statements("hydracore.audit", "sealing.sql")["seals_from"]
@@ -27,50 +27,50 @@ _SEALS_FROM = Statements("hydracore.audit", "sealing.sql")["seals_from"]
 SEALS_MAX = 100
 
 
-class Keys(NamedTuple):
+class AcceptedKeys(NamedTuple):
     """The accepted keys, as `flaws_of` takes them."""
 
     public_key: bytes | None
     former_keys: tuple[bytes, ...]
 
 
-class SealsChecked(msgspec.Struct, kw_only=True):
+class SealCheck(msgspec.Struct, kw_only=True):
     """`last`: the newest seal without a flaw. `newest`: the number of the database's last seal, 0 where it has none.
 
     `good` and `flawed` seals are the database's; `copied` seals are good, and only the copy has them. They are kept
-    apart, because each keeps a limited selection: nobody can displace seals of one kind by adding some of another.
+    apart, because each sample is limited: nobody can displace seals of one kind by adding some of another.
     """
 
     count: int = 0
     newest: int = 0
     last: Seal | None = None
-    good: KeptSeals = msgspec.field(default_factory=KeptSeals)
-    flawed: KeptSeals = msgspec.field(default_factory=KeptSeals)
-    copied: KeptSeals = msgspec.field(default_factory=KeptSeals)
+    good: SealSample = msgspec.field(default_factory=SealSample)
+    flawed: SealSample = msgspec.field(default_factory=SealSample)
+    copied: SealSample = msgspec.field(default_factory=SealSample)
     findings: list[Finding] = msgspec.field(default_factory=list[Finding])
-    #: How many findings there were; no more than `FINDINGS_MAX` are kept.
-    found: int = 0
+    #: How many findings there were. Only the first `FINDINGS_MAX` are kept.
+    finding_count: int = 0
 
-    def find(self, kind: str, number: int, flaws: Iterable[str]) -> None:
+    def add_findings(self, kind: str, number: int, flaws: Iterable[str]) -> None:
         for flaw in flaws:
-            self.found += 1
-            if self.found <= FINDINGS_MAX:
+            self.finding_count += 1
+            if self.finding_count <= FINDINGS_MAX:
                 self.findings.append(Finding(kind=kind, what=f"Seal {number}: {flaw}"))
 
     def points(self, lane: int) -> list[Point]:
-        """The heads of a lane in the kept seals, in order, each once, with the number of the first seal that has it."""
-        said: dict[Head, int] = {}
+        """The distinct heads of a lane in the kept seals, in order, each with the number of the first seal that has it."""
+        first_numbers: dict[Head, int] = {}
         seals = (*self.good.seals, *self.flawed.seals, *self.copied.seals)
         for seal in sorted(seals, key=lambda seal: seal.number):
             head = _head(seal, lane)
             if head is not None:
-                said.setdefault(head, seal.number)
-        return sorted(Point(*head, number) for head, number in said.items())
+                first_numbers.setdefault(head, seal.number)
+        return sorted(Point(*head, number) for head, number in first_numbers.items())
 
-    def say_how_many(self) -> None:
-        if self.found > FINDINGS_MAX:
+    def mention_omitted(self) -> None:
+        if self.finding_count > FINDINGS_MAX:
             last = self.findings[-1]
-            what = f"{last.what}; and {plural(self.found - FINDINGS_MAX, 'finding')} more about seals"
+            what = f"{last.what}; and {plural(self.finding_count - FINDINGS_MAX, 'finding')} more about seals"
             self.findings[-1] = msgspec.structs.replace(last, what=what)
 
 
@@ -88,28 +88,28 @@ def stored_seals(connection: Connection) -> Iterator[Seal]:
 
 def check_seals(
     stored: Iterable[Seal], copies: Iterable[Seal], *, public_key: bytes | None, former_keys: tuple[bytes, ...] = ()
-) -> SealsChecked:
+) -> SealCheck:
     """Check the `stored` seals, in the order of their numbers, and `copies`, in the order of the file.
 
     The keys: see `flaws_of`. Raises what the iterables raise.
     """
-    checked = SealsChecked()
-    keys = Keys(public_key, former_keys)
+    checked = SealCheck()
+    keys = AcceptedKeys(public_key, former_keys)
     previous: Seal | None = None
-    for seal, copy in _side_by_side(stored, _rising(copies, checked, keys)):
+    for seal, copy in _paired_by_number(stored, _in_rising_order(copies, checked, keys)):
         if seal is None:
             assert copy is not None, "there is one or the other"
-            _only_copied(checked, copy, keys)
+            _report_missing(checked, copy, keys)
             continue
         flaws = [
-            *_out_of_place(seal, previous),
+            *_first_seal_flaws(seal, previous),
             *flaws_of(seal, previous=previous, public_key=keys.public_key, former_keys=keys.former_keys),
         ]
         if copy is not None and copy != seal:
             flaws.append("the copy outside the database has a different seal of this number")
-            if _is_good(checked, copy, keys):
+            if _check_copy(checked, copy, keys):
                 checked.copied.add(copy)
-        checked.find("seal_flawed", seal.number, flaws)
+        checked.add_findings("seal_flawed", seal.number, flaws)
         checked.count += 1
         checked.newest = seal.number
         if flaws:
@@ -118,12 +118,12 @@ def check_seals(
             checked.good.add(seal)
             checked.last = seal
         previous = seal
-    checked.say_how_many()
+    checked.mention_omitted()
     return checked
 
 
-def _side_by_side(stored: Iterable[Seal], copies: Iterable[Seal]) -> Iterator[tuple[Seal | None, Seal | None]]:
-    """Seals and copies of the same number together, in order, without holding more than one of each."""
+def _paired_by_number(stored: Iterable[Seal], copies: Iterable[Seal]) -> Iterator[tuple[Seal | None, Seal | None]]:
+    """Pair each seal with its copy, in the order of their numbers, holding only one of each. None: one of them is missing."""
     copying = iter(copies)
     copy = next(copying, None)
     for seal in stored:
@@ -140,10 +140,10 @@ def _side_by_side(stored: Iterable[Seal], copies: Iterable[Seal]) -> Iterator[tu
         copy = next(copying, None)
 
 
-def _rising(copies: Iterable[Seal], checked: SealsChecked, keys: Keys) -> Iterator[Seal]:
-    """The copies in rising order. Repeats are left out: two relays that share a file may both have written a seal.
+def _in_rising_order(copies: Iterable[Seal], checked: SealCheck, keys: AcceptedKeys) -> Iterator[Seal]:
+    """The copies in rising order of number, without repeats: two relays that share a file may both write a seal.
 
-    Neither leaves one out, so that a gap is a finding. A repeat may be a different seal of the same
+    No relay leaves out a seal, so that a gap is a finding. A repeat may be a different seal of the same
     number: if it is good, it is kept, so that the lanes are checked against it.
     """
     last = 0
@@ -151,35 +151,37 @@ def _rising(copies: Iterable[Seal], checked: SealsChecked, keys: Keys) -> Iterat
     for copy in copies:
         # A number out of order may itself be damaged. If it were accepted unchecked, all later copies
         # would be left out.
-        if not 1 <= copy.number <= last + 1 and not _is_good(checked, copy, keys):
+        if not 1 <= copy.number <= last + 1 and not _check_copy(checked, copy, keys):
             continue
         if copy.number > last:
             if copy.number > last + 1:
                 upto = "" if copy.number == last + 2 else f", as are all up to {copy.number - 1}"
-                checked.find(
+                checked.add_findings(
                     "copy_flawed", last + 1, [f"it is missing or out of order in the copy outside the database{upto}"]
                 )
             last, newest = copy.number, copy
             yield copy
-        elif copy != newest and _is_good(checked, copy, keys):
+        elif copy != newest and _check_copy(checked, copy, keys):
             checked.copied.add(copy)
 
 
-def _only_copied(checked: SealsChecked, copy: Seal, keys: Keys) -> None:
+def _report_missing(checked: SealCheck, copy: Seal, keys: AcceptedKeys) -> None:
     """Report and keep a good copy of a seal that the database does not have."""
-    if _is_good(checked, copy, keys):
-        checked.find("seal_missing", copy.number, ["it is in the copy outside the database, but not in the database"])
+    if _check_copy(checked, copy, keys):
+        checked.add_findings(
+            "seal_missing", copy.number, ["it is in the copy outside the database, but not in the database"]
+        )
         checked.copied.add(copy)
 
 
-def _is_good(checked: SealsChecked, copy: Seal, keys: Keys) -> bool:
-    """Whether a copy has no flaws. Flaws are reported."""
+def _check_copy(checked: SealCheck, copy: Seal, keys: AcceptedKeys) -> bool:
+    """Report the flaws of a copy. Returns whether it has none."""
     flaws = list(flaws_of(copy, previous=None, public_key=keys.public_key, former_keys=keys.former_keys))
-    checked.find("copy_flawed", copy.number, flaws)
+    checked.add_findings("copy_flawed", copy.number, flaws)
     return not flaws
 
 
-def _out_of_place(seal: Seal, previous: Seal | None) -> list[str]:
+def _first_seal_flaws(seal: Seal, previous: Seal | None) -> list[str]:
     return ["all seals before it are missing"] if previous is None and seal.number != 1 else []
 
 

@@ -14,22 +14,22 @@ import psycopg
 from events.seal import Seal
 from events.sql import Statements
 from hydracore.audit.errors import CopyMissing
-from hydracore.audit.lines_file import LINE_MAX, LinesFile
+from hydracore.audit.jsonl_file import LINE_MAX, JsonLinesFile
 from hydracore.wording import plural
 
 _ANY_SEAL = Statements("hydracore.audit", "sealing.sql")["any_seal"]
 
 
-class SealFile(LinesFile[Seal]):
+class SealFile(JsonLinesFile[Seal]):
     def __init__(self, path: Path) -> None:
         super().__init__(path, Seal)
 
     @property
     def notes(self) -> list[str]:
-        """Notes for a report on the last reading."""
-        if not self.passed_over:
+        """What a report notes about the last reading: lines that could not be read."""
+        if not self.unreadable_lines:
             return []
-        lines = plural(self.passed_over, "line")
+        lines = plural(self.unreadable_lines, "line")
         return [f"{lines} of {self.path} could not be read: damaged, or cut off by a crash"]
 
     def last(self) -> Seal | None:
@@ -49,7 +49,7 @@ class SealFile(LinesFile[Seal]):
         return 0 if last is None else last.number
 
 
-def kept_copy(path: Path, conninfo: str) -> SealFile | None:
+def existing_copy(path: Path, conninfo: str) -> SealFile | None:
     """The copy at `path`; None where there is no file and the database has no seals yet.
 
     Raises `CopyMissing` where it has seals but there is no file, `OSError` and psycopg's errors.

@@ -29,11 +29,11 @@ from hydracore.settings import Settings
 
 _SQL = Statements("hydracore.audit", "sealing.sql")
 _LAST_SEAL = _SQL["last_seal"]
-_PLACE = _SQL["place"]
+_WAL_POSITION = _SQL["wal_position"]
 _SEALS_AFTER = _SQL["seals_after"]
 _ADD_SEAL = _SQL["add_seal"]
 _HEADS = _SQL["heads"]
-_SEALED_STILL = _SQL["sealed_still"]
+_LINKS_AT_HEADS = _SQL["links_at_heads"]
 
 #: The seals that are copied at a time.
 COPY_MAX = 100
@@ -45,16 +45,16 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class _Place(NamedTuple):
-    """The database of the log, and how far it has written (see `place` in sealing.sql). `written`: bytes."""
+class _WalPosition(NamedTuple):
+    """The database of the log, and how many bytes of WAL it has flushed (`written`). See `wal_position` in sealing.sql."""
 
     database: int
     cluster: int
     timeline: str
     written: int
 
-    def may_follow(self, before: _Place) -> bool:
-        """Whether this may be the database of `before` at a later time, not one that was restored in its place."""
+    def may_follow(self, before: _WalPosition) -> bool:
+        """Whether this can be the database of `before` at a later time, and not one restored from a backup."""
         return self[:-1] == before[:-1] and self.written >= before.written
 
 
@@ -77,11 +77,11 @@ class Sealer:
         self._key = Ed25519PrivateKey.from_private_bytes(key)
         self._public_key = self._key.public_key().public_bytes_raw()
         self._former_keys = former_keys
-        #: The newest seal that this sealer has made or built on. If it is removed or replaced, that is
-        #: noticed even where no copy is kept.
+        #: The newest seal that this sealer has made or built on. If it is removed or replaced in the database,
+        #: the next sealing detects that, even where no copy is kept.
         self._last: Seal | None = None
-        #: The place of the log when `_last` was last seen there.
-        self._place: _Place | None = None
+        #: The WAL position of the log when `_last` was last seen there.
+        self._position: _WalPosition | None = None
         self._file = file
         self._clock = clock
 
@@ -99,8 +99,8 @@ class Sealer:
             await self._copy(self._file, made)
         return made
 
-    def ahead(self, seal: Seal) -> timedelta:
-        """How far the time of a seal is ahead of our clock; at least 0."""
+    def clock_lead(self, seal: Seal) -> timedelta:
+        """How far the time of a seal is ahead of this process's clock; at least 0."""
         return max(timedelta(0), seal.sealed_at - self._clock())
 
     async def _make(self, connection: AsyncConnection, age_min: timedelta) -> Seal | None:
@@ -115,7 +115,7 @@ class Sealer:
             if not any(head.seq for head in heads):
                 return None
         else:
-            await _check_still_so(connection, previous, heads)
+            await _check_sealed_heads(connection, previous, heads)
             if [previous.head(lane) for lane in range(len(heads))] == heads:
                 return None
             # The clocks of two relays differ; a seal is never older than the one before it.
@@ -132,14 +132,14 @@ class Sealer:
 
         Raises `LogCorrupted` where it is flawed.
         """
-        row = await (await connection.execute(_PLACE)).fetchone()
-        assert row is not None, "a database has a place"
-        place, known = _Place(*row), self._last
+        row = await (await connection.execute(_WAL_POSITION)).fetchone()
+        assert row is not None, "a database has a WAL position"
+        position, known = _WalPosition(*row), self._last
         previous = next(map(whole, await _seals(connection, _LAST_SEAL)), None)
         if known is not None and await _seals(connection, _SEALS_AFTER, known.number - 1, 1) != [known]:
-            self._require_restore(known, place)
+            self._require_restore(known, position)
             self._last = None
-        self._place = place
+        self._position = position
         if previous is not None and previous != self._last:
             flaws = flaws_of(previous, previous=None, public_key=self._public_key, former_keys=self._former_keys)
             for flaw in flaws:
@@ -147,13 +147,13 @@ class Sealer:
             self._last = previous
         return previous
 
-    def _require_restore(self, known: Seal, place: _Place) -> None:
+    def _require_restore(self, known: Seal, position: _WalPosition) -> None:
         """Log as an error that a restore has lost the seal `known`.
 
         Raises `LogCorrupted` where there was no restore.
         """
-        assert self._place is not None, "a seal was seen somewhere"
-        if place.may_follow(self._place):
+        assert self._position is not None, "a seal was seen somewhere"
+        if position.may_follow(self._position):
             what = f"seal {known.number} was removed or replaced since it was made"
             raise LogCorrupted(0, 0, what)
         hint = "if no backup was restored, the log was tampered with: run hydracore audit verify with the copy of the seals"
@@ -191,7 +191,7 @@ def sealer_of(pool: AsyncConnectionPool, settings: Settings) -> Sealer:
 
 
 async def _keep_sealing(sealer: Sealer, interval_s: float) -> NoReturn:
-    # Half the interval: seals of other relays count, too, but a late one of our own must not make us skip the next.
+    # Half the interval: seals of other relays count, too, but a late seal of this relay must not make it skip the next.
     age_min = timedelta(seconds=interval_s / 2)
     while True:
         try:
@@ -215,7 +215,7 @@ async def _seal(sealer: Sealer, age_min: timedelta) -> Seal | None:
     except CopyContradicts as error:
         _log.error("seals_not_copied", error=str(error))
         made = error.made
-    if made is not None and (ahead := sealer.ahead(made)):
+    if made is not None and (ahead := sealer.clock_lead(made)):
         hint = "this clock is behind, or another relay's clock was ahead: seals get the later time"
         _log.warning("last_seal_of_the_future", number=made.number, ahead_s=ahead.total_seconds(), hint=hint)
     return made
@@ -226,13 +226,13 @@ async def _seals(connection: AsyncConnection, statement: bytes, *parameters: int
         return await (await cursor.execute(statement, parameters)).fetchall()
 
 
-async def _check_still_so(connection: AsyncConnection, previous: Seal, heads: list[Head]) -> None:
-    """Raise `LogCorrupted` where a lane is shorter than in `previous`, or has another link at its sealed head."""
+async def _check_sealed_heads(connection: AsyncConnection, previous: Seal, heads: list[Head]) -> None:
+    """Raise `LogCorrupted` where a lane is shorter than in `previous`, or has a different link at its sealed head."""
     for lane, head in enumerate(heads):
         if head.seq < previous.heads[lane]:
             what = f"the lane ended at {previous.heads[lane]} when seal {previous.number} was made"
             raise LogCorrupted(lane, head.seq + 1, what)
-    cursor = await connection.execute(_SEALED_STILL, {"heads": previous.heads}, binary=True)
+    cursor = await connection.execute(_LINKS_AT_HEADS, {"heads": previous.heads}, binary=True)
     async for lane, seq, end, link in cursor:
         if (end, link) != (seq, previous.head(lane).link):
             raise LogCorrupted(lane, seq, f"seal {previous.number} does not match this event")

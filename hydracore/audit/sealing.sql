@@ -6,7 +6,7 @@ SELECT number, CASE WHEN sealed_at BETWEEN '0002-01-01' AND '9998-01-01' THEN se
  ORDER BY number DESC
  LIMIT 1
 
--- name: place
+-- name: wal_position
 -- The database, the cluster and the timeline of the log, and the bytes of WAL that are flushed, which
 -- only a restore makes fewer. The owner of the tables can change none of these.
 SELECT d.oid, s.system_identifier, substr(pg_walfile_name(w.lsn), 1, 8), (w.lsn - '0/0'::pg_lsn)::bigint
@@ -34,7 +34,7 @@ RETURNING number
 -- name: heads
 SELECT head, link FROM lane_head ORDER BY lane
 
--- name: sealed_still
+-- name: links_at_heads
 -- For each lane, the last number and the link of the command that is now at its sealed head.
 SELECT s.lane, s.head, c.first_seq + c.event_count - 1, c.link
   FROM unnest(%(heads)s::bigint[]) WITH ORDINALITY AS n (head, ordinal)

@@ -26,10 +26,10 @@ from events.sql import Statements
 from events.verified_lane import BEGINNING, LaneReport
 from events.verify import LANES_AT_ONCE, LANES_AT_ONCE_MAX
 from hydracore.audit import snapshots, sums, tables
+from hydracore.audit.copy_lag import CopyLag
 from hydracore.audit.errors import CopyEmpty, NoSeal
-from hydracore.audit.seal_check import SealsChecked, check_seals, stored_seals
+from hydracore.audit.seal_check import SealCheck, check_seals, stored_seals
 from hydracore.audit.seal_file import SealFile
-from hydracore.audit.seals_lacking import Lacking
 from hydracore.audit.served import served
 from hydracore.audit.verifying_lanes import Job, verify_some
 from hydracore.audit.verifying_processes import connected, verify_in_processes
@@ -136,30 +136,30 @@ def verify(request: Request, progress: Progress) -> Report:
     return report
 
 
-def _check_seals(connection: Connection, request: Request, report: Report, pace: Pace) -> SealsChecked:
+def _check_seals(connection: Connection, request: Request, report: Report, pace: Pace) -> SealCheck:
     # A seal is in the database before it is in the copy: what the copy has now is read from the database below, too.
     newest = 0 if request.seals is None else request.seals.last_number()
     if request.seals is not None and newest == 0 and next(stored_seals(connection), None) is not None:
         raise CopyEmpty(request.seals.path)
     copies = () if request.seals is None else takewhile(lambda seal: seal.number <= newest, request.seals.read())
 
-    lacking = Lacking(newest)
+    lag = CopyLag(newest)
 
-    def resting(seals: Iterable[Seal]) -> Iterator[Seal]:
+    def paced(seals: Iterable[Seal]) -> Iterator[Seal]:
         for seal in seals:
             yield seal
             pace.rest(connection)
 
     sealed = check_seals(
-        lacking.watched(resting(stored_seals(connection))),
-        resting(copies),
+        lag.observe(paced(stored_seals(connection))),
+        paced(copies),
         public_key=request.public_key,
         former_keys=request.former_keys,
     )
     report.rested_s += pace.rested_s
     report.seals = sealed.count
     report.findings += sealed.findings[:FINDINGS_MAX]
-    if request.seals is not None and lacking.is_told_of(request.copied_before):
+    if request.seals is not None and lag.is_excessive(request.copied_before):
         report.notes.append(
             f"The copy ends with seal {newest}, but the database with seal {sealed.newest}: the seals in between were not compared"
         )
@@ -172,7 +172,7 @@ def _check_seals(connection: Connection, request: Request, report: Report, pace:
     return sealed
 
 
-def _jobs(connection: Connection, request: Request, sealed: SealsChecked, heads: Mapping[int, int]) -> list[Job]:
+def _jobs(connection: Connection, request: Request, sealed: SealCheck, heads: Mapping[int, int]) -> list[Job]:
     start = sealed.last if request.since_seal else None
     starts = {lane: BEGINNING if start is None else start.head(lane) for lane in request.lanes}
     after = {lane: head.seq for lane, head in starts.items()}

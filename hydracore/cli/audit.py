@@ -122,14 +122,14 @@ def verify(
 
 def _copy_of_seals(given: Path | None, settings: Settings) -> "SealFile | None":
     """The given file, or the file that this installation keeps; None where it keeps none, or none yet."""
-    from hydracore.audit.seal_file import SealFile, kept_copy
+    from hydracore.audit.seal_file import SealFile, existing_copy
 
     if given is not None:
         return SealFile(given)
     if settings.seal_file is None:
         return None
     with failures():
-        return kept_copy(settings.seal_file, conninfo(settings))
+        return existing_copy(settings.seal_file, conninfo(settings))
 
 
 @audit.command()

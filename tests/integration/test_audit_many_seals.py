@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 import pytest
 
-from hydracore.audit import kept_seals, seal_check
+from hydracore.audit import seal_check, seal_sample
 from hydracore.audit.seal_check import check_seals, stored_seals
 from tests.audit_log import Forger, sealed_log
 from tests.services import Services
@@ -32,7 +32,7 @@ def url(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generat
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_seals, "KEPT_MAX", 3)
+    monkeypatch.setattr(seal_sample, "SAMPLE_MAX", 3)
     monkeypatch.setattr(seal_check, "SEALS_MAX", 2)
 
 

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from events.finding import FINDINGS_MAX
 from events.ids import LANES
 from events.seal import Head, Seal, make_seal
-from hydracore.audit import kept_seals
+from hydracore.audit import seal_sample
 from hydracore.audit.seal_check import check_seals
 from tests.unit.test_seal import KEY, NOON, PUBLIC, chain, heads
 
@@ -92,7 +92,7 @@ def growing(length: int) -> list[Seal]:
 
 
 def test_of_a_long_copy_that_the_database_does_not_have_only_news_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_seals, "KEPT_MAX", 8)
+    monkeypatch.setattr(seal_sample, "SAMPLE_MAX", 8)
     seals = growing(FINDINGS_MAX + 20)
 
     checked = check_seals([], seals, public_key=PUBLIC)
@@ -111,9 +111,9 @@ def test_of_a_long_copy_that_the_database_does_not_have_only_news_is_kept(monkey
 def test_of_many_seals_some_are_kept_evenly_spread_and_always_the_first_and_the_newest(
     monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr(kept_seals, "KEPT_MAX", most)
+    monkeypatch.setattr(seal_sample, "SAMPLE_MAX", most)
     seals = growing(40)
-    kept = kept_seals.KeptSeals()
+    kept = seal_sample.SealSample()
 
     for count, seal in enumerate(seals, start=1):
         kept.add(seal)
@@ -126,7 +126,7 @@ def test_of_many_seals_some_are_kept_evenly_spread_and_always_the_first_and_the_
 
 
 def test_what_somebody_damaged_pushes_out_nothing_that_a_good_seal_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_seals, "KEPT_MAX", 2)
+    monkeypatch.setattr(seal_sample, "SAMPLE_MAX", 2)
     seals = growing(7)
     # The end of the lane was cut off, and what the last seals say of it made to fit: all but their signature.
     damaged = [replace(seal, heads=[1] * LANES) for seal in seals[5:]]

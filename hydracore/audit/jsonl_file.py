@@ -1,4 +1,4 @@
-"""An append-only file with one JSON document per line, for what must outlive the database.
+"""An append-only file with one JSON document per line, for records that must outlive the database.
 
 A line that a crash left incomplete is skipped: its writer had no confirmation yet, and writes it again.
 """
@@ -24,25 +24,25 @@ LINE_MAX = 65_536
 _encoder = msgspec.json.Encoder()
 
 
-class LinesFile(Generic[T]):
-    def __init__(self, path: Path, of: type[T]) -> None:
+class JsonLinesFile(Generic[T]):
+    def __init__(self, path: Path, document_type: type[T]) -> None:
         self.path = path
-        #: The number of lines that could not be decoded in the last reading.
-        self.passed_over = 0
-        self._decoder = msgspec.json.Decoder(of)
+        #: The number of lines that could not be decoded when the file was last read.
+        self.unreadable_lines = 0
+        self._decoder = msgspec.json.Decoder(document_type)
 
     def read(self) -> Iterator[T]:
         """The documents in the file, in order. Raises `OSError`."""
-        self.passed_over = 0
-        is_begun = False
+        self.unreadable_lines = 0
+        is_inside_line = False
         with self.path.open("rb") as file:
             while line := file.readline(LINE_MAX):
                 document = self.parse(line)
                 if document is not None:
                     yield document
-                elif not is_begun and not line.isspace():
-                    self.passed_over += 1
-                is_begun = not line.endswith(b"\n")
+                elif not is_inside_line and not line.isspace():
+                    self.unreadable_lines += 1
+                is_inside_line = not line.endswith(b"\n")
 
     def append(self, documents: Iterable[T]) -> None:
         """Add documents and wait until they are on the disk.

@@ -1,7 +1,7 @@
-"""Finds the seals of the database that the copy outside it lacks.
+"""Measures how far the copy of the seals lags behind the database.
 
-A seal is copied right after it was made, so that the copy may lack a few new ones. If it lacks many, or
-an old one, seals were removed from it, or the copy is an old one.
+A seal is copied right after it was made, so that the copy may lack the newest few. If it lacks many, or
+an old one, then seals were removed from its end, or an outdated copy was given.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from events.seal import Seal
 
 #: The most seals that a copy may lack at its end without a note: one that is being copied, and one that
 #: another relay has just made.
-COPY_BEHIND_MAX: Final = 2
+COPY_LAG_MAX: Final = 2
 
 
-class Lacking:
-    """Takes note of the seals behind number `newest`, the last one of the copy."""
+class CopyLag:
+    """Counts the seals of the database with a number above `newest`, which is the last one in the copy."""
 
     def __init__(self, newest: int) -> None:
         self._newest = newest
         self._count = 0
         self._oldest: Seal | None = None
 
-    def watched(self, stored: Iterable[Seal]) -> Iterator[Seal]:
-        """The same seals, passed on. They have to be in the order of their numbers."""
+    def observe(self, stored: Iterable[Seal]) -> Iterator[Seal]:
+        """Pass the seals of the database on, and count those that the copy lacks. They must come in order of number."""
         for seal in stored:
             if seal.number > self._newest:
                 self._count = seal.number - self._newest
                 self._oldest = self._oldest or seal
             yield seal
 
-    def is_told_of(self, copied_before: datetime | None) -> bool:
-        """Whether the copy lacks more than `COPY_BEHIND_MAX` seals, or one that was made before `copied_before`."""
-        if self._count > COPY_BEHIND_MAX:
+    def is_excessive(self, copied_before: datetime | None) -> bool:
+        """Whether the copy lacks more than `COPY_LAG_MAX` seals, or one that was made before `copied_before`."""
+        if self._count > COPY_LAG_MAX:
             return True
         if self._oldest is None or copied_before is None:
             return False
