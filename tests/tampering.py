@@ -17,7 +17,7 @@ from events.pacing import Pace
 from events.verified_lane import LaneReport
 from hydracore.audit.seal_check import check_seals, stored_seals
 from hydracore.audit.verifying import Progress
-from hydracore.audit.verifying_lanes import Job, verify_some
+from hydracore.audit.verifying_lanes import Job, verify_lanes
 from hydracore.signals import run_to_completion
 from tests.audit_log import LANE, Forger
 from tests.services import Services
@@ -71,12 +71,12 @@ def look(forger: Forger, *, replay: bool = False, sealed: bool = True) -> LaneRe
     job = Job(lane=LANE, points=check_seals(seals, (), public_key=None).points(LANE), replay=replay)
     report = _look(forger, job)
     if replay:
-        assert _look(forger, replace(job, along=True)) == report
+        assert _look(forger, replace(job, fold_while_verifying=True)) == report
     return report
 
 
 def _look(forger: Forger, job: Job) -> LaneReport:
     # Whoever rests looks at the heads: here after each piece of work.
     pace = Pace(clock=itertools.count().__next__, sleep=lambda _: None)
-    (report,) = verify_some(forger.connection, [job], pace, lambda _: None)
+    (report,) = verify_lanes(forger.connection, [job], pace, lambda _: None)
     return report

@@ -23,34 +23,34 @@ Place = Callable[[Row], Mapping[str, Any] | None]
 """Returns the place of a row as fields of a finding; None where the row is not to be reported."""
 
 
-class _AnyTime(TimestamptzBinaryLoader):
+class _TolerantTimeLoader(TimestamptzBinaryLoader):
     """Loads a time that no calendar has as a value that differs from any of the log, rather than failing."""
 
     def load(self, data: Buffer) -> Any:
         try:
             return super().load(data)
         except psycopg.DataError:
-            return _NO_TIME
+            return _OUT_OF_RANGE
 
 
-class _AnyDate(DateBinaryLoader):
+class _TolerantDateLoader(DateBinaryLoader):
     def load(self, data: Buffer) -> Any:
         try:
             return super().load(data)
         except psycopg.DataError:
-            return _NO_TIME
+            return _OUT_OF_RANGE
 
 
-_NO_TIME: Final = "a time out of range"
+_OUT_OF_RANGE: Final = "a time out of range"
 
 
-def lock(connection: Connection, projections: Iterable[Projection]) -> None:
+def lock_tables(connection: Connection, projections: Iterable[Projection]) -> None:
     """Lock the tables, so that no rebuild swaps them. It has to be the first statement of its transaction."""
     tables = [sql.Identifier(LIVE, table.name) for projection in projections for table in projection.tables]
     connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(sql.SQL(", ").join(tables)))
 
 
-def ask(connection: Connection, query: sql.Composed | bytes, parameters: Mapping[str, Any]) -> Cursor[Row]:
+def execute_raw(connection: Connection, query: sql.Composed | bytes, parameters: Mapping[str, Any]) -> Cursor[Row]:
     """Execute a query whose documents are returned as bytes, as stored. Call it in a transaction."""
     cursor = connection.cursor(binary=True)
     # Once decoded, 1 and true would be equal.
@@ -58,15 +58,15 @@ def ask(connection: Connection, query: sql.Composed | bytes, parameters: Mapping
     return cursor.execute(query, parameters, prepare=True)
 
 
-def read(connection: Connection, query: sql.Composed | bytes, parameters: Mapping[str, Any]) -> list[Row]:
+def read_rows(connection: Connection, query: sql.Composed | bytes, parameters: Mapping[str, Any]) -> list[Row]:
     """The rows of a query, including those with times that no calendar has."""
-    cursor = ask(connection, query, parameters)
+    cursor = execute_raw(connection, query, parameters)
     try:
         return cursor.fetchall()
     except psycopg.DataError:
         # Slower, because each value passes through Python.
-        cursor.adapters.register_loader("timestamptz", _AnyTime)
-        cursor.adapters.register_loader("date", _AnyDate)
+        cursor.adapters.register_loader("timestamptz", _TolerantTimeLoader)
+        cursor.adapters.register_loader("date", _TolerantDateLoader)
         return cursor.execute(query, parameters, prepare=True).fetchall()
 
 
@@ -87,26 +87,26 @@ def differences(table: Table, live: list[Row], fresh: list[Row], *, place: Place
     def by_key(rows: list[Row]) -> dict[Row, Row]:
         return {tuple(row[at] for at in key): row for row in rows}
 
-    there, wanted = by_key(live), by_key(fresh)
-    if len(there) < len(live):
+    live_by_key, fresh_by_key = by_key(live), by_key(fresh)
+    if len(live_by_key) < len(live):
         identity, count = Counter(tuple(row[at] for at in key) for row in live).most_common(1)[0]
-        what = f"There are {count} rows of {_named(table, identity)}"
-        yield from _finding("row_extra", what, table, place(there[identity]))
-    if there == wanted:
+        what = f"There are {count} rows of {_key_text(table, identity)}"
+        yield from _finding("row_extra", what, table, place(live_by_key[identity]))
+    if live_by_key == fresh_by_key:
         return
-    for identity in sorted(there.keys() | wanted.keys(), key=str):
-        has, gives = there.get(identity), wanted.get(identity)
-        if has == gives:
+    for identity in sorted(live_by_key.keys() | fresh_by_key.keys(), key=str):
+        actual, expected = live_by_key.get(identity), fresh_by_key.get(identity)
+        if actual == expected:
             continue
-        row = _named(table, identity)
-        if has is None:
-            yield from _finding("row_missing", f"The row {row} is missing", table, place(gives or ()))
-        elif gives is None:
-            yield from _finding("row_extra", f"The log does not have the row {row}", table, place(has))
+        row = _key_text(table, identity)
+        if actual is None:
+            yield from _finding("row_missing", f"The row {row} is missing", table, place(expected or ()))
+        elif expected is None:
+            yield from _finding("row_extra", f"The log does not have the row {row}", table, place(actual))
         else:
-            pairs = zip(table.columns, has, gives, strict=True)
-            differ = [f"{name} is {_shown(a)} but must be {_shown(b)}" for name, a, b in pairs if a != b]
-            yield from _finding("row_differs", f"In the row {row}, {'; '.join(differ)}", table, place(has))
+            pairs = zip(table.columns, actual, expected, strict=True)
+            differ = [f"{name} is {_value_text(a)} but must be {_value_text(b)}" for name, a, b in pairs if a != b]
+            yield from _finding("row_differs", f"In the row {row}, {'; '.join(differ)}", table, place(actual))
 
 
 def _finding(kind: str, what: str, table: Table, place: Mapping[str, Any] | None) -> Iterator[Finding]:
@@ -114,11 +114,11 @@ def _finding(kind: str, what: str, table: Table, place: Mapping[str, Any] | None
         yield Finding(kind=kind, what=what, table=table.name, **place)
 
 
-def _named(table: Table, identity: Row) -> str:
-    return ", ".join(f"{name} {_shown(value)}" for name, value in zip(table.key, identity, strict=True))
+def _key_text(table: Table, identity: Row) -> str:
+    return ", ".join(f"{name} {_value_text(value)}" for name, value in zip(table.key, identity, strict=True))
 
 
-def _shown(value: object) -> str:
+def _value_text(value: object) -> str:
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
     text = repr(value) if isinstance(value, str) else str(value)

@@ -1,6 +1,6 @@
 """Compares snapshots with the log: folds the stream of each from its beginning, and compares the result.
 
-Not all of it has to be read at one moment: a snapshot states its version, and events never change.
+The two need not be read in one transaction: a snapshot states its version, and events never change.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _SNAPSHOT = Statements("events", "snapshots.sql")["snapshot"]
 _STREAM_FROM = pages.paged(Statements("events", "store.sql")["stream_from"])
 _SQL = Statements("hydracore.audit", "snapshots.sql")
 _STREAMS = _SQL["streams"]
-_NEWER = _SQL["newer"]
-_TO_FOLD = _SQL["to_fold"]
+_NEWER_SNAPSHOTS = _SQL["newer_snapshots"]
+_EVENTS_TO_FOLD = _SQL["events_to_fold"]
 
 #: The most events that are folded between two pauses for writers.
 PAGE = 200
@@ -33,13 +33,13 @@ PAGE = 200
 #: The most differing fields that a finding names.
 _FIELDS_MAX = 5
 
-_NOT_KNOWN = "Snapshots by a newer HydraCore with different rules were not compared"
+_NEWER_NOT_COMPARED = "Snapshots by a newer HydraCore with different rules were not compared"
 
 
 def events_to_fold(connection: Connection, after: Mapping[int, int]) -> dict[int, int]:
     """The number of events to fold per lane, for snapshots of streams that have events behind the number `after`."""
     asked = {"lanes": [*after], "after": [*after.values()], "fold": FOLD}
-    return dict(connection.execute(_TO_FOLD, asked).fetchall())
+    return dict(connection.execute(_EVENTS_TO_FOLD, asked).fetchall())
 
 
 def compare(
@@ -51,20 +51,20 @@ def compare(
     each page of events, with their number. An event that cannot be read or folded is not reported here,
     but where the rows of its stream are compared.
     """
-    ((newer,),) = connection.execute(_NEWER, (lane, FOLD)).fetchall()
+    ((newer,),) = connection.execute(_NEWER_SNAPSHOTS, (lane, FOLD)).fetchall()
     if newer:
-        yield Note(_NOT_KNOWN, lane, str(newer))
+        yield Note(_NEWER_NOT_COMPARED, lane, str(newer))
     for (stream_id,) in connection.execute(_STREAMS, (lane, FOLD)).fetchall():
         if among is not None and stream_id.bytes not in among:
             continue
         # Another release may have replaced it meanwhile.
         for version, digest, text in connection.execute(_SNAPSHOT, (lane, stream_id, FOLD)).fetchall():
-            what = _wrong(connection, lane, stream_id, (version, digest, text), after_each)
+            what = _flaw(connection, lane, stream_id, (version, digest, text), after_each)
             if what is not None:
                 yield Finding(kind="row_differs", what=what, lane=lane, stream_id=stream_id, table="snapshot")
 
 
-def _wrong(
+def _flaw(
     connection: Connection,
     lane: int,
     stream_id: UUID,

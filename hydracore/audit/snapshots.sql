@@ -3,10 +3,10 @@
 -- name: streams
 SELECT stream_id FROM snapshot WHERE lane = %s AND fold = %s ORDER BY stream_id
 
--- name: newer
+-- name: newer_snapshots
 SELECT count(*) FROM snapshot WHERE lane = %s AND fold > %s
 
--- name: to_fold
+-- name: events_to_fold
 -- Per lane, the number of events that its snapshots cover: those of streams with events behind these
 -- numbers, or with 0, all.
 SELECT s.lane, sum(s.version)

@@ -1,4 +1,4 @@
-"""`audit verify`: checks the seals, then the lanes, several side by side, and last the read tables of their instances.
+"""`audit verify`: checks the seals, then the lanes, several at the same time, and last the read tables.
 
 The events up to a lane's head never change and need no snapshot. What is compared with each other (a lane's
 end and its streams, an instance's history and its rows) is written in one transaction, and therefore read
@@ -25,26 +25,26 @@ from events.seal import Seal
 from events.sql import Statements
 from events.verified_lane import BEGINNING, LaneReport
 from events.verify import LANES_AT_ONCE, LANES_AT_ONCE_MAX
-from hydracore.audit import snapshots, sums, tables
+from hydracore.audit import followed_tables, inline_tables, snapshots
 from hydracore.audit.copy_lag import CopyLag
 from hydracore.audit.errors import CopyEmpty, NoSeal
 from hydracore.audit.seal_check import SealCheck, check_seals, stored_seals
 from hydracore.audit.seal_file import SealFile
-from hydracore.audit.served import served
-from hydracore.audit.verifying_lanes import Job, verify_some
-from hydracore.audit.verifying_processes import connected, verify_in_processes
+from hydracore.audit.served_projections import find_served_projections
+from hydracore.audit.verifying_lanes import Job, verify_lanes
+from hydracore.audit.verifying_processes import read_only_connection, verify_in_processes
 from hydracore.settings import PREPARE_AFTER
 
 _SQL = Statements("events", "verify.sql")
 _ROWS_OF_NO_LANE = _SQL["rows_of_no_lane"]
 
-#: The most events of all lanes that are read side by side, where these are more than `LANES_AT_ONCE` lanes; also the
-#: most events of all lanes of a part whose sums are added up while they are verified.
-TOGETHER_EVENTS_MAX = 2_000_000
+#: The most events of all lanes that are read at the same time, if these are more than `LANES_AT_ONCE` lanes; also the
+#: most events of all lanes of a part whose followed projections are folded while they are verified.
+CONCURRENT_EVENTS_MAX = 2_000_000
 
 #: Where the number of processes is not given, another one is started per this many events, which take
 #: some seconds, up to `WORKERS_MAX`: each holds a few hundred megabytes.
-EVENTS_A_WORKER = 256_000
+EVENTS_PER_WORKER = 256_000
 WORKERS_MAX = 4
 
 
@@ -70,7 +70,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     full_speed: bool = False
 
     @property
-    def whole(self) -> bool:
+    def covers_whole_log(self) -> bool:
         return len(self.lanes) == LANES and not self.since_seal
 
 
@@ -120,7 +120,7 @@ def verify(request: Request, progress: Progress) -> Report:
             report.findings.append(Finding(kind="wrong_lane", what=what, lane=lane, seq=seq))
         jobs = _jobs(connection, request, sealed, heads)
     workers = request.workers or _workers_for(jobs)
-    parts = [_with_room(part) for part in _parts(jobs, workers)]
+    parts = [_enable_folding(part) for part in _parts(jobs, workers)]
     progress.begin(sum(job.work for part in parts for job in part))
     notes = set[Note]()
     for lane_report in _reports(parts, workers, request, progress, report):
@@ -176,7 +176,7 @@ def _jobs(connection: Connection, request: Request, sealed: SealCheck, heads: Ma
     start = sealed.last if request.since_seal else None
     starts = {lane: BEGINNING if start is None else start.head(lane) for lane in request.lanes}
     after = {lane: head.seq for lane, head in starts.items()}
-    to_fold = snapshots.events_to_fold(connection, after) if request.replay else {}
+    snapshot_events = snapshots.events_to_fold(connection, after) if request.replay else {}
     return [
         Job(
             lane=lane,
@@ -184,62 +184,62 @@ def _jobs(connection: Connection, request: Request, sealed: SealCheck, heads: Ma
             upto=heads.get(lane, 0),
             points=sealed.points(lane),
             replay=request.replay,
-            to_fold=to_fold.get(lane, 0),
+            snapshot_events=snapshot_events.get(lane, 0),
         )
         for lane in request.lanes
     ]
 
 
 def _parts(jobs: list[Job], workers: int) -> list[list[Job]]:
-    """Divide the lanes into parts that are each read side by side, as many parts for each worker as for any other."""
+    """Divide the lanes into parts. The lanes of a part are read at the same time. Each worker gets equally many parts."""
     events = sum(max(0, job.upto - job.start.seq) for job in jobs)
-    fitting = len(jobs) * TOGETHER_EVENTS_MAX // max(1, events)
+    fitting = len(jobs) * CONCURRENT_EVENTS_MAX // max(1, events)
     rounds = -(-len(jobs) // (workers * min(max(LANES_AT_ONCE, fitting), LANES_AT_ONCE_MAX)))
     size = -(-len(jobs) // (workers * rounds))
     return [jobs[at : at + size] for at in range(0, len(jobs), size)]
 
 
-def _with_room(jobs: list[Job]) -> list[Job]:
-    """The same jobs. As many of them as should fit into memory add sums up while their lanes are verified (`along`)."""
-    room, found = TOGETHER_EVENTS_MAX, list[Job]()
+def _enable_folding(jobs: list[Job]) -> list[Job]:
+    """The same jobs, with `fold_while_verifying` for as many of them as should fit into memory."""
+    events_left, chosen = CONCURRENT_EVENTS_MAX, list[Job]()
     for job in jobs:
-        along = job.is_whole and job.upto <= room
-        room -= max(0, job.upto) if along else 0
-        found.append(msgspec.structs.replace(job, along=along))
-    return found
+        fold_while_verifying = job.is_from_beginning and job.upto <= events_left
+        events_left -= max(0, job.upto) if fold_while_verifying else 0
+        chosen.append(msgspec.structs.replace(job, fold_while_verifying=fold_while_verifying))
+    return chosen
 
 
 def _workers_for(jobs: list[Job]) -> int:
     events = sum(max(0, job.upto - job.start.seq) for job in jobs)
-    return max(1, min(os.cpu_count() or 1, WORKERS_MAX, events // EVENTS_A_WORKER))
+    return max(1, min(os.cpu_count() or 1, WORKERS_MAX, events // EVENTS_PER_WORKER))
 
 
 def _reports(
     parts: list[list[Job]], workers: int, request: Request, progress: Progress, report: Report
 ) -> Iterator[LaneReport]:
     pace = Pace(full_speed=request.full_speed, readers=workers)
-    how = (request.conninfo, request.prepare_threshold)
+    connect_arguments = (request.conninfo, request.prepare_threshold)
     if workers > 1:
-        for lanes, rested_s in verify_in_processes(workers, how, parts, pace, progress.advance):
+        for lanes, rested_s in verify_in_processes(workers, connect_arguments, parts, pace, progress.advance):
             report.rested_s += rested_s / workers
             yield from lanes
         return
-    with connected(*how) as connection:
+    with read_only_connection(*connect_arguments) as connection:
         for jobs in parts:
-            yield from verify_some(connection, jobs, pace, progress.advance)
+            yield from verify_lanes(connection, jobs, pace, progress.advance)
     report.rested_s += pace.rested_s
 
 
 def _finish_replay(request: Request, report: Report) -> None:
-    with connected(request.conninfo, request.prepare_threshold) as connection:
-        now = served(connection)
-        report.findings += now.findings
-        report.notes += sentences(now.notes)
-        if request.whole:
-            report.findings += islice(tables.orphan_rows(connection, now.inline), FINDINGS_MAX)
-            report.findings += islice(sums.orphan_rows(connection, now.followed), FINDINGS_MAX)
-    compared = [*now.inline, *(() if request.since_seal else now.followed)]
+    with read_only_connection(request.conninfo, request.prepare_threshold) as connection:
+        served = find_served_projections(connection)
+        report.findings += served.findings
+        report.notes += sentences(served.notes)
+        if request.covers_whole_log:
+            report.findings += islice(inline_tables.orphan_rows(connection, served.inline), FINDINGS_MAX)
+            report.findings += islice(followed_tables.orphan_rows(connection, served.followed), FINDINGS_MAX)
+    compared = [*served.inline, *(() if request.since_seal else served.followed)]
     report.tables = sorted(table.name for projection in compared for table in projection.tables)
-    if request.since_seal and now.followed:
-        names = ", ".join(projection.name for projection in now.followed)
+    if request.since_seal and served.followed:
+        names = ", ".join(projection.name for projection in served.followed)
         report.notes.append(f"Read tables of sums over the whole log were not compared: {names}")

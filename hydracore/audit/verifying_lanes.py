@@ -1,4 +1,4 @@
-"""Verifies lanes side by side on one connection, and then the read tables of their instances."""
+"""Verifies several lanes at the same time on one connection, and then the read tables of their instances."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from events.seal import Head
 from events.verified_lane import BEGINNING, Lane, LaneReport, Point
 from events.verify import finish, read
 from events.window import Window
-from hydracore.audit import snapshots, sums, tables
-from hydracore.audit.matching import Matching
-from hydracore.audit.newer import Newer
-from hydracore.audit.served import served
+from hydracore.audit import followed_tables, inline_tables, snapshots
+from hydracore.audit.newer_events import NewerEvent
+from hydracore.audit.served_projections import find_served_projections
+from hydracore.audit.stream_matcher import StreamMatcher
 from projections.definition import Inline
 
-#: The most streams of lanes whose ends are checked in one snapshot, unless a single lane has more: some
-#: hundredths of a second.
-FINISHED_AT_ONCE = 10_000
+#: The most streams of the lanes whose ends are checked in one snapshot, unless a single lane has more. That many
+#: take some hundredths of a second.
+STREAMS_PER_SNAPSHOT = 10_000
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One lane to verify, in the form that is sent to a process.
 
-    `points`: what seals say of it, in order. `along`: whether sums are added up while the lane is verified, which takes
-    memory; otherwise it is read once more for them. `to_fold`: the number of events that the lane's snapshots cover.
+    `points`: what seals say of it, in order. `fold_while_verifying`: whether followed projections are folded while the
+    lane is verified, which takes memory; otherwise the lane is read once more for them. `snapshot_events`: the number
+    of events that the lane's snapshots cover.
     """
 
     lane: int
@@ -40,179 +41,192 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     upto: int = SEQ_MAX
     points: list[Point] = []
     replay: bool = True
-    along: bool = False
-    to_fold: int = 0
+    fold_while_verifying: bool = False
+    snapshot_events: int = 0
 
     @property
-    def is_whole(self) -> bool:
-        """Whether the lane is compared from its beginning. Only then are tables compared that add up all events."""
+    def is_from_beginning(self) -> bool:
+        """Whether the lane is compared from its beginning. Only then can followed projections be compared."""
         return self.replay and self.start == BEGINNING
 
     @property
     def passes(self) -> int:
-        """How often each event is read: for the chain, for the rows of its instance, and for the sums."""
-        return 1 + self.replay + (self.is_whole and not self.along)
+        """How often each event is read: for the chain, for the inline rows, and for the followed projections."""
+        return 1 + self.replay + (self.is_from_beginning and not self.fold_while_verifying)
 
     @property
     def work(self) -> int:
         """The number of events to read, each counted as often as it is read."""
-        return max(0, self.upto - self.start.seq) * self.passes + self.to_fold
+        return max(0, self.upto - self.start.seq) * self.passes + self.snapshot_events
 
 
-def verify_some(
+def verify_lanes(
     connection: Connection, jobs: list[Job], pace: Pace, progress: Callable[[int], None]
 ) -> list[LaneReport]:
-    """Verify some lanes side by side, and the end of each; then, where jobs ask for it (`replay`), the read tables."""
+    """Verify lanes up to their ends, several at the same time; then, where jobs ask for it (`replay`), the read tables."""
 
-    def done(events: int) -> None:
+    def advance(events: int) -> None:
         progress(events)
         pace.rest(connection)
 
-    adding = _adding(connection, jobs)
-    matching = Matching(connection, [job.lane for job in jobs if job.is_whole])
+    folds_by_lane = _begin_lane_folds(connection, jobs)
+    matcher = StreamMatcher(connection, [job.lane for job in jobs if job.is_from_beginning])
 
     def take_fitting(lane: int, window: Window) -> None:
-        if lane in adding:
-            adding[lane].take(window)
-        progress(matching.take(lane, window))
+        if lane in folds_by_lane:
+            folds_by_lane[lane].take(window)
+        progress(matcher.take(lane, window))
 
     lanes = [Lane(job.lane, start=job.start, upto=job.upto, points=job.points) for job in jobs]
-    read(connection, lanes, after_each=done, take_fitting=take_fitting if any(job.is_whole for job in jobs) else None)
-    done(matching.compare())
+    read(
+        connection,
+        lanes,
+        after_each=advance,
+        take_fitting=take_fitting if any(job.is_from_beginning for job in jobs) else None,
+    )
+    advance(matcher.compare())
     reports = list[LaneReport]()
-    for some in _in_pieces(lanes):
+    for batch in _lane_batches(lanes):
         with connection.transaction():
-            reports += finish(connection, some)
-        done(0)  # Events that have come since were not counted as work.
+            reports += finish(connection, batch)
+        advance(0)  # Events that have come since were not counted as work.
     replayed = [both for both in zip(jobs, reports, strict=True) if both[0].replay]
-    _compare_tables(connection, replayed, matching.found, done)
+    _compare_inline_tables(connection, replayed, matcher.matched, advance)
     for job, report in zip(jobs, reports, strict=True):
         if job.replay:
-            _compare_snapshots(connection, job, report, done)
-        if job.is_whole:
-            _compare_sums(connection, job, report, adding.pop(job.lane, None), done)
+            _compare_snapshots(connection, job, report, advance)
+        if job.is_from_beginning:
+            _compare_followed_tables(connection, job, report, folds_by_lane.pop(job.lane, None), advance)
     return reports
 
 
-def _adding(connection: Connection, jobs: Sequence[Job]) -> dict[int, sums.Along]:
-    """The sums that are added up while lanes are verified, by lane."""
-    lanes = [job.lane for job in jobs if job.is_whole and job.along]
-    followed = served(connection).followed if lanes else []
-    room = sums.Room()
-    return {lane: sums.Along(lane, followed, room) for lane in lanes if followed}
+def _begin_lane_folds(connection: Connection, jobs: Sequence[Job]) -> dict[int, followed_tables.LaneFolds]:
+    """Empty folds for the lanes whose followed projections are folded while they are verified, by lane."""
+    lanes = [job.lane for job in jobs if job.is_from_beginning and job.fold_while_verifying]
+    followed = find_served_projections(connection).followed if lanes else []
+    budget = followed_tables.MemoryBudget()
+    return {lane: followed_tables.LaneFolds(lane, followed, budget) for lane in lanes if followed}
 
 
-def _in_pieces(lanes: Sequence[Lane]) -> Iterator[list[Lane]]:
-    """The lanes in groups that have at most `FINISHED_AT_ONCE` streams, unless a single lane has more."""
-    some, streams = list[Lane](), 0
+def _lane_batches(lanes: Sequence[Lane]) -> Iterator[list[Lane]]:
+    """The lanes in batches that have at most `STREAMS_PER_SNAPSHOT` streams, unless a single lane has more."""
+    batch, streams = list[Lane](), 0
     for lane in lanes:
-        if some and streams + lane.versions_known > FINISHED_AT_ONCE:
-            yield some
-            some, streams = [], 0
-        some.append(lane)
+        if batch and streams + lane.versions_known > STREAMS_PER_SNAPSHOT:
+            yield batch
+            batch, streams = [], 0
+        batch.append(lane)
         streams += lane.versions_known
-    if some:
-        yield some
+    if batch:
+        yield batch
 
 
-def _compare_tables(
+def _compare_inline_tables(
     connection: Connection,
-    looked_at: Sequence[tuple[Job, LaneReport]],
-    matching: Mapping[bytes, int],
-    done: Callable[[int], None],
+    verified: Sequence[tuple[Job, LaneReport]],
+    matched: Mapping[bytes, int],
+    advance: Callable[[int], None],
 ) -> None:
-    """Compare the streams that had moved before the ends of their lanes were read.
+    """Compare the rows of the streams that had events before the ends of their lanes were read.
 
-    Those that were found `matching` are compared again only if they have moved on since, or something is
-    wrong with their lane.
+    Streams that `matched` (by id, with the number of their events) are compared again only if they have more
+    events since, or if something is wrong with their lane.
     """
-    projections = served(connection).inline
+    projections = find_served_projections(connection).inline
     if not projections:
         return
-    by_lane = {report.lane: report for _, report in looked_at}
-    left = {report.lane: _left(report, matching) for _, report in looked_at}
+    by_lane = {report.lane: report for _, report in verified}
+    unmatched = {report.lane: _unmatched(report, matched) for _, report in verified}
     # In a verification since a seal, whole histories are folded, although only their ends were counted as work.
-    share = _Share(
-        sum(max(0, job.upto - job.start.seq) for job, _ in looked_at) - sum(matching.values()),
-        of=sum(version for streams in left.values() for _, version in streams),
+    scaled = _ScaledProgress(
+        sum(max(0, job.upto - job.start.seq) for job, _ in verified) - sum(matched.values()),
+        of=sum(version for streams in unmatched.values() for _, version in streams),
     )
-    for part in tables.parts(left):
-        for found in _differences(connection, part, projections):
-            assert found.lane is not None, "whatever is compared is of a lane"
+    for batch in inline_tables.batches(unmatched):
+        for found in _differences(connection, batch, projections):
+            assert found.lane is not None, "everything compared belongs to a lane"
             _add(by_lane[found.lane], found)
-        done(share.next(part.events))
+        advance(scaled.next(batch.events))
 
 
-def _left(report: LaneReport, matching: Mapping[bytes, int]) -> list[tuple[bytes, int]]:
+def _unmatched(report: LaneReport, matched: Mapping[bytes, int]) -> list[tuple[bytes, int]]:
     settled = islice(report.versions.items(), report.settled)
     # In a lane with findings, such as a stream that is there twice, a match proves nothing.
-    return list(settled) if report.findings else [each for each in settled if matching.get(each[0]) != each[1]]
+    return list(settled) if report.findings else [each for each in settled if matched.get(each[0]) != each[1]]
 
 
-class _Share:
-    """Scales progress: reports as large a share of `to_do` as was done of `of`."""
+class _ScaledProgress:
+    """Scales progress: reports the same share of `total` as was done of `of`."""
 
-    def __init__(self, to_do: int, *, of: int) -> None:
-        self._to_do = to_do
+    def __init__(self, total: int, *, of: int) -> None:
+        self._total = total
         self._of = of
-        self._done = self._told = 0
+        self._done = self._reported = 0
 
     def next(self, done: int) -> int:
         self._done += done
-        before, self._told = self._told, self._to_do * self._done // max(1, self._of)
-        return self._told - before
+        before, self._reported = self._reported, self._total * self._done // max(1, self._of)
+        return self._reported - before
 
 
-def _differences(connection: Connection, part: tables.Part, projections: Sequence[Inline]) -> list[Finding | Newer]:
+def _differences(
+    connection: Connection, batch: inline_tables.StreamBatch, projections: Sequence[Inline]
+) -> list[Finding | NewerEvent]:
     try:
         with connection.transaction():
-            return list(tables.compare(connection, part, projections))
+            return list(inline_tables.compare(connection, batch, projections))
     except psycopg.DataError as error:
-        # A value that the database cannot process: parts are halved until its stream is alone, so that
+        # A value that the database cannot process: batches are halved until its stream is alone, so that
         # it hides nothing else.
-        if len(part.lanes) > 1:
-            return [found for half in part.halves() for found in _differences(connection, half, projections)]
-        ((stream, lane),) = part.lanes.items()
+        if len(batch.lanes) > 1:
+            return [found for half in batch.halves() for found in _differences(connection, half, projections)]
+        ((stream, lane),) = batch.lanes.items()
         what = f"The history or the rows cannot be read: {type(error).__name__}"
         return [Finding(kind="history_broken", what=what, lane=lane, stream_id=UUID(bytes=stream))]
 
 
-def _compare_snapshots(connection: Connection, job: Job, report: LaneReport, done: Callable[[int], None]) -> None:
-    left = job.to_fold
+def _compare_snapshots(connection: Connection, job: Job, report: LaneReport, advance: Callable[[int], None]) -> None:
+    left = job.snapshot_events
 
     def after_each(events: int) -> None:
-        # Events beyond `to_fold`, such as those of newer snapshots, were not counted as work.
+        # Events beyond `snapshot_events`, such as those of newer snapshots, were not counted as work.
         nonlocal left
-        told = min(events, left)
-        left -= told
-        done(told)
+        counted = min(events, left)
+        left -= counted
+        advance(counted)
 
     among = None if job.start == BEGINNING else report.versions
     for found in snapshots.compare(connection, job.lane, among=among, after_each=after_each):
         _add(report, found)
-    done(left)  # Snapshots may cover fewer events than they say, or events that cannot be read.
+    advance(left)  # Snapshots may cover fewer events than they say, or events that cannot be read.
 
 
-def _compare_sums(
-    connection: Connection, job: Job, report: LaneReport, along: sums.Along | None, done: Callable[[int], None]
+def _compare_followed_tables(
+    connection: Connection,
+    job: Job,
+    report: LaneReport,
+    lane_folds: followed_tables.LaneFolds | None,
+    advance: Callable[[int], None],
 ) -> None:
     # Read for each lane, because a swap may come between two.
-    followed = served(connection).followed
+    followed = find_served_projections(connection).followed
 
     def after_each(events: int) -> None:
-        # With `along` it could not be foreseen that the lane is read once more: that was not counted as work.
-        done(0 if job.along else events)
+        # With `fold_while_verifying` it was not foreseen that the lane is read once more: that was not counted as work.
+        advance(0 if job.fold_while_verifying else events)
 
     if followed:
         # Since the verification began, followers had time to reach the head that the lane had then.
-        for found in sums.compare(connection, job.lane, followed, due=job.upto, after_each=after_each, along=along):
+        for found in followed_tables.compare(
+            connection, job.lane, followed, due=job.upto, after_each=after_each, lane_folds=lane_folds
+        ):
             _add(report, found)
 
 
-def _add(report: LaneReport, found: Finding | Newer | Note) -> None:
+def _add(report: LaneReport, found: Finding | NewerEvent | Note) -> None:
     if isinstance(found, Note):
         report.notes.add(found)
-    elif isinstance(found, Newer):
+    elif isinstance(found, NewerEvent):
         if len(report.notes) < FINDINGS_MAX:
             report.notes.add(found.note)
     # The log's own findings may already be `FINDINGS_MAX`.

@@ -10,8 +10,8 @@ from msgspec.structs import replace
 
 from events.finding import Note, sentences
 from events.ids import SEQ_MAX
-from hydracore.audit import sums, tables
-from hydracore.audit.served import served
+from hydracore.audit import followed_tables, inline_tables
+from hydracore.audit.served_projections import find_served_projections
 from tests import lives
 from tests.audit_log import LANE, Forger, follow, sealed_log
 from tests.requests_to_log import origin
@@ -103,7 +103,7 @@ def test_a_row_in_another_lane_than_its_instance_is_found(forger: Forger, table:
     copy = "INSERT INTO {0} SELECT (json_populate_record(t, '{{\"lane\":7}}')).* FROM {0} t WHERE lane = 6 LIMIT 1"
     forger.do(copy.format(table))
 
-    (found,) = tables.orphan_rows(forger.connection, served(forger.connection).inline)
+    (found,) = inline_tables.orphan_rows(forger.connection, find_served_projections(forger.connection).inline)
 
     assert (found.kind, found.table) == ("row_extra", table)
 
@@ -163,7 +163,7 @@ def test_rows_of_no_lane_are_found_in_tables_that_add_up(forger: Forger, table: 
     copy = "INSERT INTO {0} SELECT (json_populate_record(t, '{{\"lane\":99}}')).* FROM {0} t LIMIT 1"
     forger.do(copy.format(table))
 
-    (found,) = sums.orphan_rows(forger.connection, served(forger.connection).followed)
+    (found,) = followed_tables.orphan_rows(forger.connection, find_served_projections(forger.connection).followed)
 
     assert (found.kind, found.table, found.lane) == ("row_extra", table, 99)
 
@@ -262,7 +262,7 @@ def test_a_projection_that_is_parked_at_an_event_that_cannot_be_read_is_compared
 def test_a_projection_that_was_never_built_is_a_note_and_no_finding(forger: Forger) -> None:
     forger.do("DROP TABLE activity", "DELETE FROM projection WHERE name = 'activity'")
 
-    found = served(forger.connection)
+    found = find_served_projections(forger.connection)
 
     assert (found.findings, found.notes) == ([], [Note("activity was never built here: not compared")])
 
@@ -295,7 +295,7 @@ def test_a_version_that_no_release_has_made_is_found(
     for forgery in forgeries:
         forger.do(SET_VERSION.format(*forgery))
 
-    (found,) = served(forger.connection).findings
+    (found,) = find_served_projections(forger.connection).findings
 
     assert (found.kind, found.table) == ("projection_wrong", "projection")
     assert found.what == f"The table projection says that {forgeries[0][2]} is served in {what}"
@@ -316,22 +316,22 @@ def test_a_table_that_lacks_something_is_found_and_keeps_no_other_from_being_com
 ) -> None:
     forger.do(forgery, "DELETE FROM activity", "DELETE FROM provision_log")
 
-    (found,) = served(forger.connection).findings
+    (found,) = find_served_projections(forger.connection).findings
     others = {finding.table for finding in find(forger, replay=True)}
 
     assert (found.kind, others) == (kind, {"activity", "provision_log"})
 
 
 def test_a_database_that_goes_away_is_no_finding(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sums, "EVENTS_MAX", 1)
+    monkeypatch.setattr(followed_tables, "EVENTS_MAX", 1)
     with psycopg.connect(url, autocommit=True) as killer, psycopg.connect(url, autocommit=True) as connection:
-        followed = served(connection).followed
+        followed = find_served_projections(connection).followed
 
         def kill(_events: int) -> None:
             killer.execute("SELECT pg_terminate_backend(%s, 5000)", (connection.info.backend_pid,))
 
         with pytest.raises(psycopg.OperationalError):
-            list(sums.compare(connection, LANE, followed, due=SEQ_MAX, after_each=kill))
+            list(followed_tables.compare(connection, LANE, followed, due=SEQ_MAX, after_each=kill))
 
 
 @pytest.mark.parametrize(

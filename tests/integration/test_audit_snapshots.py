@@ -15,7 +15,7 @@ from events.seal import Seal
 from hydracore.audit import snapshots
 from hydracore.audit.seal_check import stored_seals
 from hydracore.audit.verifying import Request, verify
-from hydracore.audit.verifying_lanes import Job, verify_some
+from hydracore.audit.verifying_lanes import Job, verify_lanes
 from tests.audit_log import LANE, Forger, follow, sealed_log
 from tests.services import Services
 from tests.tampering import CountedProgress, find, forger, look, made_once
@@ -156,7 +156,7 @@ def test_since_a_seal_the_snapshots_of_what_has_moved_are_compared(forger: Forge
 
     def edited(seal: Seal) -> int:
         job = Job(lane=LANE, start=seal.head(LANE))
-        (report,) = verify_some(forger.connection, [job], Pace(full_speed=True), lambda _: None)
+        (report,) = verify_lanes(forger.connection, [job], Pace(full_speed=True), lambda _: None)
         return sum(finding.table == "snapshot" for finding in report.findings)
 
     assert (edited(first), edited(last)) == (3, 0)
@@ -193,8 +193,8 @@ def test_snapshots_that_are_not_what_they_say_leave_nothing_to_be_done(forger: F
     )
     lanes = snapshots.events_to_fold(forger.connection, {LANE: 0})
     told = list[int]()
-    job = Job(lane=LANE, upto=12, to_fold=lanes[LANE])
+    job = Job(lane=LANE, upto=12, snapshot_events=lanes[LANE])
 
-    verify_some(forger.connection, [job], Pace(full_speed=True), told.append)
+    verify_lanes(forger.connection, [job], Pace(full_speed=True), told.append)
 
     assert sum(told) == job.work

@@ -13,8 +13,8 @@ from events.finding import sentences
 from events.verified_lane import Lane
 from events.verify import read
 from events.window import Window
-from hydracore.audit import sums, verifying
-from hydracore.audit.served import served
+from hydracore.audit import followed_tables, verifying
+from hydracore.audit.served_projections import find_served_projections
 from hydracore.audit.verifying_lanes import Job
 from hydracore.audit.window_facts import WindowFacts
 from projections.activity import Activity, ActivityFold
@@ -52,20 +52,27 @@ def windows(connection: psycopg.Connection) -> list[Window]:
     return found
 
 
-def added(connection: psycopg.Connection, *, room: sums.Room | None = None, leave_out: int | None = None) -> sums.Along:
+def added(
+    connection: psycopg.Connection, *, budget: followed_tables.MemoryBudget | None = None, leave_out: int | None = None
+) -> followed_tables.LaneFolds:
     """What adds up in the lane, but for one of its windows."""
-    along = sums.Along(LANE, served(connection).followed, room or sums.Room())
+    folds = followed_tables.LaneFolds(
+        LANE, find_served_projections(connection).followed, budget or followed_tables.MemoryBudget()
+    )
     for number, window in enumerate(windows(connection)):
         if number != leave_out:
-            along.take(window)
-    return along
+            folds.take(window)
+    return folds
 
 
-def events_read(connection: psycopg.Connection, along: sums.Along) -> int:
+def events_read(connection: psycopg.Connection, folds: followed_tables.LaneFolds) -> int:
     """How many events of the lane are read to compare it, which must agree."""
     read_again: list[int] = []
-    followed = served(connection).followed
-    assert list(sums.compare(connection, LANE, followed, due=0, after_each=read_again.append, along=along)) == []
+    followed = find_served_projections(connection).followed
+    assert (
+        list(followed_tables.compare(connection, LANE, followed, due=0, after_each=read_again.append, lane_folds=folds))
+        == []
+    )
     return sum(read_again)
 
 
@@ -93,20 +100,22 @@ def test_what_came_since_it_was_verified_is_read(
     connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("events.verified_lane.WINDOW", 4)
-    along = sums.Along(LANE, served(connection).followed, sums.Room())
-    along.take(windows(connection)[0])
+    folds = followed_tables.LaneFolds(
+        LANE, find_served_projections(connection).followed, followed_tables.MemoryBudget()
+    )
+    folds.take(windows(connection)[0])
 
-    assert 0 < along.upto < EVENTS
-    assert events_read(connection, along) == EVENTS - along.upto
+    assert 0 < folds.upto < EVENTS
+    assert events_read(connection, folds) == EVENTS - folds.upto
 
 
 def test_a_follower_that_knows_less_is_compared_by_itself(url: str) -> None:
     with psycopg.connect(url) as connection:
-        along = added(connection)
+        folds = added(connection)
         connection.execute("DELETE FROM activity WHERE lane = 6")
         connection.execute("UPDATE checkpoint SET seq = 0 WHERE follower = 'activity' AND lane = 6")
 
-        assert events_read(connection, along) == EVENTS
+        assert events_read(connection, folds) == EVENTS
         connection.rollback()
 
 
@@ -114,11 +123,11 @@ def test_a_projection_that_is_served_in_another_version_since_is_added_up_anew(c
     class Later(Activity):
         version = 2
 
-    along = sums.Along(LANE, [Later(), Fleet(), UsageDaily()], sums.Room())
+    folds = followed_tables.LaneFolds(LANE, [Later(), Fleet(), UsageDaily()], followed_tables.MemoryBudget())
     for window in windows(connection):
-        along.take(window)
+        folds.take(window)
 
-    assert events_read(connection, along) == EVENTS
+    assert events_read(connection, folds) == EVENTS
 
 
 def test_a_window_that_is_missing_ends_it(connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,21 +137,21 @@ def test_a_window_that_is_missing_ends_it(connection: psycopg.Connection, monkey
 
 
 def test_what_there_is_no_room_for_is_let_go_of_and_read_again(connection: psycopg.Connection) -> None:
-    room = sums.Room(1)
+    budget = followed_tables.MemoryBudget(1)
 
-    assert events_read(connection, added(connection, room=room)) == EVENTS
-    assert room.left == 1
+    assert events_read(connection, added(connection, budget=budget)) == EVENTS
+    assert budget.bytes_left == 1
 
 
 def test_what_was_held_has_room_again_as_soon_as_it_is_let_go_of(
     connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("events.verified_lane.WINDOW", 4)
-    room = sums.Room()
+    budget = followed_tables.MemoryBudget()
 
-    added(connection, room=room, leave_out=1)
+    added(connection, budget=budget, leave_out=1)
 
-    assert room.left == sums.HELD_BYTES_MAX
+    assert budget.bytes_left == followed_tables.HELD_BYTES_MAX
 
 
 def test_windows_that_are_too_large_to_be_kept_are_read_again(
@@ -150,10 +159,10 @@ def test_windows_that_are_too_large_to_be_kept_are_read_again(
 ) -> None:
     monkeypatch.setattr("events.pages.PAGE_BYTES", 100)
 
-    along = added(connection)
+    folds = added(connection)
 
-    assert along.upto < EVENTS
-    assert events_read(connection, along) == EVENTS - along.upto
+    assert folds.upto < EVENTS
+    assert events_read(connection, folds) == EVENTS - folds.upto
 
 
 def test_rows_of_another_version_are_not_compared(connection: psycopg.Connection) -> None:
@@ -163,7 +172,7 @@ def test_rows_of_another_version_are_not_compared(connection: psycopg.Connection
         def begin(self) -> ActivityFold:
             raise AssertionError("it is served no more")
 
-    assert list(sums.compare(connection, LANE, [Later()], due=EVENTS, after_each=lambda _: None)) == []
+    assert list(followed_tables.compare(connection, LANE, [Later()], due=EVENTS, after_each=lambda _: None)) == []
 
 
 @pytest.mark.parametrize(
@@ -196,7 +205,7 @@ def test_what_fits_and_cannot_be_added_up_is_told_as_ever(forger: Forger, statem
 def test_lanes_have_room_together() -> None:
     jobs = [Job(lane=lane, upto=upto) for lane, upto in enumerate((1_200_000, 1_200_000, 800_000, 1))]
 
-    assert [job.along for job in verifying._with_room(jobs)] == [True, False, True, False]
+    assert [job.fold_while_verifying for job in verifying._enable_folding(jobs)] == [True, False, True, False]
 
 
 def test_a_lack_of_memory_is_no_finding(connection: psycopg.Connection) -> None:
@@ -209,13 +218,13 @@ def test_a_lack_of_memory_is_no_finding(connection: psycopg.Connection) -> None:
             return Hungry()
 
     with pytest.raises(MemoryError):
-        sums.Along(LANE, [Large()], sums.Room()).take(windows(connection)[0])
+        followed_tables.LaneFolds(LANE, [Large()], followed_tables.MemoryBudget()).take(windows(connection)[0])
     with pytest.raises(MemoryError):
-        list(sums.compare(connection, LANE, [Large()], due=0, after_each=lambda _: None))
+        list(followed_tables.compare(connection, LANE, [Large()], due=0, after_each=lambda _: None))
 
 
 def test_lanes_are_added_up_along_as_far_as_there_is_room(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verifying, "TOGETHER_EVENTS_MAX", EVENTS - 1)
+    monkeypatch.setattr(verifying, "CONCURRENT_EVENTS_MAX", EVENTS - 1)
     counted = CountedProgress()
 
     report = verifying.verify(verifying.Request(conninfo=url, lanes=(5, LANE)), counted)

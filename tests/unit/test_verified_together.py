@@ -7,7 +7,7 @@ import pytest
 
 from events.ids import LANES
 from events.seal import Head
-from hydracore.audit.verifying import EVENTS_A_WORKER, TOGETHER_EVENTS_MAX, WORKERS_MAX, _parts, _workers_for
+from hydracore.audit.verifying import CONCURRENT_EVENTS_MAX, EVENTS_PER_WORKER, WORKERS_MAX, _parts, _workers_for
 from hydracore.audit.verifying_lanes import Job
 
 
@@ -15,12 +15,12 @@ from hydracore.audit.verifying_lanes import Job
     ("events", "workers", "sizes"),
     [
         (0, 1, [32, 32]),
-        (TOGETHER_EVENTS_MAX, 1, [32, 32]),
-        (2 * TOGETHER_EVENTS_MAX, 1, [32, 32]),
-        (3 * TOGETHER_EVENTS_MAX, 1, [16, 16, 16, 16]),
-        (100 * TOGETHER_EVENTS_MAX, 1, [16, 16, 16, 16]),
+        (CONCURRENT_EVENTS_MAX, 1, [32, 32]),
+        (2 * CONCURRENT_EVENTS_MAX, 1, [32, 32]),
+        (3 * CONCURRENT_EVENTS_MAX, 1, [16, 16, 16, 16]),
+        (100 * CONCURRENT_EVENTS_MAX, 1, [16, 16, 16, 16]),
         (0, 2, [32, 32]),
-        (100 * TOGETHER_EVENTS_MAX, 2, [16, 16, 16, 16]),
+        (100 * CONCURRENT_EVENTS_MAX, 2, [16, 16, 16, 16]),
         (0, 3, [22, 22, 20]),
     ],
 )
@@ -37,12 +37,12 @@ def test_short_logs_are_read_in_more_lanes_at_once(events: int, workers: int, si
     ("events", "processors", "workers"),
     [
         (0, 2, 1),
-        (2 * EVENTS_A_WORKER - LANES, 2, 1),
-        (2 * EVENTS_A_WORKER, 2, 2),
-        (2 * EVENTS_A_WORKER, 8, 2),
-        (100 * EVENTS_A_WORKER, 2, 2),
-        (100 * EVENTS_A_WORKER, None, 1),
-        (100 * EVENTS_A_WORKER, 64, WORKERS_MAX),
+        (2 * EVENTS_PER_WORKER - LANES, 2, 1),
+        (2 * EVENTS_PER_WORKER, 2, 2),
+        (2 * EVENTS_PER_WORKER, 8, 2),
+        (100 * EVENTS_PER_WORKER, 2, 2),
+        (100 * EVENTS_PER_WORKER, None, 1),
+        (100 * EVENTS_PER_WORKER, 64, WORKERS_MAX),
     ],
 )
 def test_a_long_log_is_shared_among_processors(

@@ -17,10 +17,10 @@ from events.types import AnyEvent
 from events.verified_lane import Lane
 from events.verify import read
 from events.window import Window
-from hydracore.audit import tables, verifying
-from hydracore.audit.matching import Matching
-from hydracore.audit.served import served
-from hydracore.audit.verifying_lanes import Job, verify_some
+from hydracore.audit import inline_tables, verifying
+from hydracore.audit.served_projections import find_served_projections
+from hydracore.audit.stream_matcher import StreamMatcher
+from hydracore.audit.verifying_lanes import Job, verify_lanes
 from projections.instance import InstanceFold, InstanceProjection
 from tests.audit_log import LANE, SEALED_AT, Forger, SealedLogs, follow, sealed_log
 from tests.services import Services
@@ -73,26 +73,30 @@ def url(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generat
         yield url
 
 
-def taken(connection: psycopg.Connection, limit: tuple[ModuleType, str] | None = None) -> tuple[list[int], Matching]:
+def taken(
+    connection: psycopg.Connection, limit: tuple[ModuleType, str] | None = None
+) -> tuple[list[int], StreamMatcher]:
     """What was told behind each window of the lane; `limit`: what is 1 where windows are taken."""
-    matching, told = Matching(connection, [LANE]), list[int]()
+    matcher, told = StreamMatcher(connection, [LANE]), list[int]()
 
     def take(lane: int, window: Window) -> None:
         with pytest.MonkeyPatch.context() as patch:
             if limit is not None:
                 patch.setattr(*limit, 1)
-            told.append(matching.take(lane, window))
+            told.append(matcher.take(lane, window))
 
     read(connection, [Lane(LANE)], after_each=lambda _: None, take_fitting=take)
-    return told, matching
+    return told, matcher
 
 
 def matched(connection: psycopg.Connection) -> set[int]:
     """Which of the lane's instances match, each with all of its events."""
-    told, matching = taken(connection)
-    assert sum(told) + matching.compare() == sum(matching.found.values())
-    assert all(matching.found[_ids[number]] == LENGTHS[number] for number in LENGTHS if _ids[number] in matching.found)
-    return {_ids.index(stream) for stream in matching.found}
+    told, matcher = taken(connection)
+    assert sum(told) + matcher.compare() == sum(matcher.matched.values())
+    assert all(
+        matcher.matched[_ids[number]] == LENGTHS[number] for number in LENGTHS if _ids[number] in matcher.matched
+    )
+    return {_ids.index(stream) for stream in matcher.matched}
 
 
 def test_what_was_verified_is_not_read_again_for_its_rows(forger: Forger) -> None:
@@ -156,12 +160,12 @@ def test_they_are_compared_as_soon_as_there_are_enough(
 ) -> None:
     """Otherwise as many as may be compared together would be held, however large each of their events is."""
     monkeypatch.setattr("events.verified_lane.WINDOW", 1)
-    limit = (tables, "EVENTS_MAX") if enough == "so many" else (pages, "PAGE_BYTES")
+    limit = (inline_tables, "EVENTS_MAX") if enough == "so many" else (pages, "PAGE_BYTES")
 
-    told, matching = taken(connection, limit)
+    told, matcher = taken(connection, limit)
 
     assert [events for events in told if events] == list(LENGTHS.values())
-    assert matching.compare() == 0
+    assert matcher.compare() == 0
 
 
 def test_what_matches_in_its_own_lane_is_looked_at_in_another(forger: Forger) -> None:
@@ -169,7 +173,7 @@ def test_what_matches_in_its_own_lane_is_looked_at_in_another(forger: Forger) ->
     forger.do(*(statement.replace("%(second)s", f"'{UUID(bytes=_ids[1])}'") for statement in IN_LANE_7_TOO))
     jobs, pace = [Job(lane=lane) for lane in (LANE, 7)], Pace(full_speed=True)
 
-    reports = verify_some(forger.connection, jobs, pace, lambda _: None)
+    reports = verify_lanes(forger.connection, jobs, pace, lambda _: None)
 
     found = {(found.kind, found.table) for found in reports[1].findings}
     assert {("row_missing", "instance"), ("row_missing", "provision_log")} <= found
@@ -182,7 +186,7 @@ def test_a_stream_in_another_lane_as_well_is_looked_at_in_its_own(forger: Forger
     forger.do(*(statement.replace("%(second)s", f"'{UUID(bytes=_ids[1])}'") for statement in (edit, *IN_LANE_7_TOO)))
     jobs, pace = [Job(lane=lane) for lane in (LANE, 7)], Pace(full_speed=True)
 
-    reports = verify_some(forger.connection, jobs, pace, lambda _: None)
+    reports = verify_lanes(forger.connection, jobs, pace, lambda _: None)
 
     assert [(found.kind, found.table) for found in reports[0].findings] == [("row_differs", "instance")]
     assert ("row_missing", "instance") in {(found.kind, found.table) for found in reports[1].findings}
@@ -200,7 +204,7 @@ def test_a_copy_in_another_lane_does_not_pass_for_what_was_written_anew(forger: 
     forger.redo_links()
     jobs, pace = [Job(lane=lane) for lane in (7, LANE)], Pace(full_speed=True)
 
-    reports = verify_some(forger.connection, jobs, pace, lambda _: None)
+    reports = verify_lanes(forger.connection, jobs, pace, lambda _: None)
 
     assert [(found.kind, found.table) for found in reports[1].findings] == [("row_differs", "instance")]
 
@@ -241,7 +245,11 @@ def test_a_lack_of_memory_is_no_finding(connection: psycopg.Connection, monkeypa
     with pytest.raises(MemoryError):
         matched(connection)
     with pytest.raises(MemoryError), connection.transaction():
-        list(tables.compare(connection, tables.Part({_ids[0]: LANE}, 6), served(connection).inline))
+        list(
+            inline_tables.compare(
+                connection, inline_tables.StreamBatch({_ids[0]: LANE}, 6), find_served_projections(connection).inline
+            )
+        )
 
 
 async def test_one_that_has_moved_since_is_looked_at_again(sealed_logs: SealedLogs, tmp_path: Path) -> None:

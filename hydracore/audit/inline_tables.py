@@ -24,16 +24,16 @@ from events.ids import lane_of
 from events.sql import Statements, identifiers, template
 from events.types import AnyEvent
 from events.upcast import Stored, all_of_today
-from hydracore.audit.newer import Newer, newer
-from hydracore.audit.rows import as_stored, ask, differences, lock, read
-from hydracore.audit.served import served
+from hydracore.audit.newer_events import NewerEvent, newer_event
+from hydracore.audit.rows import as_stored, differences, execute_raw, lock_tables, read_rows
+from hydracore.audit.served_projections import find_served_projections
 from projections import stored
 from projections.definition import Inline, StreamFold
 from projections.stored import events_of
 from projections.stream_assembly import CHUNK, parts_of
 from projections.tables import LIVE, Row, Table
 
-_SQL = Statements("hydracore.audit", "tables.sql")
+_SQL = Statements("hydracore.audit", "inline_tables.sql")
 _HISTORIES = _SQL["histories"]
 
 #: The most streams that are compared at a time, and the most events that they have together, unless a
@@ -47,22 +47,22 @@ _history: msgspec.json.Decoder[tuple[UUID, list[Stored]]] = msgspec.json.Decoder
 _ID = slice(2, 38)
 
 
-class Part(NamedTuple):
+class StreamBatch(NamedTuple):
     """Streams that are compared together. `lanes`: the lane that each was found in, by the bytes of its id."""
 
     lanes: dict[bytes, int]
     events: int
 
-    def halves(self) -> tuple[Part, Part]:
+    def halves(self) -> tuple[StreamBatch, StreamBatch]:
         streams, middle = list(self.lanes.items()), len(self.lanes) // 2
-        return Part(dict(streams[:middle]), 0), Part(dict(streams[middle:]), 0)
+        return StreamBatch(dict(streams[:middle]), 0), StreamBatch(dict(streams[middle:]), 0)
 
 
-def parts(lanes: Mapping[int, Iterable[tuple[bytes, int]]]) -> Iterator[Part]:
-    """Divide streams into parts. `lanes`: the streams of each lane, each with the number of its events.
+def batches(lanes: Mapping[int, Iterable[tuple[bytes, int]]]) -> Iterator[StreamBatch]:
+    """Divide streams into batches. `lanes`: the streams of each lane, each with the number of its events.
 
-    Streams that began at the same time come into one part, because their events are stored near each
-    other. A stream that somebody has copied to another lane comes into a different part for each lane.
+    Streams that began at the same time come into one batch, because their events are stored near each
+    other. A stream that somebody has copied to another lane comes into a different batch for each lane.
     """
     streams, events = dict[bytes, int](), 0
     for of_lanes in zip_longest(*lanes.values()):
@@ -72,15 +72,15 @@ def parts(lanes: Mapping[int, Iterable[tuple[bytes, int]]]) -> Iterator[Part]:
             stream, version = each
             is_full = len(streams) == STREAMS_MAX or events + version > EVENTS_MAX
             if streams and (is_full or stream in streams):
-                yield Part(streams, events)
+                yield StreamBatch(streams, events)
                 streams, events = {}, 0
             streams[stream] = lane
             events += version
     if streams:
-        yield Part(streams, events)
+        yield StreamBatch(streams, events)
 
 
-class Compared(NamedTuple):
+class ComparedTable(NamedTuple):
     """A table with the statement that reads its rows, and the projection that folds them."""
 
     projection: Inline
@@ -88,20 +88,22 @@ class Compared(NamedTuple):
     rows: sql.Composed
 
 
-def compare(connection: Connection, part: Part, projections: Sequence[Inline]) -> Iterator[Finding | Newer]:
+def compare(
+    connection: Connection, batch: StreamBatch, projections: Sequence[Inline]
+) -> Iterator[Finding | NewerEvent]:
     """Compare rows with what the histories of these streams give. Yields what differs, and what could not be compared.
 
-    It has to be called first in a transaction (see `lock`). `projections`: those that were served a moment ago.
+    It has to be called first in a transaction (see `lock_tables`). `projections`: those that were served a moment ago.
     """
-    lock(connection, projections)
-    compared = [_compared(projection) for projection in served(connection).inline]
-    # Histories come in the order of the streams, and rows in the order in which streams are asked for.
-    lanes = {UUID(bytes=stream): part.lanes[stream] for stream in sorted(part.lanes)}
-    asked = _asked(lanes)
+    lock_tables(connection, projections)
+    compared = [_compared_table(projection) for projection in find_served_projections(connection).inline]
+    # Histories come in the order of the streams, and rows in the order of `parameters`.
+    lanes = {UUID(bytes=stream): batch.lanes[stream] for stream in sorted(batch.lanes)}
+    parameters = _stream_parameters(lanes)
     fresh: dict[str, list[Row]] = {each.table.name: [] for each in compared}
     unfoldable: set[UUID] = set()
-    for stream_id, rows in _fold(connection, lanes, compared, asked):
-        if isinstance(rows, (Finding, Newer)):
+    for stream_id, rows in _fold_histories(connection, lanes, compared, parameters):
+        if isinstance(rows, (Finding, NewerEvent)):
             yield rows
             unfoldable.add(stream_id)
             continue
@@ -109,34 +111,34 @@ def compare(connection: Connection, part: Part, projections: Sequence[Inline]) -
             fresh[name] += of_stream
     for each in compared:
         wanted = as_stored(each.table, fresh[each.table.name])
-        live = read(connection, each.rows, asked)
+        live = read_rows(connection, each.rows, parameters)
         if live != wanted:
             of_stream = each.table.columns.index(each.table.stream or "")
             place = partial(_place, lanes, of_stream, unfoldable)
             yield from differences(each.table, live, wanted, place=place)
 
 
-def matching(
+def matching_streams(
     connection: Connection, histories: Mapping[bytes, list[bytes]], projections: Sequence[Inline]
 ) -> dict[bytes, int]:
-    """The streams whose rows are what their events give, with the number of these events. The others need `compare`.
+    """The streams whose rows equal the fold of their events, with the number of these events. Others need `compare`.
 
-    `histories`: whole streams (`hydracore.audit.histories`). The transaction and `projections`: as in `compare`.
+    `histories`: complete streams (`hydracore.audit.history_collector`). The transaction and `projections`: as in `compare`.
     """
-    lock(connection, projections)
-    compared = [_compared(projection) for projection in served(connection).inline]
+    lock_tables(connection, projections)
+    compared = [_compared_table(projection) for projection in find_served_projections(connection).inline]
     streams = {msgspec.convert(stream, UUID): stream for stream in sorted(histories)}
     lanes = {stream_id: lane_of(stream_id) for stream_id in streams}
     fresh: dict[str, list[Row]] = {each.table.name: [] for each in compared}
-    doubtful: set[UUID] = set()
+    mismatched: set[UUID] = set()
     with connection.pipeline():
         # The server looks for the rows while streams are folded here.
-        cursors = [ask(connection, each.rows, _asked(lanes)) for each in compared]
+        cursors = [execute_raw(connection, each.rows, _stream_parameters(lanes)) for each in compared]
         for stream_id, stream in streams.items():
             parts = (events_of(b"[" + b",".join(some) + b"]") for some in parts_of(histories[stream]))
             rows = _rows_of(stream_id, lanes[stream_id], parts, compared)
-            if isinstance(rows, (Finding, Newer)):
-                doubtful.add(stream_id)
+            if isinstance(rows, (Finding, NewerEvent)):
+                mismatched.add(stream_id)
                 continue
             for name, of_stream in rows.items():
                 fresh[name] += of_stream
@@ -144,17 +146,17 @@ def matching(
         wanted, live = as_stored(each.table, fresh[each.table.name]), cursor.fetchall()
         if live != wanted:
             try:
-                there = set(live)
+                live_set = set(live)
             except TypeError:
                 return {}  # Lists or documents: somebody has given a column another type.
             # Where a row occurs twice, no stream counts as matching.
-            odd = there ^ set(wanted) if len(there) == len(live) else there | set(wanted)
+            differing = live_set ^ set(wanted) if len(live_set) == len(live) else live_set | set(wanted)
             of_stream = each.table.columns.index(each.table.stream or "")
-            doubtful |= {row[of_stream] for row in odd}
-    return {stream: len(histories[stream]) for stream_id, stream in streams.items() if stream_id not in doubtful}
+            mismatched |= {row[of_stream] for row in differing}
+    return {stream: len(histories[stream]) for stream_id, stream in streams.items() if stream_id not in mismatched}
 
 
-def _asked(lanes: Mapping[UUID, int]) -> dict[str, str]:
+def _stream_parameters(lanes: Mapping[UUID, int]) -> dict[str, str]:
     """The streams and their lanes, as parameters."""
     return {"lanes": array(map(str, lanes.values())).decode(), "streams": array(map(str, lanes)).decode()}
 
@@ -180,16 +182,16 @@ def orphan_rows(connection: Connection, projections: Sequence[Inline]) -> Iterat
             yield Finding(kind="row_extra", what=what, stream_id=stream_id, table=table.name)
 
 
-def _fold(
-    connection: Connection, lanes: Mapping[UUID, int], compared: Sequence[Compared], asked: Mapping[str, str]
-) -> Iterator[tuple[UUID, Mapping[str, list[Row]] | Finding | Newer]]:
-    """For each stream the rows that it gives, by table, or why it cannot be folded. `asked`: see `_asked`."""
+def _fold_histories(
+    connection: Connection, lanes: Mapping[UUID, int], compared: Sequence[ComparedTable], parameters: Mapping[str, str]
+) -> Iterator[tuple[UUID, Mapping[str, list[Row]] | Finding | NewerEvent]]:
+    """For each stream the rows that it gives, by table, or why it cannot be folded. `parameters`: see `_stream_parameters`."""
     query = template(_HISTORIES).format(
         payload=stored.payload(),
         weight=pages.weight(),
         bytes=sql.Literal(pages.PAGE_BYTES),
-        lanes=sql.Literal(asked["lanes"]),
-        streams=sql.Literal(asked["streams"]),
+        lanes=sql.Literal(parameters["lanes"]),
+        streams=sql.Literal(parameters["streams"]),
         chunk=sql.Literal(CHUNK),
     )
     with connection.cursor().copy(query) as copy:
@@ -199,8 +201,8 @@ def _fold(
 
 
 def _rows_of(
-    stream_id: UUID, lane: int, parts: Iterable[Sequence[AnyEvent]], compared: Sequence[Compared]
-) -> Mapping[str, list[Row]] | Finding | Newer:
+    stream_id: UUID, lane: int, parts: Iterable[Sequence[AnyEvent]], compared: Sequence[ComparedTable]
+) -> Mapping[str, list[Row]] | Finding | NewerEvent:
     try:
         folds: dict[str, StreamFold] = {
             each.table.name: each.projection.begin(stream_id, lane=lane) for each in compared
@@ -213,10 +215,10 @@ def _rows_of(
         raise  # Parts are read from the database meanwhile: a lost connection is no finding.
     except Exception as error:  # noqa: BLE001 - a forged history may break a fold anywhere
         what = f"The events of the stream are inconsistent: {type(error).__name__}"
-        return newer(error, lane) or Finding(kind="history_broken", what=what, lane=lane, stream_id=stream_id)
+        return newer_event(error, lane) or Finding(kind="history_broken", what=what, lane=lane, stream_id=stream_id)
 
 
-def _compared(projection: Inline) -> Compared:
+def _compared_table(projection: Inline) -> ComparedTable:
     (table,) = projection.tables
     assert table.stream is not None, "inline rows belong to streams"
     rows = template(_SQL["rows"]).format(
@@ -225,4 +227,4 @@ def _compared(projection: Inline) -> Compared:
         stream=sql.Identifier(table.stream),
         and_lane=sql.SQL(" AND t.lane = s.lane" if table.laned else ""),
     )
-    return Compared(projection, table, rows)
+    return ComparedTable(projection, table, rows)

@@ -15,39 +15,39 @@ from events.window import Window
 HELD_BYTES_MAX = 128 * 2**20
 _EVENT_BYTES = 64
 
-#: A stream is held if this byte of its id is below a limit, at first `_ALL`. The last byte would not do:
-#: it gives the lane.
-_SHARE_AT = 14
-_ALL = 256
+#: A stream is held if this byte of its id is below a limit, at first `_FULL_SHARE`. The last byte cannot be used,
+#: because it determines the lane.
+_SHARE_BYTE = 14
+_FULL_SHARE = 256
 
 _encode = msgspec.json.Encoder().encode
 
 
-class Histories:
+class HistoryCollector:
     """`lengths`: the number of events of each stream, by the bytes of its id. Other streams are not held.
 
-    A stream is whole once all of its events were taken. Where more than `bytes_max` would be held, only
-    half of the streams are from then on, then a quarter, and so on.
+    A stream is complete once all of its events were taken. Once more than `bytes_max` would be held, only
+    half of the streams are held from then on, then a quarter, and so on.
     """
 
     def __init__(self, lengths: dict[bytes, int], *, bytes_max: int = HELD_BYTES_MAX) -> None:
         self._lengths = lengths
         self._bytes_max = bytes_max
-        #: By lane: events of a stream that are in another lane do not belong to its history.
+        #: By lane, because events of a stream in another lane do not belong to its history.
         self._held = defaultdict[int, dict[bytes, list[bytes]]](dict)
-        self._whole: dict[bytes, list[bytes]] = {}
-        self._below = _ALL
+        self._complete: dict[bytes, list[bytes]] = {}
+        self._share = _FULL_SHARE
         #: The bytes that were held at the last count, plus those that were taken since.
         self._bytes = 0
-        #: The events and the bytes of the streams that are whole.
-        self.events_whole = self.bytes_whole = 0
+        #: The events and the bytes of the complete streams.
+        self.complete_events = self.complete_bytes = 0
 
     def take(self, lane: int, window: Window) -> None:
         """Take the events of a window that fits (`events.window`); those of each lane in order."""
-        held, lengths, below = self._held[lane], self._lengths, self._below
+        held, lengths, share = self._held[lane], self._lengths, self._share
         payloads = _as_decoded(window)
         for (stream, version), payload in zip(window.stream_versions(), payloads, strict=True):
-            if version == 1 and stream[_SHARE_AT] < below and stream in lengths and lane_of_bytes(stream) == lane:
+            if version == 1 and stream[_SHARE_BYTE] < share and stream in lengths and lane_of_bytes(stream) == lane:
                 history = held[stream] = list[bytes]()
             else:
                 history = held.get(stream)
@@ -59,25 +59,25 @@ class Histories:
                 del held[stream]
             elif version == lengths[stream]:
                 del held[stream], lengths[stream]
-                self._whole[stream] = history
-                self.events_whole += version
-                self.bytes_whole += sum(map(len, history))
+                self._complete[stream] = history
+                self.complete_events += version
+                self.complete_bytes += sum(map(len, history))
         self._bytes += _weight(payloads)
         if self._bytes > self._bytes_max:
-            self._make_room()
+            self._shrink_share()
 
-    def let_go(self) -> dict[bytes, list[bytes]]:
-        """Return and forget the whole streams: their events as `projections.stored.events_of` decodes them."""
-        whole, self._whole = self._whole, {}
-        self.events_whole = self.bytes_whole = 0
-        return whole
+    def pop_complete(self) -> dict[bytes, list[bytes]]:
+        """Return and forget the complete streams: their events as `projections.stored.events_of` decodes them."""
+        complete, self._complete = self._complete, {}
+        self.complete_events = self.complete_bytes = 0
+        return complete
 
-    def _make_room(self) -> None:
+    def _shrink_share(self) -> None:
         self._bytes = sum(_weight(history) for held in self._held.values() for history in held.values())
-        while self._below and self._bytes > self._bytes_max // 2:
-            self._below //= 2
+        while self._share and self._bytes > self._bytes_max // 2:
+            self._share //= 2
             for held in self._held.values():
-                for stream in [stream for stream in held if stream[_SHARE_AT] >= self._below]:
+                for stream in [stream for stream in held if stream[_SHARE_BYTE] >= self._share]:
                     self._bytes -= _weight(held.pop(stream))
 
 

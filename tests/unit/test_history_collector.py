@@ -16,7 +16,7 @@ from events.ids import lane_of_bytes
 from events.types import AddressReserved
 from events.upcast import Outdated, Stored
 from events.window import Window
-from hydracore.audit.histories import HELD_BYTES_MAX, Histories
+from hydracore.audit.history_collector import HELD_BYTES_MAX, HistoryCollector
 
 #: Streams of one lane, on both sides of each half.
 STREAMS = [UUID(int=share << 8).bytes for share in (0, 63, 100, 128, 255)]
@@ -50,11 +50,11 @@ def whole(
     events: Sequence[Read], lengths: dict[bytes, int], *, size: int = 3, bytes_max: int = HELD_BYTES_MAX
 ) -> dict[bytes, list[bytes]]:
     """What is given of `events`, which come in windows of that size."""
-    histories, found = Histories(dict(lengths), bytes_max=bytes_max), dict[bytes, list[bytes]]()
+    collector, found = HistoryCollector(dict(lengths), bytes_max=bytes_max), dict[bytes, list[bytes]]()
     for at in range(0, len(events), size):
-        histories.take(LANE, window(events[at : at + size]))
-        count, size_whole = histories.events_whole, histories.bytes_whole
-        given = histories.let_go()
+        collector.take(LANE, window(events[at : at + size]))
+        count, size_whole = collector.complete_events, collector.complete_bytes
+        given = collector.pop_complete()
         assert sum(map(len, given.values())) == count
         assert sum(len(payload) for payloads in given.values() for payload in payloads) == size_whole
         assert not given.keys() & found.keys(), "each is given once"
@@ -134,13 +134,13 @@ def test_one_that_begins_again_is_given_once() -> None:
 @pytest.mark.parametrize("elsewhere", [(1,), (2,), (3,), (1, 2), (1, 2, 3)])
 def test_what_another_lane_has_of_a_stream_is_no_part_of_it(elsewhere: tuple[int, ...]) -> None:
     (stream, *_) = STREAMS
-    histories = Histories({stream: 3})
+    collector = HistoryCollector({stream: 3})
 
-    histories.take(LANE, window(history(stream, (1, 2))))
-    histories.take(LANE + 1, window([Read(stream, version, schema_version=7) for version in elsewhere]))
-    histories.take(LANE, window(history(stream, (3,))))
+    collector.take(LANE, window(history(stream, (1, 2))))
+    collector.take(LANE + 1, window([Read(stream, version, schema_version=7) for version in elsewhere]))
+    collector.take(LANE, window(history(stream, (3,))))
 
-    assert histories.let_go() == {stream: [event.payload for event in history(stream, (1, 2, 3))]}
+    assert collector.pop_complete() == {stream: [event.payload for event in history(stream, (1, 2, 3))]}
 
 
 def test_one_of_another_lane_is_not_given() -> None:

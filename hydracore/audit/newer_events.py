@@ -1,4 +1,4 @@
-"""Events that only a newer HydraCore can read, as in a rolling deploy: no finding, but a note in the report."""
+"""Events that only a newer HydraCore can read, as in a rolling deploy: a note in the report, not a finding."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from events.errors import EventUnreadable
 from events.finding import Note
 
 
-class Newer(NamedTuple):
+class NewerEvent(NamedTuple):
     """An event of a newer version in a lane: rows that depend on it were not compared."""
 
     lane: int
@@ -23,8 +23,8 @@ class Newer(NamedTuple):
         )
 
 
-def newer(error: Exception, lane: int) -> Newer | None:
-    """The event that broke a fold, where that is its only fault; otherwise None."""
+def newer_event(error: Exception, lane: int) -> NewerEvent | None:
+    """The event that broke a fold, if `error` is that this release cannot read it because it is newer; otherwise None."""
     if isinstance(error, EventUnreadable) and error.is_newer:
-        return Newer(lane, error.tag, error.schema_version)
+        return NewerEvent(lane, error.tag, error.schema_version)
     return None

@@ -1,4 +1,4 @@
--- name: said
+-- name: projection_rows
 -- The projections that are served: whether the live build has that version, and whether a rebuild made
 -- it. Those that an installation began with were not made by a rebuild.
 SELECT p.name, p.version, (p.version = g.version) IS TRUE,
