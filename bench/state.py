@@ -25,7 +25,7 @@ from bench.services import Services
 from events import types as e
 from events.store import EventStore
 from events.types import AnyEvent, Sealed, UsageEntry
-from hydracore.audit.past import state_at
+from hydracore.audit.historical_state import state_at
 from hydracore.db.pool import open_pool
 
 EVENTS: Final = 10_000

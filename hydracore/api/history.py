@@ -32,10 +32,10 @@ from hydracore.api.paging import next_link
 from hydracore.api.validation import RequestValues
 from hydracore.api.vault import Vault
 from hydracore.audit.errors import NothingThere
-from hydracore.audit.history import Wanted, of_instance
-from hydracore.audit.moments import read_end, read_time
-from hydracore.audit.past import state_at
-from hydracore.audit.showing import Show, sealed, shown_event, shown_state
+from hydracore.audit.historical_state import state_at
+from hydracore.audit.history import EventFilter, instance_entries
+from hydracore.audit.history_rendering import RenderSealed, hide_sealed, render_event, render_state
+from hydracore.audit.timestamps import parse_end_time, parse_time
 from hydracore.auth import Principal
 from hydracore.problems import Problem
 
@@ -68,7 +68,7 @@ class Histories:
         show = self._show_to(who, await self.changes.load(who, instance_id))
         with _not_found_translated():
             past = await state_at(self.pool, instance_id, version=version, at=_time(at))
-        then = await shown_state(past, show)
+        then = await render_state(past, show)
         detail = detail_of(row_at(past.state))
         return replace(detail, version=then.version, recorded_at=then.recorded_at, state=then.state)
 
@@ -88,7 +88,9 @@ class Histories:
         """Oldest first. The cursor is the version of the last event of the page before."""
         show = self._show_to(who, await self.changes.load(who, instance_id))
         types = () if type is None else tuple(STORED_AS[name] for name in type.split(","))
-        wanted = Wanted(since=_time(since), until=None if until is None else read_end(until), types=types, actor=actor)
+        wanted = EventFilter(
+            since=_time(since), until=None if until is None else parse_end_time(until), types=types, actor=actor
+        )
         with _not_found_translated():
             after = None if cursor is None else (await state_at(self.pool, instance_id, version=cursor)).state
             shown, last = await self._page(instance_id, wanted, show, after=after, limit=limit)
@@ -101,28 +103,28 @@ class Histories:
         return Answer(200, body, (next_link(PATH.format(instance_id=instance_id), following),))
 
     async def _page(
-        self, instance_id: UUID, wanted: Wanted, show: Show, *, after: Instance | None, limit: int
+        self, instance_id: UUID, wanted: EventFilter, show: RenderSealed, *, after: Instance | None, limit: int
     ) -> tuple[list[bytes], int | None]:
         """The events of a page, encoded, and the version of the last one if others follow, otherwise None."""
         shown: list[bytes] = []
         size_bytes = last = 0
-        async with aclosing(of_instance(self.pool, instance_id, wanted, after=after)) as entries:
+        async with aclosing(instance_entries(self.pool, instance_id, wanted, after=after)) as entries:
             async for entry in entries:
                 # An event beyond the limit shows that others follow.
                 if len(shown) == limit or size_bytes >= PAGE_BYTES:
                     return shown, last
-                shown.append(_ENCODER.encode(await shown_event(entry, show)))
+                shown.append(_ENCODER.encode(await render_event(entry, show)))
                 size_bytes += len(shown[-1])
                 last = entry.record.version
                 # Five hundred events take a while, so other requests get a turn in between.
                 await asyncio.sleep(0)
         return shown, None
 
-    def _show_to(self, who: Principal, now: Instance) -> Show:
+    def _show_to(self, who: Principal, now: Instance) -> RenderSealed:
         """How sealed values are shown to the caller. The present consent decides, whatever it was at that moment."""
         if is_owner(who, now) or now.consent_debug_access:
             return partial(self.vault.show, now)
-        return sealed
+        return hide_sealed
 
 
 @contextmanager
@@ -134,7 +136,7 @@ def _not_found_translated() -> Generator[None]:
 
 
 def _time(text: str | None) -> datetime | None:
-    return None if text is None else read_time(text)
+    return None if text is None else parse_time(text)
 
 
 def both_moments_given(given: RequestValues) -> Iterator[Problem]:
@@ -146,7 +148,7 @@ def both_moments_given(given: RequestValues) -> Iterator[Problem]:
 def time_error(text: str) -> str | None:
     """What is wrong with `text` as a time, or None."""
     try:
-        read_time(text)
+        parse_time(text)
     except ValueError as error:
         return f"{error} (the + of an offset is %2B in a URL)"
     return None

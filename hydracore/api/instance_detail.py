@@ -6,7 +6,7 @@ from events.failures import describe
 from events.ids import lane_of
 from events.state import Instance
 from hydracore.api import schemas as s
-from hydracore.audit.moments import time_text
+from hydracore.audit.timestamps import time_text
 from projections.instance import row_of
 from projections.queries import InstanceRow
 

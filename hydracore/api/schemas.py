@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from events.ids import VERSION_MAX
-from hydracore.audit.showing import HistoryEvent
+from hydracore.audit.history_rendering import HistoryEvent
 from hydracore.auth import ID_PATTERN
 from hydracore.catalogue_file import DEFAULT_PRESET
 

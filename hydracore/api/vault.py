@@ -10,7 +10,7 @@ from events.evolve_use import looks_sealed
 from events.keys import Keyring
 from events.state import Instance
 from events.types import Sealed
-from hydracore.audit.showing import ERASED, SEALED, SEALED_WITHIN
+from hydracore.audit.history_rendering import ERASED, PARTLY_SEALED_FIELDS, SEALED
 from hydracore.documents import mask, masked, replace_secrets
 
 Field = Literal["system_prompt", "customer_facing_prompt", "telegram_bot_token", "advanced", "channels"]
@@ -19,7 +19,7 @@ Json = dict[str, Any]
 _DOCUMENT: Final = msgspec.json.Decoder(Json)
 _DOCUMENTS: Final = frozenset({"advanced", "channels"})
 #: Sealed fields that are only shown masked.
-_SECRETS: Final = frozenset({"telegram_bot_token", *SEALED_WITHIN})
+_SECRETS: Final = frozenset({"telegram_bot_token", *PARTLY_SEALED_FIELDS})
 #: The field name that secrets within lists are bound to when they are sealed.
 _LISTS: Final = "platform_lists"
 
@@ -87,7 +87,7 @@ class Vault:
     async def show(self, state: Instance, field: str, sealed: str) -> Any:
         """A sealed text from the history of `state` as its owner sees it: opened, with secrets in it masked."""
         try:
-            if field in SEALED_WITHIN:
+            if field in PARTLY_SEALED_FIELDS:
                 text = await self._open_list_item(state, sealed)
             else:
                 text = await self._open_text(state, field, sealed)

@@ -9,8 +9,8 @@ import msgspec
 
 from events.state import Instance
 
-#: Fields that are not compared: version and time change with every event, and are shown with it.
-_COUNTED: Final = frozenset({"id", "version", "updated_ms"})
+#: Fields that are not compared: the id never changes; version and time change with every event and are shown with it.
+_NOT_COMPARED: Final = frozenset({"id", "version", "updated_ms"})
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +26,7 @@ def changes_between(before: Instance | None, after: Instance) -> Iterator[Change
     for name in Instance.__struct_fields__:
         old, new = None if before is None else getattr(before, name), getattr(after, name)
         # Folding copies what an event leaves alone, so most fields are the very same object.
-        if old is not new and name not in _COUNTED:
+        if old is not new and name not in _NOT_COMPARED:
             yield from _differences(name, msgspec.to_builtins(old), msgspec.to_builtins(new))
 
 

@@ -34,7 +34,7 @@ from hydracore.audit import export_records as r
 from hydracore.audit.errors import NoSeal, NothingThere
 from hydracore.audit.export_files import Format, Write, writing
 from hydracore.audit.export_seals import SealFinder
-from hydracore.audit.moments import some_time
+from hydracore.audit.timestamps import require_time
 from hydracore.audit.verifying import Progress
 from hydracore.audit.whole_file import refuse_unfit, whole_file
 from hydracore.settings import PREPARE_AFTER
@@ -278,7 +278,7 @@ class _Export:
         with self._connection.cursor(row_factory=class_row(r.CommandRecord), binary=True) as cursor:
             commands = cursor.execute(_COMMANDS, parameters, prepare=True).fetchall()
         for command in commands:
-            some_time(span.lane, command.first_seq, command.recorded_at)
+            require_time(span.lane, command.first_seq, command.recorded_at)
         self.report.commands += len(commands)
         yield from others[after]
         events = self._events(span.lane, {each.first_seq + n for each in commands for n in range(each.event_count)})
@@ -299,7 +299,7 @@ class _Export:
             with self._connection.cursor(row_factory=class_row(r.EventRecord), binary=True) as cursor:
                 page = cursor.execute(_EVENTS, parameters, prepare=True).fetchall()
             for event in page:
-                some_time(lane, event.seq, event.recorded_at)
+                require_time(lane, event.seq, event.recorded_at)
             self.report.events += len(page)
             yield from page
             seqs = seqs[bisect_right(seqs, page[-1].seq) :] if page else []

@@ -27,19 +27,19 @@ from events.state import Instance
 from events.types import AnyEvent
 from events.weights import weight_of
 from hydracore.audit.errors import NothingThere
-from hydracore.audit.moments import some_time
-from hydracore.audit.past import TURN, fold_on, read_page, rows, why_absent
+from hydracore.audit.historical_state import YIELD_EVERY, absence_reason, fetch_rows, fold_forward, read_page
+from hydracore.audit.timestamps import require_time
 
 _SQL: Final = Statements("hydracore.audit", "history.sql")
-_OF_INSTANCE: Final = pages.paged(_SQL["of_instance"])
+_INSTANCE_EVENTS: Final = pages.paged(_SQL["instance_events"])
 _IS_TENANT: Final = _SQL["is_tenant"]
-_OF_TENANT: Final = pages.paged(_SQL["of_tenant"])
-_PLACE: Final = _SQL["place"]
+_TENANT_EVENTS: Final = pages.paged(_SQL["tenant_events"])
+_LOCATE: Final = _SQL["locate"]
 
 #: The most commands of a tenant that are read at a time.
-COMMANDS: Final = 250
+COMMANDS_PER_PAGE: Final = 250
 
-#: The most states, and about the most bytes of states, that a walk through a tenant keeps. Other
+#: The most states, and about the most bytes of states, that are cached while a tenant's events are read. Other
 #: instances are folded again when their next event comes.
 STATES_MAX: Final = 2_000
 STATES_BYTES_MAX: Final = 32 * 2**20
@@ -57,7 +57,7 @@ class Position(NamedTuple):
         return f"{self.lane}:{self.seq}"
 
 
-class Place(NamedTuple):
+class LocatedEvent(NamedTuple):
     """The event at a position, with the time and the first number of its command."""
 
     position: Position
@@ -99,8 +99,8 @@ class Entry(NamedTuple):
     after: Instance
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """A filter of events: recorded from `since` to `until`, both included, of one of the `types`, caused by `actor`.
+class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """A filter for events: recorded from `since` to `until`, both included, of one of the `types`, caused by `actor`.
 
     `actor`: a single actor (`admin:ops`), or all of a kind (`admin`). A field that is None or empty admits all.
     """
@@ -110,109 +110,109 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     types: tuple[str, ...] = ()
     actor: str | None = None
 
-    def admits(self, record: Record) -> bool:
+    def matches(self, record: Record) -> bool:
         return (
             (self.since is None or record.recorded_at >= self.since)
             and (self.until is None or record.recorded_at <= self.until)
             and (not self.types or record.type in self.types)
-            and (self.actor is None or self._is_actor(record.actor))
+            and (self.actor is None or self._matches_actor(record.actor))
         )
 
-    def _is_actor(self, actor: str) -> bool:
-        return actor == self.actor or (self.kind is not None and actor.startswith(self.kind))
+    def _matches_actor(self, actor: str) -> bool:
+        return actor == self.actor or (self.actor_prefix is not None and actor.startswith(self.actor_prefix))
 
     @property
-    def kind(self) -> str | None:
-        """The prefix of the actors of the wanted kind; None where no kind is wanted."""
+    def actor_prefix(self) -> str | None:
+        """The common prefix of the actors, where `actor` is a kind; otherwise None."""
         return f"{self.actor}:" if self.actor is not None and ":" not in self.actor else None
 
 
-async def of_instance(
-    pool: AsyncConnectionPool, instance_id: UUID, wanted: Wanted, *, after: Instance | None = None
+async def instance_entries(
+    pool: AsyncConnectionPool, instance_id: UUID, event_filter: EventFilter, *, after: Instance | None = None
 ) -> AsyncGenerator[Entry]:
     """The entries of an instance, in order. `after`: only those that follow this state. Raises `NothingThere`."""
     state = after
     while True:
-        page, is_last = await read_page(pool, _OF_INSTANCE, instance_id, after=version_of(state))
-        records = [_whole(row) for row in page]
+        page, is_last = await read_page(pool, _INSTANCE_EVENTS, instance_id, after=version_of(state))
+        records = [_checked_record(row) for row in page]
         for record, (event, now) in zip(
             records, folding(state, [record.stored for record in records], stream_id=instance_id), strict=True
         ):
             before, state = state, now
-            if record.version % TURN == 0:
+            if record.version % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
-            if wanted.admits(record):
+            if event_filter.matches(record):
                 yield Entry(record, event, before, state)
         if state is None:
-            raise NothingThere(await why_absent(pool, instance_id))
-        if is_last or (wanted.until is not None and records[-1].recorded_at > wanted.until):
+            raise NothingThere(await absence_reason(pool, instance_id))
+        if is_last or (event_filter.until is not None and records[-1].recorded_at > event_filter.until):
             return
 
 
-async def heads_now(pool: AsyncConnectionPool) -> list[int]:
+async def current_heads(pool: AsyncConnectionPool) -> list[int]:
     """The present heads, by lane. Raises `StoreUnavailable`."""
     heads = await patiently(pool, read_heads)
     return [heads[lane] for lane in range(LANES)]
 
 
-async def of_tenant(
+async def tenant_entries(
     pool: AsyncConnectionPool,
     tenant_id: str,
-    wanted: Wanted,
+    event_filter: EventFilter,
     *,
     heads: list[int] | None = None,
-    after: Place | None = None,
+    after: LocatedEvent | None = None,
 ) -> AsyncGenerator[Entry]:
     """The entries of all instances of a tenant up to the `heads` of the lanes (None: the present ones).
 
     They are ordered by time, lane and number. `after`: only those behind that event. With the same
-    `heads`, these are the rest of an earlier walk; events that were committed since may have earlier
+    `heads`, these are the rest of an earlier reading; events that were committed since may have earlier
     times. Raises `NothingThere` for a tenant that the log does not know.
     """
-    if not (await rows(pool, _IS_TENANT, {"tenant_id": tenant_id}))[0][0]:
+    if not (await fetch_rows(pool, _IS_TENANT, {"tenant_id": tenant_id}))[0][0]:
         raise NothingThere(f"The log has no tenant {tenant_id!r}")
     parameters: dict[str, Any] = {
         "tenant_id": tenant_id,
-        "heads": await heads_now(pool) if heads is None else heads,
-        "until": wanted.until,
-        "actor": wanted.actor,
-        "kind": wanted.kind,
-        "types": list(wanted.types) or None,
-        "limit": COMMANDS,
+        "heads": await current_heads(pool) if heads is None else heads,
+        "until": event_filter.until,
+        "actor": event_filter.actor,
+        "actor_prefix": event_filter.actor_prefix,
+        "types": list(event_filter.types) or None,
+        "limit": COMMANDS_PER_PAGE,
         "bytes": pages.PAGE_BYTES,
     }
     # Without a filter of types or actors, each version of a stream comes right behind the one before.
-    states = _States(pool, gapless=not wanted.types and wanted.actor is None)
-    cursor, passed = _begin(wanted, after)
+    states = _StateCache(pool, gapless=not event_filter.types and event_filter.actor is None)
+    cursor, passed = _first_cursors(event_filter, after)
     while True:
-        page = await rows(pool, _OF_TENANT, parameters | _behind(cursor))
-        for command, records in _by_command(page, all_events=not wanted.types):
+        page = await fetch_rows(pool, _TENANT_EVENTS, parameters | _cursor_parameters(cursor))
+        for command, records in _by_command(page, all_events=not event_filter.types):
             cursor = command
             for record in records:
                 if (record.recorded_at, record.lane, record.seq) <= passed:
                     continue
-                before = await states.take(record)
+                before = await states.state_before(record)
                 ((event, state),) = folding(before, [record.stored], stream_id=record.stream_id)
-                states.keep(state)
+                states.put(state)
                 yield Entry(record, event, before, state)
         if not page:
             return
 
 
-async def locate(pool: AsyncConnectionPool, position: Position) -> Place:
+async def locate(pool: AsyncConnectionPool, position: Position) -> LocatedEvent:
     """The event at a position. Raises `NothingThere`."""
-    found = await rows(pool, _PLACE, position._asdict())
+    found = await fetch_rows(pool, _LOCATE, position._asdict())
     if not found:
         raise NothingThere(f"The log has no event {position}")
-    place = Place(position, *found[0])
-    return place._replace(recorded_at=some_time(*position, place.recorded_at))
+    located = LocatedEvent(position, *found[0])
+    return located._replace(recorded_at=require_time(*position, located.recorded_at))
 
 
-def _whole(row: tuple[Any, ...]) -> Record:
+def _checked_record(row: tuple[Any, ...]) -> Record:
     record = Record(*row)
     if row[8] is None:
         raise LogCorrupted(record.lane, record.seq, "the command that caused the event is missing")
-    some_time(record.lane, record.seq, record.recorded_at)
+    require_time(record.lane, record.seq, record.recorded_at)
     return record
 
 
@@ -220,7 +220,7 @@ def _whole(row: tuple[Any, ...]) -> Record:
 Cursor = tuple[datetime, int, int]
 
 
-def _behind(cursor: Cursor) -> dict[str, Any]:
+def _cursor_parameters(cursor: Cursor) -> dict[str, Any]:
     """The cursor as parameters.
 
     `_BEFORE_ALL` becomes `-infinity`, so that events with forged times before it are read, too.
@@ -237,7 +237,7 @@ def _by_command(page: list[Any], *, all_events: bool) -> Iterator[tuple[Cursor, 
     for _, found in groupby(page, key=lambda row: (row[0], row[-2])):
         of_command = list(found)
         lane, recorded_at, first, count = (of_command[0][at] for at in (0, 7, -2, -1))
-        cursor = (some_time(lane, first, recorded_at), lane, first)
+        cursor = (require_time(lane, first, recorded_at), lane, first)
         records = [Record(*row[:-2]) for row in of_command if row[1] is not None]
         if all_events:
             there = {record.seq for record in records}
@@ -250,9 +250,9 @@ def _by_command(page: list[Any], *, all_events: bool) -> Iterator[tuple[Cursor, 
         yield cursor, records
 
 
-def _begin(wanted: Wanted, after: Place | None) -> tuple[Cursor, Cursor]:
-    """The command behind which to begin reading, and the event behind which to begin with entries."""
-    since = (wanted.since or _BEFORE_ALL, -1, 0)
+def _first_cursors(event_filter: EventFilter, after: LocatedEvent | None) -> tuple[Cursor, Cursor]:
+    """Two cursors: read the commands behind the first one, and return the events behind the second one."""
+    since = (event_filter.since or _BEFORE_ALL, -1, 0)
     if after is None:
         return since, since
     # The command of `after` is read again: it may have further events.
@@ -262,20 +262,20 @@ def _begin(wanted: Wanted, after: Place | None) -> tuple[Cursor, Cursor]:
     )
 
 
-class _States:
-    """Caches the newest states of instances that a walk has passed lately. `gapless`: whether it passes every event."""
+class _StateCache:
+    """Caches the states of the instances that `tenant_entries` has read last. `gapless`: whether it reads every event."""
 
     def __init__(self, pool: AsyncConnectionPool, *, gapless: bool) -> None:
         self._pool = pool
         self._gapless = gapless
-        self._known = Recent[UUID, Instance](count_max=STATES_MAX, bytes_max=STATES_BYTES_MAX)
+        self._states = Recent[UUID, Instance](count_max=STATES_MAX, bytes_max=STATES_BYTES_MAX)
 
-    async def take(self, record: Record) -> Instance | None:
-        """The instance right before `record`. Events that the walk has not passed are read and folded.
+    async def state_before(self, record: Record) -> Instance | None:
+        """The instance right before `record`. Events between the cached state and `record` are read and folded.
 
-        Raises `LogCorrupted` where it passes every event, and some before `record` are missing.
+        Raises `LogCorrupted` where there are such events although every event is read: their command is missing.
         """
-        state = self._known.get(record.stream_id)
+        state = self._states.get(record.stream_id)
         before = record.version - 1
         if self._gapless and 0 < version_of(state) < before:
             what = f"the command that led to version {version_of(state) + 1} of stream {record.stream_id} is missing"
@@ -283,9 +283,9 @@ class _States:
         if version_of(state) > before:
             state = None
         if version_of(state) < before:
-            state = await fold_on(self._pool, record.stream_id, state, upto=before)
+            state = await fold_forward(self._pool, record.stream_id, state, upto=before)
         return state
 
-    def keep(self, state: Instance) -> None:
-        before, weight = self._known.weighed(state.id)
-        self._known.put(state.id, state, weight=weight_of(state, before=before, weight=weight))
+    def put(self, state: Instance) -> None:
+        before, weight = self._states.weighed(state.id)
+        self._states.put(state.id, state, weight=weight_of(state, before=before, weight=weight))

@@ -19,7 +19,7 @@ SELECT seq, CASE WHEN recorded_at BETWEEN '0002-01-01' AND '9998-01-01' THEN rec
   FROM event
  WHERE lane = %(lane)s AND stream_id = %(stream_id)s AND version = %(version)s
 
--- name: of_instance
+-- name: instance_events
 -- A page of a stream, each event with its command. The reader reports an event without a command.
 SELECT e.lane, e.seq, e.stream_id, e.version, e.type, e.schema_version, e.payload::text,
        CASE WHEN e.recorded_at BETWEEN '0002-01-01' AND '9998-01-01' THEN e.recorded_at END,
@@ -37,7 +37,7 @@ SELECT e.lane, e.seq, e.stream_id, e.version, e.type, e.schema_version, e.payloa
 -- name: is_tenant
 SELECT EXISTS (SELECT FROM command WHERE tenant_id = %(tenant_id)s)
 
--- name: of_tenant
+-- name: tenant_events
 -- The events of a tenant's next commands, in the order of all lanes: a page (`events/pages.py`) of whole commands.
 -- A command without events of the wanted types has one row without an event, so that the reader gets on. `heads`:
 -- the last number to read of each lane. Lanes have no gaps, so that whatever is committed later has higher numbers.
@@ -52,7 +52,7 @@ SELECT k.lane, e.seq, e.stream_id, e.version, e.type, e.schema_version, e.payloa
                    AND (recorded_at, lane, first_seq) > (%(after_time)s, %(after_lane)s, %(after_seq)s)
                    AND first_seq <= (%(heads)s::bigint[])[lane + 1]
                    AND (%(until)s::timestamptz IS NULL OR recorded_at <= %(until)s::timestamptz)
-                   AND (%(actor)s::text IS NULL OR actor = %(actor)s::text OR starts_with(actor, %(kind)s::text))
+                   AND (%(actor)s::text IS NULL OR actor = %(actor)s::text OR starts_with(actor, %(actor_prefix)s::text))
                  ORDER BY recorded_at, lane, first_seq
                  LIMIT %(limit)s) k
          CROSS JOIN LATERAL (SELECT coalesce(least(sum({weight}), 1000000000), 0)::integer AS bytes
@@ -67,7 +67,7 @@ SELECT k.lane, e.seq, e.stream_id, e.version, e.type, e.schema_version, e.payloa
  WHERE k.upto_bytes - k.bytes < %(bytes)s
  ORDER BY k.recorded_at, k.lane, k.first_seq, e.seq
 
--- name: place
+-- name: locate
 -- The event at a position, with the time and the first number of its command.
 SELECT e.stream_id, e.version, e.tenant_id,
        CASE WHEN c.recorded_at BETWEEN '0002-01-01' AND '9998-01-01' THEN c.recorded_at END, c.first_seq

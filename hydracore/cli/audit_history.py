@@ -18,8 +18,8 @@ from hydracore.cli.running import load, on_database
 if TYPE_CHECKING:
     from psycopg_pool import AsyncConnectionPool
 
-    from hydracore.audit.history import Entry, Position, Wanted
-    from hydracore.audit.past import Past
+    from hydracore.audit.historical_state import HistoricalState
+    from hydracore.audit.history import Entry, EventFilter, Position
 
 #: A version, or a time.
 Moment = int | datetime
@@ -43,36 +43,36 @@ class _Moment(click.ParamType[Moment]):
         # Digits alone are a version. A year alone is not accepted as a time.
         if value.isdecimal():
             return _Version(0).convert(value, param, ctx)
-        from hydracore.audit.moments import read_time
+        from hydracore.audit.timestamps import parse_time
 
         try:
-            return read_time(value)
+            return parse_time(value)
         except ValueError as error:
             self.fail(f"{value!r} is neither a version, such as 5, nor a time: {error}", param, ctx)
 
 
-class _After(NamedTuple):
-    """The position to continue after. `heads`: up to where to read, where it continues an earlier output."""
+class _ResumePoint(NamedTuple):
+    """The position to continue after. `heads`: the last numbers to read, by lane; None: not part of the text."""
 
     position: Position
     heads: list[int] | None
 
 
-class _Position(click.ParamType[_After]):
+class _ResumePointType(click.ParamType[_ResumePoint]):
     name = "lane:number[@heads]"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> _After:
-        from hydracore.audit.cut import read_cut
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> _ResumePoint:
+        from hydracore.audit.heads_token import decode_heads
         from hydracore.audit.history import Position
 
         found = re.fullmatch(r"(\d{1,2}):(\d{1,19})(?:@([\w-]+))?", value, re.ASCII)
         if found is None or int(found[1]) >= LANES or int(found[2]) > SEQ_MAX:
             self.fail(f"{value!r} is not a position; copy one from the output, such as 6:12", param, ctx)
         try:
-            heads = None if found[3] is None else read_cut(found[3])
+            heads = None if found[3] is None else decode_heads(found[3])
         except ValueError:
             self.fail(f"{value!r} is incomplete; copy all of it", param, ctx)
-        return _After(Position(int(found[1]), int(found[2])), heads)
+        return _ResumePoint(Position(int(found[1]), int(found[2])), heads)
 
 
 class _EventType(click.ParamType[str]):
@@ -96,7 +96,7 @@ _instance: Final = click.argument("instance", type=click.UUID)
 @click.option("--until", type=Time(ends=True), help="Only events recorded at or before this time.")
 @click.option("--type", "types", type=_EventType(), multiple=True, help="Only events of this type. Repeatable.")
 @click.option("--actor", type=Text(), help="Only events by this actor (admin:ops), or by all actors of a kind (admin).")
-@click.option("--after", type=_Position(), help="Continue after this position, as printed by --limit.")
+@click.option("--after", type=_ResumePointType(), help="Continue after this position, as printed by --limit.")
 @click.option("--limit", type=click.IntRange(1), help="Stop after this many events and print how to continue.")
 @json_option
 def show(
@@ -107,7 +107,7 @@ def show(
     until: datetime | None,
     types: tuple[str, ...],
     actor: str | None,
-    after: _After | None,
+    after: _ResumePoint | None,
     limit: int | None,
     as_json: bool,
 ) -> None:
@@ -118,21 +118,21 @@ def show(
 
     TIME is RFC 3339, in UTC unless it has an offset. With --json, each event is one JSON document on one line.
     """
-    from hydracore.audit.cut import cut_text
-    from hydracore.audit.history import Wanted, heads_now
+    from hydracore.audit.heads_token import encode_heads
+    from hydracore.audit.history import EventFilter, current_heads
     from hydracore.cli.audit_history_view import print_events
 
     if (instance is None) == (tenant is None):
         raise click.UsageError("Give either INSTANCE or --tenant.")
     if since is not None and until is not None and since > until:
         raise click.UsageError("--since must not be after --until.")
-    wanted = Wanted(since=since, until=until, types=types, actor=actor)
+    event_filter = EventFilter(since=since, until=until, types=types, actor=actor)
 
     async def work(pool: AsyncConnectionPool) -> None:
-        heads = await heads_now(pool) if after is None or after.heads is None else after.heads
-        cut = None if tenant is None else cut_text(heads)
-        async with aclosing(_entries(pool, instance, tenant, wanted, after=after, heads=heads)) as entries:
-            await print_events(entries, limit=limit, cut=cut, as_json=as_json)
+        heads = await current_heads(pool) if after is None or after.heads is None else after.heads
+        heads_token = None if tenant is None else encode_heads(heads)
+        async with aclosing(_entries(pool, instance, tenant, event_filter, after=after, heads=heads)) as entries:
+            await print_events(entries, limit=limit, heads_token=heads_token, as_json=as_json)
 
     on_database(load(), work)
 
@@ -147,16 +147,16 @@ def state(*, instance: UUID, at: datetime | None, version: int | None, as_json: 
 
     Without --at and --version, shows the present state.
     """
-    from hydracore.audit.past import state_at
-    from hydracore.audit.showing import sealed, shown_state
+    from hydracore.audit.historical_state import state_at
+    from hydracore.audit.history_rendering import hide_sealed, render_state
     from hydracore.cli.audit_history_view import print_state
 
     if at is not None and version is not None:
         raise click.UsageError("Give either --at or --version.")
 
     async def work(pool: AsyncConnectionPool) -> None:
-        past = await state_at(pool, instance, version=version, at=at)
-        print_state(await shown_state(past, sealed), as_json=as_json)
+        historical = await state_at(pool, instance, version=version, at=at)
+        print_state(await render_state(historical, hide_sealed), as_json=as_json)
 
     on_database(load(), work)
 
@@ -172,36 +172,36 @@ def diff(*, instance: UUID, start: Moment, end: Moment | None, as_json: bool) ->
     For each changed field: both values, and the events that changed it.
     """
     from hydracore.audit.difference import difference
-    from hydracore.audit.showing import sealed, shown_difference
+    from hydracore.audit.history_rendering import hide_sealed, render_difference
     from hydracore.cli.audit_history_view import print_difference
 
     async def work(pool: AsyncConnectionPool) -> None:
-        last = await _past(pool, instance, end)
-        first = await _start(pool, instance, start)
+        last = await _state_at_moment(pool, instance, end)
+        first = await _state_at_start(pool, instance, start)
         if first is not None and first.state.version > last.state.version:
             raise click.UsageError("--from must not be after --to.")
         found = await difference(pool, instance, start=first, end=last)
-        print_difference(await shown_difference(found, sealed), as_json=as_json)
+        print_difference(await render_difference(found, hide_sealed), as_json=as_json)
 
     on_database(load(), work)
 
 
-async def _start(pool: AsyncConnectionPool, instance: UUID, moment: Moment) -> Past | None:
+async def _state_at_start(pool: AsyncConnectionPool, instance: UUID, moment: Moment) -> HistoricalState | None:
     """The instance at a moment; None at a moment before its first event. Raises `NothingThere`."""
     from hydracore.audit.errors import NothingThere
 
     if moment == 0:
         return None
     try:
-        return await _past(pool, instance, moment)
+        return await _state_at_moment(pool, instance, moment)
     except NothingThere:
         if isinstance(moment, datetime):
             return None
         raise
 
 
-async def _past(pool: AsyncConnectionPool, instance: UUID, moment: Moment | None) -> Past:
-    from hydracore.audit.past import state_at
+async def _state_at_moment(pool: AsyncConnectionPool, instance: UUID, moment: Moment | None) -> HistoricalState:
+    from hydracore.audit.historical_state import state_at
 
     if isinstance(moment, datetime):
         return await state_at(pool, instance, at=moment)
@@ -212,24 +212,24 @@ async def _entries(
     pool: AsyncConnectionPool,
     instance: UUID | None,
     tenant: str | None,
-    wanted: Wanted,
+    event_filter: EventFilter,
     *,
-    after: _After | None,
+    after: _ResumePoint | None,
     heads: list[int],
 ) -> AsyncGenerator[Entry]:
     """The events that were asked for. Raises `NothingThere`."""
-    from hydracore.audit.history import locate, of_instance, of_tenant
-    from hydracore.audit.past import state_at
+    from hydracore.audit.historical_state import state_at
+    from hydracore.audit.history import instance_entries, locate, tenant_entries
 
-    place = None if after is None else await locate(pool, after.position)
-    if place is not None and (place.tenant_id if instance is None else place.stream_id) != (instance or tenant):
-        raise click.UsageError(f"--after {place.position} is an event of another instance or tenant.")
+    located = None if after is None else await locate(pool, after.position)
+    if located is not None and (located.tenant_id if instance is None else located.stream_id) != (instance or tenant):
+        raise click.UsageError(f"--after {located.position} is an event of another instance or tenant.")
     if instance is None:
         assert tenant is not None
-        entries = of_tenant(pool, tenant, wanted, heads=heads, after=place)
+        entries = tenant_entries(pool, tenant, event_filter, heads=heads, after=located)
     else:
-        before = None if place is None else (await state_at(pool, instance, version=place.version)).state
-        entries = of_instance(pool, instance, wanted, after=before)
+        before = None if located is None else (await state_at(pool, instance, version=located.version)).state
+        entries = instance_entries(pool, instance, event_filter, after=before)
     async with aclosing(entries):
         async for entry in entries:
             yield entry

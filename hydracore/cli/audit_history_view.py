@@ -14,28 +14,39 @@ import msgspec
 
 from hydracore.audit.changes import Change, leaves
 from hydracore.audit.history import Entry
-from hydracore.audit.moments import ms_text
-from hydracore.audit.showing import HistoryDifference, HistoryEvent, HistoryState, HistoryStep, sealed, shown_event
+from hydracore.audit.history_rendering import (
+    HistoryDifference,
+    HistoryEvent,
+    HistoryFieldEvent,
+    HistoryState,
+    hide_sealed,
+    render_event,
+)
+from hydracore.audit.timestamps import ms_text
 from hydracore.cli.printing import SHOWN_MAX, brief, escaped, print_json, print_json_line, quoted, say
 from hydracore.wording import plural
 
 
-async def print_events(entries: AsyncGenerator[Entry], *, limit: int | None, cut: str | None, as_json: bool) -> None:
+async def print_events(
+    entries: AsyncGenerator[Entry], *, limit: int | None, heads_token: str | None, as_json: bool
+) -> None:
     """Print at most `limit` events, each as soon as it is read.
 
-    `cut`: the position up to which a tenant's events are read, as text; None for an instance's events. If there are
+    `heads_token`: the heads up to which a tenant's events are read; None for an instance's events. If there are
     more events, says on standard error how to continue.
     """
     count, last = 0, None
     async for entry in entries:
         if count == limit:
-            say(f"continue with: --after {last}{'' if cut is None else f'@{cut}'}", err=True, whole=True)
+            say(
+                f"continue with: --after {last}{'' if heads_token is None else f'@{heads_token}'}", err=True, whole=True
+            )
             return
-        event = await shown_event(entry, sealed)
+        event = await render_event(entry, hide_sealed)
         if as_json:
             print_json_line(event)
         else:
-            say(*_lines(event, of_tenant=cut is not None), bold=True)
+            say(*_lines(event, of_tenant=heads_token is not None), bold=True)
         count, last = count + 1, f"{event.lane}:{event.seq}"
     if not count:
         say("no matching events", err=True)
@@ -72,7 +83,7 @@ def print_difference(found: HistoryDifference, *, as_json: bool) -> None:
         say("no differences")
 
 
-def _step(field: str, step: HistoryStep, *, is_one_of_many: bool) -> str:
+def _step(field: str, step: HistoryFieldEvent, *, is_one_of_many: bool) -> str:
     values = f": {_value(field, step.before)} -> {_value(field, step.after)}" if is_one_of_many else ""
     return (
         f"    v{step.version}  {step.recorded_at}  {step.type} by {_name(step.actor)} ({_name(step.command)}){values}"

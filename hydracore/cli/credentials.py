@@ -9,7 +9,7 @@ from uuid import UUID
 import click
 
 from hydracore import settings as configuration
-from hydracore.audit.moments import time_text
+from hydracore.audit.timestamps import time_text
 from hydracore.cli.printing import Text, json_option, print_json, say
 from hydracore.cli.running import APPLICATION, failures, load, on_connection
 from hydracore.signals import run_to_completion

@@ -178,9 +178,9 @@ class Time(click.ParamType[datetime]):
         self._ends = ends
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        from hydracore.audit.moments import read_end, read_time
+        from hydracore.audit.timestamps import parse_end_time, parse_time
 
-        read = read_end if self._ends else read_time
+        read = parse_end_time if self._ends else parse_time
         try:
             return value if isinstance(value, datetime) else read(value)
         except ValueError as error:

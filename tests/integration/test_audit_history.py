@@ -18,10 +18,10 @@ from click.testing import Result
 
 from events import folding
 from events.types import Sealed
-from hydracore.audit import difference, history, past
-from hydracore.audit.history import Wanted, of_instance, of_tenant
-from hydracore.audit.past import state_at
-from hydracore.audit.showing import sealed, shown_event
+from hydracore.audit import difference, historical_state, history
+from hydracore.audit.historical_state import state_at
+from hydracore.audit.history import EventFilter, instance_entries, tenant_entries
+from hydracore.audit.history_rendering import hide_sealed, render_event
 from tests import lives
 from tests.audit_log import Log, SealedLogs, run
 from tests.requests_to_log import origin, requested
@@ -114,15 +114,15 @@ async def test_others_get_their_turn_while_a_long_history_is_folded(log: Log, mo
 
     read_before = folding.read
     monkeypatch.setattr(folding, "read", read)
-    monkeypatch.setattr(past, "TURN", 2)
-    monkeypatch.setattr(history, "TURN", 2)
+    monkeypatch.setattr(historical_state, "YIELD_EVERY", 2)
+    monkeypatch.setattr(history, "YIELD_EVERY", 2)
     looking = asyncio.create_task(look())
 
     await state_at(log.pool, log.ids[0])
     while_folding = seen.copy()
     folded.clear()
     seen.clear()
-    found = [entry async for entry in of_instance(log.pool, log.ids[0], Wanted(actor="nobody"))]
+    found = [entry async for entry in instance_entries(log.pool, log.ids[0], EventFilter(actor="nobody"))]
     looking.cancel()
 
     assert found == []
@@ -148,9 +148,9 @@ async def test_everything_of_a_tenant_comes_in_one_order_however_it_is_read(
         )
 
     # Pages of three commands, and a memory of one state: the same.
-    monkeypatch.setattr(history, "COMMANDS", 3)
+    monkeypatch.setattr(history, "COMMANDS_PER_PAGE", 3)
     monkeypatch.setattr(history, "STATES_MAX", 1)
-    monkeypatch.setattr(past, "PAGE", 2)
+    monkeypatch.setattr(historical_state, "EVENTS_PER_PAGE", 2)
     assert await shown(log, "--tenant", "acme") == whole
     named = [event for event in whole if event["type"] == "config_changed"]
     assert await shown(log, "--tenant", "acme", "--type", "config_changed") == named
@@ -182,12 +182,15 @@ async def test_pages_of_a_tenant_are_all_of_what_was_there_when_the_first_was_re
 async def test_what_is_appended_while_a_tenant_is_read_is_left_to_the_next(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history, "COMMANDS", 1)
+    monkeypatch.setattr(history, "COMMANDS_PER_PAGE", 1)
     seen = 0
 
-    async for entry in of_tenant(log.pool, "acme", Wanted()):
+    async for entry in tenant_entries(log.pool, "acme", EventFilter()):
         await log.name(seen % 3, f"in between {seen}")
-        assert (await shown_event(entry, sealed)).fields.get("agent_name", "") not in {"in between 0", "in between 1"}
+        assert (await render_event(entry, hide_sealed)).fields.get("agent_name", "") not in {
+            "in between 0",
+            "in between 1",
+        }
         seen += 1
 
     assert seen == 13
@@ -196,7 +199,7 @@ async def test_what_is_appended_while_a_tenant_is_read_is_left_to_the_next(
 async def test_the_state_at_every_version_and_time_is_the_fold_of_what_was_recorded_by_then(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(past, "PAGE", 2)
+    monkeypatch.setattr(historical_state, "EVENTS_PER_PAGE", 2)
     first = log.ids[0]
     events = await shown(log, str(first))
 
@@ -252,7 +255,7 @@ async def test_a_difference_names_the_fields_and_the_events_that_did_it(log: Log
 async def test_of_many_events_that_changed_a_field_the_last_are_shown_and_how_many_there_were(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(difference, "STEPS_MAX", 2)
+    monkeypatch.setattr(difference, "FIELD_EVENTS_MAX", 2)
     for name in ("third", "fourth"):
         await log.name(0, name)
 

@@ -18,8 +18,8 @@ from events.ids import lane_of
 from events.types import Sealed
 from hydracore.audit.exporting import Request as Export
 from hydracore.audit.exporting import export
-from hydracore.audit.history import Wanted, of_instance, of_tenant
-from hydracore.audit.past import state_at
+from hydracore.audit.historical_state import state_at
+from hydracore.audit.history import EventFilter, instance_entries, tenant_entries
 from hydracore.audit.verifying import Progress, Request, verify
 from projections import spilling, stream_assembly
 from projections.instance import InstanceProjection
@@ -62,9 +62,9 @@ async def test_a_history_of_large_events_is_read_a_page_at_a_time(database_url: 
             loaded = await store.load(instance_id)
             past = await state_at(pool, instance_id)
         with holding_less_than(PEAK_BYTES_MAX):
-            shown = [entry.record.version async for entry in of_instance(pool, instance_id, Wanted())]
+            shown = [entry.record.version async for entry in instance_entries(pool, instance_id, EventFilter())]
         with holding_less_than(PEAK_BYTES_MAX):
-            tenant = [entry.record.version async for entry in of_tenant(pool, past.state.tenant_id, Wanted())]
+            tenant = [entry.record.version async for entry in tenant_entries(pool, past.state.tenant_id, EventFilter())]
 
     assert loaded == past.state
     assert shown == tenant == list(range(1, past.state.version + 1))

@@ -16,8 +16,8 @@ from events.ids import lane_of
 from events.types import Sealed
 from hydracore.audit import history
 from hydracore.audit.difference import difference
-from hydracore.audit.history import Wanted, of_tenant
-from hydracore.audit.past import state_at
+from hydracore.audit.historical_state import state_at
+from hydracore.audit.history import EventFilter, tenant_entries
 from hydracore.audit.verifying import Progress, Request, verify
 from tests.memory import holding_less_than
 from tests.requests_to_log import NOW_MS, open_store
@@ -56,9 +56,11 @@ async def test_of_many_large_states_no_more_are_kept_than_there_is_room_for(data
             for instance_id in lives:
                 await store.load(instance_id)
         with holding_less_than(PEAK_BYTES_MAX):
-            walked = [entry.event async for entry in of_tenant(pool, "acme", Wanted(types=("consent_changed",)))]
+            walked = [
+                entry.event async for entry in tenant_entries(pool, "acme", EventFilter(types=("consent_changed",)))
+            ]
             count = 0
-            async for _ in of_tenant(pool, "acme", Wanted()):
+            async for _ in tenant_entries(pool, "acme", EventFilter()):
                 count += 1
 
     assert walked == []

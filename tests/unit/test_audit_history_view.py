@@ -8,7 +8,7 @@ from uuid import UUID
 import click
 from click.testing import CliRunner
 
-from hydracore.audit.showing import HistoryChange, HistoryDifference, HistoryState, HistoryStep
+from hydracore.audit.history_rendering import HistoryChange, HistoryDifference, HistoryFieldEvent, HistoryState
 from hydracore.cli.audit_history_view import print_difference, print_state
 from hydracore.cli.printing import LINE_MAX, SHOWN_MAX, brief
 
@@ -40,7 +40,7 @@ def test_a_name_that_is_long_moves_no_other_line_of_a_state_out_of_sight() -> No
 
 
 def test_a_difference_shows_the_beginning_of_a_name_and_then_what_came_of_it() -> None:
-    step = HistoryStep(
+    step = HistoryFieldEvent(
         lane=7, seq=1, version=2, recorded_at=TIME, type="config_changed", actor=LONG, command=LONG, before=1, after=2
     )
     change = HistoryChange(field=LONG, before=1, after=LONG, event_count=1, events=[step])

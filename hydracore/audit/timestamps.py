@@ -1,4 +1,4 @@
-"""Times as people write and read them: RFC 3339, in UTC unless the text says otherwise, and as short as a date."""
+"""Parses and formats times: RFC 3339, in UTC unless the text has an offset. A date alone is accepted, too."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from events.times import EPOCH
 NOT_A_TIME: Final = "not a time such as 2026-11-23T20:47:41Z"
 
 
-#: RFC 3339, of which the offset, the seconds and the whole time may be left out. ISO 8601 has more, such as days of weeks.
+#: RFC 3339, in which the offset, the seconds or the whole time of day may be left out. The rest of ISO 8601, such as
+#: week dates, is not accepted.
 _DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _TIME: Final = re.compile(
     _DATE.pattern + r"([Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?([Zz]|[+-][0-9]{2}:[0-9]{2})?)?"
 )
 
 _DAY: Final = timedelta(days=1)
-_MOMENT: Final = timedelta(microseconds=1)
+_MICROSECOND: Final = timedelta(microseconds=1)
 
 
-def read_time(text: str) -> datetime:
-    """`text` as a time in UTC. A date alone means its first moment; a time without an offset is in UTC.
+def parse_time(text: str) -> datetime:
+    """`text` as a time in UTC. A date alone means its first microsecond; a time without an offset is in UTC.
 
     Raises `ValueError` with what to write instead.
     """
@@ -36,10 +37,10 @@ def read_time(text: str) -> datetime:
         raise ValueError(NOT_A_TIME) from None
 
 
-def read_end(text: str) -> datetime:
-    """As `read_time`, for the end of a period: a date alone means its last moment, so that the day is included."""
-    time = read_time(text)
-    return time + (_DAY - _MOMENT) if _DATE.fullmatch(text) else time
+def parse_end_time(text: str) -> datetime:
+    """As `parse_time`, for the end of a period: a date alone means its last microsecond, so that the day is included."""
+    time = parse_time(text)
+    return time + (_DAY - _MICROSECOND) if _DATE.fullmatch(text) else time
 
 
 def time_text(time: datetime) -> str:
@@ -55,8 +56,8 @@ def ms_text(at_ms: int) -> str | int:
         return at_ms
 
 
-def some_time(lane: int, seq: int, recorded_at: datetime | None) -> datetime:
-    """`recorded_at`. Raises `LogCorrupted` where it is None, as statements give a time that no calendar has."""
+def require_time(lane: int, seq: int, recorded_at: datetime | None) -> datetime:
+    """`recorded_at`. Raises `LogCorrupted` where it is None: statements return null for a time that no calendar has."""
     if recorded_at is None:
         raise LogCorrupted(lane, seq, "it was recorded at a time that is out of range")
     return recorded_at

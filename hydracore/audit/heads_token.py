@@ -1,6 +1,6 @@
-"""The heads of all lanes as a short text.
+"""Encodes the heads of all lanes as a short text.
 
-A client that goes on with it later reads the same part of the log as before.
+A client that continues with this text reads the same part of the log as before, whatever was appended since.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from collections.abc import Iterator, Sequence
 from events.ids import LANES, SEQ_MAX
 from hydracore import base64url
 
-#: A byte has seven bits of a number, the lowest first, and says whether more follow (LEB128).
+#: LEB128: each byte has seven bits of a number, the lowest first, and one bit that says whether more bytes follow.
 _BITS = 7
 _MORE = 1 << _BITS
 
 
-def cut_text(heads: Sequence[int]) -> str:
+def encode_heads(heads: Sequence[int]) -> str:
     """The heads as letters, digits, `-` and `_`: about three characters per lane."""
     assert len(heads) == LANES, "a head for each lane"
-    return base64url.encode(b"".join(map(_bytes_of, heads)))
+    return base64url.encode(b"".join(map(_encode_number, heads)))
 
 
-def read_cut(text: str) -> list[int]:
-    """The heads. Raises `ValueError` where the text is not one of `cut_text`."""
+def decode_heads(text: str) -> list[int]:
+    """The heads, by lane. Raises `ValueError` where the text is none that `encode_heads` returns."""
     try:
-        heads = list(_numbers(base64url.decode(text)))
+        heads = list(_decode_numbers(base64url.decode(text)))
     except binascii.Error:
         heads = []
     if len(heads) != LANES or max(heads) > SEQ_MAX:
@@ -33,7 +33,7 @@ def read_cut(text: str) -> list[int]:
     return heads
 
 
-def _bytes_of(number: int) -> bytes:
+def _encode_number(number: int) -> bytes:
     parts = bytearray()
     while number >= _MORE:
         parts.append(number % _MORE + _MORE)
@@ -41,7 +41,7 @@ def _bytes_of(number: int) -> bytes:
     return bytes((*parts, number))
 
 
-def _numbers(text: bytes) -> Iterator[int]:
+def _decode_numbers(text: bytes) -> Iterator[int]:
     number = shift = 0
     for byte in text:
         number += byte % _MORE << shift

@@ -17,10 +17,17 @@ from events.evolve import evolve
 from events.state import Config, Instance
 from events.types import Sealed
 from hydracore.audit.changes import changes_between, leaves
+from hydracore.audit.historical_state import HistoricalState
 from hydracore.audit.history import Entry, Record
-from hydracore.audit.moments import read_end, read_time, time_text
-from hydracore.audit.past import Past
-from hydracore.audit.showing import SEALED, SEALED_FIELDS, SEALED_WITHIN, sealed, shown_event, shown_state
+from hydracore.audit.history_rendering import (
+    PARTLY_SEALED_FIELDS,
+    SEALED,
+    SEALED_FIELDS,
+    hide_sealed,
+    render_event,
+    render_state,
+)
+from hydracore.audit.timestamps import parse_end_time, parse_time, time_text
 from tests import lives
 from tests.lives import NOW_MS, Life
 from tests.unit.test_erasure import FULL
@@ -52,12 +59,12 @@ def test_every_field_that_is_sealed_is_known_to_be() -> None:
     hints = {name: hint for shape in shapes for name, hint in get_type_hints(shape).items()}
 
     assert {name for name, hint in hints.items() if Sealed in get_args(hint)} == SEALED_FIELDS
-    assert hints.keys() >= SEALED_WITHIN
+    assert hints.keys() >= PARTLY_SEALED_FIELDS
 
 
 async def test_what_stands_for_a_credential_is_masked_wherever_it_is() -> None:
     life = Life.after(*lives.RUNNING, lives.delete(), lives.teardown("key_revoked"))
-    said = [await shown_event(entry, sealed) for entry in entries(life)]
+    said = [await render_event(entry, hide_sealed) for entry in entries(life)]
     text = msgspec.json.encode(said).decode()
 
     hashes = {
@@ -77,7 +84,7 @@ async def test_what_was_stored_before_it_was_known_for_a_secret_is_masked() -> N
     }
     life = Life.after(*lives.RUNNING, c.PatchPlatformConfig(at_ms=NOW_MS, integrations=(old,)))
 
-    event = await shown_event(entries(life)[-1], sealed)
+    event = await render_event(entries(life)[-1], hide_sealed)
 
     assert event.fields["integrations"] == [
         {"id": "mail", "smtp": {"pass": "****ter2"}, "endpoint": "****test", "token": SEALED}
@@ -88,9 +95,9 @@ async def test_what_was_stored_before_it_was_known_for_a_secret_is_masked() -> N
 async def test_no_ciphertext_is_shown_of_any_event_or_state() -> None:
     life = Life.after(*SECRETIVE)
 
-    shown = [msgspec.json.encode(await shown_event(entry, sealed)) for entry in entries(life)]
+    shown = [msgspec.json.encode(await render_event(entry, hide_sealed)) for entry in entries(life)]
     states = [
-        msgspec.json.encode(await shown_state(Past(each.after, each.record.recorded_at), sealed))
+        msgspec.json.encode(await render_state(HistoricalState(each.after, each.record.recorded_at), hide_sealed))
         for each in entries(life)
     ]
 
@@ -132,7 +139,7 @@ def test_the_changes_of_all_events_add_up_to_the_state(way: tuple[c.AnyCommand, 
     ],
 )
 def test_times_are_read_as_people_write_them(text: str, time: str) -> None:
-    assert time_text(read_time(text)) == time
+    assert time_text(parse_time(text)) == time
 
 
 @pytest.mark.parametrize(
@@ -140,7 +147,7 @@ def test_times_are_read_as_people_write_them(text: str, time: str) -> None:
     [("2026-11-23", "2026-11-23T23:59:59.999999Z"), ("2026-11-23T20:47Z", "2026-11-23T20:47:00.000000Z")],
 )
 def test_a_day_that_something_ends_with_belongs_to_it(text: str, time: str) -> None:
-    assert time_text(read_end(text)) == time
+    assert time_text(parse_end_time(text)) == time
 
 
 @pytest.mark.parametrize(
@@ -159,4 +166,4 @@ def test_a_day_that_something_ends_with_belongs_to_it(text: str, time: str) -> N
 )
 def test_what_is_no_time_is_refused_with_what_to_write(text: str) -> None:
     with pytest.raises(ValueError, match="such as 2026-11-23T20:47:41Z"):
-        read_time(text)
+        parse_time(text)

@@ -1,7 +1,7 @@
-"""The form of histories that are shown on a terminal, as JSON and over HTTP: sealed texts are never shown raw.
+"""Renders histories for terminals, as JSON and over HTTP. Ciphertext is never shown.
 
-The caller decides what is shown in place of a sealed text (`Show`). Hashes of credentials are cut to a
-length that tells two apart.
+The caller decides what is shown in place of a sealed text (`RenderSealed`). Hashes of credentials are masked:
+enough is left to tell two apart.
 """
 
 from __future__ import annotations
@@ -17,26 +17,25 @@ from events.evolve_use import looks_sealed
 from events.state import SEALED_OF_CONFIG, SEALED_OF_INSTANCE
 from hydracore.audit.changes import Change, changes_between
 from hydracore.audit.difference import Difference
+from hydracore.audit.event_phrases import phrase
+from hydracore.audit.historical_state import HistoricalState
 from hydracore.audit.history import Entry
-from hydracore.audit.moments import ms_text, time_text
-from hydracore.audit.past import Past
-from hydracore.audit.words import phrase
+from hydracore.audit.timestamps import ms_text, time_text
 from hydracore.documents import mask, replace_secrets
 
 #: What is shown for a sealed text that is not opened, and for one whose key was destroyed.
 SEALED: Final = "(sealed)"
 ERASED: Final = "(erased)"
 
-#: Fields of events and of the state that hold one sealed text, and those that hold lists with sealed texts among others.
+#: Fields of events and of the state that hold one sealed text, and fields that hold lists in which some texts are sealed.
 SEALED_FIELDS: Final = frozenset({*SEALED_OF_INSTANCE, *SEALED_OF_CONFIG})
-SEALED_WITHIN: Final = frozenset({"integrations", "skills"})
+PARTLY_SEALED_FIELDS: Final = frozenset({"integrations", "skills"})
 
-#: The endings of the names of fields that stand for a credential. They are of no use to anybody, and not
-#: needed in full.
-_OF_CREDENTIALS: Final = ("_hash", "_nonce")
+#: How the names of fields end that hold a hash or a nonce of a credential. Nobody needs those values in full.
+_CREDENTIAL_SUFFIXES: Final = ("_hash", "_nonce")
 
 #: Returns what to show for a sealed text. Takes the name of its field, and the text.
-Show = Callable[[str, str], Awaitable[Any]]
+RenderSealed = Callable[[str, str], Awaitable[Any]]
 
 TimeText = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 
@@ -74,8 +73,8 @@ class HistoryState(msgspec.Struct, frozen=True, kw_only=True):
     state: dict[str, Any]
 
 
-class HistoryStep(msgspec.Struct, frozen=True, kw_only=True):
-    """An event that changed a field, and how."""
+class HistoryFieldEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that changed a field, with the values of the field before and after it."""
 
     lane: int
     seq: int
@@ -92,7 +91,7 @@ class HistoryChange(Change, frozen=True, kw_only=True):
     """A field that is different at the end, with the number of events that changed it, and the last of these."""
 
     event_count: int
-    events: list[HistoryStep]
+    events: list[HistoryFieldEvent]
 
 
 class HistoryDifference(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,12 +105,12 @@ class HistoryDifference(msgspec.Struct, frozen=True, kw_only=True):
     changes: list[HistoryChange]
 
 
-async def sealed(_field: str, _text: str) -> str:
-    """A `Show` that opens nothing."""
+async def hide_sealed(_field: str, _text: str) -> str:
+    """A `RenderSealed` that opens nothing."""
     return SEALED
 
 
-async def shown_event(entry: Entry, show: Show) -> HistoryEvent:
+async def render_event(entry: Entry, render_sealed: RenderSealed) -> HistoryEvent:
     record = entry.record
     fields: dict[str, Any] = msgspec.to_builtins(entry.event)
     del fields["type"], fields["at_ms"]
@@ -124,46 +123,46 @@ async def shown_event(entry: Entry, show: Show) -> HistoryEvent:
         happened_at=ms_text(entry.event.at_ms),
         type=record.type,
         what=phrase(entry.event),
-        fields=await shown("", fields, show),
+        fields=await render_field("", fields, render_sealed),
         actor=record.actor,
         command=record.command,
         command_id=record.command_id,
         correlation_id=record.correlation_id,
         causation_id=record.causation_id,
-        changes=[await _shown_change(change, show) for change in changes_between(entry.before, entry.after)],
+        changes=[await _render_change(change, render_sealed) for change in changes_between(entry.before, entry.after)],
     )
 
 
-async def shown_state(past: Past, show: Show) -> HistoryState:
+async def render_state(historical: HistoricalState, render_sealed: RenderSealed) -> HistoryState:
     return HistoryState(
-        instance_id=past.state.id,
-        version=past.state.version,
-        recorded_at=time_text(past.recorded_at),
-        state=await shown("", msgspec.to_builtins(past.state), show),
+        instance_id=historical.state.id,
+        version=historical.state.version,
+        recorded_at=time_text(historical.recorded_at),
+        state=await render_field("", msgspec.to_builtins(historical.state), render_sealed),
     )
 
 
-async def shown_difference(found: Difference, show: Show) -> HistoryDifference:
+async def render_difference(found: Difference, render_sealed: RenderSealed) -> HistoryDifference:
     changes = [
         HistoryChange(
-            **msgspec.structs.asdict(await _shown_change(change, show)),
-            event_count=steps.count,
+            **msgspec.structs.asdict(await _render_change(change, render_sealed)),
+            event_count=field_events.count,
             events=[
-                HistoryStep(
-                    lane=step.lane,
-                    seq=step.seq,
-                    version=step.version,
-                    recorded_at=time_text(step.recorded_at),
-                    type=step.type,
-                    actor=step.actor,
-                    command=step.command,
-                    before=await _shown_value(step.change.field, step.change.before, show),
-                    after=await _shown_value(step.change.field, step.change.after, show),
+                HistoryFieldEvent(
+                    lane=event.lane,
+                    seq=event.seq,
+                    version=event.version,
+                    recorded_at=time_text(event.recorded_at),
+                    type=event.type,
+                    actor=event.actor,
+                    command=event.command,
+                    before=await _render_path_value(event.change.field, event.change.before, render_sealed),
+                    after=await _render_path_value(event.change.field, event.change.after, render_sealed),
                 )
-                for step in steps.last
+                for event in field_events.last
             ],
         )
-        for change, steps in found.changes
+        for change, field_events in found.changes
     ]
     return HistoryDifference(
         instance_id=found.end.state.id,
@@ -175,43 +174,45 @@ async def shown_difference(found: Difference, show: Show) -> HistoryDifference:
     )
 
 
-async def _shown_change(change: Change, show: Show) -> Change:
+async def _render_change(change: Change, render_sealed: RenderSealed) -> Change:
     return Change(
         field=change.field,
-        before=await _shown_value(change.field, change.before, show),
-        after=await _shown_value(change.field, change.after, show),
+        before=await _render_path_value(change.field, change.before, render_sealed),
+        after=await _render_path_value(change.field, change.after, render_sealed),
     )
 
 
-async def _shown_value(field: str, value: Any, show: Show) -> Any:
-    return await shown(field.rpartition(".")[2], value, show)
+async def _render_path_value(field: str, value: Any, render_sealed: RenderSealed) -> Any:
+    return await render_field(field.rpartition(".")[2], value, render_sealed)
 
 
-async def shown(name: str, value: Any, show: Show) -> Any:
-    """`value` of the field `name` (empty: a whole document), with what `show` returns in place of sealed texts."""
-    if name in SEALED_WITHIN:
-        return await _shown_within(name, value, show)
+async def render_field(name: str, value: Any, render_sealed: RenderSealed) -> Any:
+    """`value` of the field `name` (empty: a whole document), with what `render_sealed` returns in place of sealed texts."""
+    if name in PARTLY_SEALED_FIELDS:
+        return await _render_partly_sealed(name, value, render_sealed)
     if isinstance(value, dict):
-        return {key: await shown(key, item, show) for key, item in cast("dict[str, Any]", value).items()}
+        return {
+            key: await render_field(key, item, render_sealed) for key, item in cast("dict[str, Any]", value).items()
+        }
     if isinstance(value, list | tuple):
-        return [await shown(name, item, show) for item in cast("list[Any]", value)]
+        return [await render_field(name, item, render_sealed) for item in cast("list[Any]", value)]
     if not isinstance(value, str):
         return value
     if name in SEALED_FIELDS:
-        return await show(name, value)
-    return mask(value) if name.endswith(_OF_CREDENTIALS) else value
+        return await render_sealed(name, value)
+    return mask(value) if name.endswith(_CREDENTIAL_SUFFIXES) else value
 
 
-async def _shown_within(name: str, value: Any, show: Show) -> Any:
-    """A list whose owner chooses the names of fields: sealed texts are recognized by their form.
+async def _render_partly_sealed(name: str, value: Any, render_sealed: RenderSealed) -> Any:
+    """Render a list in which the owner chooses the names of fields: sealed texts are recognized by their form.
 
-    Secrets that were stored in the clear, before they were known as such, are masked.
+    Secrets that were stored in the clear, before the field was known to hold a secret, are masked.
     """
 
     async def hide(text: str) -> str:
         return text if looks_sealed(text) else mask(text)
 
     async def open_sealed(text: str) -> Any:
-        return await show(name, text) if looks_sealed(text) else text
+        return await render_sealed(name, text) if looks_sealed(text) else text
 
     return await replace_secrets(await replace_secrets(value, hide), open_sealed, secret=True)

@@ -41,7 +41,7 @@ _PHRASES: Final[dict[type[e.Event], str]] = {
     e.CustomerErased: "the customer's key was destroyed",
 }
 
-assert set(_PHRASES) == set(get_args(e.AnyEvent)), "every event of the union has its words"
+assert set(_PHRASES) == set(get_args(e.AnyEvent)), "every event of the union has a phrase"
 
 
 def phrase(event: e.AnyEvent) -> str:
