@@ -31,7 +31,7 @@ from hydracore.api.operations import Answer, operation
 from hydracore.api.paging import next_link
 from hydracore.api.validation import RequestValues
 from hydracore.api.vault import Vault
-from hydracore.audit.errors import NothingThere
+from hydracore.audit.errors import NotInLog
 from hydracore.audit.historical_state import state_at
 from hydracore.audit.history import EventFilter, instance_entries
 from hydracore.audit.history_rendering import RenderSealed, hide_sealed, render_event, render_state
@@ -131,7 +131,7 @@ class Histories:
 def _not_found_translated() -> Generator[None]:
     try:
         yield
-    except NothingThere as error:
+    except NotInLog as error:
         raise NotFound(str(error)) from error
 
 

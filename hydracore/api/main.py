@@ -142,9 +142,9 @@ async def open_parts(settings: Settings, catalogue: Catalogue) -> AsyncGenerator
             )
         )
         if settings.erasure_file is None:
-            await erasing.refuse_unlisted(pool)
+            await erasing.require_no_erasures(pool)
         else:
-            await erasing.destroy_again(pool, ErasureFile(settings.erasure_file))
+            await erasing.destroy_restored_keys(pool, ErasureFile(settings.erasure_file))
         keyring = Keyring(pool, master_keys=settings.master_keys)
         await keyring.check()
         redis = await stack.enter_async_context(open_redis(settings.redis_url))

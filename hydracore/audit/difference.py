@@ -35,7 +35,7 @@ class FieldEvent(NamedTuple):
 
 
 class FieldEvents:
-    """The events that changed a field: their number, and the last `FIELD_EVENTS_MAX`, or fewer where values are large."""
+    """The events that changed a field: how many, and the last `FIELD_EVENTS_MAX`, or fewer where values are large."""
 
     def __init__(self) -> None:
         self.count = 0

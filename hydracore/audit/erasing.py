@@ -27,17 +27,17 @@ from events.record import Origin
 from events.sql import Statements
 from events.store import EventStore
 from hydracore.audit.erasure_file import Erasure, ErasureFile
-from hydracore.audit.errors import NAMED_MAX, CustomerUnclear, ErasuresUnknown, NotRecorded, StillThere
+from hydracore.audit.errors import NAMED_MAX, CustomerUnclear, ErasureNotRecorded, ErasuresUnknown, InstancesNotDeleted
 from hydracore.wording import plural
 
 _SQL = Statements("hydracore.audit", "erasing.sql")
-_TENANTS_OF = _SQL["tenants_of"]
+_TENANTS_WITH_CUSTOMER = _SQL["tenants_with_customer"]
 _CUSTOMER = _SQL["customer"]
-_WITHOUT_EVENT = _SQL["without_event"]
+_UNRECORDED_INSTANCES = _SQL["unrecorded_instances"]
 _ANY_ERASED = _SQL["any_erased"]
 
 #: How long a text may be on its way into the log after it was sealed, unless the log is in trouble. In
-#: streams that begin even later, the worker that takes them up records the erasure (`workers.erasure`).
+#: streams that begin even later, the worker that advances them records the erasure (`workers.erasure`).
 APPEND_S = PATIENCE_S
 
 _log = structlog.get_logger(__name__)
@@ -53,19 +53,20 @@ class Customer(msgspec.Struct, frozen=True, kw_only=True):
     destroyed_at: datetime | None
 
 
-class Steps(NamedTuple):
+class ErasureProgress(NamedTuple):
     """Callbacks for the progress.
 
-    `ordered`: the order is in the file, and is carried out even if we are interrupted. `destroyed`: the
-    key is destroyed, for good. `told`: called with the number of further instances that were dealt with.
+    `order_recorded`: the order is in the file, and will be carried out even if this process is interrupted.
+    `key_destroyed`: the key is destroyed for good. `instances_done`: takes the number of further instances in which
+    the erasure was recorded or could not be recorded.
     """
 
-    ordered: Callable[[], None]
-    destroyed: Callable[[], None]
-    told: Callable[[int], None]
+    order_recorded: Callable[[], None]
+    key_destroyed: Callable[[], None]
+    instances_done: Callable[[int], None]
 
 
-class Erased(msgspec.Struct, frozen=True, kw_only=True):
+class ErasureResult(msgspec.Struct, frozen=True, kw_only=True):
     """What was done. `recorded`: the number of streams in which the erasure was recorded just now."""
 
     tenant_id: str
@@ -76,11 +77,11 @@ class Erased(msgspec.Struct, frozen=True, kw_only=True):
     key_destroyed: bool
 
 
-async def find(pool: AsyncConnectionPool, customer_id: str, *, tenant_id: str | None) -> Customer:
+async def find_customer(pool: AsyncConnectionPool, customer_id: str, *, tenant_id: str | None) -> Customer:
     """The customer. Raises `CustomerUnclear` where no tenant has it, or several have and `tenant_id` is None."""
 
-    async def look(connection: AsyncConnection) -> tuple[list[str], Customer | None]:
-        cursor = await connection.execute(_TENANTS_OF, {"customer": customer_id})
+    async def read_customer(connection: AsyncConnection) -> tuple[list[str], Customer | None]:
+        cursor = await connection.execute(_TENANTS_WITH_CUSTOMER, {"customer": customer_id})
         tenants = [tenant for (tenant,) in await cursor.fetchall()]
         wanted = tenants if tenant_id is None else [tenant for tenant in tenants if tenant == tenant_id]
         if len(wanted) != 1:
@@ -92,7 +93,7 @@ async def find(pool: AsyncConnectionPool, customer_id: str, *, tenant_id: str | 
             tenant_id=wanted[0], customer_id=customer_id, destroyed_at=row[0], instances=row[1], live=row[2]
         )
 
-    tenants, customer = await patiently(pool, look)
+    tenants, customer = await patiently(pool, read_customer)
     if customer is not None:
         return customer
     if tenants:
@@ -101,12 +102,12 @@ async def find(pool: AsyncConnectionPool, customer_id: str, *, tenant_id: str | 
     raise CustomerUnclear(f"There is no customer {customer_id}{whose}: no data was ever stored for them")
 
 
-def refuse_live(customer: Customer) -> None:
-    """Raise `StillThere` where an instance is not deleted: its server still holds what would be erased here."""
+def require_all_deleted(customer: Customer) -> None:
+    """Raise `InstancesNotDeleted` where an instance is not deleted: its server still has what would be erased."""
     if customer.live:
         named = ", ".join(map(str, customer.live[:NAMED_MAX])) + (", ..." if len(customer.live) > NAMED_MAX else "")
         which = "that is" if len(customer.live) == 1 else "that are"
-        raise StillThere(
+        raise InstancesNotDeleted(
             f"Customer {customer.customer_id} of tenant {customer.tenant_id} has {plural(len(customer.live), 'instance')} {which} "
             f"not deleted ({named}). Delete them first, because their servers keep the customer's data, or use --also-live"
         )
@@ -132,22 +133,23 @@ class Eraser:
         self._correlation_id = correlation_id
         self._clock = clock
 
-    async def erase(self, customer: Customer, steps: Steps) -> Erased:
+    async def erase(self, customer: Customer, progress: ErasureProgress) -> ErasureResult:
         """Carry out the whole erasure. Once that is done, repeating it does nothing.
 
-        Raises `OSError`, `ErasuresUnknown` and `StoreUnavailable`; and `NotRecorded`, after doing all that can be done.
+        Raises `OSError`, `ErasuresUnknown` and `StoreUnavailable`; and, after doing all that can be done,
+        `ErasureNotRecorded`.
         """
         who = (customer.tenant_id, customer.customer_id)
-        if who in await _listed(self._pool, self._file):
+        if who in await _listed_erasures(self._pool, self._file):
             await asyncio.to_thread(self._file.sync)
         else:
             order = Erasure(tenant_id=who[0], customer_id=who[1], ordered_at=self._clock(), by=self._actor)
             await asyncio.to_thread(self._file.append, [order])
-        steps.ordered()
+        progress.order_recorded()
         destroyed = await keys.destroy(self._pool, [who])
-        steps.destroyed()
-        recorded = await self._record([who], destroyed, steps.told)
-        return Erased(
+        progress.key_destroyed()
+        recorded = await self._record([who], destroyed, progress.instances_done)
+        return ErasureResult(
             tenant_id=customer.tenant_id,
             customer_id=customer.customer_id,
             instances=customer.instances,
@@ -156,12 +158,12 @@ class Eraser:
             key_destroyed=bool(destroyed),
         )
 
-    async def redo(self) -> tuple[int, int]:
-        """Erase all customers in the file again. Returns how many keys were destroyed and how many streams told.
+    async def erase_all_listed(self) -> tuple[int, int]:
+        """Erase all customers in the file again. Returns the number of destroyed keys, and of streams that recorded it.
 
-        Raises `ErasuresUnknown` and `StoreUnavailable`; and `NotRecorded`, after doing all that can be done.
+        Raises `ErasuresUnknown` and `StoreUnavailable`; and, after doing all that can be done, `ErasureNotRecorded`.
         """
-        customers = list(await _listed(self._pool, self._file))
+        customers = list(await _listed_erasures(self._pool, self._file))
         destroyed = await keys.destroy(self._pool, customers)
         return len(destroyed), await self._record(customers, destroyed, lambda _done: None)
 
@@ -174,39 +176,41 @@ class Eraser:
         """Record the erasures in all streams that lack them. Returns the number of streams in which that was done."""
         parameters = {"tenants": [tenant for tenant, _ in customers], "customers": [each for _, each in customers]}
 
-        async def look(connection: AsyncConnection) -> list[UUID]:
-            return [stream for (stream,) in await (await connection.execute(_WITHOUT_EVENT, parameters)).fetchall()]
+        async def read_streams(connection: AsyncConnection) -> list[UUID]:
+            return [
+                stream for (stream,) in await (await connection.execute(_UNRECORDED_INSTANCES, parameters)).fetchall()
+            ]
 
-        if not destroyed and not await patiently(self._pool, look):
+        if not destroyed and not await patiently(self._pool, read_streams):
             return 0
-        recorded, left = 0, dict[UUID, str]()
+        recorded, failed = 0, dict[UUID, str]()
         # For `CACHE_S` a process that has just read the key may seal with it. For another `APPEND_S`,
         # what it has sealed may begin or change a stream, in which the erasure has to be recorded, too.
         for wait_s in (keys.CACHE_S, APPEND_S):
             await asyncio.sleep(wait_s)
-            streams = [stream for stream in await patiently(self._pool, look) if stream not in left]
-            could_not = await self._record_in_each(streams, progress)
-            recorded += len(streams) - len(could_not)
-            left |= could_not
+            streams = [stream for stream in await patiently(self._pool, read_streams) if stream not in failed]
+            failed_now = await self._record_in_each(streams, progress)
+            recorded += len(streams) - len(failed_now)
+            failed |= failed_now
         # A standby that still has the keys may have taken over meanwhile.
         await keys.destroy(self._pool, customers)
-        if left:
-            raise NotRecorded(left, recorded=recorded)
+        if failed:
+            raise ErasureNotRecorded(failed, recorded=recorded)
         return recorded
 
     async def _record_in_each(self, streams: Sequence[UUID], progress: Callable[[int], None]) -> dict[UUID, str]:
         """Record the erasure in these streams. Returns those in which it could not be, with the reason."""
-        left: dict[UUID, str] = {}
+        failed: dict[UUID, str] = {}
         for stream_id in streams:
             try:
                 await self._record_in(stream_id)
             except StoreUnavailable:
                 raise
             except Exception as error:  # noqa: BLE001 - a broken history must not prevent the others
-                # The text of an error that is not ours is not shown: it may quote an event.
-                left[stream_id] = str(error) if isinstance(error, EventsError) else type(error).__name__
+                # The text of any other error is not shown: it may quote an event.
+                failed[stream_id] = str(error) if isinstance(error, EventsError) else type(error).__name__
             progress(1)
-        return left
+        return failed
 
     async def _record_in(self, stream_id: UUID) -> None:
         command = EraseCustomer(at_ms=int(self._clock().timestamp() * 1000))
@@ -220,18 +224,18 @@ class Eraser:
         )
 
 
-async def destroy_again(pool: AsyncConnectionPool, file: ErasureFile) -> None:
+async def destroy_restored_keys(pool: AsyncConnectionPool, file: ErasureFile) -> None:
     """Destroy the keys of erased customers that a restore has brought back. Call it before opening any field.
 
     Raises `ErasuresUnknown` and `StoreUnavailable`.
     """
-    destroyed = await keys.destroy(pool, list(await _listed(pool, file)))
+    destroyed = await keys.destroy(pool, list(await _listed_erasures(pool, file)))
     if destroyed:
         _log.warning("erased_keys_destroyed_again", count=len(destroyed), hint="run hydracore db migrate")
 
 
-async def refuse_unlisted(pool: AsyncConnectionPool) -> None:
-    """Raise `ErasuresUnknown` where the database knows of erasures. Raises `StoreUnavailable`.
+async def require_no_erasures(pool: AsyncConnectionPool) -> None:
+    """Raise `ErasuresUnknown` where the database has erased customers. Raises `StoreUnavailable`.
 
     For processes that have no file of erasures, before they serve customers or migrate a restored database.
     """
@@ -239,12 +243,12 @@ async def refuse_unlisted(pool: AsyncConnectionPool) -> None:
         raise ErasuresUnknown(None, "the database has erased customers")
 
 
-async def _listed(pool: AsyncConnectionPool, file: ErasureFile) -> dict[tuple[str, str], Erasure]:
-    """The erasures in the file. It must exist (`ErasuresUnknown`), unless the database knows of no erasure."""
-    erasures = await asyncio.to_thread(file.known)
+async def _listed_erasures(pool: AsyncConnectionPool, file: ErasureFile) -> dict[tuple[str, str], Erasure]:
+    """The erasures in the file. It must exist (`ErasuresUnknown`), unless the database has no erased customers."""
+    erasures = await asyncio.to_thread(file.erasures)
     if erasures:
         return erasures
-    return await asyncio.to_thread(file.known, must_be_there=await _any_erased(pool))
+    return await asyncio.to_thread(file.erasures, must_exist=await _any_erased(pool))
 
 
 async def _any_erased(pool: AsyncConnectionPool) -> bool:

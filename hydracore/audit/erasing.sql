@@ -1,4 +1,4 @@
--- name: tenants_of
+-- name: tenants_with_customer
 -- The tenants that have a customer of this id.
 SELECT tenant_id FROM customer_key WHERE customer_id = %(customer)s
  UNION
@@ -12,7 +12,7 @@ SELECT (SELECT destroyed_at FROM customer_key WHERE tenant_id = %(tenant)s AND c
               WHERE tenant_id = %(tenant)s AND customer_id = %(customer)s AND status <> 'deleted'
               ORDER BY id)
 
--- name: without_event
+-- name: unrecorded_instances
 -- The customers' instances whose streams do not say yet that their customer was erased.
 SELECT i.id
   FROM unnest(%(tenants)s::text[], %(customers)s::text[]) AS e (tenant_id, customer_id)

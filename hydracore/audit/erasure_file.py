@@ -32,8 +32,8 @@ class ErasureFile(JsonLinesFile[Erasure]):
     def __init__(self, path: Path) -> None:
         super().__init__(path, Erasure)
 
-    def known(self, *, must_be_there: bool = False) -> dict[tuple[str, str], Erasure]:
-        """All erasures by tenant and customer; none where there is no file. `must_be_there`: whether that is an error.
+    def erasures(self, *, must_exist: bool = False) -> dict[tuple[str, str], Erasure]:
+        """All erasures by tenant and customer; none where there is no file. `must_exist`: whether that is an error.
 
         Raises `ErasuresUnknown` where the file cannot be read or is damaged, and where its directory is
         missing, as with a volume that is not mounted: without the list, erased customers would be served.
@@ -43,7 +43,7 @@ class ErasureFile(JsonLinesFile[Erasure]):
         except FileNotFoundError:
             if not self.path.parent.is_dir():
                 raise ErasuresUnknown(self.path, f"there is no directory {self.path.parent}") from None
-            if must_be_there:
+            if must_exist:
                 raise ErasuresUnknown(self.path, "it does not exist, but the database has erased customers") from None
             return {}
         except OSError as error:

@@ -1,21 +1,21 @@
 """The errors of the audit: what it cannot do, and why.
 
 AuditError
-├── NothingThere      no such instance, or none yet at that version or moment
-├── NoSeal            there is no seal to begin at
-├── CustomerUnclear   no tenant has the customer, or several have
-├── CopyContradicts   the database does not have the newest seal of the copy
-├── CopyMissing       there are seals, but not the file of their copy
-├── CopyEmpty         there are seals, but none in the file of their copy
-├── ErasuresUnknown   the file that lists the erased customers cannot be read, or is not set
-├── CutOff            an erasure was ordered, but not completed
-├── NotRecorded       the key is destroyed, but the erasure could not be recorded in some streams
-├── StillThere        the customer has instances that are not deleted
-├── FileExists        the file to write exists already
-├── NoRegularFile     the file to write is a device, a pipe or the like
-├── ParquetMissing    pyarrow is not installed
-├── NotAnExport       the file is no export, or one of a later version
-└── RecordUnreadable  an export is damaged from some record on
+├── NotInLog             the log has no such instance, tenant or event, or the instance not at that version or time
+├── NoSeal               there is no seal to begin at
+├── CustomerUnclear      no tenant has the customer, or several have
+├── CopyContradicts      the database does not have the newest seal of the copy
+├── CopyMissing          there are seals, but not the file of their copy
+├── CopyEmpty            there are seals, but none in the file of their copy
+├── ErasuresUnknown      the file that lists the erased customers cannot be read, or is not set
+├── ErasureInterrupted   an erasure was ordered, but not completed
+├── ErasureNotRecorded   the key is destroyed, but the erasure could not be recorded in some streams
+├── InstancesNotDeleted  the customer has instances that are not deleted
+├── FileExists           the file to write exists already
+├── NoRegularFile        the file to write is a device, a pipe or the like
+├── ParquetMissing       pyarrow is not installed
+├── NotAnExport          the file is no export, or one of a later version
+└── RecordUnreadable     an export is damaged from some record on
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class AuditError(Exception):
     """Root of these errors. `str()` is shown to users."""
 
 
-class NothingThere(AuditError):
+class NotInLog(AuditError):
     pass
 
 
@@ -90,27 +90,27 @@ class ErasuresUnknown(AuditError):
         )
 
 
-class NotRecorded(AuditError):
-    """`left`: the streams in which the erasure was not recorded, with the reasons."""
+class ErasureNotRecorded(AuditError):
+    """`failed`: the streams in which the erasure was not recorded, with the reasons."""
 
-    def __init__(self, left: Mapping[UUID, str], *, recorded: int) -> None:
-        named = "; ".join(f"{stream} ({why})" for stream, why in islice(left.items(), NAMED_MAX))
-        more = "; ..." if len(left) > NAMED_MAX else ""
+    def __init__(self, failed: Mapping[UUID, str], *, recorded: int) -> None:
+        named = "; ".join(f"{stream} ({why})" for stream, why in islice(failed.items(), NAMED_MAX))
+        more = "; ..." if len(failed) > NAMED_MAX else ""
         super().__init__(
             f"The keys are destroyed, and the erasure is recorded in {plural(recorded, 'instance')}, but could not be recorded in "
-            f"{plural(len(left), 'instance')}: {named}{more}. Find the cause with `hydracore audit verify`, then run this again"
+            f"{plural(len(failed), 'instance')}: {named}{more}. Find the cause with `hydracore audit verify`, then run this again"
         )
-        self.left = left
+        self.failed = failed
 
 
-class CutOff(AuditError):
-    """`left`: what is done for good, and what remains to be done."""
+class ErasureInterrupted(AuditError):
+    """`status`: what is done for good, and what remains to be done."""
 
-    def __init__(self, reason: str, left: str) -> None:
-        super().__init__(f"{reason} ({left})")
+    def __init__(self, reason: str, status: str) -> None:
+        super().__init__(f"{reason} ({status})")
 
 
-class StillThere(AuditError):
+class InstancesNotDeleted(AuditError):
     pass
 
 
@@ -133,12 +133,12 @@ class NotAnExport(AuditError):
     """`made_by`: the version that wrote it, where that is newer than this one."""
 
     def __init__(self, path: Path, *, made_by: str | None = None) -> None:
-        newer = (
+        newer_format = (
             None
             if made_by is None
             else f"{path} was exported by HydraCore {made_by}: verify it with that release or a later one"
         )
-        super().__init__(newer or f"{path} is not a HydraCore export")
+        super().__init__(newer_format or f"{path} is not a HydraCore export")
 
 
 class RecordUnreadable(AuditError):

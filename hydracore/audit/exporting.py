@@ -31,7 +31,7 @@ from events.pacing import Pace
 from events.seal import Head, Seal, whole
 from events.sql import Statements
 from hydracore.audit import export_records as r
-from hydracore.audit.errors import NoSeal, NothingThere
+from hydracore.audit.errors import NoSeal, NotInLog
 from hydracore.audit.export_files import Format, Write, writing
 from hydracore.audit.export_seals import SealFinder
 from hydracore.audit.timestamps import require_time
@@ -125,7 +125,7 @@ class _Stretch(NamedTuple):
 def export(request: Request, progress: Progress) -> Exported:
     """Write the file, completely or not at all.
 
-    Raises `NothingThere`, `NoSeal`, `FileExists`, `NoRegularFile`, `ParquetMissing`, `LogCorrupted` where
+    Raises `NotInLog`, `NoSeal`, `FileExists`, `NoRegularFile`, `ParquetMissing`, `LogCorrupted` where
     a seal is invalid, a command is missing or no calendar has a time, `OSError` and psycopg's errors.
     """
     assert (request.tenant_id is None) != (request.instance_id is None), "an instance or a tenant"
@@ -171,7 +171,7 @@ def _look(connection: Connection, request: Request) -> tuple[list[Head], Seal | 
     connection.isolation_level = None
     if not spans:
         whose = f"tenant {request.tenant_id}" if request.instance_id is None else f"instance {request.instance_id}"
-        raise NothingThere(f"The log has no events of {whose}{' that are sealed' if request.sealed else ''}")
+        raise NotInLog(f"The log has no events of {whose}{' that are sealed' if request.sealed else ''}")
     return heads, newest, spans
 
 

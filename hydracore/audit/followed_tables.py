@@ -109,7 +109,7 @@ class LaneFolds:
         self._held_bytes = 0
 
     def fold(self, state: FollowedState) -> Accumulator | None:
-        """The fold of this projection; None if there is none, or if it was fed events that the projection has not applied."""
+        """The fold of this projection; None if there is none, or if it has events that the projection lacks."""
         _, fold = self._folds.get((state.projection.name, state.projection.version), (None, None))
         return None if state.skipped or state.upto < self.upto else fold
 
@@ -244,7 +244,7 @@ def _rows_query(table: Table) -> bytes:
 def _missing_facts(
     connection: Connection, lane: int, partial_folds: Sequence[PartialFold], *, head: int
 ) -> Iterator[list[Fact]]:
-    """The events of the lane that at least one fold lacks, in order, page by page. Other folds may have some of them."""
+    """The events of the lane that at least one fold lacks, in order, a page at a time. Others may have some of them."""
     payload_type_names = sql.Literal(payload_types(each.state.projection for each in partial_folds))
     query = _FACTS.format(fact=stored.fact(payload_type_names), weight=stored.weight(payload_type_names))
     after = min((each.after for each in partial_folds), default=0)

@@ -22,7 +22,7 @@ from events.ids import lane_of
 from events.patience import patiently
 from events.sql import Statements
 from events.state import Instance
-from hydracore.audit.errors import NothingThere
+from hydracore.audit.errors import NotInLog
 from hydracore.audit.timestamps import require_time, time_text
 
 _SQL: Final = Statements("hydracore.audit", "history.sql")
@@ -48,13 +48,13 @@ async def state_at(
 ) -> HistoricalState:
     """The instance at a version of its stream, or at a time; now, where neither is given.
 
-    Raises `NothingThere` where there is no such instance, or not at that version or time.
+    Raises `NotInLog` where there is no such instance, or not at that version or time.
     """
     state = await fold_forward(pool, instance_id, None, upto=version, at=at)
     if state is None:
-        raise NothingThere(await absence_reason(pool, instance_id))
+        raise NotInLog(await absence_reason(pool, instance_id))
     if version is not None and state.version < version:
-        raise NothingThere(f"The instance is at version {state.version}; it has no version {version} yet")
+        raise NotInLog(f"The instance is at version {state.version}; it has no version {version} yet")
     recorded_at = await _recorded_at(pool, instance_id, state.version)
     assert recorded_at is not None, "an event that was just read"
     return HistoricalState(state, recorded_at)
@@ -68,7 +68,7 @@ async def fold_forward(
     upto: int | None = None,
     at: datetime | None = None,
 ) -> Instance | None:
-    """Fold the events that follow `state`, up to a version and a time. Returns the new state; None before the first event."""
+    """Fold the events that follow `state`, up to a version and a time. Returns the new state, None without events."""
     while True:
         page, is_last = await read_page(pool, _TO_FOLD, stream_id, after=version_of(state), upto=upto, at=at)
         for begin in range(0, len(page), YIELD_EVERY):

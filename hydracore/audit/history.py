@@ -26,7 +26,7 @@ from events.sql import Statements
 from events.state import Instance
 from events.types import AnyEvent
 from events.weights import weight_of
-from hydracore.audit.errors import NothingThere
+from hydracore.audit.errors import NotInLog
 from hydracore.audit.historical_state import YIELD_EVERY, absence_reason, fetch_rows, fold_forward, read_page
 from hydracore.audit.timestamps import require_time
 
@@ -130,7 +130,7 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
 async def instance_entries(
     pool: AsyncConnectionPool, instance_id: UUID, event_filter: EventFilter, *, after: Instance | None = None
 ) -> AsyncGenerator[Entry]:
-    """The entries of an instance, in order. `after`: only those that follow this state. Raises `NothingThere`."""
+    """The entries of an instance, in order. `after`: only those that follow this state. Raises `NotInLog`."""
     state = after
     while True:
         page, is_last = await read_page(pool, _INSTANCE_EVENTS, instance_id, after=version_of(state))
@@ -144,7 +144,7 @@ async def instance_entries(
             if event_filter.matches(record):
                 yield Entry(record, event, before, state)
         if state is None:
-            raise NothingThere(await absence_reason(pool, instance_id))
+            raise NotInLog(await absence_reason(pool, instance_id))
         if is_last or (event_filter.until is not None and records[-1].recorded_at > event_filter.until):
             return
 
@@ -167,10 +167,10 @@ async def tenant_entries(
 
     They are ordered by time, lane and number. `after`: only those behind that event. With the same
     `heads`, these are the rest of an earlier reading; events that were committed since may have earlier
-    times. Raises `NothingThere` for a tenant that the log does not know.
+    times. Raises `NotInLog` for a tenant that the log does not know.
     """
     if not (await fetch_rows(pool, _IS_TENANT, {"tenant_id": tenant_id}))[0][0]:
-        raise NothingThere(f"The log has no tenant {tenant_id!r}")
+        raise NotInLog(f"The log has no tenant {tenant_id!r}")
     parameters: dict[str, Any] = {
         "tenant_id": tenant_id,
         "heads": await current_heads(pool) if heads is None else heads,
@@ -200,10 +200,10 @@ async def tenant_entries(
 
 
 async def locate(pool: AsyncConnectionPool, position: Position) -> LocatedEvent:
-    """The event at a position. Raises `NothingThere`."""
+    """The event at a position. Raises `NotInLog`."""
     found = await fetch_rows(pool, _LOCATE, position._asdict())
     if not found:
-        raise NothingThere(f"The log has no event {position}")
+        raise NotInLog(f"The log has no event {position}")
     located = LocatedEvent(position, *found[0])
     return located._replace(recorded_at=require_time(*position, located.recorded_at))
 
@@ -263,7 +263,7 @@ def _first_cursors(event_filter: EventFilter, after: LocatedEvent | None) -> tup
 
 
 class _StateCache:
-    """Caches the states of the instances that `tenant_entries` has read last. `gapless`: whether it reads every event."""
+    """Caches the states of the instances that `tenant_entries` read last. `gapless`: whether it reads every event."""
 
     def __init__(self, pool: AsyncConnectionPool, *, gapless: bool) -> None:
         self._pool = pool

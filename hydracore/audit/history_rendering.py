@@ -27,7 +27,7 @@ from hydracore.documents import mask, replace_secrets
 SEALED: Final = "(sealed)"
 ERASED: Final = "(erased)"
 
-#: Fields of events and of the state that hold one sealed text, and fields that hold lists in which some texts are sealed.
+#: Fields of events and of the state that hold one sealed text, and fields that hold lists with some sealed texts.
 SEALED_FIELDS: Final = frozenset({*SEALED_OF_INSTANCE, *SEALED_OF_CONFIG})
 PARTLY_SEALED_FIELDS: Final = frozenset({"integrations", "skills"})
 
@@ -187,7 +187,7 @@ async def _render_path_value(field: str, value: Any, render_sealed: RenderSealed
 
 
 async def render_field(name: str, value: Any, render_sealed: RenderSealed) -> Any:
-    """`value` of the field `name` (empty: a whole document), with what `render_sealed` returns in place of sealed texts."""
+    """`value` of the field `name` (empty: a whole document), with sealed texts replaced by `render_sealed`."""
     if name in PARTLY_SEALED_FIELDS:
         return await _render_partly_sealed(name, value, render_sealed)
     if isinstance(value, dict):

@@ -123,7 +123,7 @@ def matching_streams(
 ) -> dict[bytes, int]:
     """The streams whose rows equal the fold of their events, with the number of these events. Others need `compare`.
 
-    `histories`: complete streams (`hydracore.audit.history_collector`). The transaction and `projections`: as in `compare`.
+    `histories`: complete streams (see `history_collector`). The transaction and `projections`: as in `compare`.
     """
     lock_tables(connection, projections)
     compared = [_compared_table(projection) for projection in find_served_projections(connection).inline]
@@ -185,7 +185,7 @@ def orphan_rows(connection: Connection, projections: Sequence[Inline]) -> Iterat
 def _fold_histories(
     connection: Connection, lanes: Mapping[UUID, int], compared: Sequence[ComparedTable], parameters: Mapping[str, str]
 ) -> Iterator[tuple[UUID, Mapping[str, list[Row]] | Finding | NewerEvent]]:
-    """For each stream the rows that it gives, by table, or why it cannot be folded. `parameters`: see `_stream_parameters`."""
+    """For each stream its rows, by table, or why it cannot be folded. `parameters`: see `_stream_parameters`."""
     query = template(_HISTORIES).format(
         payload=stored.payload(),
         weight=pages.weight(),

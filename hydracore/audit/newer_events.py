@@ -24,7 +24,7 @@ class NewerEvent(NamedTuple):
 
 
 def newer_event(error: Exception, lane: int) -> NewerEvent | None:
-    """The event that broke a fold, if `error` is that this release cannot read it because it is newer; otherwise None."""
+    """The event that broke a fold, if `error` says that a newer release has written it; otherwise None."""
     if isinstance(error, EventUnreadable) and error.is_newer:
         return NewerEvent(lane, error.tag, error.schema_version)
     return None

@@ -58,7 +58,7 @@ class SealCheck(msgspec.Struct, kw_only=True):
                 self.findings.append(Finding(kind=kind, what=f"Seal {number}: {flaw}"))
 
     def points(self, lane: int) -> list[Point]:
-        """The distinct heads of a lane in the kept seals, in order, each with the number of the first seal that has it."""
+        """The distinct heads of a lane in the kept seals, in order, each with the number of its first seal."""
         first_numbers: dict[Head, int] = {}
         seals = (*self.good.seals, *self.flawed.seals, *self.copied.seals)
         for seal in sorted(seals, key=lambda seal: seal.number):
@@ -123,7 +123,7 @@ def check_seals(
 
 
 def _paired_by_number(stored: Iterable[Seal], copies: Iterable[Seal]) -> Iterator[tuple[Seal | None, Seal | None]]:
-    """Pair each seal with its copy, in the order of their numbers, holding only one of each. None: one of them is missing."""
+    """Pair each seal with its copy, in the order of their numbers, holding one of each. None: there is none."""
     copying = iter(copies)
     copy = next(copying, None)
     for seal in stored:

@@ -46,7 +46,7 @@ def utc_now() -> datetime:
 
 
 class _WalPosition(NamedTuple):
-    """The database of the log, and how many bytes of WAL it has flushed (`written`). See `wal_position` in sealing.sql."""
+    """The database of the log, and the bytes of WAL that it has flushed (`written`): `wal_position` in sealing.sql."""
 
     database: int
     cluster: int

@@ -38,7 +38,7 @@ def parse_time(text: str) -> datetime:
 
 
 def parse_end_time(text: str) -> datetime:
-    """As `parse_time`, for the end of a period: a date alone means its last microsecond, so that the day is included."""
+    """As `parse_time`, for the end of a period: a date alone means its last microsecond, so it includes the day."""
     time = parse_time(text)
     return time + (_DAY - _MICROSECOND) if _DATE.fullmatch(text) else time
 

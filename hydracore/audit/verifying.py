@@ -191,7 +191,7 @@ def _jobs(connection: Connection, request: Request, sealed: SealCheck, heads: Ma
 
 
 def _parts(jobs: list[Job], workers: int) -> list[list[Job]]:
-    """Divide the lanes into parts. The lanes of a part are read at the same time. Each worker gets equally many parts."""
+    """Divide the lanes into parts, whose lanes are read at the same time. Each worker gets equally many parts."""
     events = sum(max(0, job.upto - job.start.seq) for job in jobs)
     fitting = len(jobs) * CONCURRENT_EVENTS_MAX // max(1, events)
     rounds = -(-len(jobs) // (workers * min(max(LANES_AT_ONCE, fitting), LANES_AT_ONCE_MAX)))

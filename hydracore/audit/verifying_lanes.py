@@ -63,7 +63,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 def verify_lanes(
     connection: Connection, jobs: list[Job], pace: Pace, progress: Callable[[int], None]
 ) -> list[LaneReport]:
-    """Verify lanes up to their ends, several at the same time; then, where jobs ask for it (`replay`), the read tables."""
+    """Verify lanes up to their ends, all at the same time; then, for jobs with `replay`, their read tables."""
 
     def advance(events: int) -> None:
         progress(events)

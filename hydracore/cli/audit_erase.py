@@ -16,19 +16,21 @@ from hydracore.wording import plural
 if TYPE_CHECKING:
     from psycopg_pool import AsyncConnectionPool
 
-    from hydracore.audit.erasing import Customer, Erased, Eraser, Steps
+    from hydracore.audit.erasing import Customer, Eraser, ErasureProgress, ErasureResult
     from hydracore.settings import Settings
 
 #: Exit status where the question was not answered with yes.
 NOT_CONFIRMED: Final = 2
 
-#: What was done and what is left, for an interruption or failure after the order was recorded (`ORDERED`), and after
-#: the key was destroyed (`HALF_DONE`).
-ORDERED: Final = (
+#: What was done and what remains, for an interruption or failure after the order was recorded, and after the key was
+#: destroyed.
+ORDER_RECORDED: Final = (
     "the order is recorded and stays in force: the next `db migrate` or API start destroys the key; run the same command again "
     "to complete it"
 )
-HALF_DONE: Final = "the key is destroyed; run the same command again to record the erasure in the customer's instances"
+KEY_DESTROYED: Final = (
+    "the key is destroyed; run the same command again to record the erasure in the customer's instances"
+)
 
 
 @click.command("erase-customer")
@@ -53,23 +55,25 @@ def erase_customer(*, customer: str, tenant: str | None, also_live: bool, yes: b
     from hydracore.cli.audit_view import progress_bar
 
     settings = load(require=configuration.ERASURE_NEEDS)
-    found = on_database(settings, lambda pool: erasing.find(pool, customer, tenant_id=tenant))
+    found = on_database(settings, lambda pool: erasing.find_customer(pool, customer, tenant_id=tenant))
     if not also_live:
         with failures():
-            erasing.refuse_live(found)
-    if not yes and not _is_wanted(found):
+            erasing.require_all_deleted(found)
+    if not yes and not _is_confirmed(found):
         fail("Nothing was erased", NOT_CONFIRMED)
-    left = list[str]()
+    status = list[str]()
     try:
         with progress_bar("recording") as progress:
             progress.begin(found.instances)
-            steps = erasing.Steps(
-                ordered=lambda: left.append(ORDERED), destroyed=lambda: left.append(HALF_DONE), told=progress.advance
+            callbacks = erasing.ErasureProgress(
+                order_recorded=lambda: status.append(ORDER_RECORDED),
+                key_destroyed=lambda: status.append(KEY_DESTROYED),
+                instances_done=progress.advance,
             )
-            erased = on_database(settings, lambda pool: _erase(settings, pool, found, steps, left))
+            erased = on_database(settings, lambda pool: _erase(settings, pool, found, callbacks, status))
     except KeyboardInterrupt:
-        if left:
-            raise KeyboardInterrupt(f"interrupted: {left[-1]}") from None
+        if status:
+            raise KeyboardInterrupt(f"interrupted: {status[-1]}") from None
         raise
     if as_json:
         print_json(erased)
@@ -77,7 +81,7 @@ def erase_customer(*, customer: str, tenant: str | None, also_live: bool, yes: b
         _show(erased)
 
 
-def _is_wanted(customer: "Customer") -> bool:
+def _is_confirmed(customer: "Customer") -> bool:
     live = f", {len(customer.live)} of them not deleted" if customer.live else ""
     instances = plural(customer.instances, "instance")
     whose = "its history" if customer.instances == 1 else "their histories"
@@ -92,26 +96,30 @@ def _is_wanted(customer: "Customer") -> bool:
 
 
 async def _erase(
-    settings: "Settings", pool: "AsyncConnectionPool", customer: "Customer", steps: "Steps", left: list[str]
-) -> "Erased":
-    """Erase the customer. If that fails once `left` holds a message, raises `CutOff` with its last one."""
+    settings: "Settings",
+    pool: "AsyncConnectionPool",
+    customer: "Customer",
+    callbacks: "ErasureProgress",
+    status: list[str],
+) -> "ErasureResult":
+    """Erase the customer. If that fails once `status` has a message, raises `ErasureInterrupted` with the last one."""
     import psycopg
 
     from events.errors import StoreUnavailable
-    from hydracore.audit.errors import CutOff
+    from hydracore.audit.errors import ErasureInterrupted
     from hydracore.db.error_text import one_line
 
-    async with eraser(settings, pool, actor=operator()) as opened:
+    async with open_eraser(settings, pool, actor=operator()) as opened:
         try:
-            return await opened.erase(customer, steps)
+            return await opened.erase(customer, callbacks)
         except (psycopg.Error, StoreUnavailable) as error:
-            if not left:
+            if not status:
                 raise
-            raise CutOff(one_line(error), left[-1]) from None
+            raise ErasureInterrupted(one_line(error), status[-1]) from None
 
 
 @asynccontextmanager
-async def eraser(settings: "Settings", pool: "AsyncConnectionPool", *, actor: str) -> AsyncGenerator["Eraser"]:
+async def open_eraser(settings: "Settings", pool: "AsyncConnectionPool", *, actor: str) -> AsyncGenerator["Eraser"]:
     """An `Eraser` on an open pool."""
     from events.store import EventStore
     from hydracore.audit.erasing import Eraser
@@ -127,7 +135,7 @@ async def eraser(settings: "Settings", pool: "AsyncConnectionPool", *, actor: st
         await store.close()
 
 
-def _show(erased: "Erased") -> None:
+def _show(erased: "ErasureResult") -> None:
     who = f"customer {erased.customer_id} of tenant {erased.tenant_id}"
     if not erased.key_destroyed and not erased.recorded:
         say(f"{who} was already erased; nothing was left to do")

@@ -187,14 +187,14 @@ def diff(*, instance: UUID, start: Moment, end: Moment | None, as_json: bool) ->
 
 
 async def _state_at_start(pool: AsyncConnectionPool, instance: UUID, moment: Moment) -> HistoricalState | None:
-    """The instance at a moment; None at a moment before its first event. Raises `NothingThere`."""
-    from hydracore.audit.errors import NothingThere
+    """The instance at a moment; None at a moment before its first event. Raises `NotInLog`."""
+    from hydracore.audit.errors import NotInLog
 
     if moment == 0:
         return None
     try:
         return await _state_at_moment(pool, instance, moment)
-    except NothingThere:
+    except NotInLog:
         if isinstance(moment, datetime):
             return None
         raise
@@ -217,7 +217,7 @@ async def _entries(
     after: _ResumePoint | None,
     heads: list[int],
 ) -> AsyncGenerator[Entry]:
-    """The events that were asked for. Raises `NothingThere`."""
+    """The events that were asked for. Raises `NotInLog`."""
     from hydracore.audit.historical_state import state_at
     from hydracore.audit.history import instance_entries, locate, tenant_entries
 

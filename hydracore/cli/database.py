@@ -89,9 +89,9 @@ def restore(*, file: Path) -> None:
 
 
 async def _erase_again(settings: "Settings") -> tuple[int, int]:
-    """Repeat erasures that a restore has undone: `Eraser.redo`, or without an erasure file `refuse_unlisted`."""
-    from hydracore.audit.erasing import refuse_unlisted
-    from hydracore.cli.audit_erase import eraser
+    """Repeat the erasures that a restore has undone. Without an erasure file, require that there are none."""
+    from hydracore.audit.erasing import require_no_erasures
+    from hydracore.cli.audit_erase import open_eraser
     from hydracore.db.pool import open_pool
 
     opening = partial(
@@ -100,10 +100,10 @@ async def _erase_again(settings: "Settings") -> tuple[int, int]:
     if settings.erasure_file is None:
         # With the login's own role: this only reads, and the login may not be allowed to take the app's role.
         async with opening(role="", size=1) as pool:
-            await refuse_unlisted(pool)
+            await require_no_erasures(pool)
         return 0, 0
     async with (
         opening(role=settings.database_role, size=2) as pool,
-        eraser(settings, pool, actor="migrate") as opened,
+        open_eraser(settings, pool, actor="migrate") as opened,
     ):
-        return await opened.redo()
+        return await opened.erase_all_listed()

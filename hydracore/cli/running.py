@@ -90,9 +90,9 @@ def failures() -> Generator[None]:
         CopyContradicts,
         CopyEmpty,
         CopyMissing,
-        CutOff,
+        ErasureInterrupted,
+        ErasureNotRecorded,
         ErasuresUnknown,
-        NotRecorded,
     )
     from hydracore.db import MigrationError
     from hydracore.db.backup import BackupFailed
@@ -103,11 +103,11 @@ def failures() -> Generator[None]:
 
     try:
         yield
-    except (LogCorrupted, CopyContradicts, NotRecorded) as error:
+    except (LogCorrupted, CopyContradicts, ErasureNotRecorded) as error:
         fail(str(error), FOUND)
     except BrokenPipeError:
         raise  # The reader of the output has closed it. `root` ends the command without a message.
-    except (CopyEmpty, CopyMissing, CutOff, ErasuresUnknown) as error:
+    except (CopyEmpty, CopyMissing, ErasureInterrupted, ErasuresUnknown) as error:
         fail(str(error), NOT_DONE)
     except (AuditError, RestoreRefused) as error:
         raise click.UsageError(str(error)) from None

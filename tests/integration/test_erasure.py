@@ -121,7 +121,7 @@ async def test_who_has_an_instance_that_is_not_deleted_is_not_erased_unasked(wor
 
     assert result.exit_code == 2
     assert f"has 1 instance that is not deleted ({world.ada[2]}). Delete them first" in result.stderr
-    assert not world.file.known()
+    assert not world.file.erasures()
     assert await readable(world.url, world.ada[0], "ada") == [EMAIL, PROMPT]
 
 
@@ -156,7 +156,7 @@ async def test_nobody_is_erased_by_mistake(world: World) -> None:
     assert "There is no customer ada of tenant nobody" in unknown.stderr
     assert "HYDRACORE_ERASURE_FILE is missing" in no_file.stderr
     assert [each.exit_code for each in (several, unknown, no_file)] == [2, 2, 2]
-    assert not world.file.known()
+    assert not world.file.erasures()
 
 
 async def test_what_was_sealed_just_before_and_lands_just_after_is_told_too(world: World) -> None:
@@ -176,9 +176,11 @@ async def test_what_was_sealed_just_before_and_lands_just_after_is_told_too(worl
         thread.start()
         thread.join()
 
-    steps = erasing.Steps(ordered=lambda: None, destroyed=lambda: None, told=in_the_middle)
+    steps = erasing.ErasureProgress(
+        order_recorded=lambda: None, key_destroyed=lambda: None, instances_done=in_the_middle
+    )
     order = {"actor": "test", "correlation_id": uuid4(), "clock": lambda: datetime.now(UTC)}
-    customer = await erasing.find(world.pool, "ada", tenant_id=None)
+    customer = await erasing.find_customer(world.pool, "ada", tenant_id=None)
     erased = await erasing.Eraser(world.pool, world.store, world.file, **order).erase(customer, steps)
 
     assert erased.recorded == len(world.ada) + 1
@@ -192,9 +194,9 @@ async def test_the_key_is_destroyed_at_the_end_though_a_standby_took_over_that_l
 
     with psycopg.connect(world.url) as connection:
         connection.execute("CREATE TABLE old AS SELECT wrapped_key AS kept FROM customer_key WHERE customer_id = 'ada'")
-    steps = erasing.Steps(ordered=lambda: None, destroyed=lambda: None, told=lacking)
+    steps = erasing.ErasureProgress(order_recorded=lambda: None, key_destroyed=lambda: None, instances_done=lacking)
     order = {"actor": "test", "correlation_id": uuid4(), "clock": lambda: datetime.now(UTC)}
-    customer = await erasing.find(world.pool, "ada", tenant_id=None)
+    customer = await erasing.find_customer(world.pool, "ada", tenant_id=None)
 
     erased = await erasing.Eraser(world.pool, world.store, world.file, **order).erase(customer, steps)
 

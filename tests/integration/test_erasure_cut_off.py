@@ -84,7 +84,7 @@ async def test_whoever_interrupts_it_before_is_told_that_the_order_stands(
 
     assert (status, log.read_text()) == (130, f"hydracore: interrupted: {ORDERED}\n")
     assert await readable(world.url, world.ada[0], "ada") == [EMAIL, PROMPT]
-    assert ("acme", "ada") in world.file.known()
+    assert ("acme", "ada") in world.file.erasures()
 
 
 async def test_whoever_it_fails_for_is_told_how_far_it_came_and_the_next_goes_on_from_there(
@@ -122,8 +122,10 @@ async def test_what_others_than_we_say_of_a_stream_that_cannot_be_told_is_not_re
 async def test_a_store_that_goes_away_is_not_taken_for_a_broken_history(world: World) -> None:
     async with open_store(world.url) as (closed, _):
         pass
-    customer = await erasing.find(world.pool, "ada", tenant_id=None)
-    steps = erasing.Steps(ordered=lambda: None, destroyed=lambda: None, told=lambda _: None)
+    customer = await erasing.find_customer(world.pool, "ada", tenant_id=None)
+    steps = erasing.ErasureProgress(
+        order_recorded=lambda: None, key_destroyed=lambda: None, instances_done=lambda _: None
+    )
     order = {"actor": "test", "correlation_id": uuid4(), "clock": lambda: datetime.now(UTC)}
 
     with pytest.raises(StoreUnavailable):
@@ -160,7 +162,7 @@ async def test_an_erasure_that_is_killed_is_completed_by_the_next(
         victim.kill()
         await victim.wait()
         # What the server was asked for it may still do, once it can.
-        assert ("acme", "ada") in world.file.known()
+        assert ("acme", "ada") in world.file.erasures()
         kept = await (await owner_conn.execute(KEY)).fetchone()
         assert (kept == (None,)) == (point == "destroyed")
 

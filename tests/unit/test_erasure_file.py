@@ -24,7 +24,7 @@ def test_a_line_that_was_left_half_done_is_passed_over_wherever_it_stands(tmp_pa
         raw.write(b'{"tenant_id":"t","customer_id":"b')
     file.append([erasure("bob")])
 
-    assert list(file.known()) == [("t", "ada"), ("t", "bob")]
+    assert list(file.erasures()) == [("t", "ada"), ("t", "bob")]
 
 
 def test_what_is_added_is_on_the_disk_and_so_is_the_name_of_a_new_file(tmp_path: Path, steps: list[str]) -> None:
@@ -42,7 +42,7 @@ def test_a_damaged_line_is_an_alarm(tmp_path: Path) -> None:
     file.path.write_bytes(file.path.read_bytes().replace(b'"customer_id":"ada"', b'"customer_id":#ada"'))
 
     with pytest.raises(ErasuresUnknown, match="damaged"):
-        file.known()
+        file.erasures()
 
 
 def test_a_pipe_is_no_place_for_what_must_be_kept(tmp_path: Path) -> None:
