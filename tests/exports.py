@@ -14,7 +14,7 @@ from events.seal import Head, make_seal
 from events.times import microseconds
 from hydracore.audit import export_records as r
 from hydracore.audit.export_check import Report, Request, verify_export
-from hydracore.audit.export_files import reading
+from hydracore.audit.export_files import read_records
 from hydracore.audit.verifying import Progress
 from tests.audit_log import SEAL_KEY
 
@@ -45,7 +45,7 @@ class Forger:
     """Somebody who has the file, and makes digests and links fit again as far as he cares to."""
 
     def __init__(self, path: Path) -> None:
-        self.records: list[Any] = [placed.record for placed in reading(path)]
+        self.records: list[Any] = [placed.record for placed in read_records(path)]
 
     def at(self, kind: type[r.Record], seq: int) -> int:
         """Where the command that begins with this number, or the event with this number, is."""

@@ -26,13 +26,13 @@ from events.verified_lane import Point
 from hydracore.audit import export_records as r
 from hydracore.audit.errors import RecordUnreadable
 from hydracore.audit.export_chain import LaneChain
-from hydracore.audit.export_files import reading
+from hydracore.audit.export_files import read_records
 from hydracore.audit.seal_file import SealFile
 from hydracore.audit.verifying import Progress
 from hydracore.wording import plural
 
 #: The number of records between two reports of progress.
-SHOWN_EVERY = 1_000
+PROGRESS_EVERY = 1_000
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,13 +76,13 @@ def verify_export(request: Request, progress: Progress) -> Report:
     check = _Check(request)
     number = 0
     try:
-        for number, record in reading(request.path):
+        for number, record in read_records(request.path):
             check.take(number, record)
-            if number % SHOWN_EVERY == 0:
-                progress.advance(SHOWN_EVERY)
+            if number % PROGRESS_EVERY == 0:
+                progress.advance(PROGRESS_EVERY)
         check.finish(number)
     except RecordUnreadable as error:
-        check.damaged(error)
+        check.report_damage(error)
     check.report.seconds = time.monotonic() - began_s
     return check.report
 
@@ -100,7 +100,7 @@ class _Check:
         self._signers: set[bytes] = set()
         self._chain: LaneChain | None = None
         self._last_lane = -1
-        self._is_headless = False
+        self._is_header_missing = False
         self._ended = False
         #: Whether the file has its end, but no signature there.
         self._is_unsigned = False
@@ -111,7 +111,7 @@ class _Check:
         """Check the next record."""
         self._number = number
         if number == 1 and not isinstance(record, r.Header):
-            self._is_headless = True
+            self._is_header_missing = True
             self._find("file_edited", "The export has no header: its beginning was cut off")
         if self._ended:
             self._find("file_edited", "There are records after the end of the export")
@@ -137,9 +137,9 @@ class _Check:
         if not self._ended:
             self._end_lane(None)
             self._find("file_truncated", "The export has no end: the file was cut off")
-        self._say_what_is_not_proven()
+        self._report_unproven()
 
-    def damaged(self, error: RecordUnreadable) -> None:
+    def report_damage(self, error: RecordUnreadable) -> None:
         """Report that the file cannot be read any further."""
         self._number = error.number
         self._find("record_unreadable", f"{error}; the rest of the file was not checked")
@@ -180,7 +180,7 @@ class _Check:
             self._find("chain_broken", what, lane=begin.lane, seq=begin.after + 1)
         points = [Point(*known.head(begin.lane), known.number) for known in self._seals.values()]
         points = sorted(point for point in points if point.seq > begin.after)
-        self._chain = LaneChain(begin, points, self._find, self._is_ours)
+        self._chain = LaneChain(begin, points, self._find, self._is_in_scope)
         self.report.lanes += 1
 
     def _in_lane(self, record: r.CommandRecord | r.EventRecord | r.StepsRecord | r.LaneEndRecord) -> None:
@@ -194,7 +194,7 @@ class _Check:
             case r.EventRecord():
                 chain.event(record)
             case r.StepsRecord():
-                chain.others(record)
+                chain.other_commands(record)
             case r.LaneEndRecord():
                 self._end_lane(record)
 
@@ -228,8 +228,8 @@ class _Check:
             self.report.signed = True
             self._signers.add(end.public_key or b"")
 
-    def _is_ours(self, command: r.CommandRecord) -> bool:
-        if self._is_headless:
+    def _is_in_scope(self, command: r.CommandRecord) -> bool:
+        if self._is_header_missing:
             return True  # Without the header it is unknown what was exported.
         instance_id = self.report.instance_id
         return command.tenant_id == self.report.tenant_id and instance_id in {None, command.stream_id}
@@ -246,7 +246,7 @@ class _Check:
             self._find("seal_flawed", f"Seal {number}: it is not in the copy outside the database")
         self.report.notes += self._copies.notes
 
-    def _say_what_is_not_proven(self) -> None:
+    def _report_unproven(self) -> None:
         notes = self.report.notes
         if self._key is None:
             keys = sorted({urlsafe_b64encode(key).decode() for key in self._signers})

@@ -12,13 +12,13 @@ import msgspec
 
 from hydracore.audit import export_parquet
 from hydracore.audit.errors import NotAnExport, RecordUnreadable
-from hydracore.audit.export_records import FORMAT, NOT_AS_WRITTEN, AnyRecord, Header, Placed, is_later
+from hydracore.audit.export_records import FORMAT, NOT_CANONICAL, AnyRecord, Header, NumberedRecord, is_newer_format
 from hydracore.json_input import JSON_ERRORS
 
 Format = Literal["jsonl", "parquet"]
 
 #: Takes a record and its line.
-Write = Callable[[AnyRecord, bytes], None]
+WriteRecord = Callable[[AnyRecord, bytes], None]
 
 #: The most bytes of a line, far more than any record has.
 _LINE_MAX: Final = 64 * 1024 * 1024
@@ -28,17 +28,17 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 @contextmanager
-def writing(path: Path, form: Format) -> Generator[Write]:
-    """Writes records to a new file. Raises `OSError`, and `ParquetMissing`."""
+def open_writer(path: Path, form: Format) -> Generator[WriteRecord]:
+    """Open a new file. Yields a function that writes a record. Raises `OSError` and `ParquetMissing`."""
     if form == "parquet":
-        with export_parquet.writing(path) as write:
+        with export_parquet.open_writer(path) as write:
             yield write
         return
     with path.open("wb") as file:
         yield lambda _, line: _ignore(file.write(line))
 
 
-def reading(path: Path) -> Iterator[Placed]:
+def read_records(path: Path) -> Iterator[NumberedRecord]:
     """The records of a file in either format. The first is the header, unless somebody has removed it.
 
     Raises `OSError`, `NotAnExport` where the file is no export that this version can read,
@@ -49,7 +49,7 @@ def reading(path: Path) -> Iterator[Placed]:
         is_parquet = file.peek().startswith(export_parquet.MAGIC)
         if is_parquet and not file.seekable():
             raise OSError(errno.ESPIPE, "a Parquet file cannot be read from a pipe: give a regular file", str(path))
-        records = export_parquet.reading(path) if is_parquet else _lines(file)
+        records = export_parquet.read_records(path) if is_parquet else _lines(file)
         try:
             first = next(records)
         except StopIteration:
@@ -62,13 +62,13 @@ def reading(path: Path) -> Iterator[Placed]:
         if isinstance(header, Header):
             if header.format != FORMAT:
                 raise NotAnExport(path)
-            if is_later(header):
+            if is_newer_format(header):
                 raise NotAnExport(path, made_by=header.made_by)
         yield first
         yield from records
 
 
-def _lines(file: BinaryIO) -> Iterator[Placed]:
+def _lines(file: BinaryIO) -> Iterator[NumberedRecord]:
     number = 0
     while line := file.readline(_LINE_MAX):
         number += 1
@@ -79,9 +79,9 @@ def _lines(file: BinaryIO) -> Iterator[Placed]:
             what = str(error) if line.endswith(b"\n") else "the line is cut off"
             raise RecordUnreadable(number, what) from None
         # Of a field that occurs twice, the last one is decoded and checked here, but other readers may take the first.
-        if not is_later(record) and _encode(record) != line.removesuffix(b"\n"):
-            raise RecordUnreadable(number, NOT_AS_WRITTEN)
-        yield Placed(number, record)
+        if not is_newer_format(record) and _encode(record) != line.removesuffix(b"\n"):
+            raise RecordUnreadable(number, NOT_CANONICAL)
+        yield NumberedRecord(number, record)
 
 
 def _ignore(_: int) -> None:

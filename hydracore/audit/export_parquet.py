@@ -16,7 +16,7 @@ from uuid import UUID
 import msgspec
 
 from hydracore.audit.errors import ParquetMissing, RecordUnreadable
-from hydracore.audit.export_records import NOT_AS_WRITTEN, AnyRecord, Placed, Record, is_later
+from hydracore.audit.export_records import NOT_CANONICAL, AnyRecord, NumberedRecord, Record, is_newer_format
 
 #: How a Parquet file begins.
 MAGIC: Final = b"PAR1"
@@ -29,9 +29,9 @@ _KIND: Final = "kind"
 
 
 @contextmanager
-def writing(path: Path) -> Generator[Callable[[AnyRecord, bytes], None]]:
-    """Write records to a new file. Raises `ParquetMissing` and `OSError`."""
-    arrow, parquet = _arrow()
+def open_writer(path: Path) -> Generator[Callable[[AnyRecord, bytes], None]]:
+    """Open a new file. Yields a function that writes a record. Raises `ParquetMissing` and `OSError`."""
+    arrow, parquet = _import_pyarrow()
     schema = _schema(arrow)
     with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
         buffer = _Buffer(lambda rows: writer.write_table(arrow.Table.from_pylist(rows, schema=schema)))
@@ -59,12 +59,12 @@ class _Buffer:
         self._rows, self._bytes = [], 0
 
 
-def reading(path: Path) -> Iterator[Placed]:
+def read_records(path: Path) -> Iterator[NumberedRecord]:
     """The records of a file.
 
     Raises `ParquetMissing`, `OSError`, `MemoryError`, and `RecordUnreadable` where the file is damaged.
     """
-    arrow, parquet = _arrow()
+    arrow, parquet = _import_pyarrow()
     number = 0
     try:
         with parquet.ParquetFile(path, pre_buffer=False) as file:
@@ -75,7 +75,7 @@ def reading(path: Path) -> Iterator[Placed]:
             for batch in file.iter_batches(batch_size=_ROWS_READ, use_threads=False):
                 for row in batch.to_pylist():
                     number += 1
-                    yield Placed(number, _record(number, row))
+                    yield NumberedRecord(number, _record(number, row))
     except MemoryError:
         raise  # Arrow's own `MemoryError` is an `ArrowException`, too.
     except (arrow.ArrowException, OSError, ValueError, OverflowError, RecursionError) as error:
@@ -89,8 +89,10 @@ def _record(number: int, row: dict[str, Any]) -> AnyRecord:
     given = {name: value for name, value in row.items() if value is not None}
     record = msgspec.convert(given, AnyRecord)
     # An id in capitals is the same here, but not for other readers that search for it.
-    if not is_later(record) and given != {name: value for name, value in _row(record).items() if value is not None}:
-        raise RecordUnreadable(number, NOT_AS_WRITTEN)
+    if not is_newer_format(record) and given != {
+        name: value for name, value in _row(record).items() if value is not None
+    }:
+        raise RecordUnreadable(number, NOT_CANONICAL)
     return record
 
 
@@ -122,7 +124,7 @@ def _schema(arrow: Any) -> Any:
     return arrow.schema(list(columns.items()))
 
 
-def _arrow() -> tuple[Any, Any]:
+def _import_pyarrow() -> tuple[Any, Any]:
     """pyarrow and its Parquet part, which have no types. Raises `ParquetMissing`."""
     try:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")

@@ -177,16 +177,16 @@ _encoder: Final = msgspec.json.Encoder()
 #: `Header.format` of every export.
 FORMAT: Final = "hydracore-export"
 
-#: Said of a record that other readers may read differently, such as one with a field twice.
-NOT_AS_WRITTEN: Final = "it is not encoded as an export encodes it"
+#: The complaint about a record that other readers may read differently, such as one with a field twice.
+NOT_CANONICAL: Final = "it is not encoded as an export encodes it"
 
 
-def is_later(record: AnyRecord) -> bool:
+def is_newer_format(record: AnyRecord) -> bool:
     """Whether it is the header of a file that only a later version can read."""
     return isinstance(record, Header) and record.format_version > FORMAT_VERSION
 
 
-class Placed(NamedTuple):
+class NumberedRecord(NamedTuple):
     """A record and its number: the line of a JSON Lines file, or the row of a Parquet file, from 1."""
 
     number: int

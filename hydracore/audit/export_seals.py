@@ -30,25 +30,25 @@ class SealFinder:
         row = connection.execute(_FIRST_SEAL).fetchone()
         self._first = 1 if row is None else row[0]
 
-    def used(self) -> list[Seal]:
-        """The seals that were found so far, and the newest, in the order of their numbers."""
+    def used_seals(self) -> list[Seal]:
+        """The seals that were returned so far, and the newest, in the order of their numbers."""
         return [self._used[number] for number in sorted(self._used)]
 
-    def upto(self, lane: int) -> int:
+    def sealed_head(self, lane: int) -> int:
         """The lane's head in the newest seal; 0 where there is no seal."""
         return 0 if self._newest is None else self._newest.head(lane).seq
 
     def last_before(self, lane: int, seq: int) -> Seal | None:
         """The newest seal that does not cover `seq`; None where there is none."""
-        number = self._first_at(lane, seq) - 1
-        return None if number < self._first else self._use(number)
+        number = self._first_number_covering(lane, seq) - 1
+        return None if number < self._first else self._load(number)
 
-    def first_from(self, lane: int, seq: int) -> Seal | None:
+    def first_covering(self, lane: int, seq: int) -> Seal | None:
         """The oldest seal that covers `seq`; None where there is none."""
-        number = self._first_at(lane, seq)
-        return None if self._newest is None or number > self._newest.number else self._use(number)
+        number = self._first_number_covering(lane, seq)
+        return None if self._newest is None or number > self._newest.number else self._load(number)
 
-    def _first_at(self, lane: int, seq: int) -> int:
+    def _first_number_covering(self, lane: int, seq: int) -> int:
         numbers = range(self._first, 1 if self._newest is None else self._newest.number + 1)
         return self._first + bisect_left(numbers, seq, key=lambda number: self._head(lane, number))
 
@@ -56,7 +56,7 @@ class SealFinder:
         row = self._connection.execute(_SEALED_HEAD, (lane + 1, number), prepare=True).fetchone()
         return 0 if row is None else row[0]
 
-    def _use(self, number: int) -> Seal | None:
+    def _load(self, number: int) -> Seal | None:
         if number not in self._used:
             with self._connection.cursor(row_factory=class_row(Seal), binary=True) as cursor:
                 seal = cursor.execute(_SEAL, (number,)).fetchone()

@@ -1,6 +1,6 @@
 """`audit export`: writes all events of a tenant or an instance, with what proves them without the database.
 
-One statement reads the heads of all lanes; what is before these never changes. So the export is of one
+One statement reads the heads of all lanes; events up to these never change. So the export shows one
 moment without a long transaction: the lanes are read one after the other in short statements, which do
 not hinder writers. Memory holds the commands of one window of a lane, and one page of their events.
 """
@@ -31,23 +31,23 @@ from events.pacing import Pace
 from events.seal import Head, Seal, whole
 from events.sql import Statements
 from hydracore.audit import export_records as r
+from hydracore.audit.atomic_file import atomic_file, check_replaceable
 from hydracore.audit.errors import NoSeal, NotInLog
-from hydracore.audit.export_files import Format, Write, writing
+from hydracore.audit.export_files import Format, WriteRecord, open_writer
 from hydracore.audit.export_seals import SealFinder
 from hydracore.audit.timestamps import require_time
 from hydracore.audit.verifying import Progress
-from hydracore.audit.whole_file import refuse_unfit, whole_file
 from hydracore.settings import PREPARE_AFTER
 
 _SQL = Statements("hydracore.audit", "exporting.sql")
-_SPAN_OF_INSTANCE = _SQL["span_of_instance"]
-_SPANS_OF_TENANT = _SQL["spans_of_tenant"]
+_RANGE_OF_INSTANCE = _SQL["range_of_instance"]
+_RANGES_OF_TENANT = _SQL["ranges_of_tenant"]
 _COMMANDS = _SQL["commands"]
 _EVENTS = pages.paged(_SQL["events"])
 _LAST_COMMAND = _SQL["last_command"]
 _STEPS = _SQL["steps"]
 _SEALING = Statements("hydracore.audit", "sealing.sql")
-_CUT = _SEALING["heads"]
+_HEADS = _SEALING["heads"]
 _LAST_SEAL = _SEALING["last_seal"]
 
 #: The numbers of a lane that are read at a time.
@@ -57,8 +57,8 @@ WINDOW: Final = 5_000
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What to export, and where to. Either `tenant_id` or `instance_id` is given.
 
-    `sealed`: whether to stop at the last seal, so that nothing in the file lacks proof. `key`: the seed
-    of the key that signs seals, with which the file as a whole is signed; empty: it is not.
+    `sealed_only`: whether to stop at the last seal, so that every event in the file can be proven. `key`: the
+    seed of the key that signs seals, with which the file as a whole is signed; empty: it is not signed.
     """
 
     conninfo: str
@@ -70,14 +70,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     instance_id: UUID | None = None
     format: Format = "jsonl"
     replace: bool = False
-    sealed: bool = False
+    sealed_only: bool = False
     key: bytes = b""
     #: Whether not to give way to writers.
     full_speed: bool = False
 
 
-class Exported(msgspec.Struct, kw_only=True):
-    """What the file holds. `steps`: those of other commands.
+class ExportReport(msgspec.Struct, kw_only=True):
+    """What the file holds. `steps`: of commands outside the scope of the export.
 
     `unsealed`: events that no seal of the database covers yet.
     """
@@ -99,8 +99,8 @@ class Exported(msgspec.Struct, kw_only=True):
     rested_s: float = 0.0
 
 
-class _Span(NamedTuple):
-    """The first and the last number of what is exported of a lane."""
+class _ExportedRange(NamedTuple):
+    """The numbers of the first and the last exported event of a lane."""
 
     lane: int
     first: int
@@ -108,46 +108,46 @@ class _Span(NamedTuple):
     tenant_id: str
 
 
-class _Stretch(NamedTuple):
+class _ChainRange(NamedTuple):
     """The part of a lane whose chain is in the file.
 
-    `seal`: the number of the seal that it begins at; 0: at the lane's beginning. `sealed`: the lane's
+    `seal_number`: the seal at whose head it begins; 0: at the lane's beginning. `sealed_head`: the lane's
     head in the newest seal.
     """
 
-    span: _Span
+    exported: _ExportedRange
     start: Head
-    seal: int
+    seal_number: int
     end: Head
-    sealed: int
+    sealed_head: int
 
 
-def export(request: Request, progress: Progress) -> Exported:
+def export(request: Request, progress: Progress) -> ExportReport:
     """Write the file, completely or not at all.
 
     Raises `NotInLog`, `NoSeal`, `FileExists`, `NoRegularFile`, `ParquetMissing`, `LogCorrupted` where
     a seal is invalid, a command is missing or no calendar has a time, `OSError` and psycopg's errors.
     """
     assert (request.tenant_id is None) != (request.instance_id is None), "an instance or a tenant"
-    refuse_unfit(request.output, replace=request.replace)
+    check_replaceable(request.output, replace=request.replace)
     began_s = time.monotonic()
     with psycopg.connect(request.conninfo, autocommit=True, prepare_threshold=request.prepare_threshold) as connection:
         connection.execute("SET TIME ZONE 'UTC'")
-        heads, newest, spans = _look(connection, request)
+        heads, newest, exported_ranges = _read_scope(connection, request)
         seals = SealFinder(connection, newest)
-        stretches = [_stretch(span, heads, seals) for span in spans]
-        progress.begin(sum(stretch.end.seq - stretch.start.seq for stretch in stretches))
+        chain_ranges = [_chain_range(exported, heads, seals) for exported in exported_ranges]
+        progress.begin(sum(each.end.seq - each.start.seq for each in chain_ranges))
         with (
-            whole_file(request.output, replace=request.replace) as draft,
-            writing(draft, request.format) as write,
+            atomic_file(request.output, replace=request.replace) as draft,
+            open_writer(draft, request.format) as write,
         ):
             export = _Export(connection, request, write)
-            export.header(spans[0].tenant_id, request.exported_at)
-            for seal in seals.used():
+            export.header(exported_ranges[0].tenant_id, request.exported_at)
+            for seal in seals.used_seals():
                 export.put(r.SealRecord.of(seal))
                 export.report.seals += 1
-            for stretch in stretches:
-                export.lane(stretch, progress)
+            for chain_range in chain_ranges:
+                export.lane(chain_range, progress)
             export.finish()
     report = export.report
     report.rested_s = export.pace.rested_s
@@ -156,57 +156,57 @@ def export(request: Request, progress: Progress) -> Exported:
     return report
 
 
-def _look(connection: Connection, request: Request) -> tuple[list[Head], Seal | None, list[_Span]]:
-    """The heads up to which to export, the newest seal, and what there is to export, all of one moment."""
+def _read_scope(connection: Connection, request: Request) -> tuple[list[Head], Seal | None, list[_ExportedRange]]:
+    """The heads up to which to export, the newest seal, and the range to export of each lane, in one snapshot."""
     connection.isolation_level = IsolationLevel.REPEATABLE_READ
     with connection.transaction():
-        heads = [Head(*row) for row in connection.execute(_CUT, binary=True).fetchall()]
+        heads = [Head(*row) for row in connection.execute(_HEADS, binary=True).fetchall()]
         with connection.cursor(row_factory=class_row(Seal), binary=True) as cursor:
             newest = cursor.execute(_LAST_SEAL).fetchone()
-        if request.sealed:
+        if request.sealed_only:
             if newest is None:
                 raise NoSeal
             heads = [whole(newest).head(lane) for lane in range(len(heads))]
-        spans = _spans(connection, request, heads)
+        exported_ranges = _exported_ranges(connection, request, heads)
     connection.isolation_level = None
-    if not spans:
+    if not exported_ranges:
         whose = f"tenant {request.tenant_id}" if request.instance_id is None else f"instance {request.instance_id}"
-        raise NotInLog(f"The log has no events of {whose}{' that are sealed' if request.sealed else ''}")
-    return heads, newest, spans
+        raise NotInLog(f"The log has no events of {whose}{' that are sealed' if request.sealed_only else ''}")
+    return heads, newest, exported_ranges
 
 
-def _spans(connection: Connection, request: Request, heads: list[Head]) -> list[_Span]:
+def _exported_ranges(connection: Connection, request: Request, heads: list[Head]) -> list[_ExportedRange]:
     if request.instance_id is None:
         parameters: dict[str, Any] = {"tenant": request.tenant_id, "heads": [head.seq for head in heads]}
-        return [_Span(*row) for row in connection.execute(_SPANS_OF_TENANT, parameters)]
+        return [_ExportedRange(*row) for row in connection.execute(_RANGES_OF_TENANT, parameters)]
     lane = lane_of(request.instance_id)
     parameters = {"lane": lane, "stream": request.instance_id, "upto": heads[lane].seq}
-    return [_Span(*row) for row in connection.execute(_SPAN_OF_INSTANCE, parameters)]
+    return [_ExportedRange(*row) for row in connection.execute(_RANGE_OF_INSTANCE, parameters)]
 
 
-def _stretch(span: _Span, heads: list[Head], seals: SealFinder) -> _Stretch:
-    """The stretch from the last seal before the first event to the first seal that covers the last event.
+def _chain_range(exported: _ExportedRange, heads: list[Head], seals: SealFinder) -> _ChainRange:
+    """The part of a lane from the last seal before the first event to the first seal that covers the last event.
 
     Where there is no such seal, it begins at the lane's beginning, or ends at its head.
     """
-    before = seals.last_before(span.lane, span.first)
-    behind = seals.first_from(span.lane, span.last)
-    start = None if before is None else before.head(span.lane)
+    before = seals.last_before(exported.lane, exported.first)
+    behind = seals.first_covering(exported.lane, exported.last)
+    start = None if before is None else before.head(exported.lane)
     at_beginning = start is None or start.seq == 0
-    return _Stretch(
-        span=span,
+    return _ChainRange(
+        exported=exported,
         start=Head(0, GENESIS) if start is None or at_beginning else start,
-        seal=0 if before is None or at_beginning else before.number,
-        end=heads[span.lane] if behind is None else behind.head(span.lane),
-        sealed=seals.upto(span.lane),
+        seal_number=0 if before is None or at_beginning else before.number,
+        end=heads[exported.lane] if behind is None else behind.head(exported.lane),
+        sealed_head=seals.sealed_head(exported.lane),
     )
 
 
 class _Export:
     """Writes the records of the file, and counts them."""
 
-    def __init__(self, connection: Connection, request: Request, write: Write) -> None:
-        self.report = Exported(output=str(request.output), instance_id=request.instance_id)
+    def __init__(self, connection: Connection, request: Request, write: WriteRecord) -> None:
+        self.report = ExportReport(output=str(request.output), instance_id=request.instance_id)
         self.pace = Pace(full_speed=request.full_speed)
         self._connection = connection
         self._key = request.key
@@ -229,59 +229,61 @@ class _Export:
             )
         )
 
-    def lane(self, stretch: _Stretch, progress: Progress) -> None:
+    def lane(self, chain_range: _ChainRange, progress: Progress) -> None:
         """Write the records of one lane, window by window."""
-        lane, (after, link) = stretch.span.lane, stretch.start
-        self.put(r.LaneRecord(lane=lane, after=after, link=link, number=stretch.seal))
+        lane, (after, link) = chain_range.exported.lane, chain_range.start
+        self.put(r.LaneRecord(lane=lane, after=after, link=link, number=chain_range.seal_number))
         streams: set[UUID] = set()
-        while after < stretch.end.seq:
-            upto = min(after + WINDOW, stretch.end.seq)
+        while after < chain_range.end.seq:
+            upto = min(after + WINDOW, chain_range.end.seq)
             self._check_reached(lane, upto)
-            for record in self._window(stretch.span, after, upto):
+            for record in self._window(chain_range.exported, after, upto):
                 self.put(record)
                 if isinstance(record, r.EventRecord):
                     streams.add(record.stream_id)
-                    self.report.unsealed += record.seq > stretch.sealed
+                    self.report.unsealed += record.seq > chain_range.sealed_head
             progress.advance(upto - after)
             self.pace.rest(self._connection)
             after = upto
-        self.put(r.LaneEndRecord(lane=lane, seq=stretch.end.seq, link=stretch.end.link))
+        self.put(r.LaneEndRecord(lane=lane, seq=chain_range.end.seq, link=chain_range.end.link))
         self.report.streams += len(streams)
         self.report.lanes += 1
 
     def _check_reached(self, lane: int, upto: int) -> None:
         """Raise `LogCorrupted` where the commands do not reach `upto`.
 
-        A forged head may leave a gap as large as the range of numbers: reading on window by window would not end.
+        A forged head may leave a gap as large as the range of numbers: reading it window by window would never end.
         """
         row = self._connection.execute(_LAST_COMMAND, {"lane": lane, "upto": upto}, binary=True).fetchone()
         last = 0 if row is None else row[0]
         if last < upto:
             raise LogCorrupted(lane, last + 1, f"the previous command ends before this, and none begins up to {upto}")
 
-    def _window(self, span: _Span, after: int, upto: int) -> Iterator[r.AnyRecord]:
+    def _window(self, exported: _ExportedRange, after: int, upto: int) -> Iterator[r.AnyRecord]:
         """The commands that begin in the window: exported ones with their events, and the steps of the others."""
         parameters: dict[str, Any] = {
-            "lane": span.lane,
+            "lane": exported.lane,
             "after": after,
             "upto": upto,
-            "tenant": span.tenant_id,
+            "tenant": exported.tenant_id,
             "stream": self.report.instance_id,
-            "most": r.STEPS_MAX,
+            "steps_max": r.STEPS_MAX,
         }
         others: defaultdict[int, list[r.StepsRecord]] = defaultdict(list)
         for behind, count, steps, link, bad in self._connection.execute(_STEPS, parameters, binary=True, prepare=True):
             if bad is not None:
-                raise LogCorrupted(span.lane, bad, "it has no digest, or was recorded at a time that is out of range")
-            others[behind].append(r.StepsRecord(lane=span.lane, count=count, steps=steps, link=link))
+                raise LogCorrupted(
+                    exported.lane, bad, "it has no digest, or was recorded at a time that is out of range"
+                )
+            others[behind].append(r.StepsRecord(lane=exported.lane, count=count, steps=steps, link=link))
             self.report.steps += count
         with self._connection.cursor(row_factory=class_row(r.CommandRecord), binary=True) as cursor:
             commands = cursor.execute(_COMMANDS, parameters, prepare=True).fetchall()
         for command in commands:
-            require_time(span.lane, command.first_seq, command.recorded_at)
+            require_time(exported.lane, command.first_seq, command.recorded_at)
         self.report.commands += len(commands)
         yield from others[after]
-        events = self._events(span.lane, {each.first_seq + n for each in commands for n in range(each.event_count)})
+        events = self._events(exported.lane, {each.first_seq + n for each in commands for n in range(each.event_count)})
         event = next(events, None)
         for command in commands:
             yield command

@@ -10,14 +10,14 @@ SELECT heads[%s] FROM seal WHERE number = %s
 -- name: first_seal
 SELECT number FROM seal ORDER BY number LIMIT 1
 
--- name: span_of_instance
+-- name: range_of_instance
 -- Where the first and the last event of an instance are, up to the cut.
 SELECT %(lane)s::integer, min(seq), max(seq), min(tenant_id)
   FROM event
  WHERE lane = %(lane)s AND stream_id = %(stream)s AND seq <= %(upto)s
 HAVING count(*) > 0
 
--- name: spans_of_tenant
+-- name: ranges_of_tenant
 SELECT lane, min(first_seq), max(first_seq + event_count) - 1, tenant_id
   FROM command
  WHERE tenant_id = %(tenant)s AND first_seq <= (%(heads)s::bigint[])[lane + 1]
@@ -51,20 +51,20 @@ SELECT e.lane, e.seq, e.stream_id, e.version, e.tenant_id, e.type, e.schema_vers
 
 -- name: steps
 -- The steps of commands that are not exported, packed: a row for each run between two exported commands,
--- or several where a run has more than %(most)s. With the link of the last step, and the number of the
+-- or several where a run has more than %(steps_max)s. With the link of the last step, and the number of the
 -- first without a digest or a time.
 SELECT behind, count(*), string_agg(step, ''::bytea ORDER BY first_seq), (array_agg(link ORDER BY first_seq DESC))[1],
        min(first_seq) FILTER (WHERE step IS NULL)
   FROM (SELECT first_seq, behind, link,
-               (row_number() OVER (PARTITION BY behind ORDER BY first_seq) - 1) / %(most)s AS part,
+               (row_number() OVER (PARTITION BY behind ORDER BY first_seq) - 1) / %(steps_max)s AS part,
                int8send(first_seq) || int8send((extract(epoch FROM time) * 1000000)::bigint) || digest AS step
-          FROM (SELECT first_seq, time, digest, link, ours,
-                       coalesce(max(first_seq) FILTER (WHERE ours) OVER (ORDER BY first_seq), %(after)s) AS behind
+          FROM (SELECT first_seq, time, digest, link, in_scope,
+                       coalesce(max(first_seq) FILTER (WHERE in_scope) OVER (ORDER BY first_seq), %(after)s) AS behind
                   FROM (SELECT first_seq, digest, link,
                                CASE WHEN recorded_at BETWEEN '0002-01-01' AND '9998-01-01' THEN recorded_at END AS time,
-                               tenant_id = %(tenant)s AND (%(stream)s::uuid IS NULL OR stream_id = %(stream)s) AS ours
+                               tenant_id = %(tenant)s AND (%(stream)s::uuid IS NULL OR stream_id = %(stream)s) AS in_scope
                           FROM command
                          WHERE lane = %(lane)s AND first_seq > %(after)s AND first_seq <= %(upto)s) looked_at) placed
-         WHERE NOT ours) others
+         WHERE NOT in_scope) others
  GROUP BY behind, part
  ORDER BY behind, part

@@ -17,7 +17,7 @@ from hydracore.wording import plural
 if TYPE_CHECKING:
     from hydracore.audit.export_check import Report
     from hydracore.audit.export_files import Format
-    from hydracore.audit.exporting import Exported
+    from hydracore.audit.exporting import ExportReport
 
 
 @click.command()
@@ -79,7 +79,7 @@ def export(
         instance_id=instance or named,
         format=form,
         replace=force,
-        sealed=sealed,
+        sealed_only=sealed,
         key=settings.seal_key,
         full_speed=full_speed,
     )
@@ -131,13 +131,13 @@ def verify_export(
     raise SystemExit(FOUND if report.findings else 0)
 
 
-def _show_export(exported: "Exported", *, as_json: bool) -> None:
+def _show_export(exported: "ExportReport", *, as_json: bool) -> None:
     if as_json:
         print_json(exported)
         return
     say(
         f"{exported.output}: {plural(exported.events, 'event')} in {plural(exported.commands, 'command')} of "
-        f"{plural(exported.streams, 'instance')}, {_rest(exported)}, {plural(exported.size_bytes, 'byte')} ({exported.seconds:.1f} s)"
+        f"{plural(exported.streams, 'instance')}, {_counts_text(exported)}, {plural(exported.size_bytes, 'byte')} ({exported.seconds:.1f} s)"
     )
     if exported.unsealed and not exported.signed:
         are = "is" if exported.unsealed == 1 else "are"
@@ -165,11 +165,11 @@ def _show_report(report: "Report", *, as_json: bool) -> None:
         whose = f"instance {report.instance_id}"
     say(
         f"{plural(len(report.findings), 'finding')} in {plural(report.events, 'event')} and "
-        f"{plural(report.commands, 'command')} of {whose}, {_rest(report)} "
+        f"{plural(report.commands, 'command')} of {whose}, {_counts_text(report)} "
         f"({report.seconds:.1f} s)"
     )
 
 
-def _rest(counted: "Exported | Report") -> str:
+def _counts_text(counted: "ExportReport | Report") -> str:
     steps, lanes, seals = plural(counted.steps, "step"), plural(counted.lanes, "lane"), plural(counted.seals, "seal")
     return f"{steps} of others in {lanes}, {seals}"

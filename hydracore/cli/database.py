@@ -57,12 +57,12 @@ def backup(*, file: Path, only_keys: bool, force: bool) -> None:
     Back up the keys separately with --keys. Keep that backup elsewhere and delete it after some days: while a backup
     has an erased customer's key, the customer's data can still be read.
     """
-    from hydracore.audit.whole_file import whole_file
+    from hydracore.audit.atomic_file import atomic_file
     from hydracore.db.backup import back_up
     from hydracore.signals import interrupted_by_signals
 
     settings = load()
-    with failures(), interrupted_by_signals(), whole_file(file, replace=force) as draft:
+    with failures(), interrupted_by_signals(), atomic_file(file, replace=force) as draft:
         back_up(settings.database_url, "keys" if only_keys else "log", draft)
     what = "customers' keys" if only_keys else "everything but the customers' keys"
     say(f"{file}: {what}, {file.stat().st_size} bytes")

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from events.ids import instance_id_for, lane_of
 from hydracore.audit import export_parquet, exporting
 from hydracore.audit import export_records as r
-from hydracore.audit.export_files import reading
+from hydracore.audit.export_files import read_records
 from tests.audit_log import LANE, Log, SealedLogs, run
 from tests.requests_to_log import origin, request, requested
 
@@ -91,7 +91,7 @@ async def test_an_instance_and_a_tenant_are_exported_and_proven(
         status, report = verified(log, path, *words)
         assert (status, report["ok"], report["events"], report["findings"]) == (0, True, events, [])
     # The chain begins where the last seal before the instance ended, and the file has nothing of what was before.
-    (lane,) = [placed.record for placed in reading(one) if isinstance(placed.record, r.LaneRecord)]
+    (lane,) = [placed.record for placed in read_records(one) if isinstance(placed.record, r.LaneRecord)]
     assert (lane.after, lane.number) == (12, 2)
 
 

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from hydracore.audit.whole_file import whole_file
+from hydracore.audit.atomic_file import atomic_file
 from hydracore.cli import main
 from hydracore.db import migrations
 from tests.cloudsim_fixtures import REPOSITORY
@@ -84,7 +84,7 @@ async def test_a_backup_that_is_killed_gets_no_further_and_the_next_one_removes_
     # What somebody else may put there is in nobody's way.
     planted = left.with_name(f".planted{left.suffix}")
     planted.mkdir()
-    with whole_file(folder / "in the making", replace=False) as draft:
+    with atomic_file(folder / "in the making", replace=False) as draft:
         draft.write_text("whole")
         done = await asyncio.to_thread(world.run, "db", "backup", "--keys", str(folder / "tuesday.dump"))
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from hydracore.audit import export_records as r
 from hydracore.audit.errors import NotAnExport
-from hydracore.audit.export_files import reading, writing
+from hydracore.audit.export_files import open_writer, read_records
 from hydracore.cli import main
 from tests.exports import INSTANCE, TENANT, TENANT_PARQUET, Forger, found, verified
 
@@ -54,7 +54,7 @@ def test_whose_an_export_is_is_said_in_words(path: Path, counted: str) -> None:
 
 
 def test_both_formats_hold_the_same_records_to_the_last_bit() -> None:
-    lines, rows = ([placed.record for placed in reading(path)] for path in (TENANT, TENANT_PARQUET))
+    lines, rows = ([placed.record for placed in read_records(path)] for path in (TENANT, TENANT_PARQUET))
 
     assert len(lines) == len(rows) == 39
     # All but the moment at which they were made, and with it the digest of the whole.
@@ -64,8 +64,8 @@ def test_both_formats_hold_the_same_records_to_the_last_bit() -> None:
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
 def test_what_is_written_again_is_the_same(form: Any, tmp_path: Path) -> None:
     fingerprint = r.Fingerprint()
-    with writing(tmp_path / "again", form) as write:
-        for _, record in reading(TENANT):
+    with open_writer(tmp_path / "again", form) as write:
+        for _, record in read_records(TENANT):
             write(record, fingerprint.add(record))
 
     assert (verified(tmp_path / "again").findings, verified(tmp_path / "again").signed) == ([], True)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from hydracore.audit.atomic_file import atomic_file
 from hydracore.audit.errors import FileExists, NoRegularFile
-from hydracore.audit.whole_file import whole_file
 
 
 def write(path: Path, *, replace: bool) -> None:
-    with whole_file(path, replace=replace) as draft:
+    with atomic_file(path, replace=replace) as draft:
         draft.write_text("new")
 
 
@@ -24,7 +24,7 @@ def test_a_pipe_is_never_replaced_nor_what_leads_to_one(tmp_path: Path, *, repla
     link.symlink_to(pipe)
 
     for path in (pipe, link):
-        with pytest.raises(NoRegularFile, match=f"{path} is not a regular file"), whole_file(path, replace=replace):
+        with pytest.raises(NoRegularFile, match=f"{path} is not a regular file"), atomic_file(path, replace=replace):
             pytest.fail("there is no work to begin with")
 
     assert stat.S_ISFIFO(pipe.stat().st_mode)
@@ -35,7 +35,7 @@ def test_a_pipe_is_never_replaced_nor_what_leads_to_one(tmp_path: Path, *, repla
 def test_a_pipe_that_came_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "backup"
 
-    with pytest.raises(NoRegularFile), whole_file(path, replace=True):
+    with pytest.raises(NoRegularFile), atomic_file(path, replace=True):
         os.mkfifo(path)
 
     assert stat.S_ISFIFO(path.stat().st_mode)

@@ -1,4 +1,4 @@
-"""Writes a file completely or not at all, however long that takes and whatever happens meanwhile.
+"""Writes a file atomically: completely or not at all, even if the process is killed meanwhile.
 
 The data goes to a hidden draft beside the file, which its writer locks. The draft of a writer that was killed is not
 locked any more, and is removed by the next writer in that directory: it may hold data that must not be kept for long.
@@ -25,24 +25,24 @@ _DRAFT: Final = ".hydracore-draft"
 
 
 @contextmanager
-def whole_file(path: Path, *, replace: bool) -> Generator[Path]:
+def atomic_file(path: Path, *, replace: bool) -> Generator[Path]:
     """A draft beside `path`, for its owner alone. It becomes `path` once the block succeeds, or is removed.
 
     The draft must be written in place, not replaced. Where `path` is a symbolic link, its target is
     written. Raises `FileExists` and `NoRegularFile` at the beginning, and at the end if another process
     has written `path` meanwhile; and `OSError`.
     """
-    refuse_unfit(path, replace=replace)
+    check_replaceable(path, replace=replace)
     target = path.resolve()
     if not target.parent.is_dir():
         raise NotADirectoryError(f"cannot write {path}: there is no directory {target.parent}")
-    _remove_left_over(target.parent)
-    descriptor, draft = _begin(target)
+    _remove_stale_drafts(target.parent)
+    descriptor, draft = _create_draft(target)
     try:
         with disk_errors_named(path):
             yield draft
             os.fsync(descriptor)
-        refuse_unfit(target, replace=replace)
+        check_replaceable(target, replace=replace)
         draft.rename(target)
     finally:
         draft.unlink(missing_ok=True)
@@ -50,8 +50,8 @@ def whole_file(path: Path, *, replace: bool) -> Generator[Path]:
     sync_folder(target.parent)
 
 
-def refuse_unfit(path: Path, *, replace: bool) -> None:
-    """Check early whether `path` may be written, before long work.
+def check_replaceable(path: Path, *, replace: bool) -> None:
+    """Check whether `path` may be written or replaced. Callers do so early, before long work.
 
     Raises `FileExists`, `NoRegularFile` and `OSError`.
     """
@@ -65,7 +65,7 @@ def refuse_unfit(path: Path, *, replace: bool) -> None:
         raise FileExists(path)
 
 
-def _begin(path: Path) -> tuple[int, Path]:
+def _create_draft(path: Path) -> tuple[int, Path]:
     """The path of an empty draft, after a descriptor that holds its lock."""
     while True:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_DRAFT, dir=path.parent)
@@ -78,7 +78,7 @@ def _begin(path: Path) -> tuple[int, Path]:
         os.close(descriptor)
 
 
-def _remove_left_over(folder: Path) -> None:
+def _remove_stale_drafts(folder: Path) -> None:
     """Remove all drafts that are not locked, of whatever file: one with a date in its name is never written again."""
     for draft in folder.glob(f".*{_DRAFT}"):
         try:
