@@ -1,4 +1,4 @@
-"""Exports from the frozen corpus, and a forger who edits them."""
+"""Exports from the frozen corpus, and a forger that edits them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from hydracore.audit import export_records as r
 from hydracore.audit.export_check import Report, Request, verify_export
 from hydracore.audit.export_files import read_records
 from hydracore.audit.verifying import Progress
-from tests.audit_log import SEAL_KEY
+from tests.sealed_log import SEAL_KEY
 
 CORPUS = Path(__file__).parent / "corpus"
 
-#: One instance's export, not signed: numbers 13, 15 to 17 (one command) and 19 of lane 6, between seals 2 (after 12) and
-#: 3 (at the end); 14 and 18 are others'.
+#: The export of one instance, not signed: numbers 13, 15 to 17 (one command) and 19 of lane 6, between seals 2 (after 12)
+#: and 3 (at the end). Numbers 14 and 18 are of other instances.
 INSTANCE = CORPUS / "export-v1-instance.jsonl"
 
-#: Its tenant's, signed: all 19 numbers of the lane, under the last seal.
+#: The export of its tenant, signed: all 19 numbers of the lane, covered by the last seal.
 TENANT = CORPUS / "export-v1-tenant.jsonl"
 TENANT_PARQUET = CORPUS / "export-v1-tenant.parquet"
 
@@ -42,13 +42,13 @@ def found(path: Path) -> list[str]:
 
 
 class Forger:
-    """Somebody who has the file, and makes digests and links fit again as far as he cares to."""
+    """Edits the records of a file, and recomputes the digests and links that a test asks for."""
 
     def __init__(self, path: Path) -> None:
         self.records: list[Any] = [placed.record for placed in read_records(path)]
 
     def at(self, kind: type[r.Record], seq: int) -> int:
-        """Where the command that begins with this number, or the event with this number, is."""
+        """The position in the file of the command that begins with this number, or of the event with this number."""
         (at,) = [
             at
             for at, each in enumerate(self.records)
@@ -60,7 +60,7 @@ class Forger:
         self.records[at] = replace(self.records[at], **fields)
 
     def rename(self, seq: int, *, new: str = "forged") -> None:
-        """Another name in an event's payload."""
+        """Put another name into an event's payload."""
         at = self.at(r.EventRecord, seq)
         self.change(at, payload=self.records[at].payload.replace("last", new).replace("hc-new", new))
 
@@ -83,7 +83,7 @@ class Forger:
         self.change(at, digest=digest_of(command, [event.digest for event in events]))
 
     def redo_links(self) -> None:
-        """All links, and where the lane ends."""
+        """Recompute all links, and the end of the lane."""
         link = b""
         for at, each in enumerate(self.records):
             match each:
@@ -103,7 +103,7 @@ class Forger:
                     pass
 
     def hide(self, seq: int) -> None:
-        """Have a command of ours look like one of others."""
+        """Replace an exported command with a step, as if it were outside the scope."""
         at = self.at(r.CommandRecord, seq)
         command = self.records[at]
         step = b"".join((seq.to_bytes(8), microseconds(command.recorded_at).to_bytes(8), command.digest))
@@ -111,7 +111,7 @@ class Forger:
         self.records[at : at + 1 + command.event_count] = [hidden]
 
     def seal_anew(self, key: Ed25519PrivateKey) -> None:
-        """The last seal, over where the lane ends now."""
+        """Replace the last seal with one over the present end of the lane."""
         at = max(at for at, each in enumerate(self.records) if isinstance(each, r.SealRecord))
         seal, (end,) = self.records[at].seal, [each for each in self.records if isinstance(each, r.LaneEndRecord)]
         heads = [Head(end.seq, end.link) if lane == end.lane else seal.head(lane) for lane in range(64)]
@@ -120,7 +120,7 @@ class Forger:
         self.records[at] = r.SealRecord.of(replace(made, signature=key.sign(made.statement)))
 
     def saved(self, folder: Path, *, fit: bool = True, key: Ed25519PrivateKey | None = None) -> Path:
-        """The file. `fit`: with counts and digest of what is in it now; `key`: signed with that."""
+        """Write the file. `fit`: with counts and digest of its present records. `key`: signs it."""
         if fit and isinstance(self.records[-1], r.EndRecord):
             self._redo_end(key)
         path = folder / "forged.jsonl"

@@ -10,7 +10,7 @@ from events.state import Instance
 from events.types import AnyEvent
 from events.upcast import read
 from projections import instance, provision_log, reservation
-from tests.log_audit import Row
+from tests.log_check import Row
 
 
 class Replay:

@@ -27,8 +27,8 @@ from hydracore.embedded.ports import free_port
 from hydracore.settings import variable_name
 from hydracore.signals import run_to_completion
 from hydracore.transport import EMPTY_TRUST_STORE
-from tests.audit import audit
 from tests.cloudsim_fixtures import CloudsimProcess
+from tests.consistency import check_consistency
 from tests.program import Program
 from tests.records import Records
 from tests.secrecy import assert_no_secret_leaked
@@ -302,7 +302,7 @@ def session_stack_fixture(services: Services, tmp_path_factory: pytest.TempPathF
         yield stack
         # Whatever the tests did to it, and whether they looked at this or not; with nobody who still writes.
         stack.kill()
-        run_to_completion(audit(stack.database_url))
+        run_to_completion(check_consistency(stack.database_url))
         assert_no_secret_leaked(stack)
     finally:
         stack.thaw()

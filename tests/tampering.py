@@ -19,7 +19,7 @@ from hydracore.audit.seal_check import check_seals, stored_seals
 from hydracore.audit.verifying import Progress
 from hydracore.audit.verifying_lanes import Job, verify_lanes
 from hydracore.signals import run_to_completion
-from tests.audit_log import LANE, Forger
+from tests.sealed_log import LANE, Forger
 from tests.services import Services
 
 
@@ -47,36 +47,36 @@ def made_once(services: Services, name: str, make: Callable[[str], Coroutine[Any
 
 @pytest.fixture
 def connection(url: str) -> Generator[psycopg.Connection]:
-    """Somebody who only looks."""
+    """A connection that only reads."""
     with psycopg.connect(url, autocommit=True) as connected:
         yield connected
 
 
 @pytest.fixture
 def forger(url: str) -> Generator[Forger]:
-    """Somebody with the owner's rights, whose traces vanish afterwards."""
+    """A forger with the owner's rights, in a transaction that is rolled back."""
     with psycopg.connect(url) as connection:
         yield Forger(connection)
         connection.rollback()
 
 
-def find(forger: Forger, *, replay: bool = False, sealed: bool = True) -> list[Finding]:
-    """What is found in the lane; `sealed`: whether its seals are asked."""
-    return look(forger, replay=replay, sealed=sealed).findings
+def lane_findings(forger: Forger, *, replay: bool = False, sealed: bool = True) -> list[Finding]:
+    """The findings in the lane. `sealed`: whether it is compared with its seals."""
+    return lane_report(forger, replay=replay, sealed=sealed).findings
 
 
-def look(forger: Forger, *, replay: bool = False, sealed: bool = True) -> LaneReport:
-    """All that is said of the lane, which is the same whenever what adds up is added up; see `find`."""
+def lane_report(forger: Forger, *, replay: bool = False, sealed: bool = True) -> LaneReport:
+    """The report on the lane. It does not depend on when followed projections are folded. See `lane_findings`."""
     seals = stored_seals(forger.connection) if sealed else ()
     job = Job(lane=LANE, points=check_seals(seals, (), public_key=None).points(LANE), replay=replay)
-    report = _look(forger, job)
+    report = _verify_lane(forger, job)
     if replay:
-        assert _look(forger, replace(job, fold_while_verifying=True)) == report
+        assert _verify_lane(forger, replace(job, fold_while_verifying=True)) == report
     return report
 
 
-def _look(forger: Forger, job: Job) -> LaneReport:
-    # Whoever rests looks at the heads: here after each piece of work.
+def _verify_lane(forger: Forger, job: Job) -> LaneReport:
+    # With this clock, each piece of work counts as long, so that the heads are read after it.
     pace = Pace(clock=itertools.count().__next__, sleep=lambda _: None)
     (report,) = verify_lanes(forger.connection, [job], pace, lambda _: None)
     return report

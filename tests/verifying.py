@@ -1,4 +1,4 @@
-"""`audit verify` on a log of the test's own, and a forger who edits that log: fixtures, to be imported by name."""
+"""Fixtures for tests of `audit verify`, to be imported by name: a sealed log, and a forger who edits it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.audit_log import Forger, Log, SealedLogs, run
+from tests.sealed_log import Forger, Log, SealedLogs, run
 
 FORGE = "UPDATE event SET payload = replace(payload::text, 'first', 'forged')::json WHERE lane = 6 AND seq = {}"
 
@@ -23,13 +23,13 @@ async def log(sealed_logs: SealedLogs, tmp_path: Path) -> AsyncGenerator[Log]:
 
 @pytest.fixture
 def forger(log: Log) -> Generator[Forger]:
-    """Somebody with the owner's rights."""
+    """A forger with the owner's rights."""
     with psycopg.connect(log.url, autocommit=True) as connection:
         yield Forger(connection)
 
 
 def rewrite(forger: Forger) -> None:
-    """The lane from number 7 on, so that all of it fits again."""
+    """Forge event 7, and recompute digests and links, so that all of the lane is consistent again."""
     forger.do(FORGE.format(7))
     forger.redo_event(7)
     forger.redo_command(7)

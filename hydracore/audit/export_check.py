@@ -73,7 +73,7 @@ class Report(msgspec.Struct, kw_only=True):
 def verify_export(request: Request, progress: Progress) -> Report:
     """Check an export and report all that is wrong with it. Raises `OSError`, `NotAnExport` and `ParquetMissing`."""
     began_s = time.monotonic()
-    check = _Check(request)
+    check = _ExportChecker(request)
     number = 0
     try:
         for number, record in read_records(request.path):
@@ -87,7 +87,7 @@ def verify_export(request: Request, progress: Progress) -> Report:
     return check.report
 
 
-class _Check:
+class _ExportChecker:
     def __init__(self, request: Request) -> None:
         self.report = Report(path=str(request.path))
         self._key = request.public_key

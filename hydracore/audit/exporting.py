@@ -141,7 +141,7 @@ def export(request: Request, progress: Progress) -> ExportReport:
             atomic_file(request.output, replace=request.replace) as draft,
             open_writer(draft, request.format) as write,
         ):
-            export = _Export(connection, request, write)
+            export = _ExportWriter(connection, request, write)
             export.header(exported_ranges[0].tenant_id, request.exported_at)
             for seal in seals.used_seals():
                 export.put(r.SealRecord.of(seal))
@@ -202,7 +202,7 @@ def _chain_range(exported: _ExportedRange, heads: list[Head], seals: SealFinder)
     )
 
 
-class _Export:
+class _ExportWriter:
     """Writes the records of the file, and counts them."""
 
     def __init__(self, connection: Connection, request: Request, write: WriteRecord) -> None:

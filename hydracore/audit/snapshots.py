@@ -38,8 +38,8 @@ _NEWER_NOT_COMPARED = "Snapshots by a newer HydraCore with different rules were 
 
 def events_to_fold(connection: Connection, after: Mapping[int, int]) -> dict[int, int]:
     """The number of events to fold per lane, for snapshots of streams that have events behind the number `after`."""
-    asked = {"lanes": [*after], "after": [*after.values()], "fold": FOLD}
-    return dict(connection.execute(_EVENTS_TO_FOLD, asked).fetchall())
+    parameters = {"lanes": [*after], "after": [*after.values()], "fold": FOLD}
+    return dict(connection.execute(_EVENTS_TO_FOLD, parameters).fetchall())
 
 
 def compare(
@@ -51,9 +51,9 @@ def compare(
     each page of events, with their number. An event that cannot be read or folded is not reported here,
     but where the rows of its stream are compared.
     """
-    ((newer,),) = connection.execute(_NEWER_SNAPSHOTS, (lane, FOLD)).fetchall()
-    if newer:
-        yield Note(_NEWER_NOT_COMPARED, lane, str(newer))
+    ((newer_count,),) = connection.execute(_NEWER_SNAPSHOTS, (lane, FOLD)).fetchall()
+    if newer_count:
+        yield Note(_NEWER_NOT_COMPARED, lane, str(newer_count))
     for (stream_id,) in connection.execute(_STREAMS, (lane, FOLD)).fetchall():
         if among is not None and stream_id.bytes not in among:
             continue
@@ -78,8 +78,8 @@ def _flaw(
     state, last = None, b""
     while version_of(state) < version:
         after = version_of(state)
-        asked = (lane, stream_id, after + 1, min(PAGE, version - after), pages.PAGE_BYTES)
-        rows = connection.execute(_STREAM_FROM, asked).fetchall()
+        parameters = (lane, stream_id, after + 1, min(PAGE, version - after), pages.PAGE_BYTES)
+        rows = connection.execute(_STREAM_FROM, parameters).fetchall()
         if not rows:
             return f"The snapshot has version {version}, but the stream ends with {after}"
         try:
@@ -96,10 +96,10 @@ def _flaw(
 
 def _difference(text: str, wanted: Instance) -> str:
     try:
-        kept = decode(text)
+        stored = decode(text)
     except (msgspec.DecodeError, RecursionError):
         return "The snapshot cannot be read"
-    fields = [change.field for change in changes_between(kept, wanted)]
+    fields = [change.field for change in changes_between(stored, wanted)]
     if not fields:
         return "The snapshot is not encoded as a replay of the log encodes it"
     return f"The snapshot differs from a replay of the log in {', '.join(fields[:_FIELDS_MAX])}{', ...' if len(fields) > _FIELDS_MAX else ''}"

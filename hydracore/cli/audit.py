@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hydracore.audit.seal_file import SealFile
 
 #: `--strict` wants a seal in the copy once this many seal intervals have passed since it was made.
-COPIED_WITHIN: Final = 2
+COPIED_WITHIN_INTERVALS: Final = 2
 
 #: The note of an audit without a copy of the seals, which cannot see that the newest seals are gone.
 NO_COPY: Final = "No copy of the seals was compared (--seals): removal of the newest events together with their seals would not be detected"
@@ -99,7 +99,7 @@ def verify(
         since_seal=since_seal,
         replay=replay,
         seals=copy,
-        copied_before=datetime.now(UTC) - timedelta(seconds=COPIED_WITHIN * settings.seal_interval_s)
+        copied_before=datetime.now(UTC) - timedelta(seconds=COPIED_WITHIN_INTERVALS * settings.seal_interval_s)
         if strict
         else None,
         public_key=public_key,

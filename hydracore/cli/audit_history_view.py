@@ -46,7 +46,7 @@ async def print_events(
         if as_json:
             print_json_line(event)
         else:
-            say(*_lines(event, of_tenant=heads_token is not None), bold=True)
+            say(*_event_lines(event, of_tenant=heads_token is not None), bold=True)
         count, last = count + 1, f"{event.lane}:{event.seq}"
     if not count:
         say("no matching events", err=True)
@@ -60,7 +60,7 @@ def print_state(found: HistoryState, *, as_json: bool) -> None:
     fields = list(leaves("", found.state))
     width = _width(field for field, _ in fields)
     for field, value in fields:
-        say(f"  {field:<{width}}  {_value(field, value, whole=True)}", whole=True)
+        say(f"  {field:<{width}}  {_value_text(field, value, whole=True)}", whole=True)
 
 
 def print_difference(found: HistoryDifference, *, as_json: bool) -> None:
@@ -74,39 +74,39 @@ def print_difference(found: HistoryDifference, *, as_json: bool) -> None:
         say(f"  from  version {found.from_version}, recorded {found.from_recorded_at}")
     say(f"  to    version {found.to_version}, recorded {found.to_recorded_at}")
     for change in found.changes:
-        say("", _change(change, width=0))
+        say("", _change_line(change, width=0))
         if earlier := change.event_count - len(change.events):
             say(f"    ... {plural(earlier, 'earlier event')}")
-        for step in change.events:
-            say(_step(change.field, step, is_one_of_many=change.event_count > 1))
+        for event in change.events:
+            say(_field_event_line(change.field, event, is_one_of_many=change.event_count > 1))
     if not found.changes:
         say("no differences")
 
 
-def _step(field: str, step: HistoryFieldEvent, *, is_one_of_many: bool) -> str:
-    values = f": {_value(field, step.before)} -> {_value(field, step.after)}" if is_one_of_many else ""
-    return (
-        f"    v{step.version}  {step.recorded_at}  {step.type} by {_name(step.actor)} ({_name(step.command)}){values}"
-    )
+def _field_event_line(field: str, event: HistoryFieldEvent, *, is_one_of_many: bool) -> str:
+    values = f": {_value_text(field, event.before)} -> {_value_text(field, event.after)}" if is_one_of_many else ""
+    return f"    v{event.version}  {event.recorded_at}  {event.type} by {_short_name(event.actor)} ({_short_name(event.command)}){values}"
 
 
-def _lines(event: HistoryEvent, *, of_tenant: bool) -> list[str]:
+def _event_lines(event: HistoryEvent, *, of_tenant: bool) -> list[str]:
     place = f"{event.lane}:{event.seq}"
     whose = f"{event.instance_id}  " if of_tenant else ""
     cause = "" if event.causation_id is None else f", causation {event.causation_id}"
-    fields = "".join(f" {_name(name)}={_value(name, value)}" for name, value in leaves("", event.fields) if name)
+    fields = "".join(
+        f" {_short_name(name)}={_value_text(name, value)}" for name, value in leaves("", event.fields) if name
+    )
     width = _width(change.field for change in event.changes)
     lines = [
         f"{place}  {whose}v{event.version}  {event.recorded_at}  {event.type}",
         f"  {event.what}{':' if fields else ''}{fields}",
-        f"  by {_name(event.actor)}: {_name(event.command)} {event.command_id}, correlation {event.correlation_id}{cause}",
+        f"  by {_short_name(event.actor)}: {_short_name(event.command)} {event.command_id}, correlation {event.correlation_id}{cause}",
     ]
-    return [*lines, *(f"    {_change(change, width=width)}" for change in event.changes), ""]
+    return [*lines, *(f"    {_change_line(change, width=width)}" for change in event.changes), ""]
 
 
-def _change(change: Change, *, width: int) -> str:
-    before, after = (_value(change.field, value) for value in (change.before, change.after))
-    return f"{_name(change.field):<{width}}  {before} -> {after}"
+def _change_line(change: Change, *, width: int) -> str:
+    before, after = (_value_text(change.field, value) for value in (change.before, change.after))
+    return f"{_short_name(change.field):<{width}}  {before} -> {after}"
 
 
 def _width(names: Iterable[str]) -> int:
@@ -114,11 +114,11 @@ def _width(names: Iterable[str]) -> int:
     return min(max(map(len, names), default=0), SHOWN_MAX)
 
 
-def _name(text: str) -> str:
+def _short_name(text: str) -> str:
     return brief(escaped(text))
 
 
-def _value(field: str, value: Any, *, whole: bool = False) -> str:
+def _value_text(field: str, value: Any, *, whole: bool = False) -> str:
     """`value` in one line. Values of fields in milliseconds are shown as times."""
     if field.endswith("_ms") and isinstance(value, int) and value:
         return str(ms_text(value))

@@ -14,9 +14,9 @@ from events.ids import instance_id_for, lane_of
 from hydracore.audit.seal_file import SealFile
 from hydracore.auth import issue_token
 from hydracore.cli import main
-from tests.audit import audit
-from tests.audit_log import SEAL_KEY_TEXT
+from tests.consistency import check_consistency
 from tests.replicated import Replicated, asked, replicated_fixture
+from tests.sealed_log import SEAL_KEY_TEXT
 from tests.secrecy import assert_no_secret_leaked
 from tests.stack import BRISK, JWT_SECRET, TENANT, Stack
 from workers.sweep import sweep
@@ -40,7 +40,7 @@ async def stack(replicated: Replicated, tmp_path: Path) -> AsyncGenerator[Stack]
         for part in (stack.api, stack.relay, stack.worker):
             assert part.is_alive, part.output()[-3000:]
         stack.kill()
-        assert await audit(replicated.second.url())
+        assert await check_consistency(replicated.second.url())
         assert_no_secret_leaked(stack)
     finally:
         stack.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.audit import audit
+from tests.consistency import check_consistency
 from tests.program import Program
 from tests.secrecy import assert_no_secret_leaked
 from tests.services import OwnServices
@@ -67,7 +67,7 @@ async def test_nothing_is_lost_doubled_or_left_over_whatever_dies_when(
         assert not fragile.rows(f"SELECT 1 FROM {table}")  # noqa: S608 - our own tables
     for part in (fragile.worker, fragile.relay, fragile.api):
         assert part.is_alive, part.output()[-3000:]
-    assert await audit(fragile.database_url)
+    assert await check_consistency(fragile.database_url)
     assert_no_secret_leaked(fragile)
 
 

@@ -10,7 +10,7 @@ import pytest
 from events import keys
 from hydracore.settings import PACKAGED_CATALOGUE
 from tests.api_server import Api, running_api
-from tests.log_audit import audited
+from tests.log_check import check_log
 
 ORDER = {"region_id": "local", "tier_id": "performance", "preset_id": "research_assistant", "idempotency_key": "k"}
 NAMED = ORDER | {"user_display_name": "Ann"}
@@ -34,7 +34,7 @@ async def test_a_repeat_is_answered_although_the_catalogue_has_dropped_what_was_
         .replace("[presets.research_assistant]", "[presets.researcher]")
     )
     answer = await api.client.post("/v1/instances", json=ORDER, headers=api.token())
-    before = await audited(owner_conn)
+    before = await check_log(owner_conn)
 
     async with running_api(database_url, redis_url, catalogue=smaller) as later:
         again = await later.client.post("/v1/instances", json=ORDER, headers=later.token())
@@ -52,7 +52,7 @@ async def test_a_repeat_is_answered_although_the_catalogue_has_dropped_what_was_
     assert (malformed.status_code, [each["loc"] for each in malformed.json()["detail"]]) == (422, wrong)
     for refused in new:
         assert (refused.status_code, [each["loc"] for each in refused.json()["detail"]]) == (422, wrong[1:])
-    assert await audited(owner_conn) == before
+    assert await check_log(owner_conn) == before
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ async def test_a_repeat_is_answered_although_nothing_can_be_sealed_for_the_custo
     ann = api.token()
     answer = await api.client.post("/v1/instances", json=NAMED, headers=ann)
     await owner_conn.execute(lose)
-    before = await audited(owner_conn)
+    before = await check_log(owner_conn)
 
     again = await api.client.post("/v1/instances", json=NAMED, headers=ann)
     other = await api.client.post("/v1/instances", json=NAMED | {"user_display_name": "Eve"}, headers=ann)
@@ -84,4 +84,4 @@ async def test_a_repeat_is_answered_although_nothing_can_be_sealed_for_the_custo
     assert (other.status_code, other.json()) == (409, ANOTHER_REQUEST)
     assert new.status_code == status
     assert new.json() != ANOTHER_REQUEST
-    assert await audited(owner_conn) == before
+    assert await check_log(owner_conn) == before

@@ -13,7 +13,7 @@ import psutil
 import psycopg
 import pytest
 
-from tests.audit_log import Log, SealedLogs, run
+from tests.sealed_log import Log, SealedLogs, run
 from tests.waiting import until
 
 #: Bytes that are no characters, as Python passes them on.

@@ -11,9 +11,9 @@ import psycopg
 import pytest
 
 from hydracore.audit.verifying import Progress, Request, verify
-from tests.audit_log import Forger, Log, SealedLogs, follow, run
 from tests.next_release import ActivityV2
 from tests.rebuilding import rebuilt
+from tests.sealed_log import Forger, Log, SealedLogs, follow, run
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from events.ids import LANES
 from events.seal import Head, make_seal
 from hydracore.audit.seal_file import SealFile
 from hydracore.audit.sealing import Sealer, utc_now
-from tests.audit_log import LANE, SEAL_KEY, Log, SealedLogs, follow, run
+from tests.sealed_log import LANE, SEAL_KEY, Log, SealedLogs, follow, run
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from events.ids import instance_id_for, lane_of
 from hydracore.audit import export_parquet, exporting
 from hydracore.audit import export_records as r
 from hydracore.audit.export_files import read_records
-from tests.audit_log import LANE, Log, SealedLogs, run
 from tests.requests_to_log import origin, request, requested
+from tests.sealed_log import LANE, Log, SealedLogs, run
 
 ELSEWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
 

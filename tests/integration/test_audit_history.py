@@ -23,8 +23,8 @@ from hydracore.audit.historical_state import state_at
 from hydracore.audit.history import EventFilter, instance_entries, tenant_entries
 from hydracore.audit.history_rendering import hide_sealed, render_event
 from tests import lives
-from tests.audit_log import Log, SealedLogs, run
 from tests.requests_to_log import origin, requested
+from tests.sealed_log import Log, SealedLogs, run
 
 Json = dict[str, Any]
 SECRET = Sealed("v1." + "QUJD" * 12)

@@ -8,9 +8,9 @@ import pytest
 
 from hydracore.audit import seal_check, seal_sample
 from hydracore.audit.seal_check import check_seals, stored_seals
-from tests.audit_log import Forger, sealed_log
+from tests.sealed_log import Forger, sealed_log
 from tests.services import Services
-from tests.tampering import find, forger, made_once
+from tests.tampering import forger, lane_findings, made_once
 
 __all__ = ["forger"]
 
@@ -58,14 +58,14 @@ CUT_OFF = [
 
 def test_what_was_left_alone_is_as_it_must_be(forger: Forger) -> None:
     assert len(list(stored_seals(forger.connection))) == EVENTS - 10
-    assert find(forger) == []
+    assert lane_findings(forger) == []
 
 
 @pytest.mark.parametrize("seq", [1, 9, *range(14, EVENTS + 1)])
 def test_what_was_rewritten_between_seals_that_are_kept_is_found(forger: Forger, seq: int) -> None:
     rewrite(forger, seq)
 
-    (found,) = find(forger)
+    (found,) = lane_findings(forger)
 
     assert found.kind == "rewritten"
     assert found.seq is not None
@@ -77,7 +77,7 @@ def test_what_was_rewritten_between_seals_that_are_kept_is_found(forger: Forger,
 def test_what_was_cut_off_between_seals_that_are_kept_is_found_where_it_is(forger: Forger, last: int) -> None:
     forger.do(*(statement.format(last) for statement in CUT_OFF))
 
-    (found,) = find(forger)
+    (found,) = lane_findings(forger)
 
     assert (found.kind, found.seq, found.last_seq) == ("tail_missing", last + 1, EVENTS)
 

@@ -13,10 +13,10 @@ from events.ids import SEQ_MAX
 from hydracore.audit import followed_tables, inline_tables
 from hydracore.audit.served_projections import find_served_projections
 from tests import lives
-from tests.audit_log import LANE, Forger, follow, sealed_log
 from tests.requests_to_log import origin
+from tests.sealed_log import LANE, Forger, follow, sealed_log
 from tests.services import Services
-from tests.tampering import find, forger, look, made_once
+from tests.tampering import forger, lane_findings, lane_report, made_once
 
 __all__ = ["forger"]
 
@@ -46,7 +46,7 @@ def url(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generat
 
 
 def test_what_was_left_alone_is_as_it_must_be(forger: Forger) -> None:
-    report = look(forger, replay=True)
+    report = lane_report(forger, replay=True)
 
     assert (report.findings, report.notes) == ([], set())
 
@@ -91,7 +91,7 @@ def test_an_edited_read_table_is_not_what_the_log_gives(
 ) -> None:
     forger.do(statement)
 
-    found = find(forger, replay=True)
+    found = lane_findings(forger, replay=True)
 
     assert {(finding.kind, finding.table, finding.lane) for finding in found} == {(kind, table, LANE)}
     assert all(what in finding.what and finding.stream_id is not None for finding in found)
@@ -114,7 +114,7 @@ def test_a_row_that_is_there_twice_is_found(forger: Forger) -> None:
         "INSERT INTO provision_log SELECT * FROM provision_log WHERE lane = 6 AND seq = 2",
     )
 
-    (found,) = find(forger, replay=True)
+    (found,) = lane_findings(forger, replay=True)
 
     assert (found.kind, found.table, found.lane) == ("row_extra", "provision_log", LANE)
 
@@ -139,7 +139,7 @@ def test_an_edited_table_that_adds_up_is_not_what_the_log_gives(
 ) -> None:
     forger.do(statement)
 
-    found = find(forger, replay=True)
+    found = lane_findings(forger, replay=True)
 
     assert (kind, table, LANE) in {(finding.kind, finding.table, finding.lane) for finding in found}
     assert any(what in finding.what for finding in found)
@@ -151,7 +151,7 @@ def test_a_row_of_any_length_is_told_of_in_a_short_line(forger: Forger) -> None:
         " string_agg(gen_random_uuid()::text, '') FROM generate_series(1, 60)"
     )
 
-    (found,) = find(forger, replay=True)
+    (found,) = lane_findings(forger, replay=True)
 
     assert (found.kind, found.table) == ("row_extra", "usage_end_user")
     assert len(found.what) < 250
@@ -176,7 +176,7 @@ def test_what_a_follower_has_not_seen_yet_is_no_finding(forger: Forger) -> None:
         "DELETE FROM checkpoint WHERE follower IN ('activity', 'fleet')",
     )
 
-    report = look(forger, replay=True)
+    report = lane_report(forger, replay=True)
 
     assert report.findings == []
     assert sentences(report.notes) == [
@@ -204,7 +204,7 @@ def test_rows_that_the_database_itself_excuses_are_never_missing_in_silence(
 ) -> None:
     forger.do("DELETE FROM activity", statement)
 
-    report = look(forger, replay=True)
+    report = lane_report(forger, replay=True)
 
     assert (report.findings, sentences(report.notes)) == ([], [note])
 
@@ -236,7 +236,7 @@ def test_an_event_that_cannot_be_read_keeps_nobody_from_being_compared_who_does_
     forger.redo_command(13)
     forger.redo_links()
 
-    report = look(forger, replay=True, sealed=False)
+    report = lane_report(forger, replay=True, sealed=False)
 
     tables = {finding.table for finding in report.findings if finding.kind == "row_differs"}
     assert tables == {"activity", "fleet"}
@@ -254,7 +254,7 @@ def test_a_projection_that_is_parked_at_an_event_that_cannot_be_read_is_compared
     forger.redo_command(13)
     forger.redo_links()
 
-    found = find(forger, replay=True, sealed=False)
+    found = lane_findings(forger, replay=True, sealed=False)
 
     assert ("row_extra", "usage_daily") in {(finding.kind, finding.table) for finding in found}
 
@@ -317,7 +317,7 @@ def test_a_table_that_lacks_something_is_found_and_keeps_no_other_from_being_com
     forger.do(forgery, "DELETE FROM activity", "DELETE FROM provision_log")
 
     (found,) = find_served_projections(forger.connection).findings
-    others = {finding.table for finding in find(forger, replay=True)}
+    others = {finding.table for finding in lane_findings(forger, replay=True)}
 
     assert (found.kind, others) == (kind, {"activity", "provision_log"})
 
@@ -346,4 +346,4 @@ def test_a_database_that_goes_away_is_no_finding(url: str, monkeypatch: pytest.M
 def test_one_impossible_value_hides_no_other(forger: Forger, statement: str) -> None:
     forger.do("UPDATE event SET payload = '{}' WHERE lane = 6 AND seq = 7", statement)
 
-    assert ("event_edited", 7) in {(finding.kind, finding.seq) for finding in find(forger, replay=True)}
+    assert ("event_edited", 7) in {(finding.kind, finding.seq) for finding in lane_findings(forger, replay=True)}

@@ -16,9 +16,9 @@ from hydracore.audit import snapshots
 from hydracore.audit.seal_check import stored_seals
 from hydracore.audit.verifying import Request, verify
 from hydracore.audit.verifying_lanes import Job, verify_lanes
-from tests.audit_log import LANE, Forger, follow, sealed_log
+from tests.sealed_log import LANE, Forger, follow, sealed_log
 from tests.services import Services
-from tests.tampering import CountedProgress, find, forger, look, made_once
+from tests.tampering import CountedProgress, forger, lane_findings, lane_report, made_once
 
 __all__ = ["forger"]
 
@@ -45,13 +45,13 @@ def first_of(forger: Forger) -> str:
 
 
 def found(forger: Forger) -> list[Finding]:
-    return find(forger, replay=True)
+    return lane_findings(forger, replay=True)
 
 
 def test_snapshots_that_were_left_alone_are_as_they_must_be(forger: Forger, monkeypatch: pytest.MonkeyPatch) -> None:
     ((count,),) = forger.connection.execute("SELECT count(*) FROM snapshot").fetchall()
     assert count == 3
-    report = look(forger, replay=True)
+    report = lane_report(forger, replay=True)
     assert (report.findings, report.notes) == ([], set())
 
     monkeypatch.setattr(snapshots, "PAGE", 1)
@@ -116,7 +116,7 @@ def test_a_snapshot_without_what_every_one_has_is_found(forger: Forger, column: 
 def test_without_a_replay_no_snapshot_is_looked_at(forger: Forger) -> None:
     forger.do("UPDATE snapshot SET state = '{}'")
 
-    assert find(forger, replay=False) == []
+    assert lane_findings(forger, replay=False) == []
 
 
 def test_a_snapshot_of_a_stream_that_never_was_is_found(forger: Forger) -> None:
@@ -135,7 +135,7 @@ def test_one_of_older_rules_is_nobody_s_any_more_and_of_newer_ones_it_is_said(fo
 
     forger.do("UPDATE snapshot SET fold = fold + 2")
 
-    report = look(forger, replay=True)
+    report = lane_report(forger, replay=True)
     assert report.findings == []
     assert sentences(report.notes) == [
         f"Snapshots by a newer HydraCore with different rules were not compared: lane {LANE} (3)"

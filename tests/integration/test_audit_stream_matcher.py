@@ -22,9 +22,9 @@ from hydracore.audit.served_projections import find_served_projections
 from hydracore.audit.stream_matcher import StreamMatcher
 from hydracore.audit.verifying_lanes import Job, verify_lanes
 from projections.instance import InstanceFold, InstanceProjection
-from tests.audit_log import LANE, SEALED_AT, Forger, SealedLogs, follow, sealed_log
+from tests.sealed_log import LANE, SEALED_AT, Forger, SealedLogs, follow, sealed_log
 from tests.services import Services
-from tests.tampering import CountedProgress, connection, find, forger, made_once
+from tests.tampering import CountedProgress, connection, forger, lane_findings, made_once
 
 __all__ = ["connection", "forger"]
 
@@ -103,11 +103,11 @@ def test_what_was_verified_is_not_read_again_for_its_rows(forger: Forger) -> Non
     """Of so few events a plan would read the whole table."""
     forger.connection.execute("SET LOCAL enable_seqscan = off")
 
-    assert find(forger, replay=True) == []
+    assert lane_findings(forger, replay=True) == []
     assert forger.connection.execute(LOOKED_FOR).fetchone() == (0,)
 
     forger.connection.execute("UPDATE instance SET tier_id = 'another'")
-    assert find(forger, replay=True)
+    assert lane_findings(forger, replay=True)
     assert forger.connection.execute(LOOKED_FOR).fetchone() != (0,)
 
 
@@ -196,7 +196,7 @@ def test_a_copy_in_another_lane_does_not_pass_for_what_was_written_anew(forger: 
     """The rows are what the copy gives, and not what the stream does where it belongs."""
     forger.do(*(statement.replace("%(second)s", f"'{UUID(bytes=_ids[1])}'") for statement in IN_LANE_7_TOO))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tests.audit_log.LANE", 7)
+        patch.setattr("tests.sealed_log.LANE", 7)
         forger.redo_links()
     forger.do("UPDATE event SET payload = replace(payload::text, 'second', 'forged')::json WHERE lane = 6 AND seq = 11")
     forger.redo_event(11)
@@ -214,7 +214,7 @@ def test_where_something_is_wrong_all_of_the_lane_is_looked_at(forger: Forger, m
     monkeypatch.setattr("events.verified_lane.WINDOW", EVENTS)
     forger.do(*(statement.replace("%(second)s", f"'{UUID(bytes=_ids[1])}'") for statement in TWICE))
 
-    found = {(found.kind, found.stream_id) for found in find(forger, replay=True, sealed=False)}
+    found = {(found.kind, found.stream_id) for found in lane_findings(forger, replay=True, sealed=False)}
 
     assert ("history_broken", UUID(bytes=_ids[1])) in found
 

@@ -8,9 +8,9 @@ import pytest
 
 from events import verified_lane
 from events.finding import Finding
-from tests.audit_log import LANE, Forger, sealed_log
+from tests.sealed_log import LANE, Forger, sealed_log
 from tests.services import Services
-from tests.tampering import find, forger, made_once
+from tests.tampering import forger, lane_findings, made_once
 
 __all__ = ["forger"]
 
@@ -53,7 +53,7 @@ LATER: set[Place] = {("event_extra", 4), ("event_edited", 7), ("command_edited",
 
 
 def test_what_was_left_alone_is_as_it_must_be(forger: Forger) -> None:
-    assert find(forger, replay=True) == []
+    assert lane_findings(forger, replay=True) == []
 
 
 def swapped(statement: str, column: str, one: int, other: int) -> tuple[str, str, str]:
@@ -147,7 +147,7 @@ def swapped(statement: str, column: str, one: int, other: int) -> tuple[str, str
 def test_tampering_is_found_where_it_is(forger: Forger, statements: list[str], expected: set[Place]) -> None:
     forger.do(*statements)
 
-    assert places(find(forger)) == expected
+    assert places(lane_findings(forger)) == expected
 
 
 OF_EVENTS = [
@@ -181,7 +181,7 @@ OF_COMMANDS = [
 def test_what_lacks_something_is_found(forger: Forger, table: str, row: str, column: str) -> None:
     forger.do(f"ALTER TABLE {table} ALTER {column} DROP NOT NULL", row.format(f"{column} = NULL", 8))
 
-    assert (f"{table}_edited", 8) in places(find(forger, replay=True))
+    assert (f"{table}_edited", 8) in places(lane_findings(forger, replay=True))
 
 
 def test_a_null_does_not_pass_for_an_empty_text(forger: Forger, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +191,7 @@ def test_a_null_does_not_pass_for_an_empty_text(forger: Forger, monkeypatch: pyt
     forger.redo_links()
     forger.do(COMMAND.format("actor = NULL", 8))
 
-    assert ("command_edited", 8) in places(find(forger, sealed=False))
+    assert ("command_edited", 8) in places(lane_findings(forger, sealed=False))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_an_order_that_was_made_up_without_events_is_found(forger: Forger, count
     forger.redo_links()
     forger.do(COMMAND.format(f"event_count = {count}", 13))
 
-    assert (expected, 13) in places(find(forger, sealed=False))
+    assert (expected, 13) in places(lane_findings(forger, sealed=False))
 
 
 @pytest.mark.parametrize("window", [1, 2, 5])
@@ -216,14 +216,14 @@ def test_windows_may_end_anywhere_even_within_a_command(
     forger: Forger, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
     monkeypatch.setattr(verified_lane, "WINDOW", window)
-    left_alone = find(forger, replay=True)
+    left_alone = lane_findings(forger, replay=True)
 
     forger.do(EVENT.format(FORGE, 7), DROP_EVENT.format(5), DROP_EVENT.format(8), DROP_EVENT.format(9))
 
     assert left_alone == []
     missing = {("event_missing", seq) for seq in (5, 8, 9)}
     # Where a window of its own is whole, it shows in the stream's next event, too.
-    assert places(find(forger)) - {("version_gap", 11), ("version_gap", 12)} == {("event_edited", 7), *missing}
+    assert places(lane_findings(forger)) - {("version_gap", 11), ("version_gap", 12)} == {("event_edited", 7), *missing}
 
 
 @pytest.mark.parametrize("window", [1, 3, 512])
@@ -238,7 +238,7 @@ def test_an_order_that_claims_what_another_has_is_found_wherever_a_window_ends(
     )
 
     kinds = ("command_overlaps", "event_edited", "command_edited", "chain_broken")
-    assert places(find(forger)) == {(kind, 5) for kind in kinds}
+    assert places(lane_findings(forger)) == {(kind, 5) for kind in kinds}
 
 
 def edit_with_digest(forger: Forger) -> None:
@@ -346,8 +346,8 @@ def test_making_digests_and_links_fit_again_helps_against_anything_but_seals(
 ) -> None:
     forge(forger)
 
-    assert places(find(forger)) == expected
-    assert places(find(forger, sealed=False)) == without_seals
+    assert places(lane_findings(forger)) == expected
+    assert places(lane_findings(forger, sealed=False)) == without_seals
 
 
 def test_a_stream_in_a_lane_that_is_not_its_own_is_found_there(forger: Forger) -> None:
@@ -359,7 +359,7 @@ def test_a_stream_in_a_lane_that_is_not_its_own_is_found_there(forger: Forger) -
     forger.redo_command(2)
     forger.redo_links()
 
-    found = places(find(forger, replay=True))
+    found = places(lane_findings(forger, replay=True))
 
     assert ("wrong_lane", 2) in found
 
@@ -378,6 +378,6 @@ def test_a_history_that_makes_no_sense_is_said_to_make_none(forger: Forger, edit
     forger.do(EVENT.format(edit, 7))
     forger.redo_event(7)
 
-    found = {finding.kind for finding in find(forger, replay=True)}
+    found = {finding.kind for finding in lane_findings(forger, replay=True)}
 
     assert found == {"command_edited", "history_broken"}

@@ -16,8 +16,8 @@ import pytest
 
 from events import upcast
 from hydracore.audit.verifying import Progress, Request, verify
-from tests.audit_log import Forger, Log, follow, run, sealed_log
 from tests.requests_to_log import requested
+from tests.sealed_log import Forger, Log, follow, run, sealed_log
 from tests.verifying import FORGE, forger, found, log
 from tests.waiting import BETWEEN_WRITES_S, until
 

@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from hydracore.audit.sealing import Sealer
-from tests.audit_log import SEAL_KEY, Forger, Log, run
+from tests.sealed_log import SEAL_KEY, Forger, Log, run
 from tests.verifying import FORGE, forger, found, log, rewrite
 
 __all__ = ["forger", "log"]

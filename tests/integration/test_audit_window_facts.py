@@ -22,10 +22,10 @@ from projections.fact import Fact, Reader, read_facts
 from projections.fleet import Fleet
 from projections.usage_daily import UsageDaily
 from tests import lives
-from tests.audit_log import LANE, SEALED_AT, Forger, follow, sealed_log
 from tests.requests_to_log import NOW_MS, origin
+from tests.sealed_log import LANE, SEALED_AT, Forger, follow, sealed_log
 from tests.services import Services
-from tests.tampering import CountedProgress, connection, forger, look, made_once
+from tests.tampering import CountedProgress, connection, forger, lane_report, made_once
 
 __all__ = ["connection", "forger"]
 
@@ -196,7 +196,7 @@ def test_what_fits_and_cannot_be_added_up_is_told_as_ever(forger: Forger, statem
     forger.redo_links()
 
     # Which looks twice, and compares.
-    report = look(forger, replay=True, sealed=False)
+    report = lane_report(forger, replay=True, sealed=False)
 
     said = [*(finding.what for finding in report.findings), *sentences(report.notes)]
     assert len([what for what in said if told in what]) == 1

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from hydracore.audit.verifying import Request, verify
-from tests.audit_log import SEALED_AT, Forger, follow, sealed_log
+from tests.sealed_log import SEALED_AT, Forger, follow, sealed_log
 from tests.services import Services
 from tests.tampering import CountedProgress, forger, made_once
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.audit_log import Log, SealedLogs
 from tests.cloudsim_fixtures import REPOSITORY
+from tests.sealed_log import Log, SealedLogs
 
 #: A command that Ctrl-C ends while a statement of its is under way, so that psycopg cannot roll back.
 BROKEN_OFF = """

@@ -11,7 +11,7 @@ from projections.fleet import Fleet
 from projections.instance import InstanceProjection
 from tests import lives
 from tests.customers import World, world_fixture
-from tests.log_audit import audited
+from tests.log_check import check_log
 from tests.rebuilding import compared, follow_all, hydracore, rebuilt
 from tests.requests_to_log import open_store, origin
 from workers.attention import Attention
@@ -75,7 +75,7 @@ async def test_an_instance_lives_and_goes_whatever_formats_others_have(
         assert (await compared(database_with_formats, projection)).drifted == 0
     for look in ("list", "status"):
         assert (await hydracore(database_with_formats, look)).exit_code == 0
-    assert (await audited(owner_conn)).versions == {ADA: state.version}
+    assert (await check_log(owner_conn)).versions == {ADA: state.version}
 
 
 @pytest.mark.parametrize("role", ["hydracore_app", ""])

@@ -22,7 +22,7 @@ from hydracore.db.pool import open_pool
 from projections.inline import inline_projections
 from tests import lives
 from tests.lives import instance_id, request
-from tests.log_audit import audited
+from tests.log_check import check_log
 from tests.requests_to_log import open_store, origin
 from tests.waiting import until
 
@@ -85,7 +85,7 @@ async def test_appends_that_come_together_share_commits(database_url: str, owner
 
         await asyncio.gather(*(create(store, one) for one in customers))
 
-    log = await audited(owner_conn)
+    log = await check_log(owner_conn)
     assert log.versions == {instance_id(one): 1 for one in customers}
     assert len(told) < len(customers) / 8
     assert len({command["recorded_at"] for command in log.commands.values()}) < len(customers)
@@ -125,7 +125,7 @@ async def test_a_lost_race_a_repeat_and_a_taken_address_do_not_disturb_the_other
     assert isinstance(conflict, VersionConflict)
     assert isinstance(taken, ReservationTaken)
     assert [await rows_of(owner_conn, instance_id(one)) for one in ("1", "2", "3")] == before
-    log = await audited(owner_conn)
+    log = await check_log(owner_conn)
     assert log.versions == {instance_id("1"): 4, instance_id("2"): 2, instance_id("3"): 1} | {
         instance_id(one): 1 for one in CROWD
     }
@@ -142,7 +142,7 @@ async def test_what_no_log_can_store_is_refused_alone(
     (refused,) = await beside_a_crowd(store, create(store, "odd", **unstorable))
 
     assert isinstance(refused, Rejected)
-    assert instance_id("odd") not in (await audited(owner_conn)).versions
+    assert instance_id("odd") not in (await check_log(owner_conn)).versions
     assert not any((await rows_of(owner_conn, instance_id("odd"))).values())
 
 

@@ -22,7 +22,7 @@ from hydracore.db.pool import open_pool
 from projections.inline import inline_projections
 from tests.holding import FREE, SESSIONS, WAITING, Customers, count, held_lanes, nobody, sees_held, somebody
 from tests.lives import instance_id
-from tests.log_audit import audited
+from tests.log_check import check_log
 from tests.requests_to_log import open_store
 from tests.waiting import until
 
@@ -83,7 +83,7 @@ async def test_however_many_lanes_are_held_others_land(
         assert pool.get_stats()["pool_size"] <= pool.max_size
         await holder.rollback()
         await asyncio.gather(*stuck)
-    assert len((await audited(owner_conn)).versions) == held_count + (1 if together else held_count + 1)
+    assert len((await check_log(owner_conn)).versions) == held_count + (1 if together else held_count + 1)
 
 
 async def test_a_held_lane_piles_up_no_sessions_and_what_was_refused_does_not_land_later(
@@ -104,7 +104,7 @@ async def test_a_held_lane_piles_up_no_sessions_and_what_was_refused_does_not_la
             await until(lambda: nobody(owner_conn, WAITING))
 
         await customers.create(store, 1)
-    assert len((await audited(owner_conn)).versions) == 1
+    assert len((await check_log(owner_conn)).versions) == 1
 
 
 async def test_whoever_wants_a_held_lane_is_told_so_and_others_behind_it_with_them(
@@ -141,7 +141,7 @@ async def test_so_many_wait_for_a_held_lane_and_no_more(
         answers = await asyncio.gather(*waiting, return_exceptions=True)
     landed = [answer for answer in answers if isinstance(answer, Outcome)]
     assert len(landed) >= 3
-    assert len((await audited(owner_conn)).versions) == len(landed) + 1
+    assert len((await check_log(owner_conn)).versions) == len(landed) + 1
 
 
 async def test_a_lane_that_was_held_is_as_any_other_once_somebody_has_landed_in_it(
@@ -275,4 +275,4 @@ async def test_an_append_that_comes_in_part_holds_its_lane_for_no_longer_than_a_
 
             lost.cancel()
             await asyncio.gather(lost, return_exceptions=True)
-    assert len((await audited(owner_conn)).versions) == 1
+    assert len((await check_log(owner_conn)).versions) == 1

@@ -13,7 +13,7 @@ from events.store import EventStore
 from hydracore.db.pool import open_pool
 from projections.inline import inline_projections
 from tests.holding import FREE, WAITING, Customers, count, held_lanes, somebody
-from tests.log_audit import audited
+from tests.log_check import check_log
 from tests.requests_to_log import open_store
 from tests.waiting import until
 
@@ -38,7 +38,7 @@ async def test_nobody_waits_for_a_lane_that_is_not_theirs(
         assert not any(task.done() for task in waiting)
         await holder.rollback()
         await asyncio.gather(*waiting)
-    assert len((await audited(owner_conn)).versions) == 3
+    assert len((await check_log(owner_conn)).versions) == 3
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
@@ -50,7 +50,7 @@ async def test_whoever_waited_for_a_lane_goes_behind_those_before_whatever_other
         answers = await both_waiting(database_url, owner_conn, customers, (store, other_store))
 
     assert [type(answer) for answer in answers] == [Outcome, Outcome]
-    assert len((await audited(owner_conn)).versions) == 2
+    assert len((await check_log(owner_conn)).versions) == 2
 
 
 async def test_whoever_cannot_see_that_others_were_first_is_to_try_again(
@@ -68,7 +68,7 @@ async def test_whoever_cannot_see_that_others_were_first_is_to_try_again(
             await store.close()
 
     assert {type(answer) for answer in answers} == {Outcome, StoreUnavailable}
-    assert len((await audited(owner_conn)).versions) == 1
+    assert len((await check_log(owner_conn)).versions) == 1
 
 
 async def isolate(connection: AsyncConnection, isolation: str) -> None:

@@ -21,7 +21,7 @@ from hydracore.db.pool import conninfo
 from tests import lives
 from tests.following import Following, version_of
 from tests.lives import instance_id
-from tests.log_audit import audited
+from tests.log_check import check_log
 
 WRITERS = 16
 ROUNDS = 25
@@ -129,7 +129,7 @@ async def test_lanes_stay_dense_and_ordered_under_sixteen_writers_with_rollbacks
     stop.set()
     await following
 
-    log = await audited(owner_conn)
+    log = await check_log(owner_conn)
     assert log.commands.keys() == set().union(*(writer.committed for writer in writers))
     rolled_back = set().union(*(writer.rolled_back for writer in writers))
     assert len(rolled_back) > len(log.commands) / 5
@@ -150,7 +150,7 @@ async def test_a_transaction_that_is_rolled_back_gives_its_numbers_to_the_next(
             await Writer._append(connection, [Writer(url, [stream_id], seed=0)._next(stream_id)])
             await end()
 
-    log = await audited(owner_conn)
+    log = await check_log(owner_conn)
     assert [event["seq"] for event in log.events] == [1]
 
 
@@ -175,5 +175,5 @@ async def test_an_append_waits_for_the_one_before_it_in_its_lane_and_for_no_othe
         await waiting
         await second.commit()
 
-    log = await audited(owner_conn)
+    log = await check_log(owner_conn)
     assert [event["stream_id"] for event in log.events if event["lane"] == 0] == same_lane

@@ -17,7 +17,7 @@ from hydracore.db.pool import open_pool
 from projections.inline import inline_projections
 from tests import lives
 from tests.lives import instance_id
-from tests.log_audit import audited
+from tests.log_check import check_log
 from tests.requests_to_log import open_store, origin
 
 ADA = instance_id("ada")
@@ -80,7 +80,7 @@ async def test_an_append_whose_answer_was_lost_tells_its_events_all_the_same(
     assert door.lost == 1
     assert [type(event).__name__ for event in outcome.events] == ["AgentKeyRevoked"]
     assert outcome.duplicate, "much may have happened since"
-    log = await audited(owner_conn)
+    log = await check_log(owner_conn)
     assert log.versions == {ADA: outcome.state.version}
     assert told == [{lane_of(ADA): outcome.state.version}], "whoever follows is woken all the same"
 
@@ -98,7 +98,7 @@ async def test_an_append_whose_answer_was_lost_and_was_built_upon_is_answered_fr
 
     assert [type(event).__name__ for event in again.events] == ["AgentKeyRevoked"]
     assert again.state.status == "deleting"
-    await audited(owner_conn)
+    await check_log(owner_conn)
 
 
 async def test_an_append_whose_answer_was_lost_takes_nothing_back_that_was_freed_since(

@@ -24,9 +24,9 @@ from projections.candidate import Candidate
 from projections.folding import _fold_some, fold_lanes
 from projections.instance import InstanceProjection
 from projections.rebuild import rebuild
-from tests.audit_log import Log, sealed_log
 from tests.rebuilding import QUIET, fold_here
 from tests.requests_to_log import requested
+from tests.sealed_log import Log, sealed_log
 from tests.waiting import BETWEEN_WRITES_S
 
 

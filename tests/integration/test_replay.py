@@ -27,7 +27,7 @@ from hydracore.audit import erasing
 from hydracore.audit.verifying import Progress, Request, verify
 from hydracore.cli import main
 from tests import lives
-from tests.log_audit import Row, audited
+from tests.log_check import Row, check_log
 from tests.random_lives import FORWARD, Move, Who, command_of, moves
 from tests.replaying import Replay, event_of
 from tests.requests_to_log import open_store, origin
@@ -185,7 +185,7 @@ async def test_whatever_lived_can_be_brought_to_its_end_and_leaves_nothing_reser
     assert await statuses.fetchall() == [("deleted",)]
     held = await owner_conn.execute("SELECT DISTINCT kind FROM reservation WHERE released_at IS NULL")
     assert await held.fetchall() == [("idempotency_key",)]
-    log = await audited(owner_conn)
+    log = await check_log(owner_conn)
     assert len(log.versions) == len(people)
 
 

@@ -22,7 +22,7 @@ from hydracore.db import MigrationError, migrate, migrations, readiness, schema
 from hydracore.db.pool import conninfo
 from projections.instance import InstanceProjection
 from tests.holding import WAITING, Customers, somebody
-from tests.log_audit import audited
+from tests.log_check import check_log
 from tests.rebuilding import rebuilt
 from tests.requests_to_log import open_store
 from tests.services import Services, empty_database
@@ -273,7 +273,7 @@ async def test_appends_go_on_while_heads_are_taken_from_commands(
 
         assert await migrating == [name for name, _ in everything[STEPS_BEFORE_HEADS:]]
         appended = await appending
-        assert len((await audited(looker)).commands) == appended
+        assert len((await check_log(looker)).commands) == appended
 
 
 def test_a_lane_that_ends_elsewhere_than_its_commands_is_not_migrated(

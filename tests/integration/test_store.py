@@ -17,7 +17,7 @@ from events.ids import command_id_for, lane_of
 from events.store import EventStore
 from tests import lives
 from tests.lives import NOW_MS, request
-from tests.log_audit import audited
+from tests.log_check import check_log
 from tests.requests_to_log import open_store, origin
 from tests.store_fixtures import ADA, first, live, other_store_fixture, store_fixture
 
@@ -48,14 +48,14 @@ async def test_a_whole_life_is_the_same_in_memory_and_in_the_log(
 
     imagined = lives.Life.after(*lives.DELETED).state
     assert await store.load(ADA) == await other_store.load(ADA) == imagined
-    assert (await audited(owner_conn)).versions == {ADA: imagined.version}
+    assert (await check_log(owner_conn)).versions == {ADA: imagined.version}
 
 
 async def test_the_log_keeps_who_why_and_the_exact_bytes(store: EventStore, owner_conn: AsyncConnection) -> None:
     result = b'{"instance_id": 1,   "a":\t2}'
     await store.create(ADA, request(agent_name="literally \\u0000 and \N{SNOWMAN}"), first(b"hash", result))
 
-    log = await audited(owner_conn)
+    log = await check_log(owner_conn)
 
     command = log.commands[command_id_for(ADA, "request")]
     assert (command["name"], command["actor"], command["causation_id"]) == (
@@ -79,22 +79,22 @@ async def test_what_several_events_have_made_is_built_upon_without_a_look(store:
 
 async def test_what_is_so_already_writes_nothing(store: EventStore, owner_conn: AsyncConnection) -> None:
     await live(store, request(), lives.delete())
-    before = await audited(owner_conn)
+    before = await check_log(owner_conn)
 
     outcome = await store.execute(ADA, lives.delete(), origin())
 
     assert (outcome.events, outcome.state.status) == ((), "deleting")
-    assert await audited(owner_conn) == before
+    assert await check_log(owner_conn) == before
 
 
 async def test_what_is_refused_writes_nothing(store: EventStore, owner_conn: AsyncConnection) -> None:
     await live(store, request(), lives.delete())
-    before = await audited(owner_conn)
+    before = await check_log(owner_conn)
 
     with pytest.raises(TransitionRefused):
         await store.execute(ADA, lives.plan(), origin())
 
-    assert await audited(owner_conn) == before
+    assert await check_log(owner_conn) == before
 
 
 async def test_whoever_follows_is_told_how_far_each_lane_has_moved(database_url: str) -> None:
@@ -119,14 +119,14 @@ async def test_a_repeated_request_gets_the_stored_answer(
     store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
 ) -> None:
     await store.create(ADA, request(), first(b"same", b'{"answer": 1}'))
-    before = await audited(owner_conn)
+    before = await check_log(owner_conn)
 
     repeat = await other_store.create(ADA, request(at_ms=NOW_MS + 5), first(b"same", b'{"answer": 2}'))
 
     assert (repeat.duplicate, repeat.events, repeat.result) == (True, (), b'{"answer": 1}')
     assert repeat.state.created_ms == NOW_MS
     assert await other_store.repeated(ADA, first(b"same", b'{"answer": 2}')) == repeat, "who could not make it any more"
-    assert await audited(owner_conn) == before
+    assert await check_log(owner_conn) == before
 
 
 async def test_a_repeat_is_answered_from_the_state_of_now(store: EventStore, other_store: EventStore) -> None:
@@ -143,12 +143,12 @@ async def test_the_same_command_with_another_request_is_refused(
     store: EventStore, owner_conn: AsyncConnection, other_hash: bytes | None
 ) -> None:
     await store.create(ADA, request(), first(b"same"))
-    before = await audited(owner_conn)
+    before = await check_log(owner_conn)
 
     with pytest.raises(RequestMismatch):
         await store.create(ADA, request(agent_name="Eve's"), first(other_hash))
 
-    assert await audited(owner_conn) == before
+    assert await check_log(owner_conn) == before
 
 
 async def test_ten_times_the_same_request_at_once_is_one_instance(
@@ -160,7 +160,7 @@ async def test_ten_times_the_same_request_at_once_is_one_instance(
 
     assert sorted(outcome.duplicate for outcome in outcomes) == [False] + [True] * 9
     assert len({outcome.result for outcome in outcomes if outcome.duplicate}) == 1
-    assert len((await audited(owner_conn)).events) == 1
+    assert len((await check_log(owner_conn)).events) == 1
 
 
 async def test_a_command_that_landed_does_not_land_again(
@@ -175,7 +175,7 @@ async def test_a_command_that_landed_does_not_land_again(
 
     assert (landed.duplicate, again.duplicate, again.events) == (False, True, ())
     assert landed.state == again.state
-    await audited(owner_conn)
+    await check_log(owner_conn)
 
 
 # --- what the log cannot hold ----------------------------------------------------------------------------------------

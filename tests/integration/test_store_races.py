@@ -16,7 +16,7 @@ from events.state import Instance
 from events.store import EventStore
 from tests import lives
 from tests.lives import NOW_MS, SECOND_KEY, request
-from tests.log_audit import audited
+from tests.log_check import check_log
 from tests.requests_to_log import origin
 from tests.store_fixtures import ADA, first, live, other_store_fixture, store_fixture
 
@@ -29,13 +29,13 @@ async def test_a_decision_on_a_past_state_is_a_conflict(
     await live(store, request())
     past = await other_store.load(ADA)
     await live(store, lives.delete())
-    before = await audited(owner_conn)
+    before = await check_log(owner_conn)
 
     with pytest.raises(VersionConflict) as conflict:
         await other_store.execute_at(past, ADA, lives.plan(), origin())
 
     assert (conflict.value.expected, conflict.value.actual) == (1, 2)
-    assert await audited(owner_conn) == before
+    assert await check_log(owner_conn) == before
 
 
 async def test_commands_that_race_are_decided_again_until_all_have_landed(
@@ -55,7 +55,7 @@ async def test_commands_that_race_are_decided_again_until_all_have_landed(
     state = await store.load(ADA)
     assert state is not None
     assert state.usage_seqs == {str(ledger): 1 for ledger in ledgers}
-    recorded = [event for event in (await audited(owner_conn)).events if event["type"] == "usage_recorded"]
+    recorded = [event for event in (await check_log(owner_conn)).events if event["type"] == "usage_recorded"]
     assert len(recorded) == len(ledgers)
 
 
@@ -90,7 +90,7 @@ async def test_many_changes_at_once_in_several_processes_all_land(
 
     await asyncio.gather(*(change((store, other_store)[number % 2], number) for number in range(80)))
 
-    changed = [event for event in (await audited(owner_conn)).events if event["type"] == "config_changed"]
+    changed = [event for event in (await check_log(owner_conn)).events if event["type"] == "config_changed"]
     assert len(changed) == 80
 
 

@@ -24,7 +24,7 @@ from projections.inline import inline_projections
 from tests import lives
 from tests.holding import Customers
 from tests.lives import instance_id, request
-from tests.log_audit import audited
+from tests.log_check import check_log
 from tests.requests_to_log import open_store, origin
 from tests.services import OwnServices, Services
 from tests.waiting import POLL_S, until
@@ -90,7 +90,7 @@ async def test_a_postgresql_that_is_killed_under_load_loses_and_doubles_nothing(
         await asyncio.gather(*writing)
 
         async with pool.connection() as connection:
-            log = await audited(connection)
+            log = await check_log(connection)
     acknowledged = [command_id for writer in writers for command_id in writer.acknowledged]
     assert len(acknowledged) == len(set(acknowledged))
     assert set(acknowledged) == log.commands.keys()
@@ -225,7 +225,7 @@ async def test_nobody_is_told_of_an_append_whose_wait_for_a_standby_somebody_can
         assert not creating.done(), "it is made again, and finds itself"
         await have_standbys(owner, "")
         outcome = await creating
-        await audited(owner)
+        await check_log(owner)
     assert len(outcome.events) == 1
 
 
@@ -270,7 +270,7 @@ async def test_too_long_a_queue_is_refused_at_once(database_url: str, monkeypatc
         )
 
         async with pool.connection() as connection:
-            log = await audited(connection)
+            log = await check_log(connection)
     refused = [one for one, answer in zip(customers, answers, strict=True) if isinstance(answer, StoreUnavailable)]
     assert refused == ["c3", "c4"]
     assert log.versions.keys() == {instance_id(one) for one in customers[:3]}
@@ -299,7 +299,7 @@ async def test_closing_waits_for_the_appends_under_way(database_url: str) -> Non
         await store.close()
 
         async with pool.connection() as connection:
-            log = await audited(connection)
+            log = await check_log(connection)
         assert len(log.commands) == len(customers)
         assert not any(outcome.duplicate for outcome in await asyncio.gather(*creating))
 
@@ -322,7 +322,7 @@ async def test_callers_who_go_away_take_nobody_with_them(database_url: str) -> N
         # Whoever was cancelled does not know; asking again is safe, whatever became of the first try.
         await asyncio.gather(*(create(one) for one in gone))
         async with pool.connection() as connection:
-            log = await audited(connection)
+            log = await check_log(connection)
     assert not any(stayed)
     assert log.versions == {instance_id(one): 1 for one in customers}
 

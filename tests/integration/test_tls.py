@@ -24,7 +24,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from events.exchange import Statement, exchange
 from tests import lives
-from tests.log_audit import audited
+from tests.log_check import check_log
 from tests.requests_to_log import open_store, origin, requested
 from tests.waiting import until
 
@@ -133,5 +133,5 @@ async def test_a_session_that_is_killed_under_load_loses_and_doubles_nothing(
                     " WHERE application_name = 'test' AND datname = current_database()"
                 )
 
-    audit = await audited(owner_conn)
+    audit = await check_log(owner_conn)
     assert len(audit.versions) == len(audit.commands) / 2 == 60

@@ -14,7 +14,7 @@ from events.errors import Rejected, ReservationTaken, StoreUnavailable
 from events.record import Outcome
 from tests import lives
 from tests.holding import FREE, WAITING, Customers, count, held_lanes, sees_held, somebody
-from tests.log_audit import audited
+from tests.log_check import check_log
 from tests.requests_to_log import open_store, origin
 from tests.services import Services
 from tests.waiting import until
@@ -57,7 +57,7 @@ async def test_a_database_that_goes_away_is_told_to_all_who_wait_for_held_lanes(
         answers = await asyncio.gather(*waiting, return_exceptions=True)
 
         assert {type(answer) for answer in answers} == {StoreUnavailable}
-    assert (await audited(owner_conn)).versions == {}
+    assert (await check_log(owner_conn)).versions == {}
 
 
 async def test_a_database_that_goes_away_is_told_to_all_who_wait_for_a_flight(
@@ -88,7 +88,7 @@ async def test_a_database_that_goes_away_is_told_to_all_who_wait_for_a_flight(
         await until(lambda: all(task.done() for task in waiting))
 
         assert {type(task.exception()) for task in waiting} == {StoreUnavailable}
-    assert (await audited(owner_conn)).versions == {}
+    assert (await check_log(owner_conn)).versions == {}
 
 
 async def take_away(services: Services, database_url: str) -> None:

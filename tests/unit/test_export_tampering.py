@@ -18,8 +18,8 @@ from hydracore.audit.errors import NotAnExport
 from hydracore.audit.export_check import Request, verify_export
 from hydracore.audit.seal_file import SealFile
 from hydracore.audit.verifying import Progress
-from tests.audit_log import LANE
 from tests.exports import INSTANCE, KEY, PUBLIC_KEY, TENANT, Forger, found, verified
+from tests.sealed_log import LANE
 
 OTHER_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 

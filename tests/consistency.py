@@ -5,7 +5,7 @@ from datetime import datetime
 from psycopg import AsyncConnection
 from psycopg.rows import dict_row
 
-from tests.log_audit import Row, audited
+from tests.log_check import Row, check_log
 from tests.replaying import Replay
 
 _TABLES = {
@@ -15,18 +15,18 @@ _TABLES = {
 }
 
 
-async def audit(database_url: str) -> int:
-    """Check all of it, which nobody may write to meanwhile; how many events there are."""
+async def check_consistency(database_url: str) -> int:
+    """Check a whole database, which nobody may write to meanwhile. Returns the number of events."""
     async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
-        log = await audited(connection)
+        log = await check_log(connection)
         replay = Replay()
         replay.feed(log.events)
         for table in _TABLES:
-            await _audit_table(connection, table, getattr(replay, table))
+            await _check_table(connection, table, getattr(replay, table))
     return len(log.events)
 
 
-async def _audit_table(connection: AsyncConnection, table: str, wanted: list[Row]) -> None:
+async def _check_table(connection: AsyncConnection, table: str, wanted: list[Row]) -> None:
     async with connection.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(_TABLES[table].encode())
         found = await cursor.fetchall()

@@ -38,7 +38,7 @@ SEAL_KEY_TEXT = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 LANE = 6
 KEYS = ("number 40", "number 42", "number 44")
 
-#: How far the lane had got when each seal was made.
+#: The head of the lane when each seal was made.
 SEALED_AT = (8, 12)
 
 
@@ -60,10 +60,10 @@ class Log(NamedTuple):
 
 
 class SealedLogs:
-    """Copies of one sealed log, each for a test that does to it what it likes."""
+    """Copies of one sealed log, each for a test that may change it."""
 
     def __init__(self, services: Services, name: str, seals: Path, ids: Sequence[UUID]) -> None:
-        """`name`: of the database to copy."""
+        """`name`: the database to copy."""
         self._services = services
         self._name = name
         self._seals = seals
@@ -115,7 +115,7 @@ async def sealed_log(database_url: str, folder: Path) -> AsyncGenerator[Log]:
 
 
 async def follow(log: Log) -> None:
-    """Have the read tables that follow the log follow all of it."""
+    """Bring the followed projections up to date with the log."""
     follower = Follower(log.pool, *followed_projections())
     await follower.create_checkpoints()
     await follower.catch_up()
@@ -124,13 +124,13 @@ async def follow(log: Log) -> None:
 def run(log: Log, *words: str, **environ: str) -> Result:
     """`hydracore audit ...` with the settings of this log, the seal key among them."""
     env = {"HYDRACORE_DATABASE_URL": log.url, "HYDRACORE_SEAL_KEY": SEAL_KEY_TEXT, "HYDRACORE_SEAL_FILE": "", **environ}
-    # A command has a loop of its own, and so may whoever calls this.
+    # In a thread: the command runs an event loop, and the caller may be running one.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(CliRunner().invoke, main, ["audit", *words], env=env).result()
 
 
 class Forger:
-    """Somebody with the owner's rights who makes digests and links fit again, as far as he cares to."""
+    """Edits the log with the owner's rights, and recomputes the digests and links that a test asks for."""
 
     def __init__(self, connection: psycopg.Connection) -> None:
         self.connection = connection
@@ -140,7 +140,7 @@ class Forger:
             self.connection.execute(statement.encode())
 
     def redo_event(self, seq: int) -> None:
-        """The event's digest."""
+        """Recompute the event's digest."""
         (event,) = self._rows("SELECT *, payload::text AS text FROM event WHERE lane = %s AND seq = %s", LANE, seq)
         digest = event_digest(
             stream_id=event["stream_id"],
@@ -152,7 +152,7 @@ class Forger:
         self.connection.execute("UPDATE event SET digest = %s WHERE lane = %s AND seq = %s", (digest, LANE, seq))
 
     def redo_command(self, seq: int) -> None:
-        """The digest of the command that begins at `seq`."""
+        """Recompute the digest of the command that begins at `seq`."""
         (command,) = self._rows(
             "SELECT *, result::text AS text FROM command WHERE lane = %s AND first_seq = %s", LANE, seq
         )
@@ -180,7 +180,7 @@ class Forger:
         )
 
     def redo_links(self, *, first: int = 1, last: int = 1_000_000) -> None:
-        """The links of the commands that begin in between."""
+        """Recompute the links of the commands that begin from `first` to `last`."""
         commands = self._rows("SELECT * FROM command WHERE lane = %s ORDER BY first_seq", LANE)
         link = GENESIS
         for command in commands:

@@ -1,4 +1,4 @@
-"""Recomputes the whole log from its stored rows: an audit that relies on SHA-256 and arithmetic only."""
+"""Recomputes the whole log from its stored rows: a check that relies on SHA-256 and arithmetic only."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ _STREAMS = "SELECT lane, stream_id, version FROM stream ORDER BY lane, stream_id
 Row = dict[str, Any]
 
 
-class Audit(NamedTuple):
-    """What the log holds, after everything in it was found to agree."""
+class CheckedLog(NamedTuple):
+    """The contents of the log, after it was found consistent."""
 
     commands: dict[UUID, Row]
     events: list[Row]
     versions: dict[UUID, int]
 
 
-async def audited(connection: AsyncConnection) -> Audit:
+async def check_log(connection: AsyncConnection) -> CheckedLog:
     """Read the log and check it. Raises `AssertionError` at the first contradiction."""
     heads, commands, events, streams = [
         await _rows(connection, statement) for statement in (_HEADS, _COMMANDS, _EVENTS, _STREAMS)
@@ -56,7 +56,7 @@ async def audited(connection: AsyncConnection) -> Audit:
     versions = _versions(events)
     assert {row["stream_id"]: row["version"] for row in streams} == versions
     assert all(row["lane"] == lane_of(row["stream_id"]) for row in streams)
-    return Audit({row["command_id"]: row for row in commands}, events, versions)
+    return CheckedLog({row["command_id"]: row for row in commands}, events, versions)
 
 
 def _check_lane(head: Row, commands: list[Row], events: list[Row]) -> None:
