@@ -190,14 +190,14 @@ def _chain_range(exported: _ExportedRange, heads: list[Head], seals: SealFinder)
     Where there is no such seal, it begins at the lane's beginning, or ends at its head.
     """
     before = seals.last_before(exported.lane, exported.first)
-    behind = seals.first_covering(exported.lane, exported.last)
+    covering = seals.first_covering(exported.lane, exported.last)
     start = None if before is None else before.head(exported.lane)
     at_beginning = start is None or start.seq == 0
     return _ChainRange(
         exported=exported,
         start=Head(0, GENESIS) if start is None or at_beginning else start,
         seal_number=0 if before is None or at_beginning else before.number,
-        end=heads[exported.lane] if behind is None else behind.head(exported.lane),
+        end=heads[exported.lane] if covering is None else covering.head(exported.lane),
         sealed_head=seals.sealed_head(exported.lane),
     )
 
@@ -270,12 +270,13 @@ class _ExportWriter:
             "steps_max": r.STEPS_MAX,
         }
         others: defaultdict[int, list[r.StepsRecord]] = defaultdict(list)
-        for behind, count, steps, link, bad in self._connection.execute(_STEPS, parameters, binary=True, prepare=True):
-            if bad is not None:
+        rows = self._connection.execute(_STEPS, parameters, binary=True, prepare=True)
+        for preceding_seq, count, steps, link, bad_seq in rows:
+            if bad_seq is not None:
                 raise LogCorrupted(
-                    exported.lane, bad, "it has no digest, or was recorded at a time that is out of range"
+                    exported.lane, bad_seq, "it has no digest, or was recorded at a time that is out of range"
                 )
-            others[behind].append(r.StepsRecord(lane=exported.lane, count=count, steps=steps, link=link))
+            others[preceding_seq].append(r.StepsRecord(lane=exported.lane, count=count, steps=steps, link=link))
             self.report.steps += count
         with self._connection.cursor(row_factory=class_row(r.CommandRecord), binary=True) as cursor:
             commands = cursor.execute(_COMMANDS, parameters, prepare=True).fetchall()

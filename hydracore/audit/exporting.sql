@@ -51,20 +51,21 @@ SELECT e.lane, e.seq, e.stream_id, e.version, e.tenant_id, e.type, e.schema_vers
 
 -- name: steps
 -- The steps of commands that are not exported, packed: a row for each run between two exported commands,
--- or several where a run has more than %(steps_max)s. With the link of the last step, and the number of the
--- first without a digest or a time.
-SELECT behind, count(*), string_agg(step, ''::bytea ORDER BY first_seq), (array_agg(link ORDER BY first_seq DESC))[1],
+-- or several where a run has more than %(steps_max)s. `preceding_seq` is the number of the exported command before
+-- the run, or the start of the window. With the link of the last step, and the number of the first without a
+-- digest or a time.
+SELECT preceding_seq, count(*), string_agg(step, ''::bytea ORDER BY first_seq), (array_agg(link ORDER BY first_seq DESC))[1],
        min(first_seq) FILTER (WHERE step IS NULL)
-  FROM (SELECT first_seq, behind, link,
-               (row_number() OVER (PARTITION BY behind ORDER BY first_seq) - 1) / %(steps_max)s AS part,
+  FROM (SELECT first_seq, preceding_seq, link,
+               (row_number() OVER (PARTITION BY preceding_seq ORDER BY first_seq) - 1) / %(steps_max)s AS part,
                int8send(first_seq) || int8send((extract(epoch FROM time) * 1000000)::bigint) || digest AS step
           FROM (SELECT first_seq, time, digest, link, in_scope,
-                       coalesce(max(first_seq) FILTER (WHERE in_scope) OVER (ORDER BY first_seq), %(after)s) AS behind
+                       coalesce(max(first_seq) FILTER (WHERE in_scope) OVER (ORDER BY first_seq), %(after)s) AS preceding_seq
                   FROM (SELECT first_seq, digest, link,
                                CASE WHEN recorded_at BETWEEN '0002-01-01' AND '9998-01-01' THEN recorded_at END AS time,
                                tenant_id = %(tenant)s AND (%(stream)s::uuid IS NULL OR stream_id = %(stream)s) AS in_scope
                           FROM command
                          WHERE lane = %(lane)s AND first_seq > %(after)s AND first_seq <= %(upto)s) looked_at) placed
          WHERE NOT in_scope) others
- GROUP BY behind, part
- ORDER BY behind, part
+ GROUP BY preceding_seq, part
+ ORDER BY preceding_seq, part

@@ -200,7 +200,7 @@ async def _keep_sealing(sealer: Sealer, interval_s: float) -> NoReturn:
             _log.error("seal_refused", lane=error.lane, seq=error.seq, error=str(error))
         except (StoreUnavailable, OSError) as error:
             _log.warning("sealing_waits", error=type(error).__name__, reason=str(error))
-        except Exception:  # noqa: BLE001 - a row that nobody of us has written must not end the relay
+        except Exception:  # noqa: BLE001 - a row that HydraCore has not written must not end the relay
             _log.exception("sealing_failed")
         else:
             if seal is not None:

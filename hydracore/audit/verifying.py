@@ -75,7 +75,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """What was checked, what is wrong, and notes on what was not checked or was believed."""
+    """What was checked, what is wrong, and notes on what was not checked or was taken on trust."""
 
     lanes: int
     events: int = 0
@@ -90,7 +90,7 @@ class Report(msgspec.Struct, kw_only=True):
     rested_s: float = 0.0
 
     def turn_notes_into_findings(self) -> None:
-        """Turn the notes, on what was not compared or was believed, into findings."""
+        """Turn the notes, on what was not compared or was taken on trust, into findings."""
         self.findings += [Finding(kind="not_proven", what=note) for note in self.notes]
         self.notes = []
 
@@ -104,7 +104,7 @@ class Progress:
 
 
 def verify(request: Request, progress: Progress) -> Report:
-    """Verify the log and what is made of it, and report all that is wrong.
+    """Verify the seals, the log and the read tables, and report all that is wrong.
 
     Raises psycopg's errors, `OSError` where the file with the seals cannot be read, `CopyEmpty`, and `NoSeal`.
     """
