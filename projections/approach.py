@@ -53,7 +53,7 @@ async def verify(connection: AsyncConnection, candidate: Candidate, *, everythin
                 return Comparison()
             await connection.execute(_WHOLE_TABLES)
             scope = Scope() if everything else unverified.scope()
-            comparison = await compare(connection, candidate.projection, candidate.build, scope)
+            comparison = await compare(connection, candidate.projection, candidate.build, candidate.live, scope)
     finally:
         await connection.set_isolation_level(None)
     unverified.clear()

@@ -59,17 +59,21 @@ class Scope(NamedTuple):
     streams: Mapping[tuple[int, UUID], int] | None = None
 
 
-async def compare(connection: AsyncConnection, projection: Projection, build: Generation, scope: Scope) -> Comparison:
+async def compare(
+    connection: AsyncConnection, projection: Projection, build: Generation, live: Generation, scope: Scope
+) -> Comparison:
     """Compare the live tables with those of `build`, in the columns that both have and that mean the same in both.
 
-    Both must be at the same position in the log, as this transaction sees them.
+    Both must be at the same position in the log, as this transaction sees them. Between builds of the same version, all
+    columns mean the same.
     """
     result = Comparison()
     for table in projection.tables:
         columns = await _columns(connection, table, build)
         if not columns:
             continue  # The live version does not have the table.
-        same = {name: kind for name, kind in columns.items() if name not in table.changed}
+        changed = table.changed if live.version != build.version else ()
+        same = {name: kind for name, kind in columns.items() if name not in changed}
         if not same.keys() >= _columns_needed(table):
             result.left_out.append(table.name)
             continue

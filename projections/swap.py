@@ -177,7 +177,7 @@ async def _settle(connection: AsyncConnection, candidate: Candidate) -> None:
     if candidate.unverified is None or candidate.live is None:
         return
     scope = candidate.unverified.scope()
-    comparison = await compare(connection, candidate.projection, candidate.build, scope)
+    comparison = await compare(connection, candidate.projection, candidate.build, candidate.live, scope)
     if comparison.drifted:
         raise ParityMismatch(candidate.build.name, comparison)
 

@@ -46,6 +46,8 @@ async def test_which_streams_have_grown_is_seen_from_what_is_new(
 async def test_what_is_followed_is_compared_in_the_instances_that_have_moved(
     owner_conn: psycopg.AsyncConnection,
 ) -> None:
+    live = await generations.live_generation(owner_conn, "usage_daily")
+    assert live is not None
     build = await generations.index(owner_conn, UsageDaily(), await generations.begin(owner_conn, UsageDaily()))
     for table in ("usage_daily", f"{build.schema}.usage_daily"):
         await owner_conn.execute(USED.format(table).encode(), (INSTANCES, DAYS))
@@ -53,7 +55,7 @@ async def test_what_is_followed_is_compared_in_the_instances_that_have_moved(
     moved = {(number & 63, UUID(int=number)): 0 for number in (3, 67)}
 
     async with owner_conn.transaction():
-        found = await compare(owner_conn, UsageDaily(), build, Scope(lanes={3}, streams=moved))
+        found = await compare(owner_conn, UsageDaily(), build, live, Scope(lanes={3}, streams=moved))
         row = await (await owner_conn.execute(ROWS_READ, ("usage_daily",))).fetchone()
 
     assert (found.rows, found.drifted) == (len(moved) * DAYS, 0)

@@ -58,6 +58,20 @@ async def test_a_followed_projection_is_followed_by_the_release_that_fits_its_ta
         assert (await compared(database_url, Activity())).drifted == 0
 
 
+async def test_a_changed_column_is_compared_again_once_its_version_is_live(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=4)
+        await follow_all(pool)
+    assert (await rebuilt(database_url, ActivityV2())).drifted == 0
+
+    edited = await owner_conn.execute("UPDATE activity SET events = events + 1 WHERE command = 'RequestInstance'")
+
+    assert edited.rowcount > 0
+    assert (await compared(database_url, ActivityV2())).drifted == edited.rowcount
+
+
 async def test_a_build_that_another_release_has_left_is_begun_anew(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
