@@ -32,7 +32,8 @@ INSERT INTO migration (name, digest) VALUES
     ('0021_snapshots', '\x79b3ac1eafa0ef5a8d746cd4caecef53a0ea220b8e3c16597b5b51393f6de2de'),
     ('0022_making_way_for_heads', '\xb46a819f9b6515230caebc6774b0bffd3e6b212bb0dd09be48f930271d052446'),
     ('0023_heads_of_commands', '\xd602863efbfc69a747f9dfe6b87765375482ab39d9422f1da741eea41311a5a6'),
-    ('0024_keys_in_no_statistics', '\xf72eaebf88a1730daf9987f60bd1afe879a63f17dd94dc200ce0390a7f657568');
+    ('0024_keys_in_no_statistics', '\xf72eaebf88a1730daf9987f60bd1afe879a63f17dd94dc200ce0390a7f657568'),
+    ('0025_second_provision_log', '\x3a163b652e412a1ef05f365780e07706e8a986932f64145825c9ca871f5ee12a');
 
 -- The event log: 64 ordered lanes, dense numbers that are taken under a lock, a hash chain per lane.
 
@@ -505,8 +506,8 @@ CREATE TABLE projection (
 );
 
 INSERT INTO projection (name, version, generation)
-VALUES ('instance', 1, 1), ('provision_log', 1, 1), ('reservation', 1, 1), ('usage_daily', 1, 1), ('fleet', 1, 1),
-       ('activity', 1, 1);
+VALUES ('instance', 1, 1), ('reservation', 1, 1), ('usage_daily', 1, 1), ('fleet', 1, 1), ('activity', 1, 1),
+       ('provision_log', 2, 1);
 
 -- Every build of a projection that there still is. The live one's tables are in the schema of all others; any other's are
 -- in a schema of its own, `NAME_gN`, under the same names. States: folding (lanes are being folded into bare tables),

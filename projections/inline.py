@@ -5,10 +5,12 @@ from __future__ import annotations
 from projections.definition import Inline
 from projections.instance import InstanceProjection
 from projections.provision_log import ProvisionLogProjection
+from projections.provision_log_1 import ProvisionLogProjection1
 from projections.reservation import ReservationProjection
 from projections.versions import Versions
 
 
 def inline_projections() -> tuple[Inline | Versions, ...]:
     """The projections whose readers must see their own writes at once."""
-    return (ReservationProjection(), InstanceProjection(), ProvisionLogProjection())
+    provision_log = Versions(ProvisionLogProjection(), ProvisionLogProjection1())
+    return (ReservationProjection(), InstanceProjection(), provision_log)

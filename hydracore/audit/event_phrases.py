@@ -15,7 +15,7 @@ _PHRASES: Final[dict[type[e.Event], str]] = {
     e.ServerObserved: "the provider reported the server's status",
     e.AttemptFailed: "the attempt to get a server failed",
     e.ServerDiscarded: "everything of the failed attempt was removed",
-    e.ProvisioningFailed: "no placement is left to try",
+    e.ProvisioningFailed: "provisioning was given up",
     e.AgentEnrolled: "the agent made contact and bound its keys",
     e.EnrolmentContested: "another key tried to enrol with the right token",
     e.AgentKeyIssued: "the agent was given an API key",

@@ -150,7 +150,7 @@ async def test_what_the_agent_does_not_answer_in_time_is_told_as_unknown(
     assert (result.name, result.event["code"]) == ("updates_failed", "agent_timeout")
     assert "nothing_done" not in result.event
     lines = (await used.ask("GET", "/logs")).text
-    assert "Configuration 1 may have been applied or not: The agent did not answer in time" in lines
+    assert "Configuration 1 may or may not have been applied: The agent did not answer in time" in lines
 
 
 @pytest.mark.parametrize(

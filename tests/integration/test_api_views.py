@@ -97,7 +97,10 @@ async def test_all_that_is_known_of_a_running_instance_is_shown(api: Api) -> Non
 
 @pytest.mark.parametrize(
     ("make", "words"),
-    [(make_failed, "The provider refused our credentials"), (make_lost, "The server is gone from the provider")],
+    [
+        (make_failed, "The provider does not accept HydraCore's API token; an operator has to replace it"),
+        (make_lost, "The server no longer exists at the provider"),
+    ],
 )
 async def test_what_went_wrong_is_told_in_words(api: Api, make: Any, words: str) -> None:
     instance_id = await ordered(api)

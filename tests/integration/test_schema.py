@@ -21,6 +21,7 @@ from hydracore import db
 from hydracore.db import MigrationError, migrate, migrations, readiness, schema
 from hydracore.db.pool import conninfo
 from projections.instance import InstanceProjection
+from projections.registry import projections
 from tests.holding import WAITING, Customers, somebody
 from tests.log_check import check_log
 from tests.rebuilding import rebuilt
@@ -60,6 +61,15 @@ def test_a_fresh_database_has_all_lanes_at_their_beginning(database_url: str) ->
         heads = connection.execute("SELECT lane, head, link FROM lane_head ORDER BY lane").fetchall()
 
     assert heads == [(lane, 0, bytes(32)) for lane in range(64)]
+
+
+def test_a_fresh_database_begins_with_the_newest_version_of_every_projection(database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        said = connection.execute("SELECT name, version FROM projection").fetchall()
+        live = connection.execute("SELECT name, version FROM projection_generation WHERE state = 'live'").fetchall()
+
+    newest = {name: projection.version for name, projection in projections().items()}
+    assert dict(said) == dict(live) == newest
 
 
 def test_migrating_an_empty_database_takes_every_step_and_the_second_time_none(empty_url: str) -> None:

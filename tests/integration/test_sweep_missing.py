@@ -49,7 +49,7 @@ async def test_a_server_that_vanished_under_a_running_instance_is_reported_and_c
     await give_up(stack, server_id)
 
     detail = await stack.detail(instance_id)
-    assert (detail["status"], detail["error_message"]) == ("error", "The server is gone from the provider")
+    assert (detail["status"], detail["error_message"]) == ("error", "The server no longer exists at the provider")
     assert stack.has_happened(instance_id, "server_vanished", server_id=server_id)
     assert not await found(stack, server_id)
     await stack.delete(instance_id)

@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 from structlog.testing import capture_logs
 
+from events.failures import describe
 from events.ids import lane_of
 from events.state import ATTEMPTS_MAX
 from hydracore.settings import PACKAGED_CATALOGUE
@@ -182,8 +183,10 @@ async def test_a_deletion_waits_for_a_provider_that_is_not_set_up_any_more_and_s
     stack.worker.start()
     await stack.until_status(instance_id, "deleted")
 
-    assert (detail["status"], detail["error_message"]) == ("deleting", "The provider is not set up here")
-    assert logs[-1]["message"] == "Deletion waits: The provider is not set up here"
+    assert (detail["status"], detail["error_message"]) == ("deleting", describe("provider_not_configured"))
+    assert (
+        logs[-1]["message"] == f"Deletion is delayed, and HydraCore keeps trying: {describe('provider_not_configured')}"
+    )
     assert events.count("teardown_blocked") == 1
     stack.assert_no_server(instance_id)
 

@@ -17,6 +17,7 @@ from projections.definition import Followed, Inline
 from projections.fact import Fact
 from projections.followed import followed_projections
 from projections.inline import inline_projections
+from projections.provision_log_1 import TEXTS as TEXTS_1
 from projections.versions import Versions
 from tests import frozen, lives
 
@@ -32,11 +33,15 @@ FROZEN: dict[tuple[str, int], str] = {
     ("reservation", 1): "96c9a800b70e20626090b65adc0269603ccedc7e901979c4a4914455c42e6672",
     ("instance", 1): "bafc8dd028899b7a9a417f2b4d6647467ae95a5a781f41e865489004a4c9dded",
     ("provision_log", 1): "1f067eeedb05a1805b54a3dfe3fcf76374d996377c716d28d6afd1c37e058ddb",
+    ("provision_log", 2): "c798cc33d27e12302a50f6913624965eff7ba538464c7feb5eee7d0ac1a008be",
 }
 
-#: The words of `provision_log` for the codes of failures. A code that no log has yet may be added, and this be renewed; of one that is
-#: in a log, they are part of the projection's version, and so is that it has none.
-FROZEN_TEXTS = "b7443a1beeb1cace7a30355584534c9a7b2a59af22828ae50915c6dcd3109d24"
+#: The words of `provision_log` for the codes of failures, by version. A code that no log has yet may be added, and this be renewed; of one
+#: that is in a log, they are part of the projection's version, and so is that it has none.
+FROZEN_TEXTS = {
+    1: (TEXTS_1, "b7443a1beeb1cace7a30355584534c9a7b2a59af22828ae50915c6dcd3109d24"),
+    2: (TEXTS, "613ed51ed7524166db89d6fe5ff546dae07d3c2ece31f79b5de7635f26247d62"),
+}
 
 
 def projections() -> list[Inline | Followed]:
@@ -92,5 +97,6 @@ def test_a_version_of_a_projection_gives_the_rows_that_it_always_gave(projection
     assert sha256(b"\n".join(rows(projection))).hexdigest() == FROZEN[projection.name, projection.version]
 
 
-def test_the_words_for_failures_are_those_that_are_stored() -> None:
-    assert sha256(encoded(TEXTS)).hexdigest() == FROZEN_TEXTS
+@pytest.mark.parametrize(("texts", "digest"), FROZEN_TEXTS.values(), ids=FROZEN_TEXTS)
+def test_the_words_for_failures_are_those_that_are_stored(texts: dict[str, str], digest: str) -> None:
+    assert sha256(encoded(texts)).hexdigest() == digest
