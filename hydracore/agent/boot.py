@@ -158,7 +158,7 @@ class Boot:
 
     async def _become_healthy_and_beat(self) -> None:
         await self._supervisor.serving()
-        self._callbacks.reach("runtime_started", f"Runtime {self._supervisor.wanted.type} serves")
+        self._callbacks.reach("runtime_started", f"Runtime {self._supervisor.wanted.type} is running")
         await self._server.listening()
         self._callbacks.reach("healthy", "The agent answers on its address")
         self._healthy.set()
@@ -202,7 +202,7 @@ class Boot:
         """The error to report, if any. A disk that refuses comes first, as it may be the cause of the others."""
         refusal = self._state.refusal()
         if refusal is not None:
-            return m.ReportedError(code="disk_refuses", message=f"The server's disk takes nothing: {refusal.what}")
+            return m.ReportedError(code="disk_refuses", message=f"The server's disk refuses writes: {refusal.what}")
         return self._supervisor.error
 
 

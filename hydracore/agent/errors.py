@@ -66,7 +66,7 @@ class DiskRefuses(AgentError):
     """`what`: the message of the operating system or of SQLite."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"the disk takes nothing: {what}")
+        super().__init__(f"the disk refuses writes: {what}")
         self.what = what
 
 

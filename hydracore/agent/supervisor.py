@@ -216,7 +216,7 @@ class Supervisor:
         self._tried.set()
         if self._failure is not None:
             self._failure = None
-            self._report("info", "The runtime serves again")
+            self._report("info", "The runtime is running again")
 
     def _note_failure(self, failure: RuntimeFailed, wait_s: float) -> None:
         error = ReportedError(code=failure.code, message=failure.message)

@@ -44,4 +44,4 @@ def is_owner(who: Principal, owned: Owned) -> bool:
 def require_staff(who: Principal) -> None:
     """Let the tenant's admins and the platform's staff pass, before anything is read. Raises `Forbidden` for others."""
     if who.role == "customer":
-        raise Forbidden("This is for the tenant's admins")
+        raise Forbidden("Only the tenant's admins may do this")

@@ -73,7 +73,9 @@ class Updates:
             except AgentClientError as error:
                 await self._record(context, _failure(error, version, at_ms=self.now_ms()), outcome)
                 if isinstance(error, AgentBadAnswer) and error.status == HTTPStatus.UNPROCESSABLE_ENTITY:
-                    raise AgentFailed(f"The agent cannot run with it: {error.detail or 'it gave no reason'}") from error
+                    raise AgentFailed(
+                        f"The agent cannot run with this configuration: {error.detail or 'it gave no reason'}"
+                    ) from error
                 raise
         result = RecordUpdatesApplied(
             at_ms=self.now_ms(),

@@ -54,7 +54,7 @@ def refuse(path: Path, what: str) -> None:
     execute(path, f"CREATE TRIGGER refused BEFORE {what} ON telegram_update BEGIN SELECT json('no'); END")
 
 
-REFUSED = "error: the disk takes nothing: malformed JSON"
+REFUSED = "error: the disk refuses writes: malformed JSON"
 
 
 async def test_an_inbox_that_takes_nothing_stops_nothing_else_and_is_tried_again(

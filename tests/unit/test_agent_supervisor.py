@@ -137,7 +137,7 @@ async def test_a_runtime_that_does_not_start_is_tried_again_and_told_once() -> N
 
     assert len(stage.runs) == 3
     assert all(run.is_stopped for run in stage.runs)
-    assert stage.reports == [("error", "no_model: The model does not answer"), ("info", "The runtime serves again")]
+    assert stage.reports == [("error", "no_model: The model does not answer"), ("info", "The runtime is running again")]
 
 
 async def test_a_runtime_that_stops_by_itself_is_started_again() -> None:
