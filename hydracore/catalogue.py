@@ -86,14 +86,12 @@ class Catalogue:
 
     def region_error(self, region: str) -> str | None:
         """Why nothing can be ordered in a region, or None."""
-        if region not in self.regions:
-            return f"unknown region; known: {_listed(self.regions)}"
-        if region in self.unavailable_regions:
-            # The reason names a setting of the operator, so it goes to the log and not to a customer.
-            return (
-                f"region is not available; available: {_listed(self.regions.keys() - self.unavailable_regions.keys())}"
-            )
-        return None
+        available = self.regions.keys() - self.unavailable_regions.keys()
+        if region in available:
+            return None
+        # Why one is not available names a setting of the operator, so it goes to the log and not to a customer.
+        what = "region is not available" if region in self.regions else "unknown region"
+        return f"{what}; available: {_listed(available)}"
 
     def tier_error(self, tier: str) -> str | None:
         """Why a tier cannot be ordered, or None."""

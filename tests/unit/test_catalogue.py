@@ -99,12 +99,13 @@ def test_a_region_without_any_provider_is_unavailable_and_says_why(tmp_path: Pat
     assert catalogue.placements("here", "small") == ()
     assert catalogue.unavailable_regions == {"here": "ONE_TOKEN not set; TWO_TOKEN not set"}
     assert catalogue.region_error("here") == "region is not available; available: none"
+    assert catalogue.region_error("mars") == "unknown region; available: none"
 
 
 def test_unknown_names_are_answered_with_the_known_ones(tmp_path: Path) -> None:
     catalogue = load(_written(tmp_path, SMALL), {"ONE_TOKEN": "1"})
 
-    assert catalogue.region_error("mars") == "unknown region; known: here"
+    assert catalogue.region_error("mars") == "unknown region; available: here"
     assert catalogue.tier_error("huge") == "unknown tier; known: small"
     assert catalogue.preset_error("poet") == "unknown preset; known: personal_assistant"
     assert catalogue.tier_error("small") is catalogue.preset_error("personal_assistant") is None
