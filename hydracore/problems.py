@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 from msgspec import inspect as types
 
@@ -20,6 +20,8 @@ from hydracore.scalars import InvalidScalar, read_scalar
 from hydracore.wording import plural
 
 Location = tuple[str | int, ...]
+
+NO_OBJECT: Final = "Input should be a valid dictionary or object to extract fields from"
 
 #: Returns what is wrong with a value of the declared type, or None. A list may hold None for items that are invalid. A
 #: field names its check with `Meta(extra={"check": name})`.
@@ -112,8 +114,7 @@ class Reader:
 
     def _struct(self, value: Any, info: types.StructType, loc: Location) -> Any:
         if not isinstance(value, dict):
-            kind = "model_attributes_type"
-            self._add(loc, "Input should be a valid dictionary or object to extract fields from", kind)
+            self._add(loc, NO_OBJECT, "model_attributes_type")
             return None
         values = cast("dict[str, Any]", value)
         problems_before = self.type_problems

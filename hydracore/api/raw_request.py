@@ -10,12 +10,15 @@ from urllib.parse import parse_qsl
 from hydracore.auth import HEADER_BLANKS
 from hydracore.documents import TOO_DEEP
 from hydracore.media_types import JSON, media_type
-from hydracore.problems import Problem, Reader
+from hydracore.problems import NO_OBJECT, Problem, Reader
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
 #: The value of a body that cannot be read.
 INVALID_BODY: Final = object()
+
+#: FastAPI takes a body with another content type for bytes, and says that these are no object.
+NOT_JSON: Final = f"{NO_OBJECT}; the Content-Type of the request must be {JSON}"
 
 
 def json_body(reader: Reader, raw_body: bytes, headers: RawHeaders) -> Any:
@@ -23,23 +26,20 @@ def json_body(reader: Reader, raw_body: bytes, headers: RawHeaders) -> Any:
     if not raw_body:
         reader.problems.append(Problem(("body",), "Field required", "missing"))
         return INVALID_BODY
-    # A body with another content type stays bytes. `Reader` then reports that it is not an object.
-    value: Any = raw_body
-    if is_json(headers):
-        try:
-            value = json.loads(raw_body)
-        except json.JSONDecodeError as error:
-            reader.problems.append(Problem(("body", error.pos), "JSON decode error", "json_invalid"))
-            return INVALID_BODY
-        except RecursionError:
-            # Some thousand levels. Whether the rest is JSON is unknown.
-            reader.problems.append(Problem(("body",), TOO_DEEP, "value_error"))
-            return INVALID_BODY
-        except ValueError:
-            # Not UTF-8, or a number with thousands of digits.
-            reader.problems.append(Problem(("body", 0), "JSON decode error", "json_invalid"))
-            return INVALID_BODY
-    return value
+    if not is_json(headers):
+        reader.problems.append(Problem(("body",), NOT_JSON, "model_attributes_type"))
+        return INVALID_BODY
+    try:
+        return json.loads(raw_body)
+    except json.JSONDecodeError as error:
+        reader.problems.append(Problem(("body", error.pos), "JSON decode error", "json_invalid"))
+    except RecursionError:
+        # Some thousand levels. Whether the rest is JSON is unknown.
+        reader.problems.append(Problem(("body",), TOO_DEEP, "value_error"))
+    except ValueError:
+        # Not UTF-8, or a number with thousands of digits.
+        reader.problems.append(Problem(("body", 0), "JSON decode error", "json_invalid"))
+    return INVALID_BODY
 
 
 def query_parameters(query_string: bytes) -> dict[str, str]:

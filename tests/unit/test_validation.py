@@ -83,9 +83,7 @@ GOOD_BODY = '{"name":"x"}'
         (A_UUID, "", "1", "{", "application/json"),
         (A_UUID, "", "1", '{"name": x}', "application/json"),
         (A_UUID, "", "1", '{"name":"x"} trailing', "application/json"),
-        (A_UUID, "", "1", GOOD_BODY, "text/plain"),
         (A_UUID, "", "1", GOOD_BODY, "Application/JSON; Charset=UTF-8"),
-        (A_UUID, "", "1", "name=x", "application/x-www-form-urlencoded"),
     ],
 )
 async def test_requests_are_judged_as_fastapi_judges_them(
@@ -109,6 +107,24 @@ async def test_requests_are_judged_as_fastapi_judges_them(
     if expected.status_code == 422:
         answer = [{key: problem[key] for key in ("loc", "msg", "type")} for problem in answer["detail"]]
     assert (status, found) == (expected.status_code, answer)
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded"])
+async def test_a_body_of_another_content_type_is_refused_as_fastapi_does_and_says_what_to_send(
+    *, reference: Any, content_type: str
+) -> None:
+    headers = {"content-type": content_type, "x-count": "1"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(reference), base_url="http://x") as client:
+        answer = await client.post(f"/things/{A_UUID}", content=GOOD_BODY, headers=headers)
+    reader = reader_of(handler, "/things/{instance_id}")
+    raw_headers = [(name.encode(), value.encode()) for name, value in headers.items()]
+
+    with pytest.raises(RequestInvalid) as raised:
+        reader.read(scope_of({"instance_id": A_UUID}, "", raw_headers), GOOD_BODY.encode())
+
+    (found,), (expected,) = raised.value.problems, answer.json()["detail"]
+    assert (list(found.loc), found.type) == (expected["loc"], expected["type"])
+    assert found.msg == expected["msg"] + "; the Content-Type of the request must be application/json"
 
 
 def test_a_body_that_is_no_json_does_not_hide_the_other_problems() -> None:
