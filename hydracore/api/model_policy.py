@@ -54,6 +54,7 @@ class ModelPolicies:
             instance_id=instance_id,
             message=". ".join([done, pushed.message, *warnings]),
             model_policy=policy_document(choice),
+            config_version=outcome.state.config.version,
         )
 
 

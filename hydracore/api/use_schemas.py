@@ -108,6 +108,7 @@ class ModelPolicyResponse(msgspec.Struct, frozen=True, kw_only=True):
     instance_id: UUID
     message: str
     model_policy: dict[str, Any]
+    config_version: int
 
 
 class UpdateConsent(msgspec.Struct, frozen=True, kw_only=True):

@@ -45,6 +45,7 @@ async def test_a_model_policy_is_changed_field_by_field(used: Used) -> None:
 
     assert first.json()["model_policy"] == policy
     assert first.json()["message"] == "Model policy updated. The agent runs with it"
+    assert (first.json()["config_version"], second.json()["config_version"]) == (2, 3)
     assert second.json()["model_policy"] == policy | {
         "primary": "gpt-4.1-mini",
         "fallbacks": [],
