@@ -40,6 +40,7 @@ from hydracore.api.openapi import document
 from hydracore.api.operations import Answer, Authenticate, Operation, operations_of, options_routes, route
 from hydracore.api.paging import cursor_error
 from hydracore.api.platform_config import PlatformConfiguration
+from hydracore.api.preconditions import if_match_error
 from hydracore.api.rate_limiter import RateLimiter
 from hydracore.api.runtime import RuntimeReader
 from hydracore.api.runtime_document import RuntimeDocuments
@@ -94,6 +95,7 @@ def create_app(parts: Parts) -> ASGIApp:
         "cursor": cursor_error,
         "workflow_slugs": slugs_size_error,
         "bot_token": bot_token_error,
+        "if_match": if_match_error,
     }
     served = operations(parts)
     routes = [route(op, callers=callers, checks=checks, body_max_bytes=settings.body_max_bytes) for op in served]

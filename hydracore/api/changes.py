@@ -11,6 +11,7 @@ from events.record import Origin, Outcome
 from events.state import Instance
 from events.store import EventStore
 from hydracore.api.access import require_access
+from hydracore.api.preconditions import require_match
 from hydracore.api.validation import Incoming
 from hydracore.auth import Principal
 
@@ -39,14 +40,18 @@ class Changes:
         command_at: Callable[[Instance], Awaitable[AnyCommand]],
         *,
         origin: Origin | None = None,
+        if_match: str | None = None,
     ) -> Outcome:
         """Execute the command that `command_at` makes for the present state. `origin`: a new one unless given.
 
-        Raises `NotFound`, `Forbidden`, whatever `command_at` raises, and what `EventStore.change` does.
+        Raises `NotFound`, `Forbidden`, `PreconditionFailed`, whatever `command_at` raises, and what `EventStore.change`
+        does.
         """
 
         async def command(state: Instance | None) -> AnyCommand:
-            return await command_at(require_access(context.who, state))
+            found = require_access(context.who, state)
+            require_match(if_match, found)
+            return await command_at(found)
 
         return await self._store.change(
             context.instance_id, command, origin or context.incoming.origin(context.who.actor)

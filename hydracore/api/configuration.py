@@ -23,6 +23,7 @@ from hydracore.api.config_push import ConfigPusher, PushResult
 from hydracore.api.errors import AgentBusy, RequestInvalid
 from hydracore.api.model_choice import model_choice, policy_document
 from hydracore.api.operations import operation
+from hydracore.api.preconditions import IfMatch
 from hydracore.api.runtime import ASK_TIMEOUT_S
 from hydracore.api.size_limits import BODY_BYTES, slug_texts
 from hydracore.api.validation import Incoming
@@ -73,13 +74,12 @@ class Configuration:
         config = await self._shown(state, pushed)
         return s.RunningConfig(**msgspec.structs.asdict(config), running=_without_installation_parts(running))
 
-    @operation("POST", PATH, "Proxy update config", answer=s.Config, errors=(403, 404, 409), body_bytes=BODY_BYTES)
+    @operation("POST", PATH, "Proxy update config", answer=s.Config, errors=(403, 404, 409, 412), body_bytes=BODY_BYTES)
     async def update_config(
-        self, who: Principal, incoming: Incoming, instance_id: UUID, body: s.UpdateConfig
+        self, who: Principal, incoming: Incoming, instance_id: UUID, body: s.UpdateConfig, if_match: IfMatch = None
     ) -> s.Config:
-        outcome = await self.changes.change(
-            RequestContext(who, incoming, instance_id), lambda state: self._command(state, body)
-        )
+        context = RequestContext(who, incoming, instance_id)
+        outcome = await self.changes.change(context, lambda state: self._command(state, body), if_match=if_match)
         done = "Configuration updated" if outcome.events else "Nothing to change"
         # Even without a change, because the caller may repeat the request after the agent was away.
         pushed = await self.pusher.push(outcome.state)

@@ -20,7 +20,7 @@ MAX_AGE_S: Final = 600
 
 _METHODS: Final = b"GET, POST, PATCH, DELETE"
 #: The headers that operations read (a test compares). `Accept` and a few more are always allowed.
-_REQUEST_HEADERS: Final = b"authorization, content-type, idempotency-key, x-api-key, x-request-id, x-user-id"
+_REQUEST_HEADERS: Final = b"authorization, content-type, idempotency-key, if-match, x-api-key, x-request-id, x-user-id"
 #: The headers of an answer that a page may read, besides its type and length.
 _ANSWER_HEADERS: Final = b"link, retry-after, x-request-id"
 #: Answers differ by origin, which caches must know.

@@ -8,6 +8,7 @@
     ├── BodyTimeout        408  the body did not arrive in time
     ├── Conflict           409  not possible in the present state
     ├── Gone               410  the agent's instance, attempt or boot is over
+    ├── PreconditionFailed 412  the configuration is at another version than the caller has seen
     ├── BodyTooLarge       413
     ├── RequestInvalid     422  with every problem of the request
     ├── TooManyRequests    429  above the rate limit
@@ -87,6 +88,10 @@ class Conflict(ApiError):
 
 class Gone(ApiError):
     status = HTTPStatus.GONE
+
+
+class PreconditionFailed(ApiError):
+    status = HTTPStatus.PRECONDITION_FAILED
 
 
 class BodyTooLarge(ApiError):

@@ -15,6 +15,7 @@ from hydracore.api.changes import Changes, RequestContext
 from hydracore.api.config_push import ConfigPusher
 from hydracore.api.model_choice import model_choice, policy_document, unknown_models
 from hydracore.api.operations import operation
+from hydracore.api.preconditions import IfMatch
 from hydracore.api.validation import Incoming
 from hydracore.auth import Principal
 from hydracore.catalogue import Catalogue
@@ -34,15 +35,15 @@ class ModelPolicies:
         "/v1/instances/{instance_id}/model-policy",
         "Update model policy",
         answer=s.ModelPolicyResponse,
-        errors=(403, 404, 409),
+        errors=(403, 404, 409, 412),
     )
     async def update_model_policy(
-        self, who: Principal, incoming: Incoming, instance_id: UUID, body: s.UpdateModelPolicy
+        self, who: Principal, incoming: Incoming, instance_id: UUID, body: s.UpdateModelPolicy, if_match: IfMatch = None
     ) -> s.ModelPolicyResponse:
         async def command(_: Instance) -> ChangeModelPolicy:
             return ChangeModelPolicy(at_ms=self.now_ms(), **_changes(body))
 
-        outcome = await self.changes.change(RequestContext(who, incoming, instance_id), command)
+        outcome = await self.changes.change(RequestContext(who, incoming, instance_id), command, if_match=if_match)
         done = "Model policy updated" if outcome.events else "Nothing to change"
         pushed = await self.pusher.push(outcome.state)
         choice = model_choice(outcome.state, self.catalogue)

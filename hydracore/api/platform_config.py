@@ -22,6 +22,7 @@ from hydracore.api.changes import Changes, RequestContext
 from hydracore.api.config_push import ConfigPusher
 from hydracore.api.errors import RequestInvalid
 from hydracore.api.operations import operation
+from hydracore.api.preconditions import IfMatch
 from hydracore.api.runtime_document import RuntimeDocuments
 from hydracore.api.size_limits import BODY_BYTES, DOCUMENT_MAX_BYTES, require_within_limits, slug_texts
 from hydracore.api.validation import Incoming
@@ -63,14 +64,23 @@ class PlatformConfiguration:
         return await self._shown(state, "Desired configuration")
 
     @operation(
-        "PATCH", PATH, "Patch platform config", answer=s.PlatformConfig, errors=(403, 404, 409), body_bytes=BODY_BYTES
+        "PATCH",
+        PATH,
+        "Patch platform config",
+        answer=s.PlatformConfig,
+        errors=(403, 404, 409, 412),
+        body_bytes=BODY_BYTES,
     )
     async def patch_platform_config(
-        self, who: Principal, incoming: Incoming, instance_id: UUID, body: s.PatchPlatformConfig
+        self,
+        who: Principal,
+        incoming: Incoming,
+        instance_id: UUID,
+        body: s.PatchPlatformConfig,
+        if_match: IfMatch = None,
     ) -> s.PlatformConfig:
-        outcome = await self.changes.change(
-            RequestContext(who, incoming, instance_id), lambda state: self._command(state, body)
-        )
+        context = RequestContext(who, incoming, instance_id)
+        outcome = await self.changes.change(context, lambda state: self._command(state, body), if_match=if_match)
         done = "Platform configuration updated" if outcome.events else "Nothing to change"
         pushed = await self.pusher.push(outcome.state)
         message = f"{done}. {pushed.message}"

@@ -1,0 +1,84 @@
+"""`If-Match`: a configuration is changed only at the version that its caller has seen."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.use_fixtures import (
+    Used,
+    shared_api_fixture,
+    shared_owner_conn_fixture,
+    shared_unreachable_fixture,
+    shared_used_fixture,
+)
+
+__all__ = ["shared_api_fixture", "shared_owner_conn_fixture", "shared_unreachable_fixture", "shared_used_fixture"]
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "other"),
+    [
+        ("POST", "/config", {"agent_name": "Ada"}, {"agent_name": "Bea"}),
+        ("PATCH", "/platform-config", {"advanced": {"a": 1}}, {"advanced": {"b": 2}}),
+        ("PATCH", "/model-policy", {"max_tokens": 100}, {"max_tokens": 200}),
+    ],
+)
+async def test_a_change_is_made_only_at_the_version_that_the_caller_has_seen(
+    used: Used, method: str, path: str, body: dict[str, Any], other: dict[str, Any]
+) -> None:
+    seen = (await used.ask("GET", "/config")).json()["config_version"]
+
+    made = await used.ask(method, path, body, headers={"If-Match": f'"{seen}"'})
+    refused = await used.ask(method, path, other, headers={"If-Match": f'"{seen}"'})
+
+    assert (made.status_code, made.json()["config_version"]) == (200, seen + 1)
+    assert refused.status_code == 412
+    assert refused.json() == {"detail": f"The configuration is at version {seen + 1}; read it again"}
+    assert (await used.state()).config.version == seen + 1
+
+
+async def test_of_changes_at_the_same_version_one_is_made(used: Used) -> None:
+    seen = (await used.ask("GET", "/config")).json()["config_version"]
+    headers = {"If-Match": f'"{seen}"'}
+
+    answers = await asyncio.gather(
+        *(used.ask("POST", "/config", {"system_prompt": f"You are number {n}"}, headers=headers) for n in range(6))
+    )
+
+    assert sorted(answer.status_code for answer in answers) == [200, *[412] * 5]
+    (made,) = (answer.json() for answer in answers if answer.status_code == 200)
+    shown = (await used.ask("GET", "/config")).json()
+    assert (shown["config_version"], shown["system_prompt"]) == (seen + 1, made["system_prompt"])
+
+
+async def test_a_stale_version_is_refused_even_if_nothing_would_change(used: Used) -> None:
+    answer = await used.ask("POST", "/config", {}, headers={"If-Match": '"7"'})
+
+    assert answer.status_code == 412
+
+
+@pytest.mark.parametrize("given", ["*", '"1"', '"0", "1"', '"a,b" ,"1"', '"1",'])
+async def test_any_of_the_given_versions_will_do(used: Used, given: str) -> None:
+    answer = await used.ask("POST", "/config", {}, headers={"If-Match": given})
+
+    assert answer.status_code == 200
+
+
+async def test_a_weak_tag_names_no_version(used: Used) -> None:
+    """Two weak tags may be the same and what they stand for not (RFC 9110, section 13.1.1)."""
+    answer = await used.ask("POST", "/config", {}, headers={"If-Match": 'W/"1"'})
+
+    assert answer.status_code == 412
+
+
+@pytest.mark.parametrize("given", ["", "1", '"1', '"1" "2"'])
+async def test_what_is_no_version_in_quotes_is_refused(used: Used, given: str) -> None:
+    answer = await used.ask("POST", "/config", {}, headers={"If-Match": given})
+
+    assert answer.status_code == 422
+    (problem,) = answer.json()["detail"]
+    assert problem["loc"] == ["header", "if-match"]
+    assert problem["msg"] == 'Value error, give the config_version in quotes, such as "7", or *'
