@@ -122,7 +122,8 @@ def _description(status: int) -> str:
 def _documented(schema: Any) -> Any:
     """`schema` without the bounds that are marked as undocumented.
 
-    A list of anything gets an explicit `items`: generators of clients drop lists without it.
+    A list of anything gets an explicit `items`: generators of clients drop lists without it. Patterns end with `$`,
+    which JSON Schema, as JavaScript, understands as Python does `\\Z`.
     """
     if isinstance(schema, list):
         return [_documented(item) for item in cast("list[Any]", schema)]
@@ -132,5 +133,7 @@ def _documented(schema: Any) -> Any:
     if node.get("type") == "array" and not {"items", "prefixItems"} & node.keys():
         anything: Json = {}
         node = {**node, "items": anything}
+    if isinstance(pattern := node.get("pattern"), str):
+        node = {**node, "pattern": pattern.replace(r"\Z", "$")}
     dropped = _BOUNDS if "x-undocumented" in node else frozenset[str]()
     return {name: _documented(value) for name, value in node.items() if name not in dropped}

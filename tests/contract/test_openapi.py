@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,14 @@ def test_every_reference_leads_somewhere_and_private_marks_stay_inside(served: d
     assert len(ids) == len(set(ids))
 
 
+def test_patterns_are_written_as_javascript_reads_them(served: dict[str, Any]) -> None:
+    """JSON Schema's patterns are ECMA-262's, which has no `\\Z`: validators refuse the whole document for it."""
+    patterns = [node["pattern"] for node in _nodes(served) if isinstance(node.get("pattern"), str)]
+
+    assert r"^[\x21-\x7e]+$" in patterns
+    assert [each for each in patterns if r"\Z" in each] == []
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -91,6 +100,13 @@ def test_the_comparison_sees_a_narrowing(served: dict[str, Any], change: Any, co
     change(changed)
 
     assert complaint in " ".join(narrowings(CONTRACT, changed, method="post", path="/v1/instances"))
+
+
+def _nodes(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _nodes(inner)
 
 
 def _create(doc: dict[str, Any]) -> dict[str, Any]:
