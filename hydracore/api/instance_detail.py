@@ -33,6 +33,8 @@ def detail_of(row: InstanceRow) -> s.InstanceDetail:
         server_type_plan=row.server_type,
         updated_at=row.updated_at,
         vpn_ip=row.vpn_ip,
+        customer_id=row.customer_id,
+        tenant_id=row.tenant_id,
     )
 
 

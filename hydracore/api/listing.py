@@ -135,4 +135,6 @@ def _item(row: ListedRow) -> s.InstanceListItem:
         workload_type=row.workload_type,
         customer_email=None,
         product_tier_name=row.tier_name,
+        customer_id=row.customer_id,
+        tenant_id=row.tenant_id,
     )

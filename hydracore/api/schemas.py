@@ -90,6 +90,8 @@ class InstanceListItem(msgspec.Struct, frozen=True, kw_only=True):
     workload_type: WorkloadType
     customer_email: str | None
     product_tier_name: str | None
+    customer_id: str
+    tenant_id: str
 
 
 class InstanceList(msgspec.Struct, frozen=True):
@@ -123,6 +125,8 @@ class InstanceDetail(msgspec.Struct, frozen=True, kw_only=True):
     server_type_plan: str | None
     updated_at: TimeText
     vpn_ip: str | None
+    customer_id: str
+    tenant_id: str
     version: int | UnsetType = UNSET
     recorded_at: TimeText | UnsetType = UNSET
     state: dict[str, Any] | UnsetType = UNSET

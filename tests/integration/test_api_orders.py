@@ -169,6 +169,7 @@ async def test_customers_order_for_themselves_and_admins_for_anyone(
     assert await listed(api, ann) == [for_self]
     (of_bob,) = (await api.client.get("/v1/instances", headers=bob)).json()["instances"]
     assert of_bob["customer_email"] is None, "whose address it is nobody has said"
+    assert of_bob["customer_id"] == "bob"
     assert await new_events() == 2
 
 

@@ -68,6 +68,8 @@ async def test_all_that_is_known_of_a_running_instance_is_shown(api: Api) -> Non
         "runtime_type": "expressclaw",
         "status": "running",
         "workload_type": "website",
+        "customer_id": "ann",
+        "tenant_id": api.tenant,
     }
     assert shown["list"] == {
         "instances": [everywhere | {"customer_email": ADDRESS, "product_tier_name": "Starter"}],
