@@ -14,9 +14,9 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 from uuid import UUID, uuid4
 
 import jwt
@@ -111,6 +111,25 @@ class _Claims(msgspec.Struct, frozen=True):
     email: Annotated[str, Meta(max_length=EMAIL_LENGTH_MAX)] | None = None
 
 
+def _wrong_claims(payload: Mapping[str, Any]) -> list[str]:
+    """The names of the claims that are missing or invalid."""
+    return [
+        each.name
+        for each in msgspec.structs.fields(_Claims)
+        if (_is_wrong(payload[each.name], each.type) if each.name in payload else each.required)
+    ]
+
+
+def _is_wrong(value: Any, declared: Any) -> bool:
+    try:
+        claim = msgspec.convert(value, declared)
+        # JSON can escape a lone surrogate, which cannot be stored.
+        str(claim).encode()
+    except ValueError:
+        return True
+    return isinstance(claim, int | float) and not 0 <= claim <= TIME_MAX
+
+
 class _CachedKey(NamedTuple):
     """`stale_at`: in monotonic seconds. If the wall clock was used and set back, a revoked key would live on."""
 
@@ -188,21 +207,19 @@ class Authenticator:
     def _verified(self, token: str) -> _Claims:
         if len(token) > TOKEN_LENGTH_MAX:
             raise AuthError("Invalid token")
-        # Times are checked below, against our clock.
-        options = {"verify_exp": False, "verify_nbf": False, "verify_iat": False}
+        # Claims are checked below, and times against our clock.
+        options = {"verify_exp": False, "verify_nbf": False, "verify_iat": False, "verify_sub": False}
         try:
             payload = jwt.decode(token, self._secret, algorithms=[_ALGORITHM], options=options)  # pyright: ignore[reportArgumentType] - a TypedDict there
-            claims = msgspec.convert(payload, _Claims)
-            # JSON can escape a lone surrogate, which cannot be stored.
-            (claims.email or "").encode()
         except jwt.InvalidAudienceError:
             # The signature is valid, so the caller may learn the reason.
             raise AuthError("The token names an audience (aud), which this API does not accept") from None
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
             # PyJWT decodes the unverified header first. Deeply nested JSON in it raises RecursionError.
             raise AuthError("Invalid token") from None
-        if not (0 <= claims.exp <= TIME_MAX and 0 <= claims.nbf <= TIME_MAX):
-            raise AuthError("Invalid token")
+        if wrong := _wrong_claims(payload):
+            raise AuthError(f"The token's claims are missing or invalid: {', '.join(wrong)}")
+        claims = msgspec.convert(payload, _Claims)
         if claims.exp <= self._clock():
             raise AuthError("Token expired")
         if claims.nbf > self._clock():

@@ -96,6 +96,28 @@ def test_a_token_for_an_audience_is_refused_with_the_reason(audience: object) ->
         authenticator().principal_of_token(token(aud=audience)[:-4] + "AAAA")
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"exp": None}, "exp"),
+        ({"exp": -1}, "exp"),
+        ({"nbf": "now"}, "nbf"),
+        ({"sub": 7}, "sub"),
+        ({"email": "ann\ud800@example.com"}, "email"),
+        ({"sub": "a b", "tenant": None, "role": "root", "exp": True}, "sub, tenant, role, exp"),
+    ],
+)
+def test_who_signs_tokens_is_told_which_claims_are_wrong_and_who_forges_them_is_not(
+    changes: dict[str, Any], named: str
+) -> None:
+    made = token(**changes)
+
+    with pytest.raises(AuthError, match=rf"\AThe token's claims are missing or invalid: {named}\Z"):
+        authenticator().principal_of_token(made)
+    with pytest.raises(AuthError, match=r"\AInvalid token\Z"):
+        authenticator().principal_of_token(made[:-4] + "AAAA")
+
+
 def test_tokens_signed_by_others_or_not_at_all_are_refused() -> None:
     claims = {"sub": "u1", "tenant": "t1", "role": "platform", "exp": NOW + 60}
     header, payload, signature = token().split(".")
