@@ -78,6 +78,8 @@ class ListItem(BaseModel):
     workload_type: str
     customer_email: str | None
     product_tier_name: str | None
+    customer_id: str
+    tenant_id: str
 
 
 class InstanceList(BaseModel):
@@ -105,6 +107,8 @@ class Detail(BaseModel):
     server_type_plan: str | None
     updated_at: datetime
     vpn_ip: str | None
+    customer_id: str
+    tenant_id: str
 
 
 class User(BaseModel):
@@ -162,6 +166,8 @@ async def list_instances(
                 workload_type=row.workload_type,
                 customer_email=row.customer_email,
                 product_tier_name=row.tier_name,
+                customer_id=row.customer_id,
+                tenant_id=row.tenant_id,
             )
             for row in rows
         ]
@@ -199,4 +205,6 @@ async def get_instance(
         server_type_plan=row.server_type,
         updated_at=row.updated_at,
         vpn_ip=row.vpn_ip,
+        customer_id=row.customer_id,
+        tenant_id=row.tenant_id,
     )
