@@ -28,7 +28,7 @@ async def opened(
 ) -> AsyncGenerator[EventStore]:
     """A store that acts as the app's role, as the product does. By default `instance` is its only inline table."""
     async with open_pool(database_url, role="hydracore_app", application="bench", size=POOL_SIZE) as pool:
-        store = EventStore(pool, inline=inline, published=published)
+        store = EventStore(pool, inline=inline, on_commit=published)
         try:
             yield store
         finally:

@@ -27,12 +27,12 @@ _encode = msgspec.json.Encoder().encode
 #: notices.
 TRANSACTION_S_MAX = 15.0
 
-#: The outcomes of decisions whose events are in the log: appended by this flush, or by an earlier try whose answer was lost.
-LANDED = frozenset({"appended", "landed"})
+#: The outcomes of appends whose events are in the log: written by this flush, or by an earlier try whose answer was lost.
+IN_LOG = frozenset({"appended", "landed"})
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The log's answer to one decision. `outcome`: `appended`, `landed`, `duplicate` or `conflict`. `digest`: that of its last event."""
+class AppendResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The log's answer to one append. `outcome`: `appended`, `landed`, `duplicate` or `conflict`. `digest`: that of its last event."""
 
     outcome: str
     digest: bytes
@@ -44,8 +44,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 async def flush(
     connection: AsyncConnection, appends: Sequence[Append], inline: Sequence[InlineProjection], *, lock_s_max: float
-) -> list[Verdict]:
-    """Write the batch in one implicit transaction. Returns one verdict per append, in order.
+) -> list[AppendResult]:
+    """Write the batch in one implicit transaction. Returns one result per append, in order.
 
     The connection must be in autocommit mode, and several flushes may be in flight on it. Raises psycopg's errors, after which nothing
     of the batch was written; only if the connection broke, all of it may have been. The command ids make a retry safe.
@@ -63,22 +63,22 @@ async def flush(
         if rows:
             statements.append(Statement(projection.statement, (_encode(rows),)))
     try:
-        answers, *_ = await exchange(connection, statements, follow=True)
+        answers, *_ = await exchange(connection, statements, pipelined=True)
     except ObjectNotInPrerequisiteState:
-        [rows] = await exchange(connection, [_LIVE_VERSIONS], follow=True)
+        [rows] = await exchange(connection, [_LIVE_VERSIONS], pipelined=True)
         live = {name: number(version) for name, version in rows}
         for projection in inline:
             projection.serve(live[projection.name.encode()])
         raise
-    assert len(answers) == len(appends), "one verdict a command"
-    return [_verdict(answer, digest) for answer, digest in zip(answers, digests, strict=True)]
+    assert len(answers) == len(appends), "one result per command"
+    return [_append_result(answer, digest) for answer, digest in zip(answers, digests, strict=True)]
 
 
-def _verdict(answer: tuple[bytes | None, ...], digest: bytes) -> Verdict:
+def _append_result(answer: tuple[bytes | None, ...], digest: bytes) -> AppendResult:
     outcome, version, seq_before, request_hash, result = answer
     assert outcome is not None
     assert version is not None
-    return Verdict(
+    return AppendResult(
         outcome=outcome.decode(),
         digest=digest,
         version=int(version),

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def cancellation_heard() -> Generator[None]:
+def preserve_cancellation() -> Generator[None]:
     """Raise `CancelledError` at the end of the block if the task was cancelled in it, whatever the block itself did.
 
     Python 3.11's `asyncio.wait_for` loses a cancellation that arrives in the moment in which the wait ends; psycopg's pool waits for

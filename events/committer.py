@@ -1,8 +1,7 @@
-"""Group commit: decisions that arrive while a flush is under way share the next one.
+"""Group commit: appends that arrive while a flush is under way share the next one.
 
-Under load one commit (one fsync, one round trip) carries many appends; an append that comes alone goes at once. Each
-decision is still whole or not at all, with its own verdict. Flushes follow each other on one connection, so that the server
-finds the next where it has done with one.
+Under load one commit (one fsync, one round trip) carries many appends; an append that comes alone is flushed at once. Each append is
+still atomic, with its own result. Flushes are pipelined on one connection, so that the server can begin the next one without a pause.
 """
 
 from __future__ import annotations
@@ -19,155 +18,155 @@ from psycopg import AsyncConnection
 from psycopg.errors import LockNotAvailable
 from psycopg_pool import AsyncConnectionPool
 
-from events.batch import LANDED, Verdict, flush
+from events.append_errors import raise_translated
+from events.batch import IN_LOG, AppendResult, flush
 from events.errors import StoreUnavailable
-from events.explaining import explain
-from events.held import REFUSAL, HeldLanes
-from events.patience import PATIENCE_S, patiently
+from events.locked_lanes import LANE_LOCKED, LockedLanes
 from events.record import Append, InlineProjection
-from events.shared import LATE_S, SharedConnection
+from events.retries import RETRY_S_MAX, with_retries
+from events.shared_connection import LATE_AFTER_S, SharedConnection
 
-#: How many appends one flush carries at most.
+#: The most appends per flush.
 BATCH_MAX = 64
 
-#: How many flushes one process has under way: while the database works on one, the next is encoded and sent.
-FLIGHTS = 2
+#: The flushes that one process has under way: while the database works on one, the next is encoded and sent.
+FLUSHES = 2
 
-#: How many there are at most together with those that are late, which wait for a database that is slow or away.
-FLIGHTS_MAX = 4
+#: The most flushes under way, including those that are late because the database is slow or away.
+FLUSHES_MAX = 4
 
-#: How long a flush waits for a lock before its lanes are taken for held. Not less, because commits of others that are merely slow may keep
-#: a lane locked for a good part of it. Not more, because held lanes are tried a few at a time: four at a time (`TRIES_SHARE` of a pool of
-#: eight), forty held lanes have had a try each within `PATIENCE_S`.
+#: How long a flush waits for a lock before its lanes count as locked. Not less, because slow commits of other sessions may keep a lane
+#: locked for a good part of it. Not more, because locked lanes are tried a few at a time: with four at a time (`LOCKED_TRIES_SHARE` of a
+#: pool of eight), forty locked lanes are tried once each within `RETRY_S_MAX`.
 LOCK_S_MAX = 1.0
 
-#: How many held lanes are tried at a time at most: this share of the pool's connections, so that others find one.
-TRIES_SHARE = 0.5
+#: The most locked lanes that are tried at a time, as a share of the pool's connections, so that some are left for other work.
+LOCKED_TRIES_SHARE = 0.5
 
-#: So few appends are not shared out among flights: what a flight costs by itself is more than that.
-SHARE_MIN = 4
+#: Up to this number of appends are not divided among flushes: a flush by itself costs more than that saves.
+BATCH_SHARE_MIN = 4
 
-#: How many appends may wait for a flight. More than this is a database that does not keep up.
+#: The most appends that wait for a flush. If there are more, the database does not keep up.
 QUEUE_MAX = 10_000
 
 
-class _InTheWay(Exception):
-    """A flush waits for a lock, and others may be behind it. It is to be made on a connection of its own."""
+class _NeedsOwnConnection(Exception):
+    """A flush on the shared connection waits for a lock, and other flushes may wait behind it. Repeat it on a connection of its own."""
 
 
-class _Locked(Exception):
-    """Somebody keeps locked what a flush is to write to."""
+class _LockTimeout(Exception):
+    """Another session keeps a lane, or a row, of a flush locked."""
 
 
 class _Pending(NamedTuple):
-    """An append that waits. Where its lane is held, `give_up_at_s` is when it has waited long enough, by the loop's clock."""
+    """An append that waits. `give_up_at_s`: until when it waits for a locked lane, by the loop's clock."""
 
     append: Append
-    future: asyncio.Future[Verdict]
+    future: asyncio.Future[AppendResult]
     give_up_at_s: float
 
     def refuse(self, error: Exception) -> None:
-        """Raise `error` where the append is waited for, if it still is."""
+        """Raise `error` in the task that waits for the append, if it still does."""
         if not self.future.done():
             self.future.set_exception(error)
 
 
 class Committer:
-    """Queues appends and flushes them. `published(lanes)` is called after each commit with the lanes that moved."""
+    """Queues appends and flushes them. `on_commit`: called after each commit with the new head of each lane that moved."""
 
     def __init__(
         self,
         pool: AsyncConnectionPool,
         inline: Sequence[InlineProjection],
         *,
-        published: Callable[[dict[int, int]], None] | None = None,
+        on_commit: Callable[[dict[int, int]], None] | None = None,
     ) -> None:
         self._pool = pool
         self._connection = SharedConnection(pool)
         self._inline = inline
-        self._published = published
+        self._on_commit = on_commit
         self._queue: list[_Pending] = []
-        #: Appends of a batch that failed as a whole: each flies alone, so that only the culprit fails.
-        self._alone: list[_Pending] = []
-        self._flights: set[asyncio.Task[None]] = set()
-        #: By flight: the lanes of the batch that it has under way.
-        self._air: dict[asyncio.Task[None], set[int]] = {}
+        #: Appends of a batch that failed as a whole: each is flushed alone, so that only the one that caused the failure fails.
+        self._isolated: list[_Pending] = []
+        self._flushers: set[asyncio.Task[None]] = set()
+        #: By flusher: the lanes of the batch that it has under way.
+        self._lanes_in_flight: dict[asyncio.Task[None], set[int]] = {}
         self._late: set[asyncio.Task[None]] = set()
-        self._held = HeldLanes[_Pending]()
-        self._tries: set[asyncio.Task[None]] = set()
-        self._tries_max = max(1, int(pool.max_size * TRIES_SHARE))
-        #: When a flush landed last, by the loop's clock.
-        self._landed_s = -math.inf
+        self._locked = LockedLanes[_Pending]()
+        self._locked_tries: set[asyncio.Task[None]] = set()
+        self._locked_tries_max = max(1, int(pool.max_size * LOCKED_TRIES_SHARE))
+        #: When a flush last succeeded, by the loop's clock.
+        self._last_success_s = -math.inf
 
-    async def commit(self, append: Append) -> Verdict:
-        """The log's verdict on `append`.
+    async def commit(self, append: Append) -> AppendResult:
+        """Append, and return the log's answer.
 
-        Raises `StoreUnavailable`, also where somebody keeps its lane locked for `PATIENCE_S`, and what `explain` does. Whoever is
-        cancelled while waiting does not know: the append may still land.
+        Raises `StoreUnavailable`, also if another session keeps the lane locked for `RETRY_S_MAX`, and the errors of
+        `raise_translated`. If the caller is cancelled, the append may still be written.
         """
-        if len(self._queue) + len(self._alone) + len(self._held) >= QUEUE_MAX:
+        if len(self._queue) + len(self._isolated) + len(self._locked) >= QUEUE_MAX:
             raise StoreUnavailable("Too many appends are waiting; try again later")
-        if self._held.is_full(append.lane):
-            raise StoreUnavailable(REFUSAL)
+        if self._locked.is_full(append.lane):
+            raise StoreUnavailable(LANE_LOCKED)
         loop = asyncio.get_running_loop()
-        pending = _Pending(append, loop.create_future(), loop.time() + PATIENCE_S)
-        if append.lane in self._held:
-            self._held.queue(pending)
-            self._try_held()
+        pending = _Pending(append, loop.create_future(), loop.time() + RETRY_S_MAX)
+        if append.lane in self._locked:
+            self._locked.enqueue(pending)
+            self._start_locked_try()
         else:
             self._queue.append(pending)
-            self._launch()
+            self._start_flusher()
         try:
             return await pending.future
         except Exception as error:
-            await explain(self._pool, error, append)
+            await raise_translated(self._pool, error, append)
             raise
 
     async def close(self) -> None:
-        """Wait for what is under way."""
-        while under_way := self._flights | self._tries:
+        """Wait for the flushes that are under way."""
+        while under_way := self._flushers | self._locked_tries:
             await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
 
-    def _launch(self) -> None:
-        if len(self._flights) - len(self._late) < FLIGHTS and len(self._flights) < FLIGHTS_MAX:
-            self._flights.add(asyncio.create_task(self._fly()))
+    def _start_flusher(self) -> None:
+        if len(self._flushers) - len(self._late) < FLUSHES and len(self._flushers) < FLUSHES_MAX:
+            self._flushers.add(asyncio.create_task(self._flush_queue()))
 
-    async def _fly(self) -> None:
-        flight = asyncio.current_task()
-        assert flight is not None
+    async def _flush_queue(self) -> None:
+        flusher = asyncio.current_task()
+        assert flusher is not None
         loop = asyncio.get_running_loop()
         try:
-            while len(self._flights) - len(self._late) <= FLIGHTS and (batch := self._take()):
-                self._air[flight] = _lanes(batch)
-                overdue = loop.call_later(LATE_S, self._let_pass, flight)
+            while len(self._flushers) - len(self._late) <= FLUSHES and (batch := self._next_batch()):
+                self._lanes_in_flight[flusher] = _lanes(batch)
+                late_timer = loop.call_later(LATE_AFTER_S, self._mark_late, flusher)
                 try:
-                    await self._settle(batch)
+                    await self._flush_batch(batch)
                 finally:
-                    overdue.cancel()
-                    del self._air[flight]
-                    self._late.discard(flight)
-                # One turn of the loop: whoever was waiting for this flight may have something for the next.
+                    late_timer.cancel()
+                    del self._lanes_in_flight[flusher]
+                    self._late.discard(flusher)
+                # Let the tasks that waited for this flush run: they may have appends for the next one.
                 await asyncio.sleep(0)
         finally:
-            # In the same step as the look at the empty queue: an append that comes now starts a flight of its own.
-            self._flights.discard(flight)
+            # Without an await since the queue was found empty, so that an append that comes now starts a new flusher.
+            self._flushers.discard(flusher)
 
-    def _let_pass(self, flight: asyncio.Task[None]) -> None:
-        """Count `flight` as late, and start another one if something waits."""
-        self._late.add(flight)
-        if self._queue or self._alone:
-            self._launch()
+    def _mark_late(self, flusher: asyncio.Task[None]) -> None:
+        """Count `flusher` as late, and start another one if appends wait."""
+        self._late.add(flusher)
+        if self._queue or self._isolated:
+            self._start_flusher()
 
-    def _take(self) -> list[_Pending]:
-        """The next batch: a fair share of what waits, and nothing that would only wait for the locks of another flight.
+    def _next_batch(self) -> list[_Pending]:
+        """The next batch: a fair share of the queue, without appends that would only wait for the locks of another flush.
 
         At most one append per stream, because the first one makes the second outdated.
         """
-        if self._alone:
-            return [self._alone.pop()]
-        busy = {lane for lanes in self._air.values() for lane in lanes}
-        places = FLIGHTS - (len(self._air) - len(self._late))
-        share = max(SHARE_MIN, math.ceil(len(self._queue) / places))
+        if self._isolated:
+            return [self._isolated.pop()]
+        busy = {lane for lanes in self._lanes_in_flight.values() for lane in lanes}
+        free_flushers = FLUSHES - (len(self._lanes_in_flight) - len(self._late))
+        share = max(BATCH_SHARE_MIN, math.ceil(len(self._queue) / free_flushers))
         batch: list[_Pending] = []
         rest: list[_Pending] = []
         streams: set[UUID] = set()
@@ -181,119 +180,121 @@ class Committer:
         self._queue = rest
         return batch
 
-    def _try_held(self) -> None:
-        """Start one more task that tries held lanes, unless there are as many as may be."""
-        if len(self._tries) < self._tries_max:
-            self._tries.add(asyncio.create_task(self._try()))
+    def _start_locked_try(self) -> None:
+        """Start one more task that tries locked lanes, unless `_locked_tries_max` are running."""
+        if len(self._locked_tries) < self._locked_tries_max:
+            self._locked_tries.add(asyncio.create_task(self._try_locked_lanes()))
 
-    async def _try(self) -> None:
+    async def _try_locked_lanes(self) -> None:
         this = asyncio.current_task()
         assert this is not None
         try:
-            while batch := self._held.take(count_max=BATCH_MAX):
-                # The next lane is tried beside this one.
-                self._try_held()
+            while batch := self._locked.next_batch(count_max=BATCH_MAX):
+                # The next lane is tried at the same time.
+                self._start_locked_try()
                 try:
-                    await self._settle(batch, apart=True)
+                    await self._flush_batch(batch, own_connection=True)
                 finally:
-                    self._held.end_try(batch[0].append.lane)
+                    self._locked.end_try(batch[0].append.lane)
         finally:
-            self._tries.discard(this)
+            self._locked_tries.discard(this)
 
-    async def _settle(self, batch: list[_Pending], *, apart: bool = False) -> None:
-        """Flush `batch`, and give each of its appends the verdict or the error. `apart`: on a connection of its own."""
+    async def _flush_batch(self, batch: list[_Pending], *, own_connection: bool = False) -> None:
+        """Flush `batch`, and give each of its appends the result or the error. `own_connection`: not on the shared connection."""
         began_s = asyncio.get_running_loop().time()
         try:
-            verdicts = await self._flush([pending.append for pending in batch], apart=apart)
-        except _Locked:
-            self._set_aside(batch)
+            results = await self._flush([pending.append for pending in batch], own_connection=own_connection)
+        except _LockTimeout:
+            self._queue_as_locked(batch)
         except StoreUnavailable as error:
-            # What waits behind them would wait as long for the same answer, so it is refused as well: all of it or, where another
-            # flush has landed meanwhile, what is for the same lanes.
-            self._refuse(batch, str(error), lanes=None if self._landed_s < began_s else _lanes(batch))
+            # The appends in the queue would wait as long for the same answer, so they are refused, too: all of them or, if another
+            # flush has succeeded meanwhile, those to the same lanes.
+            self._refuse(batch, str(error), lanes=None if self._last_success_s < began_s else _lanes(batch))
         except asyncio.CancelledError:
             self._refuse(batch, "This process is stopping")
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to the one append that caused it
             if len(batch) > 1:
-                self._alone += batch
-                self._launch()
+                self._isolated += batch
+                self._start_flusher()
             else:
-                # It did not fail for a lock, so its lane is not held, as far as we know.
+                # It did not fail because of a lock, so its lane no longer counts as locked.
                 batch[0].refuse(error)
-                self._let_in(batch)
+                self._requeue_released(batch)
         else:
-            for (_, future, _), verdict in zip(batch, verdicts, strict=True):
+            for (_, future, _), result in zip(batch, results, strict=True):
                 if not future.done():
-                    future.set_result(verdict)
-            self._let_in(batch)
+                    future.set_result(result)
+            self._requeue_released(batch)
 
-    def _set_aside(self, batch: list[_Pending]) -> None:
-        """Have all appends to the lanes of `batch` wait apart, and refuse those that have waited long enough."""
+    def _queue_as_locked(self, batch: list[_Pending]) -> None:
+        """Move all appends to the lanes of `batch` to the locked lanes, and refuse those that have waited long enough."""
         lanes = _lanes(batch)
-        behind = [pending for pending in [*self._alone, *self._queue] if pending.append.lane in lanes]
-        self._alone = [pending for pending in self._alone if pending.append.lane not in lanes]
+        behind = [pending for pending in [*self._isolated, *self._queue] if pending.append.lane in lanes]
+        self._isolated = [pending for pending in self._isolated if pending.append.lane not in lanes]
         self._queue = [pending for pending in self._queue if pending.append.lane not in lanes]
-        self._held.put([*batch, *behind])
+        self._locked.add_blocked([*batch, *behind])
         now_s = asyncio.get_running_loop().time()
-        for pending in self._held.take_out(lambda pending: pending.give_up_at_s <= now_s):
-            pending.refuse(StoreUnavailable(REFUSAL))
-        self._try_held()
+        for pending in self._locked.remove_if(lambda pending: pending.give_up_at_s <= now_s):
+            pending.refuse(StoreUnavailable(LANE_LOCKED))
+        self._start_locked_try()
 
-    def _let_in(self, batch: list[_Pending]) -> None:
-        """The lanes of `batch` are held no more: what waited for them goes before all else."""
-        if waiting := self._held.let_go(_lanes(batch)):
+    def _requeue_released(self, batch: list[_Pending]) -> None:
+        """Count the lanes of `batch` as locked no longer. The appends that waited for them go to the front of the queue."""
+        if waiting := self._locked.release(_lanes(batch)):
             self._queue[:0] = waiting
-            self._launch()
+            self._start_flusher()
 
     def _refuse(self, batch: list[_Pending], reason: str, *, lanes: set[int] | None = None) -> None:
-        """Refuse `batch` and everything that waits, or only what waits for these `lanes`."""
+        """Refuse `batch` and all appends that wait, or only those to `lanes`."""
 
         def may_stay(pending: _Pending) -> bool:
             return lanes is not None and pending.append.lane not in lanes
 
-        waiting = [*self._alone, *self._queue]
-        self._alone, self._queue = [*filter(may_stay, self._alone)], [*filter(may_stay, self._queue)]
-        held = self._held.take_out(lambda pending: not may_stay(pending))
+        waiting = [*self._isolated, *self._queue]
+        self._isolated, self._queue = [*filter(may_stay, self._isolated)], [*filter(may_stay, self._queue)]
+        held = self._locked.remove_if(lambda pending: not may_stay(pending))
         for pending in [*batch, *filterfalse(may_stay, waiting), *held]:
             pending.refuse(StoreUnavailable(reason))
 
-    async def _flush(self, appends: list[Append], *, apart: bool) -> list[Verdict]:
-        """One flush. Safe to repeat: what a broken connection left in the log is found again by its command ids."""
+    async def _flush(self, appends: list[Append], *, own_connection: bool) -> list[AppendResult]:
+        """Flush once. This is safe to repeat: appends that a broken connection left in the log are found by their command ids."""
 
-        async def alone(connection: AsyncConnection) -> list[Verdict]:
+        async def on_own_connection(connection: AsyncConnection) -> list[AppendResult]:
             try:
                 return await flush(connection, appends, self._inline, lock_s_max=LOCK_S_MAX)
             except LockNotAvailable as error:
-                raise _Locked from error
+                raise _LockTimeout from error
 
-        async def together(connection: AsyncConnection) -> list[Verdict]:
+        async def on_shared_connection(connection: AsyncConnection) -> list[AppendResult]:
             try:
-                return await flush(connection, appends, self._inline, lock_s_max=LATE_S)
+                return await flush(connection, appends, self._inline, lock_s_max=LATE_AFTER_S)
             except LockNotAvailable as error:
-                raise _InTheWay from error
+                raise _NeedsOwnConnection from error
 
         clock = asyncio.get_running_loop().time
-        left_s = PATIENCE_S
-        if not apart:
+        left_s = RETRY_S_MAX
+        if not own_connection:
             began_s = clock()
-            with suppress(_InTheWay):
-                return self._landed(appends, await patiently(self._connection, together, patience_s=left_s))
+            with suppress(_NeedsOwnConnection):
+                return self._record_success(
+                    appends, await with_retries(self._connection, on_shared_connection, retry_s_max=left_s)
+                )
             left_s -= clock() - began_s
-        return self._landed(appends, await patiently(self._pool, alone, patience_s=left_s))
+        return self._record_success(appends, await with_retries(self._pool, on_own_connection, retry_s_max=left_s))
 
-    def _landed(self, appends: list[Append], verdicts: list[Verdict]) -> list[Verdict]:
-        self._landed_s = asyncio.get_running_loop().time()
-        if self._published is None:
-            return verdicts
+    def _record_success(self, appends: list[Append], results: list[AppendResult]) -> list[AppendResult]:
+        self._last_success_s = asyncio.get_running_loop().time()
+        if self._on_commit is None:
+            return results
         heads: dict[int, int] = {}
-        for append, verdict in zip(appends, verdicts, strict=True):
-            if verdict.outcome in LANDED and verdict.seq_before is not None:
-                head = verdict.seq_before + len(append.events)
+        for append, result in zip(appends, results, strict=True):
+            if result.outcome in IN_LOG and result.seq_before is not None:
+                head = result.seq_before + len(append.events)
                 heads[append.lane] = max(head, heads.get(append.lane, 0))
         if heads:
-            self._published(heads)
-        return verdicts
+            self._on_commit(heads)
+        return results
 
 
 def _lanes(batch: list[_Pending]) -> set[int]:

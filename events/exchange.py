@@ -1,7 +1,7 @@
-"""Several prepared statements as one message, one transaction and one wait; and the next message before the last is answered.
+"""Sends several prepared statements as one message and one transaction. The next message may be sent before the last is answered.
 
-psycopg's own pipeline flushes after each statement: a system call and a switch to the server for every one of them, which
-is what a small append mostly consists of here. libpq does not ask for that; so the few lines that talk to it are our own.
+psycopg's own pipeline flushes after each statement. That costs a system call and a switch to the server for each, most of the time of
+a small append. libpq does not require it, so this module talks to libpq itself.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def array(words: Iterable[str]) -> bytes:
 
 
 def number(value: bytes | None) -> int:
-    """A whole number that an answer has in text format."""
+    """A whole number from a result in text format. It must not be null."""
     assert value is not None, "the statement gives one"
     return int(value)
 
 
-#: How often whoever waits for an answer looks up, as psycopg does.
-_LOOK_UP_S: Final = 0.1
+#: How often a wait for an answer wakes up to be cancelled, as psycopg's does.
+_POLL_S: Final = 0.1
 
 #: Where the server waits for its synchronous standbys (`synchronous_standby_names`) before it says that it has committed.
 _WAIT_FOR_STANDBY: Final = "SyncRepWaitForLSN"
@@ -52,129 +52,130 @@ T = TypeVar("T")
 Values = tuple[bytes | None, ...]
 Rows = list[Values]
 
-#: A name is never used twice: what was prepared before an error stays with the server, though we forget it.
+#: Numbers of prepared statements. A name is never used twice: after an error, the server keeps statements that were forgotten here.
 _numbers = itertools.count(1)
 
 
-class _Way:
-    """The exchanges that are under way on one connection, one behind the other."""
+class _Pipeline:
+    """The exchanges that are under way on one connection, in order."""
 
     def __init__(self, connection: AsyncConnection) -> None:
-        #: What the server has prepared: names by statement. They are few, because the statements are ours.
+        #: The names of the statements that the server has prepared, by statement. They are few, because the statements are ours.
         self.prepared: dict[bytes, bytes] = {}
-        #: Held by the exchange whose answers come next.
-        self.turn = asyncio.Lock()
+        #: Held by the exchange that receives its answers.
+        self.receive_lock = asyncio.Lock()
         self._count = 0
-        #: Whether one of them was given up, so that its answers would be taken for those of the one behind it.
-        self._is_given_up = False
-        #: While exchanges follow each other: a duplicate of libpq's file descriptor, to listen on. libpq closes its own where it finds
-        #: the connection dead as it sends. A loop that still listens on that number would then take for this connection whatever gets
-        #: the number next; uvloop's ends the process.
-        self.ear: int | None = None
-        #: Whether the exchange whose turn it is was committed here, and then cancelled as it waited for a standby to have it, too.
-        self.is_here_alone = False
+        #: Whether an exchange was aborted, so that the next one would receive its answers.
+        self._is_aborted = False
+        #: While exchanges are pipelined: a duplicate of libpq's file descriptor, to listen on. If libpq finds the connection dead as it
+        #: sends, it closes its own. An event loop that still listened on that number would take the file that gets the number next for
+        #: this connection; uvloop's loop ends the process.
+        self.listen_fd: int | None = None
+        #: Whether the exchange that receives its answers was committed on the server, but cancelled as it waited for a standby.
+        self.lacks_standby = False
         connection.add_notice_handler(self._notice)
 
     def _notice(self, notice: Diagnostic) -> None:
-        # By the server's own name for the place: what it says is in its language.
+        # Recognized by the name of the server's function, because the message is in the server's language.
         if notice.source_function == _WAIT_FOR_STANDBY:
-            self.is_here_alone = True
+            self.lacks_standby = True
 
     @asynccontextmanager
-    async def joined(self, connection: AsyncConnection, *, follow: bool) -> AsyncGenerator[None]:
-        """Around one exchange. The first one takes psycopg's lock and enters pipeline mode, and the last one undoes both. Those that
-        do not `follow`, and psycopg's own commands, wait for that lock."""
-        if not follow or self.ear is None:
+    async def enter(self, connection: AsyncConnection, *, pipelined: bool) -> AsyncGenerator[None]:
+        """Wraps one exchange. The first one takes psycopg's lock and enters pipeline mode, and the last one undoes both. Exchanges that
+        are not `pipelined`, and psycopg's own commands, wait for that lock.
+        """
+        if not pipelined or self.listen_fd is None:
             await connection.lock.acquire()
         self._count += 1
         try:
             if self._count == 1:
                 connection.pgconn.enter_pipeline_mode()
-                if follow:
-                    # With no file descriptor left, nobody follows.
+                if pipelined:
+                    # Without a free file descriptor, the next exchange waits for the lock instead.
                     with suppress(OSError):
-                        self.ear = os.dup(connection.pgconn.socket)
+                        self.listen_fd = os.dup(connection.pgconn.socket)
             yield
         finally:
             self._count -= 1
             if not self._count:
-                if self.ear is not None:
-                    os.close(self.ear)
-                    self.ear = None
-                self._is_given_up = False
+                if self.listen_fd is not None:
+                    os.close(self.listen_fd)
+                    self.listen_fd = None
+                self._is_aborted = False
                 _leave_pipeline_mode(connection.pgconn)
                 connection.lock.release()
 
-    async def heard(self, connection: AsyncConnection, answers: PQGen[T]) -> T:
-        """The result of `answers`. Raises psycopg's errors, also where an exchange before this one was given up."""
-        if self._is_given_up:
+    async def receive(self, connection: AsyncConnection, answers: PQGen[T]) -> T:
+        """The result of `answers`. Raises psycopg's errors, also if an exchange before this one was aborted."""
+        if self._is_aborted:
             raise errors.OperationalError("an exchange before this one was given up")
-        if self.ear is None:
+        if self.listen_fd is None:
             return await connection.wait(answers)
-        with hanging_up(getattr(connection, "answer_s_max", inf), self.hang_up):
-            return await waiting.wait_async(answers, self.ear, interval=_LOOK_UP_S)
+        with hang_up_after(getattr(connection, "answer_s_max", inf), self.hang_up):
+            return await waiting.wait_async(answers, self.listen_fd, interval=_POLL_S)
 
-    def give_up(self) -> None:
-        """Have all exchanges behind this one fail: they would take its answers for theirs."""
-        self._is_given_up = True
+    def abort(self) -> None:
+        """Make all later exchanges fail, because they would receive the answers of this one."""
+        self._is_aborted = True
         self.hang_up()
 
     def hang_up(self) -> None:
-        """Where exchanges follow each other: shut the connection down, so that whoever listens hears that it has ended."""
-        if self.ear is not None:
-            _shut_down(self.ear)
+        """While exchanges are pipelined: shut the connection down, so that those that wait for an answer learn that it has ended."""
+        if self.listen_fd is not None:
+            _shut_down(self.listen_fd)
 
 
-_ways: WeakKeyDictionary[AsyncConnection, _Way] = WeakKeyDictionary()
+_pipelines: WeakKeyDictionary[AsyncConnection, _Pipeline] = WeakKeyDictionary()
 
 
 async def exchange(
-    connection: AsyncConnection, statements: Sequence[Statement], *, prepared: bool = True, follow: bool = False
+    connection: AsyncConnection, statements: Sequence[Statement], *, prepared: bool = True, pipelined: bool = False
 ) -> list[Rows]:
-    """Run all statements in one transaction, the one that is open or one of their own; the rows of each, in text format.
+    """Run all statements in one transaction: the open one or a new one. Returns the rows of each statement, in text format.
 
-    While another exchange is under way on the same connection, this one waits for its end. With `follow` it is sent at once, so that
-    the server goes straight on; each is still a transaction of its own. Where one that may be followed is given up, the connection is
-    broken off, because nobody would read its answers. So is a connection with `answer_s_max` (`hydracore.db.answer_timeout`) on which the
-    server says nothing for so many seconds.
+    While another exchange is under way on the connection, this one waits until it ends. If `pipelined`, it is sent at once, so that
+    the server starts it without a pause; each is still a transaction of its own. If a pipelined exchange is cancelled, the connection
+    is shut down, because nobody would read its answers. So is a connection with `answer_s_max` (`hydracore.db.answer_timeout`) on which the
+    server is silent for that many seconds.
 
-    The server parses the statements anew each time where they are not to be `prepared`, and on a connection that may prepare nothing
-    (`prepare_threshold` None: a pooler may hand out another session every time). They must not be prepared in a transaction that
-    psycopg began, or in which it rolled back to a savepoint: with each rollback psycopg has the server drop all that is prepared,
-    and a statement that is missing fails the whole transaction.
+    The server parses the statements each time if they are not to be `prepared`, or if the connection may prepare nothing
+    (`prepare_threshold` None: a pooler may use another session each time). They must not be prepared in a transaction that psycopg
+    began, or in which it rolled back to a savepoint: with each rollback psycopg has the server drop all prepared statements, and a
+    statement that is missing fails the whole transaction.
 
-    Raises psycopg's errors; then nothing was done, or, when the connection broke, perhaps all of it. `QueryCanceled` is also raised
-    where the commit was cancelled as it waited for a standby: the server calls that done, and would lose it with its disk.
+    Raises psycopg's errors. Then nothing was done; only if the connection broke, everything may have been. `QueryCanceled` is also
+    raised if the commit was cancelled as it waited for a standby: the server reports it as done, but would lose it with its disk.
     """
-    way = _ways.get(connection)
-    if way is None:
-        way = _ways[connection] = _Way(connection)
-    known = way.prepared if prepared and connection.prepare_threshold is not None else None
-    async with way.joined(connection, follow=follow):
+    pipeline = _pipelines.get(connection)
+    if pipeline is None:
+        pipeline = _pipelines[connection] = _Pipeline(connection)
+    names = pipeline.prepared if prepared and connection.prepare_threshold is not None else None
+    async with pipeline.enter(connection, pipelined=pipelined):
         try:
-            results = await _exchanged(connection, way, known, statements)
+            results = await _exchange(connection, pipeline, names, statements)
         except errors.InvalidSqlStatementName:
-            if known is None:
+            if names is None:
                 raise
-            # After a rollback of psycopg's. The first statement failed, so that no transaction is open.
-            known.clear()
-            results = await _exchanged(connection, way, known, statements)
+            # psycopg has rolled back. The first statement failed, so no transaction is open.
+            names.clear()
+            results = await _exchange(connection, pipeline, names, statements)
     assert len(results) == len(statements), "one result a statement"
     return [_rows(result) for result in results]
 
 
-async def _exchanged(
-    connection: AsyncConnection, way: _Way, known: dict[bytes, bytes] | None, statements: Sequence[Statement]
+async def _exchange(
+    connection: AsyncConnection, pipeline: _Pipeline, names: dict[bytes, bytes] | None, statements: Sequence[Statement]
 ) -> list[PGresult]:
     try:
-        new = _send(connection.pgconn, known, statements)
-        async with way.turn:
-            way.is_here_alone = False
-            results = await way.heard(connection, _answers(connection.pgconn))
-            is_here_alone = way.is_here_alone
+        new = _send(connection.pgconn, names, statements)
+        async with pipeline.receive_lock:
+            pipeline.lacks_standby = False
+            results = await pipeline.receive(connection, _answers(connection.pgconn))
+            lacks_standby = pipeline.lacks_standby
     except BaseException:
-        # Answers are left that nobody reads, or part of a message was sent.
-        way.give_up()
+        # Answers are left that nobody will read, or only a part of the message was sent.
+        pipeline.abort()
         raise
     answered, preparations = list[PGresult](), iter(new.items())
     for result in results:
@@ -182,17 +183,17 @@ async def _exchanged(
             raise errors.error_from_result(result)
         if result.command_status:
             answered.append(result)
-        elif known is not None:
-            # The answer to a preparation, which has neither rows nor a command tag. What was prepared stays, whatever becomes of the rest.
+        elif names is not None:
+            # The answer to a PREPARE, which has neither rows nor a command tag. The statement stays prepared even if others fail.
             sql, name = next(preparations)
-            known[sql] = name
-    if is_here_alone:
+            names[sql] = name
+    if lacks_standby:
         raise errors.QueryCanceled("committed, and no standby is known to have it")
     return answered
 
 
 @contextmanager
-def hanging_up(limit_s: float, hang_up: Callable[[], None]) -> Generator[None]:
+def hang_up_after(limit_s: float, hang_up: Callable[[], None]) -> Generator[None]:
     """Have `hang_up` called once the block has taken `limit_s`."""
     timer = None if limit_s == inf else asyncio.get_running_loop().call_later(limit_s, hang_up)
     try:
@@ -203,13 +204,13 @@ def hanging_up(limit_s: float, hang_up: Callable[[], None]) -> Generator[None]:
 
 
 def hang_up(connection: AsyncConnection) -> None:
-    """Shut the connection down without closing it: whoever still waits for an answer is to hear that none will come."""
+    """Shut the connection down without closing it, so that those that wait for an answer learn that none will come."""
     if not connection.closed:
         _shut_down(connection.pgconn.socket)
 
 
-async def break_off(connection: AsyncConnection) -> None:
-    """Make the connection useless. It is closed at once, or by whoever listens on it: a loop must not listen on a closed socket."""
+async def disconnect(connection: AsyncConnection) -> None:
+    """End the connection. It is closed at once or, if an exchange listens on it, by that: a loop must not listen on a closed socket."""
     hang_up(connection)
     if not connection.lock.locked():
         await connection.close()
@@ -224,15 +225,14 @@ def _shut_down(socket_number: int) -> None:
         borrowed.detach()
 
 
-def _send(pgconn: PGconn, known: dict[bytes, bytes] | None, statements: Sequence[Statement]) -> dict[bytes, bytes]:
-    """Give libpq the whole message, of which it sends what the kernel takes at once. Returns the statements that the message
-    prepares, with their names."""
+def _send(pgconn: PGconn, names: dict[bytes, bytes] | None, statements: Sequence[Statement]) -> dict[bytes, bytes]:
+    """Give libpq the whole message. It sends what the kernel accepts at once. Returns the names of the statements that it prepares."""
     new: dict[bytes, bytes] = {}
     for sql, parameters in statements:
-        if known is None:
+        if names is None:
             pgconn.send_query_params(sql, parameters)
             continue
-        name = known.get(sql) or new.get(sql)
+        name = names.get(sql) or new.get(sql)
         if name is None:
             name = new[sql] = b"hydracore_%d" % next(_numbers)
             pgconn.send_prepare(name, sql)
@@ -250,8 +250,8 @@ def _until_sync(pgconn: PGconn) -> PQGen[list[PGresult]]:
     results: list[PGresult] = []
     while True:
         while pgconn.is_busy():
-            # Not psycopg's `fetch_many`, which only looks where the socket says something: whoever sends behind us may have taken in
-            # what we wait for, as libpq does where it cannot send all at once.
+            # Not psycopg's `fetch_many`, which reads only when the socket has data: the task that sends the next message may have read
+            # our answer already, as libpq does if it cannot send everything at once.
             if (yield waiting.WAIT_R):
                 pgconn.consume_input()
         result = pgconn.get_result()
@@ -271,7 +271,7 @@ def _leave_pipeline_mode(pgconn: PGconn) -> None:
     try:
         pgconn.exit_pipeline_mode()
     except errors.OperationalError:
-        # Answers are to come that nobody waits for.
+        # Answers are still to come, and nobody waits for them.
         pgconn.finish()
 
 

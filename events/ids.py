@@ -18,10 +18,10 @@ NAMESPACE = UUID("6f1c1f4e-0f3b-5c55-9d0e-6d9a0a3f7c21")
 
 def instance_id_for(*, tenant_id: str, customer_id: str, idempotency_key: str) -> UUID:
     """The instance that this customer's request with this key stands for, today and on every retry."""
-    return uuid.uuid5(NAMESPACE, framed(tenant_id, customer_id, idempotency_key))
+    return uuid.uuid5(NAMESPACE, length_prefixed(tenant_id, customer_id, idempotency_key))
 
 
-def framed(*parts: str) -> str:
+def length_prefixed(*parts: str) -> str:
     """The parts as one text, each behind its length in characters: no two different lists of parts give the same.
 
     Ids, secrets and what ciphertext is bound to are made of it, so it gives the same for ever.

@@ -23,10 +23,10 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from events.bounded_cache import BoundedCache
 from events.errors import CustomerErased, KeyUnreadable, MasterKeyWrong
 from events.master_keys import MasterKeys
-from events.patience import patiently, run
-from events.recent import Recent
+from events.retries import run, with_retries
 from events.sql import Statements
 from events.types import Sealed
 from events.wrapping import NONCE_BYTES, Wrapping, bind, derive
@@ -98,7 +98,7 @@ class Keyring:
         self._wrapping = Wrapping(master_keys)
         self._fingerprint_keys = [derive(key, b"fingerprint requests") for key in master_keys]
         #: The most recently used customers. Evicting one drops its texts, too.
-        self._customers = Recent[tuple[str, str], _Customer](count_max=_CUSTOMERS_MAX, bytes_max=TEXTS_BYTES_MAX)
+        self._customers = BoundedCache[tuple[str, str], _Customer](count_max=_CUSTOMERS_MAX, bytes_max=TEXTS_BYTES_MAX)
         #: Customers for whom an unreadable field or key was logged already.
         self._reported: set[tuple[str, str]] = set()
 
@@ -185,7 +185,7 @@ class Keyring:
         async def samples(connection: AsyncConnection) -> list[list[TupleRow]]:
             return [await (await connection.execute(each, (TRIED_MAX,))).fetchall() for each in _SAMPLES]
 
-        for tried in await patiently(self._pool, samples):
+        for tried in await with_retries(self._pool, samples):
             opened = sum(self._cipher(wrapped, tenant, customer) is not None for tenant, customer, wrapped in tried)
             if 2 * opened < len(tried):
                 raise MasterKeyWrong(
@@ -266,7 +266,7 @@ async def destroy(pool: AsyncConnectionPool, customers: Sequence[tuple[str, str]
         parameters = {"tenants": [tenant for tenant, _ in customers], "customers": [each for _, each in customers]}
         return {(tenant, each) for tenant, each in await (await connection.execute(_DESTROY, parameters)).fetchall()}
 
-    return await patiently(pool, work) if customers else set()
+    return await with_retries(pool, work) if customers else set()
 
 
 async def is_destroyed(pool: AsyncConnectionPool, *, tenant_id: str, customer_id: str) -> bool:
@@ -282,7 +282,7 @@ async def _make(pool: AsyncConnectionPool, tenant_id: str, customer_id: str, wra
         await connection.execute(_CREATE, (tenant_id, customer_id, wrapped))
         return await (await connection.execute(_FIND, (tenant_id, customer_id))).fetchone()
 
-    return await patiently(pool, work)
+    return await with_retries(pool, work)
 
 
 async def _fetch(pool: AsyncConnectionPool, tenant_id: str, customer_id: str) -> TupleRow | None:

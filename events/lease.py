@@ -32,7 +32,7 @@ async def lease(connection: AsyncConnection, locking: Statement) -> AsyncGenerat
     """A transaction that begins with the statement `locking`, in one message. Yields the rows of that statement.
 
     The connection must be in autocommit mode. After `LEASE_S_MAX` the server ends the session and frees its locks; the holder gets an
-    error that `may_pass`. Work under a lease must be repeatable: its commit does not wait for the disk.
+    error that `is_transient`. Work under a lease must be repeatable: its commit does not wait for the disk.
     """
     bounded = _END_IF_TOO_LONG if connection.info.server_version >= _KNOWS_TRANSACTIONS else _END_IF_IDLE
     limit = Statement(bounded, (b"%d" % (LEASE_S_MAX * 1000),))

@@ -28,6 +28,6 @@ def weight() -> sql.SQL:
     return template(_WEIGHT)
 
 
-def may_go_on(*, events: int, events_max: int, weight: int) -> bool:
+def is_full(*, events: int, events_max: int, weight: int) -> bool:
     """Whether the page is full, so that more events may follow. `weight`: bytes of its payloads."""
     return events >= events_max or weight >= PAGE_BYTES

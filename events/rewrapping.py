@@ -14,7 +14,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 from events.master_keys import MasterKeys
-from events.patience import patiently, run
+from events.retries import run, with_retries
 from events.sql import Statements
 from events.wrapping import Wrapping
 
@@ -85,7 +85,7 @@ async def rewrap(
         return rows, len(anew)
 
     while True:
-        rows, done = await patiently(pool, batch)
+        rows, done = await with_retries(pool, batch)
         if not rows:
             return replaced
         replaced += done

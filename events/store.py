@@ -9,7 +9,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
-from events.batch import LANDED
+from events.batch import IN_LOG
 from events.commands import AnyCommand, RequestInstance
 from events.committer import Committer
 from events.decide import decide
@@ -18,16 +18,16 @@ from events.evolve import evolve_all
 from events.folding import version_of
 from events.ids import lane_of
 from events.loading import Loader
-from events.patience import patiently
 from events.record import Append, InlineProjection, Origin, Outcome
-from events.remembered import Remembered
+from events.retries import with_retries
 from events.sql import Statements
 from events.state import Instance
-from events.turns import Turns
+from events.stream_locks import StreamLocks
+from events.stream_state import StreamState
 from events.types import AnyEvent
 
 _SQL = Statements("events", "store.sql")
-_REPEATED = _SQL["repeated"]
+_COMMAND_RESULT = _SQL["command_result"]
 
 #: How often a command is decided before its caller gets `VersionConflict`: each time, another process appended first.
 RACES_MAX = 64
@@ -36,7 +36,7 @@ RACES_MAX = 64
 class EventStore:
     """Loads, decides and appends. One per process, on an open pool of autocommit connections.
 
-    `inline`: the projections that are written in the transaction of each append. `published`: called after each commit with the new
+    `inline`: the projections that are written in the transaction of each append. `on_commit`: called after each commit with the new
     head of each lane that moved, to wake followers; it must neither block nor raise.
     """
 
@@ -45,11 +45,11 @@ class EventStore:
         pool: AsyncConnectionPool,
         *,
         inline: Sequence[InlineProjection],
-        published: Callable[[dict[int, int]], None] | None = None,
+        on_commit: Callable[[dict[int, int]], None] | None = None,
     ) -> None:
         self._pool = pool
-        self._committer = Committer(pool, inline, published=published)
-        self._turns = Turns()
+        self._committer = Committer(pool, inline, on_commit=on_commit)
+        self._stream_locks = StreamLocks()
         self._loader = Loader(pool)
 
     async def close(self) -> None:
@@ -73,26 +73,26 @@ class EventStore:
         assert outcome is not None, "a first request always has an event"
         return outcome
 
-    async def repeated(self, stream_id: UUID, origin: Origin) -> Outcome | None:
+    async def earlier_outcome(self, stream_id: UUID, origin: Origin) -> Outcome | None:
         """The outcome of an earlier `create` with this origin, without the command; None if there was none.
 
         For callers that can no longer build the command. Raises `RequestMismatch` and `StoreUnavailable`.
         """
 
         async def read(connection: AsyncConnection) -> tuple[bytes | None, str | None] | None:
-            cursor = await connection.execute(_REPEATED, (lane_of(stream_id), origin.command_id))
+            cursor = await connection.execute(_COMMAND_RESULT, (lane_of(stream_id), origin.command_id))
             return await cursor.fetchone()
 
-        known = await patiently(self._pool, read)
+        known = await with_retries(self._pool, read)
         if known is None:
             return None
         request_hash, result = known
-        return await self._answer_again(
+        return await self._outcome_in_log(
             stream_id, origin, request_hash=request_hash, result=None if result is None else result.encode()
         )
 
     async def execute(self, stream_id: UUID, command: AnyCommand, origin: Origin) -> Outcome:
-        """Load, decide and append; after a lost race, again. Commands of this process on one stream take turns.
+        """Load, decide and append; after a lost race, again. Commands of this process on one stream run one after the other.
 
         A repeated command that has nothing left to do gets the present state, not its stored result. Raises what `decide` raises,
         `ReservationTaken`, `StoreUnavailable`, `VersionConflict` after `RACES_MAX` lost races, and `LogCorrupted` if the conflict is
@@ -102,13 +102,13 @@ class EventStore:
         async def given(_state: Instance | None) -> AnyCommand:
             return command
 
-        async with self._turns.turn(stream_id):
-            remembered = self._loader.remembered(stream_id)
-            if remembered is not None:
-                # The remembered state may be outdated. An append at it is safe, because the log checks the version. An outcome
+        async with self._stream_locks.hold(stream_id):
+            cached = self._loader.cached(stream_id)
+            if cached is not None:
+                # The cached state may be outdated. An append at it is safe, because the log checks the version. An outcome
                 # without events or a rejection is not, so those are decided again at a state that was just loaded.
                 with suppress(Rejected, VersionConflict):
-                    outcome = await self._append(remembered.state, stream_id, command, origin)
+                    outcome = await self._append(cached.state, stream_id, command, origin)
                     if outcome is not None:
                         return outcome
             return await self._change(stream_id, given, origin)
@@ -120,7 +120,7 @@ class EventStore:
 
         `command_at` is called again after each lost race, and must not change the stream itself. Raises what it raises, too.
         """
-        async with self._turns.turn(stream_id):
+        async with self._stream_locks.hold(stream_id):
             return await self._change(stream_id, command_at, origin)
 
     async def _change(
@@ -131,19 +131,19 @@ class EventStore:
             try:
                 return await self.execute_at(state, stream_id, await command_at(state), origin)
             except VersionConflict as lost:
-                state = await self.load_after(lost)
+                state = await self.load_after_conflict(lost)
         return await self.execute_at(state, stream_id, await command_at(state), origin)
 
-    async def load_after(self, lost: VersionConflict) -> Instance | None:
+    async def load_after_conflict(self, conflict: VersionConflict) -> Instance | None:
         """The state of the instance after a lost race.
 
         Raises what `load` raises, and `LogCorrupted` if no other writer has won the race, so that the log contradicts itself. A
         conflict at the expected version itself means that another event is there: a standby that lacks the last events has taken over.
         """
-        state = await self.load(lost.stream_id)
-        if version_of(state) == lost.expected != lost.actual:
-            what = f"stream {lost.stream_id} is said to be at version {lost.actual}, and its events end with {lost.expected}"
-            raise LogCorrupted(lane_of(lost.stream_id), 0, what)
+        state = await self.load(conflict.stream_id)
+        if version_of(state) == conflict.expected != conflict.actual:
+            what = f"stream {conflict.stream_id} is said to be at version {conflict.actual}, and its events end with {conflict.expected}"
+            raise LogCorrupted(lane_of(conflict.stream_id), 0, what)
         return state
 
     async def execute_at(self, state: Instance | None, stream_id: UUID, command: AnyCommand, origin: Origin) -> Outcome:
@@ -163,7 +163,7 @@ class EventStore:
             return None
         after = evolve_all(state, events, stream_id=stream_id)
         assert after is not None
-        remembered = self._loader.remembered(stream_id)
+        cached = self._loader.cached(stream_id)
         append = Append(
             stream_id=stream_id,
             lane=lane_of(stream_id),
@@ -172,26 +172,26 @@ class EventStore:
             after=after,
             events=events,
             origin=origin,
-            before_digest=remembered.digest if remembered is not None and remembered.state is state else None,
+            before_digest=cached.digest if cached is not None and cached.state is state else None,
         )
-        verdict = await self._committer.commit(append)
-        if verdict.outcome == "appended":
-            assert verdict.version == after.version, "the log and the fold count alike"
+        answer = await self._committer.commit(append)
+        if answer.outcome == "appended":
+            assert answer.version == after.version, "the log and the fold count alike"
             if append.before is None or append.before_digest is not None:
-                await self._loader.go_on(append.expected_version, Remembered(after, verdict.digest))
+                await self._loader.record_append(append.expected_version, StreamState(after, answer.digest))
             else:
                 # Without the digest it is unknown whether the log still has the events behind `state`: the next load reads them.
-                self._loader.forget(stream_id)
+                self._loader.evict(stream_id)
             return Outcome(state=after, events=events)
-        self._loader.forget(stream_id)
-        if verdict.outcome == "conflict":
-            raise VersionConflict(stream_id, expected=append.expected_version, actual=verdict.version)
-        mine = events if verdict.outcome in LANDED else ()
-        return await self._answer_again(
-            stream_id, origin, request_hash=verdict.request_hash, result=verdict.result, events=mine
+        self._loader.evict(stream_id)
+        if answer.outcome == "conflict":
+            raise VersionConflict(stream_id, expected=append.expected_version, actual=answer.version)
+        own_events = events if answer.outcome in IN_LOG else ()
+        return await self._outcome_in_log(
+            stream_id, origin, request_hash=answer.request_hash, result=answer.result, events=own_events
         )
 
-    async def _answer_again(
+    async def _outcome_in_log(
         self,
         stream_id: UUID,
         origin: Origin,

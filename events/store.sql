@@ -1,6 +1,6 @@
 -- name: append
--- Its limits are for its transaction alone, and there before it takes a lane. They are no statement of their own, because that would
--- cost more, and none of the session, which behind a pooler is somebody else's. Before 17 no server limits a transaction.
+-- The limits apply to this transaction only, and are set before a lane is locked. They are set within this statement, because a separate
+-- one would cost more, and not for the session, because a pooler hands sessions on. PostgreSQL before 17 cannot limit a transaction.
 SELECT outcome, version_after, seq_before, encode(known_request_hash, 'hex'), known_result
   FROM append_commands(
        CASE WHEN concat(set_config('lock_timeout', $4, true),
@@ -10,11 +10,11 @@ SELECT outcome, version_after, seq_before, encode(known_request_hash, 'hex'), kn
        $2::json, $3::json)
  ORDER BY ordinal
 
--- name: repeated
+-- name: command_result
 SELECT request_hash, result::text FROM command WHERE lane = %s AND command_id = %s
 
 -- name: stream_from
--- A page of a stream (`events/pages.py`); here and below, with what all of it up to each event weighs.
+-- A page of a stream (`events/pages.py`). `upto_bytes`: the size of all payloads of the page up to and including the event's.
 SELECT e.seq, e.version, e.type, e.schema_version, e.payload::text, e.digest, e.upto_bytes
   FROM (SELECT e.seq, e.version, e.type, e.schema_version, e.payload, e.digest, {weight} AS bytes,
                sum({weight}) OVER (ORDER BY e.version ROWS UNBOUNDED PRECEDING) AS upto_bytes
@@ -34,20 +34,20 @@ SELECT check_projections($1::text[], $2::integer[])
 -- name: live_versions
 SELECT name, version FROM projection ORDER BY name
 
--- name: head_never
--- The head of a lane that is said to have got there at a time that no calendar has; before its first event that is long ago.
+-- name: head_out_of_range
+-- The head of a lane, if the time at which it was recorded is out of range. Before its first event, a lane's time is long ago.
 SELECT head FROM lane_head WHERE lane = %s AND recorded_at > '9998-01-01'
 
--- name: of_no_command
--- The first event of a lane behind its last command.
+-- name: event_without_command
+-- The first event of a lane after its last command.
 SELECT seq
   FROM event
  WHERE lane = %s AND seq > (SELECT head FROM lane_head WHERE lane = %s)
  ORDER BY seq
  LIMIT 1
 
--- name: event_never
--- The first event of a stream with a time that no calendar has, in milliseconds since 1970.
+-- name: event_out_of_range
+-- The first event of a stream with a time that is out of range, in milliseconds since 1970.
 SELECT seq
   FROM event
  WHERE lane = %s AND stream_id = %s

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from events.ids import framed
+from events.ids import length_prefixed
 from events.master_keys import MasterKeys
 
 NONCE_BYTES = 12
@@ -55,7 +55,7 @@ def derive(master_key: bytes, purpose: bytes) -> bytes:
 
 def bind(*parts: str) -> bytes:
     """The additional data that binds a ciphertext to these parts."""
-    return framed(*parts).encode()
+    return length_prefixed(*parts).encode()
 
 
 def _bound_to(tenant_id: str, customer_id: str) -> bytes:

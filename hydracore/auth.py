@@ -26,7 +26,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import class_row
 from psycopg_pool import AsyncConnectionPool
 
-from events.patience import patiently
+from events.retries import with_retries
 from events.sql import Statements
 from hydracore.tokens import hash_token
 
@@ -245,7 +245,7 @@ class Authenticator:
             cursor = await connection.execute(_FIND, (key_id,), prepare=True)
             return await cursor.fetchone()
 
-        row = await patiently(self._pool, find)
+        row = await with_retries(self._pool, find)
         self._keys.pop(key_id, None)
         if row is None:
             return None

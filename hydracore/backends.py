@@ -26,7 +26,7 @@ def open_redis(url: str) -> Redis:
 async def open_store(pool: AsyncConnectionPool, redis: Redis) -> AsyncGenerator[EventStore]:
     """The log, with its inline projections. At the end it waits for appends and wake-ups that are under way."""
     publisher = Publisher(redis)
-    store = EventStore(pool, inline=inline_projections(), published=publisher.publish)
+    store = EventStore(pool, inline=inline_projections(), on_commit=publisher.publish)
     try:
         yield store
     finally:

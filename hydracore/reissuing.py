@@ -18,12 +18,12 @@ from events import types as e
 from events.codec import tag_of
 from events.commands import RotateAgentKey
 from events.errors import EventUnreadable, LogCorrupted, VersionConflict
-from events.folding import Stored, folded, version_of
+from events.folding import EventColumns, fold_page, version_of
 from events.ids import lane_of
 from events.lifecycle import DELETING, PROVISIONING, RUNNING
 from events.master_keys import MasterKeys
-from events.patience import run
 from events.record import Origin
+from events.retries import run
 from events.sql import Statements
 from events.state import Attempt, Instance
 from events.store import EventStore
@@ -216,7 +216,7 @@ class Reissuer:
         """The instance folded from all of its events except `IRRELEVANT_EVENTS`. Its version counts the folded events only."""
         lane, state, after = lane_of(instance_id), None, 0
         while True:
-            page: list[Stored] = []
+            page: list[EventColumns] = []
             bounds = {
                 "lane": lane,
                 "stream_id": instance_id,
@@ -229,7 +229,7 @@ class Reissuer:
                     raise LogCorrupted(lane, seq, f"stream {instance_id} has {version} where {place} must be")
                 page.append((seq, version_of(state) + len(page) + 1, *event))
                 after = version
-            state = folded(state, page, stream_id=instance_id)
+            state = fold_page(state, page, stream_id=instance_id)
             if len(page) < EVENTS_PAGE_SIZE:
                 return state
 

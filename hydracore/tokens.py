@@ -20,7 +20,7 @@ import re
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from events.ids import framed
+from events.ids import length_prefixed
 from events.master_keys import MASTER_KEY_BYTES, MasterKeys
 from hydracore import base64url
 
@@ -104,5 +104,5 @@ def parse_agent_key(token: str) -> AgentKey | None:
 def _derive(master_key: bytes, purpose: str, *parts: str) -> str:
     """An HMAC of the purpose and the parts, each with its length."""
     assert len(master_key) == MASTER_KEY_BYTES
-    digest = hmac.digest(master_key, framed("hydracore", purpose, *parts).encode(), "sha256")
+    digest = hmac.digest(master_key, length_prefixed("hydracore", purpose, *parts).encode(), "sha256")
     return base64url.encode(digest)

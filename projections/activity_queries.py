@@ -8,7 +8,7 @@ import msgspec
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
-from events.patience import patiently
+from events.retries import with_retries
 from events.sql import Statements
 
 _OF_TENANT = Statements("projections", "activity.sql")["of_tenant"]
@@ -42,7 +42,7 @@ async def tenant_activity(
         cursor = await connection.execute(_OF_TENANT, parameters, prepare=True)
         return [_in_utc(ActivityLine(*row)) for row in await cursor.fetchall()]
 
-    return await patiently(pool, read)
+    return await with_retries(pool, read)
 
 
 def _in_utc(line: ActivityLine) -> ActivityLine:

@@ -9,7 +9,7 @@ import msgspec
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
-from events.patience import patiently
+from events.retries import with_retries
 from events.sql import Statements
 
 _COUNTS = Statements("projections", "fleet.sql")["counts"]
@@ -41,4 +41,4 @@ async def fleet_counts(pool: AsyncConnectionPool, times: Sequence[datetime]) -> 
         cursor = await connection.execute(_COUNTS, {"times": list(times)}, prepare=True)
         return [FleetCount(at.astimezone(UTC), *rest) for at, *rest in await cursor.fetchall()]
 
-    return await patiently(pool, read)
+    return await with_retries(pool, read)

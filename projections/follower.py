@@ -25,7 +25,7 @@ from psycopg_pool import AsyncConnectionPool
 from events.errors import StoreUnavailable
 from events.exchange import Statement, array, exchange, number
 from events.lease import lease
-from events.patience import may_pass, patiently
+from events.retries import is_transient, with_retries
 from events.sql import Statements
 from projections import checkpoint
 from projections.checkpoint import Move
@@ -67,7 +67,7 @@ class Follower:
 
     async def create_checkpoints(self) -> None:
         """Create checkpoints that are missing, at the beginning of their lanes, for projections that are live."""
-        await patiently(self._pool, lambda c: c.execute(_CREATE_CHECKPOINTS, (self._names,)))
+        await with_retries(self._pool, lambda c: c.execute(_CREATE_CHECKPOINTS, (self._names,)))
 
     async def catch_up(self) -> int:
         """Apply all new events of the lanes that nobody else has leased. Returns how many, counted per projection.
@@ -77,12 +77,12 @@ class Follower:
         taken, more = 0, True
         while more:
             try:
-                count, more = await patiently(self._pool, self._step)
+                count, more = await with_retries(self._pool, self._step)
             except StoreUnavailable:
                 raise
             except Exception as error:  # noqa: BLE001 - with a savepoint for each projection it shows which one failed
                 _log.warning("projection_failed", error=type(error).__name__)
-                count, more = await patiently(self._pool, partial(self._step, apart=True))
+                count, more = await with_retries(self._pool, partial(self._step, apart=True))
             taken += count
         return taken
 
@@ -167,7 +167,7 @@ class Follower:
                 await exchange(connection, changes, prepared=False)
                 return entries
         except Exception as error:
-            if isinstance(error, psycopg.Error) and may_pass(error):
+            if isinstance(error, psycopg.Error) and is_transient(error):
                 raise
             if len(entries) == 1:
                 (refused,) = entries

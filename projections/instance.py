@@ -9,13 +9,13 @@ from uuid import UUID
 
 from events.errors import LogCorrupted
 from events.evolve import evolve_all
+from events.memory_estimates import state_bytes
 from events.record import Append
 from events.saga import wake_at_ms
 from events.sql import Statements
 from events.state import Agent, Attempt, Instance
 from events.times import moment
 from events.types import AnyEvent
-from events.weights import weight_of
 from projections.tables import Row, Table
 from projections.versions import OneVersion
 
@@ -97,7 +97,7 @@ class InstanceFold:
     def weight(self) -> int:
         assert self._state is not None, "a stream has events"
         before, weight = self._weighed
-        self._weighed = (self._state, weight_of(self._state, before=before, weight=weight))
+        self._weighed = (self._state, state_bytes(self._state, before=before, weight=weight))
         return self._weighed[1]
 
 

@@ -13,7 +13,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from events.ids import lane_of
 from events.lifecycle import DELETED, Status
-from events.patience import patiently
+from events.retries import with_retries
 from events.sql import Statements, template
 from events.types import Health
 from projections.coalesce import Coalescer
@@ -198,7 +198,7 @@ class Queries:
             await cursor.execute(statement, parameters, prepare=True)
             return [make(*values) for values in await cursor.fetchall()]
 
-        return await patiently(self._pool, read)
+        return await with_retries(self._pool, read)
 
 
 def listed_keys(text: str) -> list[ListedKey]:

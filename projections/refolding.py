@@ -15,8 +15,8 @@ import msgspec
 from psycopg import AsyncConnection, sql
 
 from events import pages
+from events.bounded_cache import BoundedCache
 from events.errors import LogCorrupted
-from events.recent import Recent
 from events.sql import Statements, identifiers, template
 from projections import stored
 from projections.copying import copy_in_async
@@ -48,7 +48,7 @@ class KeptFolds:
     """The folds of one build that are kept between its steps."""
 
     def __init__(self) -> None:
-        self._folds = Recent[Stream, tuple[int, StreamFold]](count_max=KEPT_MAX, bytes_max=KEPT_BYTES_MAX)
+        self._folds = BoundedCache[Stream, tuple[int, StreamFold]](count_max=KEPT_MAX, bytes_max=KEPT_BYTES_MAX)
 
     def version(self, stream: Stream, *, before: int) -> int:
         """The version that the kept fold of `stream` has reached; 0 where it has to be folded from its beginning.

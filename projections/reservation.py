@@ -157,7 +157,7 @@ def rows_of(
 def idempotency_value(tenant_id: str, customer_id: str, key: str) -> str:
     """Tenant, customer and key as one text that no other triple gives.
 
-    The key has no length prefix (unlike parts in `events.ids.framed`): as the last part it needs none, and the tables
+    The key has no length prefix (unlike parts in `events.ids.length_prefixed`): as the last part it needs none, and the tables
     hold such values.
     """
     return f"{len(tenant_id)}:{tenant_id}{len(customer_id)}:{customer_id}{key}"

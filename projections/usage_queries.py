@@ -12,7 +12,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from events.ids import lane_of
-from events.patience import patiently
+from events.retries import with_retries
 from events.sql import Statements
 
 _SQL = Statements("projections", "usage_daily.sql")
@@ -59,7 +59,7 @@ async def usage_report(pool: AsyncConnectionPool, instance_id: UUID, *, last: da
         ]
         return UsageReport(days=series, unique_end_users=users[0])
 
-    return await patiently(pool, read)
+    return await with_retries(pool, read)
 
 
 async def spent(pool: AsyncConnectionPool, instance_id: UUID, *, today: date) -> Spent:
@@ -70,7 +70,7 @@ async def spent(pool: AsyncConnectionPool, instance_id: UUID, *, today: date) ->
         assert row is not None
         return Spent(daily_usd=row[0], monthly_usd=row[1])
 
-    return await patiently(pool, read)
+    return await with_retries(pool, read)
 
 
 def _of(instance_id: UUID) -> dict[str, Any]:

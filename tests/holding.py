@@ -49,7 +49,7 @@ async def held_lanes(database_url: str, lanes: Iterable[int]) -> AsyncGenerator[
 
 
 def sees_held(store: EventStore, lane: int) -> bool:
-    return lane in store._committer._held
+    return lane in store._committer._locked
 
 
 async def count(connection: AsyncConnection, statement: str) -> int:

@@ -130,7 +130,7 @@ async def execute_step(deps: Deps, state: Instance, step: saga.Owed) -> StepResu
 
 
 async def _load_after(deps: Deps, lost: VersionConflict) -> Instance:
-    fresh = await deps.store.load_after(lost)
+    fresh = await deps.store.load_after_conflict(lost)
     if fresh is None:
         raise NotFound(lost.stream_id)
     return fresh

@@ -11,7 +11,7 @@ from uuid import UUID
 from psycopg_pool import AsyncConnectionPool
 
 from events.ids import lane_of
-from events.patience import run
+from events.retries import run
 from events.sql import Statements
 
 _SQL = Statements("workers", "attention.sql")

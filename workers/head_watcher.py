@@ -14,8 +14,8 @@ from typing import NoReturn
 from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
-from events.cancellation import cancellation_heard
-from events.patience import run
+from events.cancellation import preserve_cancellation
+from events.retries import run
 from hydracore.redis_errors import REDIS_ERRORS
 from hydracore.wake import CHANNEL
 from workers.error_boundary import error_boundary
@@ -61,18 +61,18 @@ class HeadWatcher:
         while True:
             async with error_boundary("listener", recover_s=RECOVER_S):
                 # If the connection ends while this task is cancelled, its error takes the place of the cancellation.
-                with cancellation_heard(), suppress(*REDIS_ERRORS):
+                with preserve_cancellation(), suppress(*REDIS_ERRORS):
                     await self._hear()
                 await asyncio.sleep(RECOVER_S)
 
     async def _hear(self) -> NoReturn:
         """Raises one of `REDIS_ERRORS` once Redis is unavailable."""
         async with self._redis.pubsub() as subscription:
-            with cancellation_heard():
+            with preserve_cancellation():
                 await subscription.subscribe(CHANNEL)
             while True:
                 # redis-py may reconnect in here, and swallow a cancellation as it does.
-                with cancellation_heard():
+                with preserve_cancellation():
                     message = await subscription.get_message(ignore_subscribe_messages=True, timeout=LISTEN_S)
                 if message is not None:
                     self._tell()

@@ -10,7 +10,7 @@ import structlog
 
 from events import commands as c
 from events.ids import lane_of
-from events.patience import run
+from events.retries import run
 from events.types import Health
 from hydracore.agent.messages import AgentStatus, Heartbeat
 from workers.deps import Deps

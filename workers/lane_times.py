@@ -12,7 +12,7 @@ from typing import NoReturn
 import structlog
 from psycopg_pool import AsyncConnectionPool
 
-from events.patience import run
+from events.retries import run
 from workers.error_boundary import error_boundary
 from workers.sql import OPERATIONS
 

@@ -17,7 +17,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from events.exchange import Rows, Statement, break_off, exchange, number
+from events.exchange import Rows, Statement, disconnect, exchange, number
 from events.ids import lane_of
 from hydracore.db.pool import DEAD_CLIENT_OPTIONS, conninfo
 from workers.sql import OPERATIONS
@@ -102,7 +102,7 @@ class InstanceLocks:
             self._beating.cancel()
             await asyncio.wait([self._beating])
         if self._connection is not None:
-            await break_off(self._connection)
+            await disconnect(self._connection)
 
     async def _take(self, instance_id: UUID) -> AsyncConnection | None:
         """The connection that now holds the lock, or None if another process holds it."""
@@ -111,7 +111,7 @@ class InstanceLocks:
             return connection if await _try_lock(connection, instance_id) else None
         except _BROKEN:
             # The database may have been restarted, which an idle connection notices only now.
-            await break_off(connection)
+            await disconnect(connection)
         connection = await self._connected()
         return connection if await _try_lock(connection, instance_id) else None
 
@@ -134,7 +134,7 @@ class InstanceLocks:
                 try:
                     await connection.execute("SELECT 1")
                 except _BROKEN:
-                    await break_off(connection)
+                    await disconnect(connection)
 
 
 async def _try_lock(connection: AsyncConnection, instance_id: UUID) -> bool:
@@ -158,5 +158,5 @@ async def _ask(connection: AsyncConnection, *statements: Statement) -> list[Rows
         return await exchange(connection, statements)
     except asyncio.CancelledError:
         # Whether this session holds the lock is unknown now. Ending the session releases it in any case.
-        await break_off(connection)
+        await disconnect(connection)
         raise

@@ -82,7 +82,7 @@ def run_worker(settings: Settings) -> None:
 
 
 def run_sweep(settings: Settings, *, dry_run: bool, remove_unaccounted: bool) -> SweepReport:
-    """Compare the providers with the log once. Raises the errors of `open_deps` and `patiently`."""
+    """Compare the providers with the log once. Raises the errors of `open_deps` and `with_retries`."""
     logs.configure(settings.log_level)
 
     async def once() -> SweepReport:

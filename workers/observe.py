@@ -10,7 +10,7 @@ import structlog
 
 from events import commands as c
 from events.errors import NotFound
-from events.patience import run
+from events.retries import run
 from workers.deps import Deps
 from workers.histories import HistoryUnreadable, reading_history
 from workers.providers.base import RATE_LIMITED, UNREACHABLE, Action, Provider, ProviderError

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import structlog
 
-from events.patience import run
+from events.retries import run
 from events.sql import Statements
 from workers.findings import Finding, NotCompared, Project, SweepReport, carried_out
 from workers.labels import INSTANCE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Network
 from uuid import UUID
 
-from events.patience import run
+from events.retries import run
 from events.sql import Statements
 from events.state import Instance
 from hydracore.catalogue import Catalogue, Placement

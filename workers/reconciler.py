@@ -13,7 +13,7 @@ from uuid import UUID
 import structlog
 from psycopg_pool import AsyncConnectionPool
 
-from events.patience import run
+from events.retries import run
 from hydracore.settings import Settings
 from workers.attention import CLAIM_MAX, Attention
 from workers.broker import ADVANCE, CHECK_HEALTH, OBSERVE_ACTIONS, SWEEP, HintSender

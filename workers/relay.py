@@ -23,7 +23,7 @@ from events.codec import tag_of
 from events.errors import LogCorrupted
 from events.exchange import Rows, Statement, array, exchange, number
 from events.lease import lease
-from events.patience import patiently, run
+from events.retries import run, with_retries
 from projections import checkpoint
 from projections.checkpoint import Move
 from workers.broker import ADVANCE, HintSender
@@ -81,7 +81,7 @@ class Relay:
                 if not entered:
                     await run(self._pool, _ENTER_LANES, (FOLLOWER,))
                     entered = True
-                while await patiently(self._pool, self._follow):
+                while await with_retries(self._pool, self._follow):
                     pass
             await wait_for_events(moved)
             # All commits of a burst share one look.

@@ -13,7 +13,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from events.failures import describe
 from events.lifecycle import Status
-from events.patience import patiently
+from events.retries import with_retries
 from events.sql import Statements
 
 _SQL = Statements("workers", "stuck.sql")
@@ -81,7 +81,7 @@ class Stuck(msgspec.Struct, frozen=True):
 async def find_stuck(pool: AsyncConnectionPool, *, after_s: float) -> Stuck:
     """What has made no progress for `after_s` seconds: at most `INSTANCES_MAX` instances. Lanes are listed from the moment they park.
 
-    Raises the errors of `patiently`.
+    Raises the errors of `with_retries`.
     """
 
     async def read(connection: AsyncConnection) -> Stuck:
@@ -100,7 +100,7 @@ async def find_stuck(pool: AsyncConnectionPool, *, after_s: float) -> Stuck:
             None if seen_at is None else _utc(seen_at),
         )
 
-    return await patiently(pool, read)
+    return await with_retries(pool, read)
 
 
 def _instance(row: TupleRow) -> StuckInstance:

@@ -14,7 +14,7 @@ import structlog
 from events import commands as c
 from events.ids import lane_of
 from events.lifecycle import ERROR
-from events.patience import run
+from events.retries import run
 from events.sql import Statements
 from workers.deps import Deps
 from workers.findings import Account, Finding, NotCompared, Project, SweepReport, carried_out

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from events.patience import run
+from events.retries import run
 from events.state import Attempt, Instance
 from workers.deps import Deps
 from workers.sql import OPERATIONS

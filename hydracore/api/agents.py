@@ -20,12 +20,12 @@ from psycopg_pool import AsyncConnectionPool
 
 from events import commands as c
 from events import errors as e
+from events.bounded_cache import BoundedCache
 from events.decide_agent import require_boot
 from events.ids import lane_of
 from events.master_keys import MasterKeys
-from events.patience import patiently
-from events.recent import Recent
 from events.record import Outcome
+from events.retries import with_retries
 from events.sql import Statements
 from events.state import Instance
 from events.store import EventStore
@@ -58,8 +58,8 @@ class AgentEndpoints:
     heartbeat_interval_s: float
     now_ms: NowMs
     #: By instance, the key in force for which a warning was logged.
-    _locked_out: Recent[UUID, UUID] = field(
-        default_factory=lambda: Recent(count_max=LOCKED_OUT_MAX, bytes_max=LOCKED_OUT_MAX), init=False
+    _locked_out: BoundedCache[UUID, UUID] = field(
+        default_factory=lambda: BoundedCache(count_max=LOCKED_OUT_MAX, bytes_max=LOCKED_OUT_MAX), init=False
     )
 
     @operation("POST", "/v1/agent/enroll", "Enrol an agent", answer=m.Enrolled, errors=(401, 409, 410))
@@ -166,7 +166,7 @@ class AgentEndpoints:
             parameters = (lane_of(who.instance_id), who.instance_id, body.boot_id, report)
             await connection.execute(_STORE_HEARTBEAT, parameters, prepare=True)
 
-        await patiently(self.pool, store_heartbeat)
+        await with_retries(self.pool, store_heartbeat)
         return m.HeartbeatReply(config_version=state.config.version, heartbeat_interval_s=self.heartbeat_interval_s)
 
     async def _execute(self, instance_id: UUID, command: c.AnyCommand, incoming: Incoming) -> Outcome:

@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from events.errors import StoreUnavailable
-from events.patience import patiently
+from events.retries import with_retries
 from events.sql import Statements
 
 _RECORD = Statements("hydracore.api", "agents.sql")["record_reception"]
@@ -29,7 +29,7 @@ async def keep_recording(pool: AsyncConnectionPool) -> NoReturn:
 
     while True:
         try:
-            await patiently(pool, record)
+            await with_retries(pool, record)
         except StoreUnavailable as error:
             _log.warning("heartbeats_not_heard", reason=str(error))
         except Exception:  # noqa: BLE001 - if this task ended, no agent's silence would count any more

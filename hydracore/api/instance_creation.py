@@ -90,7 +90,7 @@ class InstanceCreation:
             # The order is refused now, but may have been accepted at first: then it is answered as before. Looked up
             # only here, because that costs a round trip, and an append looks by itself. If the log cannot be read, this
             # raises rather than refuse a repeat.
-            outcome = None if given is None else await self.store.repeated(instance_id, origin)
+            outcome = None if given is None else await self.store.earlier_outcome(instance_id, origin)
             if outcome is None:
                 raise
         else:

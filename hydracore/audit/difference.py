@@ -10,9 +10,9 @@ from uuid import UUID
 from psycopg_pool import AsyncConnectionPool
 
 from events import pages
+from events.bounded_cache import BoundedCache
 from events.folding import version_of
-from events.recent import Recent
-from events.weights import weight_of_document
+from events.memory_estimates import document_bytes
 from hydracore.audit.changes import Change, changes_between
 from hydracore.audit.historical_state import HistoricalState
 from hydracore.audit.history import Entry, EventFilter, instance_entries
@@ -39,11 +39,11 @@ class FieldEvents:
 
     def __init__(self) -> None:
         self.count = 0
-        self.last = Recent[int, FieldEvent](count_max=FIELD_EVENTS_MAX, bytes_max=pages.PAGE_BYTES)
+        self.last = BoundedCache[int, FieldEvent](count_max=FIELD_EVENTS_MAX, bytes_max=pages.PAGE_BYTES)
 
     def add(self, event: FieldEvent) -> None:
         self.count += 1
-        weight = weight_of_document(event.change.before) + weight_of_document(event.change.after)
+        weight = document_bytes(event.change.before) + document_bytes(event.change.after)
         self.last.put(self.count, event, weight=weight)
 
 

@@ -22,8 +22,8 @@ from events import keys
 from events.commands import EraseCustomer
 from events.errors import EventsError, StoreUnavailable
 from events.ids import command_id_for
-from events.patience import PATIENCE_S, patiently, run
 from events.record import Origin
+from events.retries import RETRY_S_MAX, run, with_retries
 from events.sql import Statements
 from events.store import EventStore
 from hydracore.audit.erasure_file import Erasure, ErasureFile
@@ -38,7 +38,7 @@ _ANY_ERASED = _SQL["any_erased"]
 
 #: How long a text may be on its way into the log after it was sealed, unless the log is in trouble. In
 #: streams that begin even later, the worker that advances them records the erasure (`workers.erasure`).
-APPEND_S = PATIENCE_S
+APPEND_S = RETRY_S_MAX
 
 _log = structlog.get_logger(__name__)
 
@@ -93,7 +93,7 @@ async def find_customer(pool: AsyncConnectionPool, customer_id: str, *, tenant_i
             tenant_id=wanted[0], customer_id=customer_id, destroyed_at=row[0], instances=row[1], live=row[2]
         )
 
-    tenants, customer = await patiently(pool, read_customer)
+    tenants, customer = await with_retries(pool, read_customer)
     if customer is not None:
         return customer
     if tenants:
@@ -181,14 +181,14 @@ class Eraser:
                 stream for (stream,) in await (await connection.execute(_UNRECORDED_INSTANCES, parameters)).fetchall()
             ]
 
-        if not destroyed and not await patiently(self._pool, read_streams):
+        if not destroyed and not await with_retries(self._pool, read_streams):
             return 0
         recorded, failed = 0, dict[UUID, str]()
         # For `CACHE_S` a process that has just read the key may seal with it. For another `APPEND_S`,
         # what it has sealed may begin or change a stream, in which the erasure has to be recorded, too.
         for wait_s in (keys.CACHE_S, APPEND_S):
             await asyncio.sleep(wait_s)
-            streams = [stream for stream in await patiently(self._pool, read_streams) if stream not in failed]
+            streams = [stream for stream in await with_retries(self._pool, read_streams) if stream not in failed]
             failed_now = await self._record_in_each(streams, progress)
             recorded += len(streams) - len(failed_now)
             failed |= failed_now

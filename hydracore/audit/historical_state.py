@@ -17,9 +17,9 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from events import pages
-from events.folding import folded, version_of
+from events.folding import fold_page, version_of
 from events.ids import lane_of
-from events.patience import patiently
+from events.retries import with_retries
 from events.sql import Statements
 from events.state import Instance
 from hydracore.audit.errors import NotInLog
@@ -72,7 +72,7 @@ async def fold_forward(
     while True:
         page, is_last = await read_page(pool, _TO_FOLD, stream_id, after=version_of(state), upto=upto, at=at)
         for begin in range(0, len(page), YIELD_EVERY):
-            state = folded(state, page[begin : begin + YIELD_EVERY], stream_id=stream_id)
+            state = fold_page(state, page[begin : begin + YIELD_EVERY], stream_id=stream_id)
             await asyncio.sleep(0)
         if is_last:
             return state
@@ -98,7 +98,7 @@ async def read_page(
     limits = {"limit": EVENTS_PER_PAGE, "bytes": pages.PAGE_BYTES}
     found = await fetch_rows(pool, statement, {**stream_parameters(stream_id), **limits, **bounds})
     weight = found[-1][-1] if found else 0
-    is_last = not pages.may_go_on(events=len(found), events_max=EVENTS_PER_PAGE, weight=weight)
+    is_last = not pages.is_full(events=len(found), events_max=EVENTS_PER_PAGE, weight=weight)
     return [row[:-1] for row in found], is_last
 
 
@@ -109,7 +109,7 @@ async def fetch_rows(pool: AsyncConnectionPool, statement: bytes, parameters: Ma
         # In the binary format, because writing and reading numbers and times as text takes both sides longer.
         return await (await connection.execute(statement, parameters, prepare=True, binary=True)).fetchall()
 
-    return await patiently(pool, fetch)
+    return await with_retries(pool, fetch)
 
 
 def stream_parameters(stream_id: UUID) -> dict[str, Any]:

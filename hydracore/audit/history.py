@@ -16,16 +16,16 @@ import msgspec
 from psycopg_pool import AsyncConnectionPool
 
 from events import pages
+from events.bounded_cache import BoundedCache
 from events.errors import LogCorrupted
-from events.folding import Stored, folding, version_of
+from events.folding import EventColumns, fold_each, version_of
 from events.heads import read_heads
 from events.ids import LANES
-from events.patience import patiently
-from events.recent import Recent
+from events.memory_estimates import state_bytes
+from events.retries import with_retries
 from events.sql import Statements
 from events.state import Instance
 from events.types import AnyEvent
-from events.weights import weight_of
 from hydracore.audit.errors import NotInLog
 from hydracore.audit.historical_state import YIELD_EVERY, absence_reason, fetch_rows, fold_forward, read_page
 from hydracore.audit.timestamps import require_time
@@ -86,7 +86,7 @@ class Record(NamedTuple):
     causation_id: UUID | None
 
     @property
-    def stored(self) -> Stored:
+    def stored(self) -> EventColumns:
         return self.seq, self.version, self.type, self.schema_version, self.payload
 
 
@@ -136,7 +136,7 @@ async def instance_entries(
         page, is_last = await read_page(pool, _INSTANCE_EVENTS, instance_id, after=version_of(state))
         records = [_checked_record(row) for row in page]
         for record, (event, now) in zip(
-            records, folding(state, [record.stored for record in records], stream_id=instance_id), strict=True
+            records, fold_each(state, [record.stored for record in records], stream_id=instance_id), strict=True
         ):
             before, state = state, now
             if record.version % YIELD_EVERY == 0:
@@ -151,7 +151,7 @@ async def instance_entries(
 
 async def current_heads(pool: AsyncConnectionPool) -> list[int]:
     """The present heads, by lane. Raises `StoreUnavailable`."""
-    heads = await patiently(pool, read_heads)
+    heads = await with_retries(pool, read_heads)
     return [heads[lane] for lane in range(LANES)]
 
 
@@ -192,7 +192,7 @@ async def tenant_entries(
                 if (record.recorded_at, record.lane, record.seq) <= passed:
                     continue
                 before = await states.state_before(record)
-                ((event, state),) = folding(before, [record.stored], stream_id=record.stream_id)
+                ((event, state),) = fold_each(before, [record.stored], stream_id=record.stream_id)
                 states.put(state)
                 yield Entry(record, event, before, state)
         if not page:
@@ -268,7 +268,7 @@ class _StateCache:
     def __init__(self, pool: AsyncConnectionPool, *, gapless: bool) -> None:
         self._pool = pool
         self._gapless = gapless
-        self._states = Recent[UUID, Instance](count_max=STATES_MAX, bytes_max=STATES_BYTES_MAX)
+        self._states = BoundedCache[UUID, Instance](count_max=STATES_MAX, bytes_max=STATES_BYTES_MAX)
 
     async def state_before(self, record: Record) -> Instance | None:
         """The instance right before `record`. Events between the cached state and `record` are read and folded.
@@ -287,5 +287,5 @@ class _StateCache:
         return state
 
     def put(self, state: Instance) -> None:
-        before, weight = self._states.weighed(state.id)
-        self._states.put(state.id, state, weight=weight_of(state, before=before, weight=weight))
+        before, weight = self._states.get_with_weight(state.id)
+        self._states.put(state.id, state, weight=state_bytes(state, before=before, weight=weight))

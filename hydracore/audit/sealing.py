@@ -20,7 +20,7 @@ from psycopg.rows import class_row
 from psycopg_pool import AsyncConnectionPool
 
 from events.errors import LogCorrupted, StoreUnavailable
-from events.patience import patiently
+from events.retries import with_retries
 from events.seal import Head, Seal, flaws_of, make_seal, whole
 from events.sql import Statements
 from hydracore.audit.errors import CopyContradicts
@@ -94,7 +94,7 @@ class Sealer:
         there before, or contradicts the log, `StoreUnavailable`, `OSError` where the copy cannot be
         written, and `CopyContradicts` where it has another seal than the database.
         """
-        made = await patiently(self._pool, lambda connection: self._make(connection, age_min))
+        made = await with_retries(self._pool, lambda connection: self._make(connection, age_min))
         if self._file is not None:
             await self._copy(self._file, made)
         return made
@@ -164,11 +164,11 @@ class Sealer:
         last = 0
         if copied is not None:
             last = copied.number
-            known = await patiently(self._pool, lambda c: _seals(c, _SEALS_AFTER, last - 1, 1))
+            known = await with_retries(self._pool, lambda c: _seals(c, _SEALS_AFTER, last - 1, 1))
             if known != [copied]:
                 # A seal is in the database before it is in the copy: the database has lost or replaced it since.
                 raise CopyContradicts(file.path, last, made)
-        while seals := await patiently(self._pool, lambda c, last=last: _seals(c, _SEALS_AFTER, last, COPY_MAX)):
+        while seals := await with_retries(self._pool, lambda c, last=last: _seals(c, _SEALS_AFTER, last, COPY_MAX)):
             await asyncio.to_thread(file.append, seals)
             last = seals[-1].number
 

@@ -14,10 +14,10 @@ from psycopg import Connection
 from events import pages
 from events.errors import EventUnreadable, LogCorrupted
 from events.finding import Finding, Note
-from events.folding import folded, version_of
-from events.remembered import FOLD, decode, encode
+from events.folding import fold_page, version_of
 from events.sql import Statements
 from events.state import Instance
+from events.stream_state import FOLD_VERSION, decode, encode
 from hydracore.audit.changes import changes_between
 
 _SNAPSHOT = Statements("events", "snapshots.sql")["snapshot"]
@@ -38,7 +38,7 @@ _NEWER_NOT_COMPARED = "Snapshots by a newer HydraCore with different rules were 
 
 def events_to_fold(connection: Connection, after: Mapping[int, int]) -> dict[int, int]:
     """The number of events to fold per lane, for snapshots of streams that have events behind the number `after`."""
-    parameters = {"lanes": [*after], "after": [*after.values()], "fold": FOLD}
+    parameters = {"lanes": [*after], "after": [*after.values()], "fold": FOLD_VERSION}
     return dict(connection.execute(_EVENTS_TO_FOLD, parameters).fetchall())
 
 
@@ -51,14 +51,14 @@ def compare(
     each page of events, with their number. An event that cannot be read or folded is not reported here,
     but where the rows of its stream are compared.
     """
-    ((newer_count,),) = connection.execute(_NEWER_SNAPSHOTS, (lane, FOLD)).fetchall()
+    ((newer_count,),) = connection.execute(_NEWER_SNAPSHOTS, (lane, FOLD_VERSION)).fetchall()
     if newer_count:
         yield Note(_NEWER_NOT_COMPARED, lane, str(newer_count))
-    for (stream_id,) in connection.execute(_STREAMS, (lane, FOLD)).fetchall():
+    for (stream_id,) in connection.execute(_STREAMS, (lane, FOLD_VERSION)).fetchall():
         if among is not None and stream_id.bytes not in among:
             continue
         # Another release may have replaced it meanwhile.
-        for version, digest, text in connection.execute(_SNAPSHOT, (lane, stream_id, FOLD)).fetchall():
+        for version, digest, text in connection.execute(_SNAPSHOT, (lane, stream_id, FOLD_VERSION)).fetchall():
             what = _flaw(connection, lane, stream_id, (version, digest, text), after_each)
             if what is not None:
                 yield Finding(kind="row_differs", what=what, lane=lane, stream_id=stream_id, table="snapshot")
@@ -83,7 +83,7 @@ def _flaw(
         if not rows:
             return f"The snapshot has version {version}, but the stream ends with {after}"
         try:
-            state = folded(state, [row[:5] for row in rows], stream_id=stream_id)
+            state = fold_page(state, [row[:5] for row in rows], stream_id=stream_id)
         except (EventUnreadable, LogCorrupted):
             return None
         last = rows[-1][5]

@@ -40,7 +40,7 @@ def activity(*, tenant: str, first: date | None, last: date | None, actor: str |
 
     Prints the latest first, at most 1000 lines. Events that the relay has not processed yet are not shown.
     """
-    from events.patience import patiently
+    from events.retries import with_retries
     from hydracore.cli.tenants import is_tenant, warn_unknown_tenant
     from projections.activity_queries import LINES_MAX, tenant_activity
 
@@ -52,7 +52,7 @@ def activity(*, tenant: str, first: date | None, last: date | None, actor: str |
 
     async def work(pool: "AsyncConnectionPool") -> "tuple[list[ActivityLine], bool]":
         found = await tenant_activity(pool, tenant, first=first, last=last, actor=actor)
-        return found, bool(found) or await patiently(pool, lambda connection: is_tenant(connection, tenant))
+        return found, bool(found) or await with_retries(pool, lambda connection: is_tenant(connection, tenant))
 
     found, known = on_database(load(), work)
     if as_json:

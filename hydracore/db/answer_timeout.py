@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final, TypeVar
 import psycopg
 from psycopg.abc import PQGen
 
-from events.exchange import hang_up, hanging_up
+from events.exchange import hang_up, hang_up_after
 
 #: How long the server may take to answer a statement: as long as a connection takes to notice that the
 #: server's machine is gone (`pool._TIMEOUTS`).
@@ -29,5 +29,5 @@ class AnswerTimeoutConnection(psycopg.AsyncConnection):
     answer_s_max: ClassVar[float] = ANSWER_S_MAX
 
     async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
-        with hanging_up(self.answer_s_max, partial(hang_up, self)):
+        with hang_up_after(self.answer_s_max, partial(hang_up, self)):
             return await super().wait(gen, *args, **kwargs)

@@ -9,7 +9,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from events.cancellation import cancellation_heard
+from events.cancellation import preserve_cancellation
 from hydracore.db import readiness
 from hydracore.db.answer_timeout import AnswerTimeoutConnection
 from hydracore.signals import run_to_completion
@@ -77,7 +77,7 @@ async def open_pool(
     prepared: bool = True,
     with_answer_timeout: bool = False,
 ) -> AsyncGenerator[AsyncConnectionPool]:
-    """An open pool of up to `size` autocommit connections, closed at the end. Borrow through `events.patience`.
+    """An open pool of up to `size` autocommit connections, closed at the end. Borrow through `events.retries`.
 
     `prepared`: whether statements may stay prepared on the server. `with_answer_timeout`: whether a connection is
     closed when the server does not answer in time (`AnswerTimeoutConnection`). This is for processes whose callers
@@ -104,7 +104,7 @@ async def open_pool(
     await pool.open()
     try:
         try:
-            with cancellation_heard():
+            with preserve_cancellation():
                 await pool.wait(OPEN_TIMEOUT_S)
         except PoolTimeout:
             raise readiness.DatabaseUnreachable("the database cannot be reached any more") from None

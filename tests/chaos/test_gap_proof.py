@@ -21,7 +21,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from events.cancellation import cancellation_heard
+from events.cancellation import preserve_cancellation
 from hydracore.embedded.account import current_account
 from hydracore.embedded.binaries import postgres_programs
 from tests.chaos.logs_compared import BROKEN, LOGS, STREAMS, Log, Mark, OurLog
@@ -111,7 +111,7 @@ class Reading:
 
     async def _read(self) -> None:
         while True:
-            with cancellation_heard(), suppress(*BROKEN):
+            with preserve_cancellation(), suppress(*BROKEN):
                 self.seen += await self._log.read()
             await asyncio.sleep(BETWEEN_READS_S)
 

@@ -11,7 +11,7 @@ import pytest
 import structlog
 from redis.asyncio import Redis
 
-from events.patience import patiently
+from events.retries import with_retries
 from hydracore.api import health
 from hydracore.db.answer_timeout import AnswerTimeoutConnection
 from tests.api_server import Api, running_api
@@ -161,8 +161,8 @@ async def test_a_database_that_hangs_is_told_as_such_too(
 ) -> None:
     monkeypatch.setattr(AnswerTimeoutConnection, "answer_s_max", 0.5)
     monkeypatch.setattr(health, "CHECK_TIMEOUT_S", 0.2)
-    assert patiently.__kwdefaults__ is not None
-    monkeypatch.setitem(patiently.__kwdefaults__, "patience_s", 0.5)
+    assert with_retries.__kwdefaults__ is not None
+    monkeypatch.setitem(with_retries.__kwdefaults__, "patience_s", 0.5)
     async with running_api(own_services.database_url, own_services.redis_url) as api:
         ann = api.token()
         made = (await api.client.post("/v1/instances", json=ORDER, headers=ann)).json()["instance_id"]

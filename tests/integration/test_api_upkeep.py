@@ -144,7 +144,7 @@ async def test_one_that_cannot_start_is_counted_and_holds_up_no_other(alone: Api
     async with await psycopg.AsyncConnection.connect(alone.parts.settings.database_url, autocommit=True) as owner_conn:
         await owner_conn.execute("DELETE FROM event WHERE stream_id = %s AND version = 2", (broken,))
         await owner_conn.execute("UPDATE stream SET version = 99 WHERE stream_id = %s", (broken,))
-    alone.parts.store._loader.forget(broken)
+    alone.parts.store._loader.evict(broken)
 
     assert await clean_up(alone, admin(alone)) == (1, 1)
     assert await status_of(alone, sound) == "deleting"

@@ -29,7 +29,7 @@ def url(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generat
 
     async def make(url: str) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(kept, "EVERY", 2)
+            patch.setattr(kept, "EVENTS_PER_SNAPSHOT", 2)
             async with sealed_log(url, tmp_path_factory.mktemp("seals")) as log:
                 await follow(log)
 
@@ -176,7 +176,7 @@ def test_how_much_there_is_to_do_includes_the_snapshots(url: str, workers: int) 
 async def test_since_a_seal_what_there_is_to_do_includes_the_snapshots_of_what_has_moved(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept, "EVERY", 2)
+    monkeypatch.setattr(kept, "EVENTS_PER_SNAPSHOT", 2)
     counted = CountedProgress()
 
     async with sealed_log(database_url, tmp_path) as log:

@@ -10,7 +10,7 @@ import pytest
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
-from events.patience import patiently
+from events.retries import with_retries
 from hydracore.db.pool import open_pool
 from tests.waiting import PATIENCE_S, until
 from workers.head_watcher import wait_for_events
@@ -42,7 +42,7 @@ async def ask(connection: AsyncConnection) -> None:
 async def test_a_task_that_is_cancelled_as_it_gets_its_connection_stops(pool: AsyncConnectionPool) -> None:
     for turns in TURNS:
         held = await pool.getconn()
-        asking = asyncio.create_task(patiently(pool, ask))
+        asking = asyncio.create_task(with_retries(pool, ask))
         await until(lambda: pool.get_stats()["requests_waiting"], poll_s=0)
 
         await pool.putconn(held)
@@ -60,7 +60,7 @@ async def test_a_task_that_is_cancelled_while_connections_are_checked_stops(pool
             tried.set()
             raise psycopg.OperationalError
 
-        asking = asyncio.create_task(patiently(pool, ask_in_vain))
+        asking = asyncio.create_task(with_retries(pool, ask_in_vain))
 
         await tried.wait()
 
@@ -74,7 +74,7 @@ async def test_a_task_that_was_cancelled_before_may_still_tidy_up(pool: AsyncCon
         try:
             await asyncio.Event().wait()
         finally:
-            await patiently(pool, ask)
+            await with_retries(pool, ask)
             tidied.append(True)
 
     working = asyncio.create_task(work())

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from events import commands as c
-from events.patience import patiently, run
+from events.retries import run, with_retries
 from events.sql import Statements
 from events.state import TEARDOWN_STEPS
 from hydracore.api import heartbeat_reception
@@ -43,7 +43,7 @@ async def test_what_is_asked_for_by_a_clock_that_is_ahead_is_owed_at_once(
         assert isinstance(ahead_ms, int)
         await store.create(ADA, replace(request(), at_ms=ahead_ms), origin())
 
-        assert await patiently(pool, owed) == [ADA]
+        assert await with_retries(pool, owed) == [ADA]
         assert await Attention(pool).claim_due() == [ADA]
         assert await Attention(pool).claim_due() == [], "somebody has just been sent there"
 

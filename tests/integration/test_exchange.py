@@ -17,7 +17,7 @@ import pytest
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from events.exchange import Statement, break_off, exchange, hang_up
+from events.exchange import Statement, disconnect, exchange, hang_up
 from hydracore.db.answer_timeout import AnswerTimeoutConnection
 from tests.cloudsim_fixtures import REPOSITORY
 from tests.waiting import PATIENCE_S, until
@@ -99,7 +99,7 @@ async def test_one_that_is_broken_off_is_closed_by_whoever_listens_there(
     waiting = asyncio.create_task(exchange(connection, [WAIT]))
     await until(connection.lock.locked)
 
-    await break_off(connection)
+    await disconnect(connection)
 
     assert not connection.closed
     with pytest.raises(psycopg.OperationalError):
@@ -159,8 +159,8 @@ async def test_the_next_is_sent_before_the_last_is_answered(database_url: str, o
         await connection.execute("CREATE TEMPORARY TABLE noted (word text)")
         await owner_conn.execute("SELECT pg_advisory_lock(1)")
 
-        first = asyncio.create_task(exchange(connection, [WAIT, Statement(ADD, (b"first",))], follow=True))
-        second = asyncio.create_task(exchange(connection, [Statement(ADD, (b"second",)), NUMBERS], follow=True))
+        first = asyncio.create_task(exchange(connection, [WAIT, Statement(ADD, (b"first",))], pipelined=True))
+        second = asyncio.create_task(exchange(connection, [Statement(ADD, (b"second",)), NUMBERS], pipelined=True))
         await until(lambda: b"second" in sent)
 
         assert not first.done()
@@ -174,7 +174,7 @@ async def test_each_is_a_transaction_of_its_own(connection: AsyncConnection) -> 
     words = (b"good", b"bad", b"better", b"bad", b"best")
 
     answers = await asyncio.gather(
-        *(exchange(connection, [Statement(ADD, (word,)), NUMBERS], follow=True) for word in words),
+        *(exchange(connection, [Statement(ADD, (word,)), NUMBERS], pipelined=True) for word in words),
         return_exceptions=True,
     )
 
@@ -199,7 +199,7 @@ async def test_large_ones_do_not_block_each_other(connection: AsyncConnection) -
     words = [character * 20_000_000 for character in (b"a", b"b", b"c")]
 
     answers = await asyncio.gather(
-        *(exchange(connection, [Statement(b"SELECT $1::text", (word,))], follow=True) for word in words)
+        *(exchange(connection, [Statement(b"SELECT $1::text", (word,))], pipelined=True) for word in words)
     )
 
     assert answers == [[[(word,)]] for word in words]
@@ -209,11 +209,11 @@ async def test_whoever_sends_takes_in_no_answer_that_another_would_wait_for_for_
     connection: AsyncConnection,
 ) -> None:
     """libpq reads what has come where it cannot send all at once."""
-    first = asyncio.create_task(exchange(connection, [NUMBERS], follow=True))
+    first = asyncio.create_task(exchange(connection, [NUMBERS], pipelined=True))
     await asyncio.sleep(0)
     have_come(connection, 1)
 
-    assert await exchange(connection, [Statement(b"SELECT length($1)", (b"x" * 30_000_000,))], follow=True)
+    assert await exchange(connection, [Statement(b"SELECT length($1)", (b"x" * 30_000_000,))], pipelined=True)
     assert await first == [[(b"1", b"1x"), (b"2", b"2x")]]
 
 
@@ -221,13 +221,13 @@ async def test_what_is_prepared_anew_is_for_those_behind_it_too(connection: Asyn
     await exchange(connection, [NUMBERS])
     await connection.execute("DEALLOCATE ALL")
 
-    answers = await asyncio.gather(*(exchange(connection, [NUMBERS], follow=True) for _ in range(3)))
+    answers = await asyncio.gather(*(exchange(connection, [NUMBERS], pipelined=True) for _ in range(3)))
 
     assert answers == [[[(b"1", b"1x"), (b"2", b"2x")]]] * 3
 
 
 async def test_a_command_of_psycopgs_waits_for_those_under_way(connection: AsyncConnection) -> None:
-    adding = [asyncio.create_task(exchange(connection, [Statement(ADD, (b"a",))], follow=True)) for _ in range(3)]
+    adding = [asyncio.create_task(exchange(connection, [Statement(ADD, (b"a",))], pipelined=True)) for _ in range(3)]
     await asyncio.sleep(0)  # All of them are sent.
 
     assert await noted(connection) == ["a", "a", "a"]
@@ -255,7 +255,7 @@ async def test_one_that_is_given_up_takes_the_connection_with_it_and_nobody_is_g
     connection: AsyncConnection, owner_conn: AsyncConnection, given_up: int
 ) -> None:
     await owner_conn.execute("SELECT pg_advisory_lock(1)")
-    both = [asyncio.create_task(exchange(connection, [WAIT, NUMBERS], follow=True)) for _ in range(2)]
+    both = [asyncio.create_task(exchange(connection, [WAIT, NUMBERS], pipelined=True)) for _ in range(2)]
     await asyncio.sleep(0)
 
     both[given_up].cancel()
@@ -272,7 +272,7 @@ async def test_nobody_is_given_the_answers_of_one_that_is_given_up_as_they_come(
 ) -> None:
     words = (b"a", b"b", b"c")
     asked = [
-        asyncio.create_task(exchange(connection, [Statement(b"SELECT $1::text", (word,))], follow=True))
+        asyncio.create_task(exchange(connection, [Statement(b"SELECT $1::text", (word,))], pipelined=True))
         for word in words
     ]
     await asyncio.sleep(0)
@@ -287,14 +287,14 @@ async def test_nobody_is_given_the_answers_of_one_that_is_given_up_as_they_come(
     assert connection.closed
 
 
-@pytest.mark.parametrize("follow", [True, False])
+@pytest.mark.parametrize("pipelined", [True, False])
 async def test_one_to_which_the_server_says_nothing_for_too_long_breaks_the_connection_off(
-    database_url: str, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch, *, follow: bool
+    database_url: str, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch, *, pipelined: bool
 ) -> None:
     await owner_conn.execute("SELECT pg_advisory_lock(1)")
     async with await AnswerTimeoutConnection.connect(database_url, autocommit=True) as connection:
         monkeypatch.setattr(AnswerTimeoutConnection, "answer_s_max", 0.2)
-        both = [asyncio.create_task(exchange(connection, [WAIT], follow=follow)) for _ in range(2)]
+        both = [asyncio.create_task(exchange(connection, [WAIT], pipelined=pipelined)) for _ in range(2)]
 
         await until(lambda: all(task.done() for task in both))
 
@@ -307,7 +307,7 @@ async def test_they_leave_no_file_open(connection: AsyncConnection) -> None:
     before = psutil.Process().num_fds()
 
     for _ in range(3):
-        await asyncio.gather(*(exchange(connection, [NUMBERS], follow=True) for _ in range(2)))
+        await asyncio.gather(*(exchange(connection, [NUMBERS], pipelined=True) for _ in range(2)))
 
     assert psutil.Process().num_fds() == before
 
@@ -335,14 +335,14 @@ async def find_it_dead_while_another_listens(database_url: str) -> None:
     """libpq closes its socket as it is to send on a connection that is dead."""
     large = Statement(b"SELECT $1::text", (b"x" * 60_000,))
     async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
-        listening = asyncio.create_task(exchange(connection, [WAIT], follow=True))
+        listening = asyncio.create_task(exchange(connection, [WAIT], pipelined=True))
         await asyncio.sleep(0)
         its_socket = connection.pgconn.socket
 
         hang_up(connection)
         # In the same turn of the loop, before anybody is told.
         with pytest.raises(psycopg.OperationalError):
-            exchange(connection, [large, large], follow=True).send(None)
+            exchange(connection, [large, large], pipelined=True).send(None)
 
         # Whoever gets the number next is not taken for it.
         with socket.socket() as other:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from events import commands as c
-from events import shared
+from events import shared_connection
 from events.keys import Keyring
 from events.master_keys import MasterKeys
 from events.state import Instance
@@ -26,7 +26,7 @@ COMMITTING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'
 async def test_no_append_is_acknowledged_that_the_standby_lacks(
     replicated: Replicated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "LATE_S", 0.05)
+    monkeypatch.setattr(shared_connection, "LATE_AFTER_S", 0.05)
     await replicated.synchronous()
     async with open_store(replicated.database_url) as (store, _):
         await requested(store, key="before")

@@ -80,7 +80,7 @@ async def beside_a_crowd(store: EventStore, *odd: Any) -> list[Any]:
 async def test_appends_that_come_together_share_commits(database_url: str, owner_conn: AsyncConnection) -> None:
     told: list[dict[int, int]] = []
     async with open_store(database_url) as (_, pool):
-        store = EventStore(pool, inline=inline_projections(), published=told.append)
+        store = EventStore(pool, inline=inline_projections(), on_commit=told.append)
         customers = [f"c{number}" for number in range(3 * BATCH_MAX)]
 
         await asyncio.gather(*(create(store, one) for one in customers))

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from events.ids import lane_of
-from events.patience import run
+from events.retries import run
 from events.types import Health
 from tests import lives
 from tests.stack import Stack

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 from psycopg import AsyncConnection
 
 from events import batch
-from events.batch import Verdict
+from events.batch import AppendResult
 from events.decide import decide
 from events.evolve import evolve
 from events.exchange import Statement, exchange
@@ -92,7 +92,7 @@ class Writer:
         parameters, digests = batch._parameters(appends)
         await connection.execute("SELECT 1")  # Begins the transaction.
         [answers] = await exchange(connection, [Statement(batch._APPEND, (*parameters, *NO_LIMITS))])
-        verdicts: list[Verdict] = [batch._verdict(*each) for each in zip(answers, digests, strict=True)]
+        verdicts: list[AppendResult] = [batch._append_result(*each) for each in zip(answers, digests, strict=True)]
         assert {verdict.outcome for verdict in verdicts} == {"appended"}
 
 

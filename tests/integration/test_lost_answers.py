@@ -70,7 +70,7 @@ async def test_an_append_whose_answer_was_lost_tells_its_events_all_the_same(
     async with door.open() as port:
         through = make_conninfo(database_url, port=port)
         async with open_pool(through, role="hydracore_app", application="test", size=1) as pool:
-            store = EventStore(pool, inline=inline_projections(), published=told.append)
+            store = EventStore(pool, inline=inline_projections(), on_commit=told.append)
             await live(store, *lives.RUNNING)
             told.clear()
 

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 import pytest
 from psycopg import AsyncConnection
 
-from events import shared
+from events import shared_connection
 from events.exchange import Rows, Statement, exchange
-from events.shared import SharedConnection
+from events.shared_connection import SharedConnection
 from hydracore.db.pool import open_pool
 from tests.pooler import needs_pooler, pooled
 from tests.waiting import until
@@ -25,7 +25,7 @@ UNLOCKED: list[Rows] = [[(b"",)]]
 
 @pytest.fixture(autouse=True)
 def soon_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "LATE_S", 0.05)
+    monkeypatch.setattr(shared_connection, "LATE_AFTER_S", 0.05)
 
 
 @asynccontextmanager
@@ -39,7 +39,7 @@ async def sharing(database_url: str) -> AsyncGenerator[SharedConnection]:
 
 async def wait(on: SharedConnection) -> list[Rows]:
     async with on.connection() as connection:
-        return await exchange(connection, [WAIT], follow=True)
+        return await exchange(connection, [WAIT], pipelined=True)
 
 
 async def pid_of(on: SharedConnection) -> int:

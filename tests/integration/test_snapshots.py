@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 
 from events import loading, snapshots
 from events.ids import lane_of
-from events.remembered import FOLD, encode
 from events.state import Instance
+from events.stream_state import FOLD_VERSION, encode
 from tests import lives
 from tests.requests_to_log import open_store, origin
 
@@ -27,7 +27,7 @@ PAGE, EVERY = 2, 5
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams of some twenty events are long ones."""
     monkeypatch.setattr(loading, "STREAM_PAGE", PAGE)
-    monkeypatch.setattr(snapshots, "EVERY", EVERY)
+    monkeypatch.setattr(snapshots, "EVENTS_PER_SNAPSHOT", EVERY)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ async def test_a_process_that_goes_on_from_a_snapshot_keeps_the_next_ones(lived:
             await store.execute(bob, lives.configure(agent_name=f"Bob {number}"), origin())
         state = await store.load(bob)
 
-    assert kept(lived, bob) == [(2 * EVERY, FOLD)]
+    assert kept(lived, bob) == [(2 * EVERY, FOLD_VERSION)]
     async with open_store(lived) as (store, _):
         assert await store.load(bob) == state
 
@@ -110,7 +110,7 @@ async def test_one_that_is_not_of_this_log_or_of_these_rules_is_not_believed_and
     assert text(lived) != good
 
     assert await loaded(lived) == WHOLE
-    assert (kept(lived), text(lived)) == ([(WHOLE.version, FOLD)], good)
+    assert (kept(lived), text(lived)) == ([(WHOLE.version, FOLD_VERSION)], good)
 
 
 async def test_the_snapshot_of_another_instance_is_not_believed(lived: str) -> None:
@@ -146,7 +146,7 @@ async def test_one_of_a_lost_history_is_not_remembered(database_url: str) -> Non
     assert state is not None
     assert state.version == PAGE
     lost = encode(replace(state, version=EVERY, agent_name="lost")).decode()
-    row = (lane_of(ADA), ADA, EVERY, FOLD, lost)
+    row = (lane_of(ADA), ADA, EVERY, FOLD_VERSION, lost)
     do(database_url, "INSERT INTO snapshot VALUES (%s, %s, %s, %s, sha256('lost'), %s)", *row)
 
     async with open_store(database_url) as (store, _):
@@ -170,7 +170,7 @@ async def test_no_snapshot_is_kept_of_a_state_of_which_nobody_knows_whether_the_
         async with open_store(database_url) as (other, _):
             await other.execute(ADA, lives.configure(agent_name="of the new history"), origin())
         if remembered == "nothing":
-            store._loader.forget(ADA)  # as where others have taken its place in memory
+            store._loader.evict(ADA)  # as where others have taken its place in memory
         else:
             await store.load(ADA)
         await store.execute_at(before, ADA, lives.configure(recipe_id="written"), origin())
@@ -223,7 +223,7 @@ async def test_all_goes_on_where_snapshots_can_be_neither_kept_nor_read(database
 async def test_nobody_waits_for_a_snapshot_that_somebody_has_locked(
     lived: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snapshots, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(snapshots, "WAIT_S_MAX", 0.1)
     with psycopg.connect(lived) as owner:
         owner.execute("TRUNCATE snapshot")  # and not committed
 
@@ -238,7 +238,7 @@ async def test_nobody_waits_for_a_snapshot_that_somebody_has_locked(
 
     assert state is not None
     assert state.version == EVERY + 1
-    assert kept(lived) == [(WHOLE.version, FOLD)], "what was truncated is back, and nothing came late"
+    assert kept(lived) == [(WHOLE.version, FOLD_VERSION)], "what was truncated is back, and nothing came late"
     assert kept(lived, bob) == []
 
 
@@ -248,4 +248,4 @@ async def test_processes_that_keep_the_same_one_at_once_do_no_harm(lived: str) -
     states = await asyncio.gather(*(loaded(lived) for _ in range(4)))
 
     assert states == [WHOLE] * 4
-    assert kept(lived) == [(WHOLE.version, FOLD)]
+    assert kept(lived) == [(WHOLE.version, FOLD_VERSION)]

@@ -100,7 +100,7 @@ async def test_what_is_refused_writes_nothing(store: EventStore, owner_conn: Asy
 async def test_whoever_follows_is_told_how_far_each_lane_has_moved(database_url: str) -> None:
     told: list[dict[int, int]] = []
     async with open_store(database_url) as (_, pool):
-        store = EventStore(pool, inline=(), published=told.append)
+        store = EventStore(pool, inline=(), on_commit=told.append)
 
         await store.create(ADA, request(), first())
         await store.create(ADA, request(), first())
@@ -125,7 +125,9 @@ async def test_a_repeated_request_gets_the_stored_answer(
 
     assert (repeat.duplicate, repeat.events, repeat.result) == (True, (), b'{"answer": 1}')
     assert repeat.state.created_ms == NOW_MS
-    assert await other_store.repeated(ADA, first(b"same", b'{"answer": 2}')) == repeat, "who could not make it any more"
+    assert await other_store.earlier_outcome(ADA, first(b"same", b'{"answer": 2}')) == repeat, (
+        "who could not make it any more"
+    )
     assert await check_log(owner_conn) == before
 
 

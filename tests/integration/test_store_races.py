@@ -98,7 +98,7 @@ async def test_whoever_waits_for_a_turn_that_does_not_come_is_told_and_the_next_
     store: EventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await store.create(ADA, request(), first())
-    monkeypatch.setattr("events.turns.PATIENCE_S", 0.05)
+    monkeypatch.setattr("events.stream_locks.RETRY_S_MAX", 0.05)
     begun, go_on = asyncio.Event(), asyncio.Event()
 
     async def held(_: Instance | None) -> c.AnyCommand:

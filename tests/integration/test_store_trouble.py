@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool
 
 from events import commands as c
-from events import committer, shared
+from events import committer, shared_connection
 from events.errors import StoreUnavailable
 from events.ids import command_id_for, lane_of
 from events.record import Origin, Outcome
@@ -141,7 +141,7 @@ async def test_two_lanes_that_somebody_has_keep_up_nobody_in_others_for_long(dat
 async def test_whoever_gives_up_a_lane_leaves_others_where_appends_land(
     database_url: str, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(committer, "PATIENCE_S", 2.0)
+    monkeypatch.setattr(committer, "RETRY_S_MAX", 2.0)
     in_lane: defaultdict[int, list[str]] = defaultdict(list)
     for number in range(60_000):
         in_lane[lane_of(instance_id(f"c{number}"))].append(f"c{number}")
@@ -172,7 +172,7 @@ async def test_whoever_gives_up_a_lane_leaves_others_where_appends_land(
 async def test_those_who_write_at_the_same_time_do_it_in_one_session(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared, "LATE_S", 60.0)
+    monkeypatch.setattr(shared_connection, "LATE_AFTER_S", 60.0)
     async with open_store(database_url) as (store, pool):
         # Of a new connection it has to be found out first where it leads.
         await live(store, request())
@@ -235,7 +235,7 @@ async def test_nobody_is_told_of_an_append_whose_wait_for_a_standby_somebody_can
 async def test_an_outage_refuses_those_who_wait_together_with_those_who_tried(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(committer, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(committer, "RETRY_S_MAX", 0.5)
     nowhere: AsyncConnectionPool = AsyncConnectionPool(
         "host=127.0.0.1 port=1", min_size=1, max_size=2, open=False, kwargs={"autocommit": True}
     )
@@ -243,7 +243,7 @@ async def test_an_outage_refuses_those_who_wait_together_with_those_who_tried(
     store = EventStore(nowhere, inline=())
     started = asyncio.get_running_loop().time()
 
-    customers = [f"c{number}" for number in range(committer.BATCH_MAX * committer.FLIGHTS * 4)]
+    customers = [f"c{number}" for number in range(committer.BATCH_MAX * committer.FLUSHES * 4)]
     answers = await asyncio.gather(
         *(store.create(instance_id(one), request(customer_id=one), creation_of(instance_id(one))) for one in customers),
         return_exceptions=True,

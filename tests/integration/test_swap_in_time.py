@@ -85,7 +85,7 @@ async def test_an_append_that_lands_while_the_swap_waits_for_its_lane_is_taken_o
     for limit in ("projections.swap.WAIT_S_MAX", "projections.swap.STOPPED_S_MAX"):
         monkeypatch.setattr(limit, LONG_S)
     # The append keeps its lane for all that time: between two tries the swap would not have to wait.
-    for limit in ("events.committer.LATE_S", "events.batch.TRANSACTION_S_MAX"):
+    for limit in ("events.committer.LATE_AFTER_S", "events.batch.TRANSACTION_S_MAX"):
         monkeypatch.setattr(limit, LONG_S)
     async with (
         open_store(database_url) as (store, _),

@@ -104,7 +104,7 @@ async def test_large_exchanges_follow_each_other(encrypted_url: str) -> None:
         assert connection.pgconn.ssl_in_use
 
         answers = await asyncio.gather(
-            *(exchange(connection, [Statement(b"SELECT $1::text, 1", (word,))], follow=True) for word in words)
+            *(exchange(connection, [Statement(b"SELECT $1::text, 1", (word,))], pipelined=True) for word in words)
         )
 
     assert answers == [[[(word, b"1")]] for word in words]

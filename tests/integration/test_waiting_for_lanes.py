@@ -9,7 +9,7 @@ from psycopg import AsyncConnection, sql
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool
 
-from events import committer, held
+from events import committer, locked_lanes
 from events.errors import Rejected, ReservationTaken, StoreUnavailable
 from events.record import Outcome
 from tests import lives
@@ -35,7 +35,7 @@ def customers() -> Customers:
 def limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """How long a flush waits for locks is up to a test: until it says otherwise, not for long."""
     monkeypatch.setattr(committer, "LOCK_S_MAX", 0.3)
-    monkeypatch.setattr(committer, "PATIENCE_S", LONG_S)
+    monkeypatch.setattr(committer, "RETRY_S_MAX", LONG_S)
     monkeypatch.setattr("events.batch.TRANSACTION_S_MAX", LONG_S)
 
 
@@ -47,7 +47,7 @@ async def test_a_database_that_goes_away_is_told_to_all_who_wait_for_held_lanes(
     customers: Customers,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(committer, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(committer, "RETRY_S_MAX", 1.0)
     lanes = range(6)
     async with open_store(database_url) as (store, _), held_lanes(database_url, lanes):
         waiting = [customers.creating(store, lane) for lane in lanes]
@@ -68,9 +68,9 @@ async def test_a_database_that_goes_away_is_told_to_all_who_wait_for_a_flight(
     customers: Customers,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(committer, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(committer, "RETRY_S_MAX", 1.0)
     monkeypatch.setattr(committer, "LOCK_S_MAX", LONG_S)
-    monkeypatch.setattr(committer, "FLIGHTS_MAX", 1)
+    monkeypatch.setattr(committer, "FLUSHES_MAX", 1)
     async with open_store(database_url) as (store, _), held_lanes(database_url, [1]):
         # One flush, which fails as a whole; the last of it is tried first, and waits.
         odd = store.create(lives.instance_id("odd"), lives.request(customer_id="odd", agent_name="\ud800"), origin())
@@ -80,9 +80,9 @@ async def test_a_database_that_goes_away_is_told_to_all_who_wait_for_a_flight(
         waiting.append(customers.creating(store, FREE))
         await until(lambda: len(store._committer._queue) == 2)
         gone.cancel()
-        assert len(store._committer._alone) == 2
+        assert len(store._committer._isolated) == 2
         # Nobody who is tried after that gives up.
-        monkeypatch.setattr(committer, "PATIENCE_S", LONG_S)
+        monkeypatch.setattr(committer, "RETRY_S_MAX", LONG_S)
 
         await take_away(services, database_url)
         await until(lambda: all(task.done() for task in waiting))
@@ -128,16 +128,16 @@ async def test_those_behind_two_who_wait_for_locks_fly_past_them(
     async with open_store(database_url) as (store, _), held_lanes(database_url, [1, 2]) as holder:
         flying = store._committer
         stuck = [customers.creating(store, 1)]
-        await until(lambda: flying._air)
+        await until(lambda: flying._lanes_in_flight)
         stuck.append(customers.creating(store, 2))
-        await until(lambda: len(flying._air) == len(stuck))
+        await until(lambda: len(flying._lanes_in_flight) == len(stuck))
 
         await until(customers.creating(store, FREE).done)
 
         assert not any(task.done() for task in stuck)
         await holder.rollback()
         await asyncio.gather(*stuck)
-        await until(lambda: not flying._flights)
+        await until(lambda: not flying._flushers)
         assert not flying._late
 
 
@@ -145,18 +145,18 @@ async def test_however_many_flights_are_late_no_more_are_begun_than_there_may_be
     database_url: str, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(committer, "LOCK_S_MAX", LONG_S)
-    lanes = range(committer.FLIGHTS_MAX)
+    lanes = range(committer.FLUSHES_MAX)
     async with open_store(database_url) as (store, _), held_lanes(database_url, lanes) as holder:
         flying, asked = store._committer, list[asyncio.Task[Outcome]]()
         for lane in lanes:
             asked.append(customers.creating(store, lane))
-            await until(lambda: len(flying._air) == len(asked))
+            await until(lambda: len(flying._lanes_in_flight) == len(asked))
         await until(lambda: len(flying._late) == len(lanes))
 
         asked.append(customers.creating(store, FREE))
         await asyncio.sleep(0)
 
-        assert len(flying._flights) == len(lanes)
+        assert len(flying._flushers) == len(lanes)
         await holder.rollback()
         await asyncio.gather(*asked)
 
@@ -182,7 +182,7 @@ async def test_whoever_comes_behind_one_that_is_not_let_in_waits_apart_with_it(
         await until(lambda: sees_held(store, 1))
 
         # Nothing flies for that lane any more.
-        await until(lambda: not store._committer._flights)
+        await until(lambda: not store._committer._flushers)
         assert not any(task.done() for task in stuck)
         await holder.rollback()
         await asyncio.gather(*stuck)
@@ -191,7 +191,7 @@ async def test_whoever_comes_behind_one_that_is_not_let_in_waits_apart_with_it(
 async def test_whoever_is_tried_alone_for_a_lane_that_proves_to_be_held_waits_apart(
     database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(committer, "FLIGHTS_MAX", 1)
+    monkeypatch.setattr(committer, "FLUSHES_MAX", 1)
     async with open_store(database_url) as (store, pool), held_lanes(database_url, [1]) as holder:
         # One flush, which fails as a whole: each is to fly alone then.
         odd = store.create(lives.instance_id("odd"), lives.request(customer_id="odd", agent_name="\ud800"), origin())
@@ -220,7 +220,7 @@ async def test_those_who_wait_for_held_lanes_are_among_as_many_as_may_wait(
         monkeypatch.setattr(committer, "LOCK_S_MAX", LONG_S)
         await until(lambda: somebody(owner_conn, WAITING_LONG))
         stuck += [customers.creating(store, 1) for _ in range(3)]
-        await until(lambda: len(store._committer._held) == 3)
+        await until(lambda: len(store._committer._locked) == 3)
         monkeypatch.setattr(committer, "QUEUE_MAX", 3)
 
         with pytest.raises(StoreUnavailable, match="Too many appends are waiting"):
@@ -240,15 +240,15 @@ async def test_whoever_has_waited_long_enough_is_refused_though_it_is_another_la
             for_long.setattr(committer, "LOCK_S_MAX", LONG_S)
             # Its lane is being tried, so that whoever waits for it now is the next one.
             await until(lambda: somebody(owner_conn, WAITING_LONG))
-            assert not len(store._committer._held)
-            for_long.setattr(committer, "PATIENCE_S", 0.0)
+            assert not len(store._committer._locked)
+            for_long.setattr(committer, "RETRY_S_MAX", 0.0)
             impatient = customers.creating(store, 1)
-            await until(lambda: len(store._committer._held))
+            await until(lambda: len(store._committer._locked))
 
         also_stuck = customers.creating(store, 2)
         await until(impatient.done)
 
-        assert str(impatient.exception()) == held.REFUSAL
+        assert str(impatient.exception()) == locked_lanes.LANE_LOCKED
         assert not stuck.done()
         await holder.rollback()
         await asyncio.gather(stuck, also_stuck)
@@ -257,7 +257,7 @@ async def test_whoever_has_waited_long_enough_is_refused_though_it_is_another_la
 async def test_those_who_waited_for_a_lane_take_nobodys_place_once_they_are_let_in(
     database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(committer, "FLIGHTS_MAX", 1)
+    monkeypatch.setattr(committer, "FLUSHES_MAX", 1)
     async with open_store(database_url) as (store, _), held_lanes(database_url, [1]) as holder:
         asked = [customers.creating(store, 1)]
         await until(lambda: sees_held(store, 1))
@@ -267,7 +267,7 @@ async def test_those_who_waited_for_a_lane_take_nobodys_place_once_they_are_let_
         async with held_lanes(database_url, [2]) as other_holder:
             # The one flight that there may be waits, and somebody for that.
             asked.append(customers.creating(store, 2))
-            await until(lambda: store._committer._air)
+            await until(lambda: store._committer._lanes_in_flight)
             asked.append(customers.creating(store, FREE))
             await until(lambda: store._committer._queue)
 

@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from events.ids import framed, instance_id_for
+from events.ids import instance_id_for, length_prefixed
 from events.wrapping import bind
 from hydracore import tokens
 from projections.reservation import idempotency_value
@@ -29,6 +29,6 @@ def test_a_reservation_has_a_form_of_its_own_that_never_changes() -> None:
 
 
 def test_no_other_parts_give_the_same() -> None:
-    assert framed("a", "bc") != framed("ab", "c")
-    assert framed("1:a") != framed("", "a")
-    assert framed() != framed("")
+    assert length_prefixed("a", "bc") != length_prefixed("ab", "c")
+    assert length_prefixed("1:a") != length_prefixed("", "a")
+    assert length_prefixed() != length_prefixed("")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from events import commands as c
-from events import remembered
+from events import stream_state
 from events import types as e
 from events.codec import decode, encode
 from events.decide import decide
@@ -55,7 +55,7 @@ class Witness:
         before, self.now = self.now, evolve(self.now, event, stream_id=self.who.id)
         self.events.append(event)
         assert self.now.version == len(self.events)
-        assert remembered.decode(remembered.encode(self.now)) == self.now
+        assert stream_state.decode(stream_state.encode(self.now)) == self.now
         if before is not None and before.status != self.now.status:
             assert (before.status, self.now.status) in STEPS
         if isinstance(event, e.ServerIntended):

@@ -7,10 +7,10 @@ from hashlib import sha256
 
 import pytest
 
-from events import remembered, snapshots
+from events import snapshots, stream_state
 from events.evolve import evolve
-from events.remembered import FOLD
 from events.state import Instance
+from events.stream_state import FOLD_VERSION
 from events.types import AnyEvent
 from tests import frozen, lives
 
@@ -26,13 +26,13 @@ def results() -> Iterator[bytes]:
         state = None
         for event in history:
             state = evolve(state, event, stream_id=lives.instance_id())
-            yield remembered.encode(state)
+            yield stream_state.encode(state)
             yield from (result(state, other) for other in others)
 
 
 def result(state: Instance, event: AnyEvent) -> bytes:
     try:
-        return remembered.encode(evolve(state, event, stream_id=state.id))
+        return stream_state.encode(evolve(state, event, stream_id=state.id))
     except Exception as error:  # noqa: BLE001 - that it makes no sense there, and how that is found, is a result
         return type(error).__name__.encode()
 
@@ -40,22 +40,22 @@ def result(state: Instance, event: AnyEvent) -> bytes:
 def test_whoever_changes_what_a_history_gives_changes_the_number_of_the_rules() -> None:
     """Otherwise processes of this release would go on from states that those before have made by other rules.
 
-    Where this fails: raise `FOLD` in `events/remembered.py`, and add its digest.
+    Where this fails: raise `FOLD_VERSION` in `events/stream_state.py`, and add its digest.
     """
     digest = sha256(b"\n".join(results())).hexdigest()
 
-    assert FROZEN[FOLD] == digest
-    assert max(FROZEN) == FOLD
+    assert FROZEN[FOLD_VERSION] == digest
+    assert max(FROZEN) == FOLD_VERSION
 
 
 @pytest.mark.parametrize("way", lives.WAYS)
 def test_a_snapshot_is_read_as_the_state_that_it_was_made_of(way: str) -> None:
     state = lives.Life.after(*lives.WAYS[way]).state
 
-    text = remembered.encode(state)
+    text = stream_state.encode(state)
 
-    assert remembered.decode(text) == state
-    assert remembered.encode(remembered.decode(text)) == text
+    assert stream_state.decode(text) == state
+    assert stream_state.encode(stream_state.decode(text)) == text
 
 
 @pytest.mark.parametrize(("before", "after"), [(499, 500), (0, 1_500), (999, 1_001)])

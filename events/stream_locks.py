@@ -13,20 +13,20 @@ from uuid import UUID
 from weakref import WeakValueDictionary
 
 from events.errors import StoreUnavailable
-from events.patience import PATIENCE_S
+from events.retries import RETRY_S_MAX
 
 
-class Turns:
+class StreamLocks:
     def __init__(self) -> None:
-        #: The locks of the streams that are being changed or waited for.
+        #: By the id of a stream that is being changed.
         self._locks: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
 
     @asynccontextmanager
-    async def turn(self, stream_id: UUID) -> AsyncGenerator[None]:
-        """Hold the turn at this stream. Raises `StoreUnavailable` if earlier ones take longer than `PATIENCE_S`."""
+    async def hold(self, stream_id: UUID) -> AsyncGenerator[None]:
+        """Hold the lock of this stream. Raises `StoreUnavailable` if earlier changes take longer than `RETRY_S_MAX`."""
         lock = self._locks.setdefault(stream_id, asyncio.Lock())
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(RETRY_S_MAX):
                 await lock.acquire()
         except TimeoutError as error:
             raise StoreUnavailable("Too many concurrent changes; try again later") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 from uuid import UUID
 
-from events.held import HeldLanes
+from events.locked_lanes import LockedLanes
 from events.record import Append
 from tests.lives import Life, request
 from tests.requests_to_log import origin
@@ -33,32 +33,32 @@ def one(lane: int, *, stream: int = 0) -> One:
     )
 
 
-def tried(held: HeldLanes[One]) -> list[int]:
+def tried(held: LockedLanes[One]) -> list[int]:
     """The lanes that are tried next, in their order, where no try ends."""
     lanes: list[int] = []
-    while batch := held.take(count_max=64):
+    while batch := held.next_batch(count_max=64):
         lanes.append(batch[0].append.lane)
     return lanes
 
 
 def test_a_lane_that_is_held_since_now_is_tried_before_those_that_were_tried_already() -> None:
-    held = HeldLanes[One]()
-    held.put([one(1), one(2)])
+    held = LockedLanes[One]()
+    held.add_blocked([one(1), one(2)])
 
-    held.put([one(3)])
+    held.add_blocked([one(3)])
 
     assert tried(held)[0] == 3
 
 
 def test_held_lanes_are_tried_in_turn() -> None:
-    held = HeldLanes[One]()
-    held.put([one(1), one(2), one(3)])
+    held = LockedLanes[One]()
+    held.add_blocked([one(1), one(2), one(3)])
     turns: list[int] = []
 
     for _ in range(6):
-        batch = held.take(count_max=64)
+        batch = held.next_batch(count_max=64)
         turns.append(batch[0].append.lane)
-        held.put(batch)
+        held.add_blocked(batch)
         held.end_try(turns[-1])
 
     assert set(turns[:3]) == {1, 2, 3}
@@ -66,25 +66,25 @@ def test_held_lanes_are_tried_in_turn() -> None:
 
 
 def test_those_who_were_not_let_in_are_tried_before_those_who_came_since() -> None:
-    held = HeldLanes[One]()
+    held = LockedLanes[One]()
     early, late = one(1, stream=1), one(1, stream=2)
-    held.put([early])
-    batch = held.take(count_max=64)
-    held.queue(late)
+    held.add_blocked([early])
+    batch = held.next_batch(count_max=64)
+    held.enqueue(late)
 
-    held.put(batch)
+    held.add_blocked(batch)
     held.end_try(1)
 
-    assert held.take(count_max=1) == [early]
+    assert held.next_batch(count_max=1) == [early]
 
 
 def test_a_lane_is_tried_with_one_append_of_each_stream_and_the_next_ones_stay_in_their_order() -> None:
-    held = HeldLanes[One]()
+    held = LockedLanes[One]()
     first, second, third, other = (one(1, stream=stream) for stream in (1, 1, 1, 2))
-    held.put([first, second, third, other])
+    held.add_blocked([first, second, third, other])
 
     batches: list[list[One]] = []
-    while batch := held.take(count_max=64):
+    while batch := held.next_batch(count_max=64):
         batches.append(batch)
         held.end_try(1)
 
@@ -92,12 +92,12 @@ def test_a_lane_is_tried_with_one_append_of_each_stream_and_the_next_ones_stay_i
 
 
 def test_what_a_try_has_no_room_for_waits_for_the_next() -> None:
-    held = HeldLanes[One]()
+    held = LockedLanes[One]()
     waiting = [one(1, stream=stream) for stream in range(5)]
-    held.put(waiting)
+    held.add_blocked(waiting)
 
-    batch = held.take(count_max=3)
+    batch = held.next_batch(count_max=3)
     held.end_try(1)
 
-    assert batch + held.take(count_max=3) == waiting
+    assert batch + held.next_batch(count_max=3) == waiting
     assert len(held) == 0

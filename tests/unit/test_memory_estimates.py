@@ -10,9 +10,9 @@ import pytest
 
 from events.codec import decode, encode
 from events.evolve import evolve
+from events.memory_estimates import state_bytes
 from events.state import Instance
 from events.types import ConsentChanged, PlatformConfigPatched, Sealed
-from events.weights import weight_of
 from tests import lives
 
 RUNNING = lives.Life.after(*lives.RUNNING).state
@@ -22,12 +22,12 @@ def test_a_state_weighs_what_its_configuration_does() -> None:
     patched = PlatformConfigPatched(at_ms=1, advanced=Sealed("v1." + "A" * 100_000), skills=({"name": "a"},) * 1_000)
     large = _after(RUNNING, patched)
 
-    weight = weight_of(RUNNING, before=None, weight=0)
-    more = weight_of(large, before=RUNNING, weight=weight) - weight
+    weight = state_bytes(RUNNING, before=None, weight=0)
+    more = state_bytes(large, before=RUNNING, weight=weight) - weight
 
     assert more > 100_000 + 1_000 * len('{"name":"a"},')
     same = _after(large, ConsentChanged(at_ms=2, granted=True))
-    assert weight_of(same, before=large, weight=weight + more) == weight + more
+    assert state_bytes(same, before=large, weight=weight + more) == weight + more
 
 
 @pytest.mark.parametrize("item", [{}, [], {"a": 1}, {"name": "a"}, [1.5], ["ab"]], ids=msgspec.json.encode)
@@ -44,7 +44,7 @@ def test_a_state_of_many_small_values_takes_no_more_memory_than_it_weighs(item: 
         tracemalloc.stop()
 
     # To some hundredths: what the interpreter keeps for later is traced, too.
-    assert taken < 1.05 * weight_of(state, before=None, weight=0)
+    assert taken < 1.05 * state_bytes(state, before=None, weight=0)
 
 
 def _after(state: Instance, event: PlatformConfigPatched | ConsentChanged) -> Instance:

@@ -10,7 +10,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg_pool.base import AttemptWithBackoff
 
 from events.errors import StoreUnavailable
-from events.patience import PATIENCE_S, patiently, run
+from events.retries import RETRY_S_MAX, run, with_retries
 from hydracore.db import pool as pool_module
 from hydracore.db.pool import open_pool
 
@@ -39,7 +39,7 @@ async def test_a_restart_costs_one_try_and_not_one_for_each_connection(
                 await borrowed.enter_async_context(pool.connection())
         assert await (await owner_conn.execute(ENDED)).fetchone() == (SIZE,)
 
-        await patiently(pool, work)
+        await with_retries(pool, work)
 
     assert tries == 2
 
@@ -48,7 +48,7 @@ async def test_a_database_that_was_away_for_long_is_used_again_as_soon_as_it_is_
     database_url: str, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pool leaves ever more time between its tries, and would be away for as long again. Here all times are a tenth."""
-    monkeypatch.setattr(pool_module, "BORROW_TIMEOUT_S", PATIENCE_S / 10)
+    monkeypatch.setattr(pool_module, "BORROW_TIMEOUT_S", RETRY_S_MAX / 10)
     monkeypatch.setattr(AttemptWithBackoff, "INITIAL_DELAY", AttemptWithBackoff.INITIAL_DELAY / 10)
     admit = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
     name = sql.Identifier(owner_conn.info.dbname)
@@ -62,11 +62,11 @@ async def test_a_database_that_was_away_for_long_is_used_again_as_soon_as_it_is_
         # As often as a pool tries in half a minute that is left alone.
         while pool.get_stats().get("connections_errors", 0) < 6:
             with suppress(StoreUnavailable):
-                await patiently(pool, look, patience_s=PATIENCE_S / 10)
+                await with_retries(pool, look, retry_s_max=RETRY_S_MAX / 10)
 
         await operator.execute(admit.format(name, sql.SQL("true")))
 
-        await patiently(pool, look, patience_s=PATIENCE_S / 10)
+        await with_retries(pool, look, retry_s_max=RETRY_S_MAX / 10)
 
 
 async def test_nobody_waits_for_a_pool_that_was_closed(database_url: str) -> None:

@@ -12,7 +12,7 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool
 
-from events import committer, held
+from events import committer, locked_lanes
 from events.errors import StoreUnavailable
 from events.exchange import hang_up
 from events.record import Outcome
@@ -68,7 +68,7 @@ async def test_however_many_lanes_are_held_others_land(
     held_count: int,
     together: bool,
 ) -> None:
-    monkeypatch.setattr(committer, "PATIENCE_S", 60.0)
+    monkeypatch.setattr(committer, "RETRY_S_MAX", 60.0)
     async with open_store(database_url) as (store, pool), held_lanes(database_url, range(held_count)) as holder:
         stuck: list[asyncio.Task[Outcome]] = []
         for lane in range(held_count):
@@ -89,7 +89,7 @@ async def test_however_many_lanes_are_held_others_land(
 async def test_a_held_lane_piles_up_no_sessions_and_what_was_refused_does_not_land_later(
     database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(committer, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(committer, "RETRY_S_MAX", 1.0)
     monkeypatch.setattr(committer, "LOCK_S_MAX", 0.2)
     monkeypatch.setattr(AnswerTimeoutConnection, "answer_s_max", 0.8)
     size, refused = 2, 0
@@ -111,7 +111,7 @@ async def test_whoever_wants_a_held_lane_is_told_so_and_others_behind_it_with_th
     database_url: str, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Long enough for the append to a free lane on a busy machine.
-    monkeypatch.setattr(committer, "PATIENCE_S", 4.0)
+    monkeypatch.setattr(committer, "RETRY_S_MAX", 4.0)
     monkeypatch.setattr(committer, "LOCK_S_MAX", 0.2)
     async with open_store(database_url) as (store, _), held_lanes(database_url, [1]):
         stuck = [customers.create(store, 1) for _ in range(3)]
@@ -119,15 +119,15 @@ async def test_whoever_wants_a_held_lane_is_told_so_and_others_behind_it_with_th
         answers = await asyncio.gather(*stuck, customers.create(store, FREE), return_exceptions=True)
 
         assert [type(answer) for answer in answers] == [StoreUnavailable] * 3 + [Outcome]
-        assert {str(answer) for answer in answers[:3]} == {held.REFUSAL}
+        assert {str(answer) for answer in answers[:3]} == {locked_lanes.LANE_LOCKED}
 
 
 async def test_so_many_wait_for_a_held_lane_and_no_more(
     database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So long that whoever is refused is refused for being one too many.
-    monkeypatch.setattr(committer, "PATIENCE_S", 600.0)
-    monkeypatch.setattr(held, "WAITING_MAX", 3)
+    monkeypatch.setattr(committer, "RETRY_S_MAX", 600.0)
+    monkeypatch.setattr(locked_lanes, "WAITING_PER_LANE_MAX", 3)
     async with open_store(database_url) as (store, _), held_lanes(database_url, [1]) as holder:
         waiting = [customers.creating(store, 1)]
         await until(lambda: sees_held(store, 1))
@@ -162,7 +162,7 @@ async def test_closing_waits_for_those_who_wait_for_a_lane(database_url: str, cu
     async with open_store(database_url) as (store, _), held_lanes(database_url, [1]) as holder:
         waiting = customers.creating(store, 1)
         # Nothing else is under way for which it would wait.
-        await until(lambda: sees_held(store, 1) and not store._committer._flights)
+        await until(lambda: sees_held(store, 1) and not store._committer._flushers)
         closing = asyncio.create_task(store.close())
         await asyncio.sleep(0)
         await customers.create(store, FREE)

@@ -1,4 +1,4 @@
-"""Turns database errors of a failed append into this package's errors."""
+"""Translates database errors of a failed append into this package's errors."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool
 
 from events.errors import LogCorrupted, Rejected, ReservationTaken, StoreUnavailable
-from events.patience import run
 from events.record import Append
+from events.retries import run
 from events.sql import Statements
 
 _SQL = Statements("events", "store.sql")
-_HEAD_NEVER = _SQL["head_never"]
-_OF_NO_COMMAND = _SQL["of_no_command"]
-_EVENT_NEVER = _SQL["event_never"]
+_HEAD_OUT_OF_RANGE = _SQL["head_out_of_range"]
+_EVENT_WITHOUT_COMMAND = _SQL["event_without_command"]
+_EVENT_OUT_OF_RANGE = _SQL["event_out_of_range"]
 
 #: Lone surrogates; the NUL character and numbers out of range; texts too long for an index. Callers check their input before
 #: (`hydracore.problems`), so this is a second line of defence.
 _UNSTORABLE = (UnicodeEncodeError, psycopg.DataError, psycopg.errors.ProgramLimitExceeded)
 
 #: Constraints whose violation means that a number of a lane is already taken.
-_NUMBERS = frozenset({"event_pkey", "command_lane_first_seq"})
+_SEQ_CONSTRAINTS = frozenset({"event_pkey", "command_lane_first_seq"})
 
 
-async def explain(pool: AsyncConnectionPool, error: Exception, append: Append) -> None:
-    """Raise the error that explains `error`. Returns if `error` itself is the explanation.
+async def raise_translated(pool: AsyncConnectionPool, error: Exception, append: Append) -> None:
+    """Raise this package's error for the database error `error`. Returns if there is none, so that the caller raises `error`.
 
     - `ReservationTaken`: another instance holds a unique value.
     - `Rejected`: `append` has something that the log cannot store.
@@ -33,8 +33,8 @@ async def explain(pool: AsyncConnectionPool, error: Exception, append: Append) -
     """
     if isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name == "reservation_held":
         raise ReservationTaken(append.stream_id) from error
-    if isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name in _NUMBERS:
-        for (seq,) in await run(pool, _OF_NO_COMMAND, (append.lane, append.lane)):
+    if isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name in _SEQ_CONSTRAINTS:
+        for (seq,) in await run(pool, _EVENT_WITHOUT_COMMAND, (append.lane, append.lane)):
             raise LogCorrupted(
                 append.lane,
                 seq,
@@ -43,12 +43,12 @@ async def explain(pool: AsyncConnectionPool, error: Exception, append: Append) -
         # The session's isolation level is higher than READ COMMITTED, so its snapshot is older than others' appends.
         raise StoreUnavailable("The instance or its lane was written to concurrently; try again") from error
     if isinstance(error, LogCorrupted):
-        for (seq,) in await run(pool, _EVENT_NEVER, (append.lane, append.stream_id)):
+        for (seq,) in await run(pool, _EVENT_OUT_OF_RANGE, (append.lane, append.stream_id)):
             what = f"stream {append.stream_id} has a time that is out of range"
             raise LogCorrupted(append.lane, seq, what) from error
     # A `recorded_at` that nothing can follow is out of range, or infinite and then not a number at all.
     if isinstance(error, psycopg.DataError | psycopg.NotSupportedError):
-        for (head,) in await run(pool, _HEAD_NEVER, (append.lane,)):
+        for (head,) in await run(pool, _HEAD_OUT_OF_RANGE, (append.lane,)):
             what = f"it was recorded at a time that is out of range, so nothing can be appended for {append.stream_id}"
             raise LogCorrupted(append.lane, head, what) from error
     if isinstance(error, _UNSTORABLE):

@@ -13,7 +13,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import PoolTimeout
 
 from events.errors import StoreUnavailable
-from events.patience import may_pass, patiently
+from events.retries import is_transient, with_retries
 
 PATIENCE_S = 0.3
 
@@ -45,7 +45,7 @@ async def test_a_connection_is_waited_for_no_longer_than_patience_lasts() -> Non
         raise psycopg.OperationalError
 
     with pytest.raises(StoreUnavailable, match="does not answer"):
-        await patiently(pool, work, patience_s=PATIENCE_S)
+        await with_retries(pool, work, retry_s_max=PATIENCE_S)
 
     first, *later = pool.asked_s
     assert first <= PATIENCE_S
@@ -58,7 +58,7 @@ async def test_one_that_takes_no_writes_is_told_as_such() -> None:
         raise psycopg.errors.ReadOnlySqlTransaction
 
     with pytest.raises(StoreUnavailable, match="takes no writes: it is a standby"):
-        await patiently(Exhausted(), work, patience_s=PATIENCE_S)
+        await with_retries(Exhausted(), work, retry_s_max=PATIENCE_S)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ async def test_one_that_takes_no_writes_is_told_as_such() -> None:
     ],
 )
 def test_what_the_database_says_of_its_own_trouble_may_pass(sqlstate: str) -> None:
-    assert may_pass(psycopg.errors.lookup(sqlstate)())
+    assert is_transient(psycopg.errors.lookup(sqlstate)())
 
 
 @pytest.mark.parametrize(
@@ -92,10 +92,10 @@ def test_what_the_database_says_of_its_own_trouble_may_pass(sqlstate: str) -> No
     ],
 )
 def test_what_the_database_says_of_a_statement_stays_true(sqlstate: str) -> None:
-    assert not may_pass(psycopg.errors.lookup(sqlstate)())
+    assert not is_transient(psycopg.errors.lookup(sqlstate)())
 
 
 @pytest.mark.parametrize("error", [psycopg.OperationalError, psycopg.InterfaceError])
 def test_a_connection_of_which_the_database_says_nothing_may_be_had_again(error: type[psycopg.Error]) -> None:
-    assert may_pass(error())
-    assert not may_pass(psycopg.ProgrammingError())
+    assert is_transient(error())
+    assert not is_transient(psycopg.ProgrammingError())

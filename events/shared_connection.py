@@ -1,4 +1,4 @@
-"""Shares one pooled connection among concurrent tasks, whose exchanges are pipelined on it (see `events.exchange`)."""
+"""Shares one pooled connection among concurrent tasks. Their exchanges are pipelined on it (see `events.exchange`)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from psycopg_pool import AsyncConnectionPool
 
 from events.exchange import Statement, exchange, number
 
-#: A task that waits longer than this has met a database that is slow or away.
-LATE_S = 0.25
+#: A task that waits longer than this is late: the database is slow or away.
+LATE_AFTER_S = 0.25
 
 _PID = Statement(b"SELECT pg_backend_pid()", ())
 
@@ -27,7 +27,7 @@ class _Loan:
 class SharedConnection:
     """Lends one connection of `pool` to all concurrent tasks. Use it like a pool, but for exchanges only.
 
-    While a task is late (`LATE_S`), newcomers get another connection. The tasks that already share the late one wait for it, because it
+    While a task is late (`LATE_AFTER_S`), new tasks get another connection. The tasks that already share the late one wait for it, because it
     may be in a commit: a server that is asked to cancel a commit which waits for a standby reports it as committed, although no
     standby has it. Behind a pooler each task gets a connection of its own: the pooler may give the session to another client between
     two pipelined transactions.
@@ -49,11 +49,11 @@ class SharedConnection:
         try:
             if loan is not self._loan and await self._may_be_shared(loan.connection):
                 self._loan = loan
-            overdue = asyncio.get_running_loop().call_later(LATE_S, self._let_pass, loan)
+            late_timer = asyncio.get_running_loop().call_later(LATE_AFTER_S, self._stop_sharing, loan)
             try:
                 yield loan.connection
             finally:
-                overdue.cancel()
+                late_timer.cancel()
         finally:
             loan.users -= 1
             await self._give_back(loan)
@@ -70,7 +70,7 @@ class SharedConnection:
             direct = self._direct[connection] = number(pid) == connection.info.backend_pid
         return direct
 
-    def _let_pass(self, loan: _Loan) -> None:
+    def _stop_sharing(self, loan: _Loan) -> None:
         if self._loan is loan:
             self._loan = None
 

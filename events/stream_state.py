@@ -1,4 +1,4 @@
-"""Remembered states of streams, in a process or in a snapshot, and the version of the fold that made them."""
+"""The state of a stream as processes cache it and snapshots store it, and the version of the fold that made it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from events.state import Instance
 
 #: The version of the fold. Raise it with every change of the fold or of `Instance` after which an existing history gives another
 #: state: snapshots of other versions are ignored, and replaced in time.
-FOLD: Final = 1
+FOLD_VERSION: Final = 1
 
 encode: Final = msgspec.json.Encoder().encode
 decode: Final = msgspec.json.Decoder(Instance).decode
 
 
-class Remembered(NamedTuple):
-    """A state and the digest of its last event, by which a process can tell whether the log still has that event."""
+class StreamState(NamedTuple):
+    """A state and the digest of its last event. The digest shows whether the log still has that event."""
 
     state: Instance
     digest: bytes

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from events.turns import Turns
+from events.stream_locks import StreamLocks
 
 STREAM = UUID(int=1)
 
@@ -18,15 +18,15 @@ class _Trouble(Exception):
 
 @pytest.mark.parametrize("is_cancelled", [False, True], ids=["fails", "is cancelled"])
 async def test_whoever_fails_in_a_turn_leaves_it_to_the_next(*, is_cancelled: bool) -> None:
-    turns, trouble = Turns(), asyncio.Event()
+    turns, trouble = StreamLocks(), asyncio.Event()
 
     async def fail() -> None:
-        async with turns.turn(STREAM):
+        async with turns.hold(STREAM):
             await trouble.wait()
             raise _Trouble
 
     async def change() -> str:
-        async with turns.turn(STREAM):
+        async with turns.hold(STREAM):
             return "changed"
 
     first, second = asyncio.create_task(fail()), asyncio.create_task(change())

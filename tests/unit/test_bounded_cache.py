@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from events.recent import Recent
+from events.bounded_cache import BoundedCache
 from events.types import PlatformConfigPatched, Sealed
 from projections import refolding
 from projections.instance import InstanceProjection
@@ -15,8 +15,8 @@ from tests import lives
 BEGUN = lives.Life.after(*lives.RUNNING).events[0]
 
 
-def filled(*weights: int) -> Recent[int, str]:
-    recent = Recent[int, str](count_max=3, bytes_max=100)
+def filled(*weights: int) -> BoundedCache[int, str]:
+    recent = BoundedCache[int, str](count_max=3, bytes_max=100)
     for key, weight in enumerate(weights):
         recent.put(key, f"value {key}", weight=weight)
     return recent
@@ -51,7 +51,7 @@ def test_what_is_replaced_or_taken_away_makes_room() -> None:
     assert recent.pop(2) is None
     recent.put(3, "next", weight=85)
     assert list(recent) == ["value 1", "smaller", "next"]
-    assert (recent.weighed(0), recent.weighed(2)) == (("smaller", 10), (None, 0))
+    assert (recent.get_with_weight(0), recent.get_with_weight(2)) == (("smaller", 10), (None, 0))
 
 
 def test_of_large_folds_of_a_build_no_more_are_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
