@@ -22,7 +22,7 @@ from bench.result import Comparison, Limit
 from bench.services import Services
 from projections.generations import Progress
 from projections.processes import fold_in_processes
-from projections.rebuild import Report, Steps, prune, rebuild
+from projections.rebuild import ProgressCallbacks, Report, prune, rebuild
 from projections.registry import projections
 
 MILLIONS: Final = "0.1,1"
@@ -57,7 +57,7 @@ def _ignore(_told: str | Progress) -> None:
     """Progress is not shown."""
 
 
-UNSEEN: Final = Steps(phase=_ignore, folded=_ignore)
+UNSEEN: Final = ProgressCallbacks(phase=_ignore, folded=_ignore)
 
 
 async def compare(services: Services) -> list[Comparison | Limit]:
@@ -162,7 +162,7 @@ async def _rebuild(services: Services, url: str, *, first: bool) -> Round:
         peak = max([peak, *(_memory(child.pid) for child in multiprocessing.active_children())])
 
     phase("begin")
-    report = await rebuilt(url, "instance", first=first, steps=Steps(phase=phase, folded=folded))
+    report = await rebuilt(url, "instance", first=first, steps=ProgressCallbacks(phase=phase, folded=folded))
     phase("end")
     await prune(url, "instance")
     return Round(report, marks["end"] - marks["begin"], marks["indexing"] - marks["begin"], peak)
@@ -176,9 +176,9 @@ def _memory(pid: int | None) -> int:
         return 0
 
 
-async def rebuilt(url: str, name: str, *, first: bool, steps: Steps = UNSEEN) -> Report:
+async def rebuilt(url: str, name: str, *, first: bool, steps: ProgressCallbacks = UNSEEN) -> Report:
     """The report of a rebuild that was swapped; `first`: the tables are empty, and differ in every row."""
     folding = fold_in_processes(url, workers=WORKERS)
-    report = await rebuild(url, projections()[name], folding=folding, steps=steps, accept_drift=first)
+    report = await rebuild(url, projections()[name], folding=folding, callbacks=steps, accept_drift=first)
     assert report.stopped_s is not None, report.drift
     return report

@@ -11,7 +11,7 @@ from psycopg.errors import ObjectNotInPrerequisiteState
 
 from events.codec import encode, tag_of
 from events.digest import command_digest, event_digest
-from events.exchange import Statement, array, exchange, number
+from events.exchange import Statement, array_literal, exchange, parse_int
 from events.record import Append, InlineProjection
 from events.sql import Statements
 from events.types import AnyEvent
@@ -66,9 +66,9 @@ async def flush(
         answers, *_ = await exchange(connection, statements, pipelined=True)
     except ObjectNotInPrerequisiteState:
         [rows] = await exchange(connection, [_LIVE_VERSIONS], pipelined=True)
-        live = {name: number(version) for name, version in rows}
+        live = {name: parse_int(version) for name, version in rows}
         for projection in inline:
-            projection.serve(live[projection.name.encode()])
+            projection.use_version(live[projection.name.encode()])
         raise
     assert len(answers) == len(appends), "one result per command"
     return [_append_result(answer, digest) for answer, digest in zip(answers, digests, strict=True)]
@@ -90,7 +90,9 @@ def _append_result(answer: tuple[bytes | None, ...], digest: bytes) -> AppendRes
 
 def _versions(inline: Sequence[InlineProjection]) -> tuple[bytes, bytes]:
     """The arrays of `check_projections`."""
-    return array(projection.name for projection in inline), array(str(projection.version) for projection in inline)
+    return array_literal(projection.name for projection in inline), array_literal(
+        str(projection.version) for projection in inline
+    )
 
 
 def _parameters(appends: Sequence[Append]) -> tuple[tuple[bytes, bytes, bytes], list[bytes]]:
@@ -106,7 +108,7 @@ def _parameters(appends: Sequence[Append]) -> tuple[tuple[bytes, bytes, bytes], 
             digests.append(digest)
         commands.append(_command(append, digests))
         last_digests.append(digests[-1])
-    lanes = array(str(append.lane) for append in appends)
+    lanes = array_literal(str(append.lane) for append in appends)
     return (lanes, _encode(commands), _encode(events)), last_digests
 
 

@@ -1,4 +1,4 @@
-"""Events to bytes and back. The stored payload is exactly these bytes: the digests are taken over them."""
+"""Encodes and decodes events. The stored payload is exactly these bytes, and the digests cover them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
 
 
 def encode(event: Event) -> bytes:
-    """The event as JSON, its tag in `type`."""
+    """The event as JSON, with its tag in `type`."""
     return _encoder.encode(event)
 
 
 def decode(payload: bytes | str) -> AnyEvent:
-    """The event that `payload` holds. Raises `msgspec.ValidationError` for a type or shape that was never written."""
+    """The event in `payload`. Raises `msgspec.ValidationError` for a type or shape that was never written."""
     return _decoder.decode(payload)
 
 

@@ -1,4 +1,4 @@
-"""What can be asked of an instance: orders in the imperative. Every command carries its own time; decide has no clock."""
+"""The commands to an instance, in the imperative. Every command has its own time, because `decide` has no clock."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RequestInstance(Command, frozen=True, kw_only=True):
 
 
 class PlanServer(Command, frozen=True, kw_only=True):
-    """Choose a placement, take addresses if there are none yet, and intend a server: one decision, no effect."""
+    """Record a placement, addresses if there are none yet, and the intent to create a server. It has no effect outside the log."""
 
     attempt: int
     provider: str
@@ -68,7 +68,7 @@ class RecordServerRunning(Command, frozen=True, kw_only=True):
 
 
 class FailAttempt(Command, frozen=True, kw_only=True):
-    """`nothing_made`: the provider itself answered that there is no server."""
+    """`nothing_made`: whether the provider itself answered that it created no server."""
 
     attempt: int
     code: str
@@ -81,7 +81,7 @@ class RecordServerDiscarded(Command, frozen=True, kw_only=True):
 
 
 class GiveUp(Command, frozen=True, kw_only=True):
-    """End provisioning: no placement is left, or none can help."""
+    """End provisioning: no placement is left, or no placement can help."""
 
     code: str
 
@@ -115,9 +115,9 @@ class BootReport(NamedTuple):
 
 
 class ReportBootstrap(Command, frozen=True, kw_only=True):
-    """`seq`: the number of the first report within its boot; the others have those that follow.
+    """`seq`: the number of the first report within its boot; the others have the numbers after it.
 
-    `key_id`: of the key that is acknowledged with them, if one is.
+    `key_id`: the key that is acknowledged with the reports, if any.
     """
 
     boot_id: UUID
@@ -152,7 +152,7 @@ class ChangeConfig(Command, frozen=True, kw_only=True):
 
 
 class PatchPlatformConfig(Command, frozen=True, kw_only=True):
-    """Fields as in `PlatformConfigPatched`. Give it at the state whose documents were merged."""
+    """Fields as in `PlatformConfigPatched`. Execute it at the state whose documents were merged."""
 
     advanced: Sealed | UnsetType = UNSET
     channels: Sealed | UnsetType = UNSET
@@ -179,7 +179,7 @@ class ChangeConsent(Command, frozen=True, kw_only=True):
 
 
 class RequestUpdates(Command, frozen=True, kw_only=True):
-    """Give it right before the agent is asked."""
+    """Execute it right before the agent is asked to apply updates."""
 
     config_version: int
     restart: bool
@@ -193,7 +193,7 @@ class RecordUpdatesApplied(Command, frozen=True, kw_only=True):
 
 
 class RecordUpdatesFailed(Command, frozen=True, kw_only=True):
-    """`nothing_done`: the agent itself answered that it does not apply them."""
+    """`nothing_done`: whether the agent itself answered that it did not apply them."""
 
     config_version: int
     code: str
@@ -232,7 +232,7 @@ class CompleteDeletion(Command, frozen=True, kw_only=True):
 
 
 class EraseCustomer(Command, frozen=True, kw_only=True):
-    """Give it once the customer's key is destroyed: the event says what is so."""
+    """Execute it only after the customer's key was destroyed, because the event states that as a fact."""
 
 
 AnyCommand = (

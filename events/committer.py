@@ -253,8 +253,8 @@ class Committer:
 
         waiting = [*self._isolated, *self._queue]
         self._isolated, self._queue = [*filter(may_stay, self._isolated)], [*filter(may_stay, self._queue)]
-        held = self._locked.remove_if(lambda pending: not may_stay(pending))
-        for pending in [*batch, *filterfalse(may_stay, waiting), *held]:
+        locked = self._locked.remove_if(lambda pending: not may_stay(pending))
+        for pending in [*batch, *filterfalse(may_stay, waiting), *locked]:
             pending.refuse(StoreUnavailable(reason))
 
     async def _flush(self, appends: list[Append], *, own_connection: bool) -> list[AppendResult]:

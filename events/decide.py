@@ -1,7 +1,7 @@
-"""What a command means for an instance: the events it causes, none when it is already so, or a refusal.
+"""Decides a command: returns the events that it causes, none if it has already happened, or refuses it.
 
-Pure: the same state and command always give the same answer. A repeat of what has happened gives no events; a late or
-foreign message gives no events or a refusal that its sender can act on.
+Pure: the same state and command always give the same answer. A repeated command gives no events; a late message, or one of another
+attempt, gives no events or a refusal that its sender can act on.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def decide(state: Instance | None, command: c.AnyCommand, *, stream_id: UUID) ->
         case c.RequestDeletion() | c.RecordTeardownStep() | c.BlockTeardown() | c.CompleteDeletion():
             return _decide_teardown(state, command)
         case c.EraseCustomer():
-            # From every status: what was sealed stays in the history of a deleted instance too.
+            # In every status: sealed fields stay in the history of a deleted instance, too.
             return () if state.erased_ms is not None else (e.CustomerErased(at_ms=command.at_ms),)
         case _:
             return _decide_server(state, command)
@@ -86,7 +86,7 @@ def _decide_server(
         case c.RecordServerCreated():
             return _server_created(state, command)
         case c.RecordServerRunning():
-            # Nobody waits to see it any more once it was seen, or once its agent has enrolled.
+            # The action is no longer awaited once the server was seen running or its agent has enrolled.
             if not _is_open_attempt(state, command.attempt) or not _awaits_action(state):
                 return ()
             return (e.ServerObserved(at_ms=command.at_ms, attempt=command.attempt, server_status="running"),)
@@ -112,7 +112,7 @@ def _decide_server(
 
 
 def _is_open_attempt(state: Instance, number: int) -> bool:
-    """Whether `number` is the attempt being provisioned right now; anything about another one is late."""
+    """Whether `number` is the attempt that is being provisioned now. A message about any other attempt is late."""
     attempt = state.attempt
     return state.status == PROVISIONING and attempt is not None and attempt.number == number and attempt.failure is None
 
@@ -196,7 +196,7 @@ def _attempt_failed(state: Instance, command: c.FailAttempt) -> Events:
 def _given_up(state: Instance, command: c.GiveUp) -> Events:
     _require(state, "fail")
     if state.attempt is not None and state.attempt.may_have_server:
-        # Nobody looks for the server of an instance that has failed: it must be gone before.
+        # Nothing looks for the server of a failed instance, so it must be gone before.
         raise TransitionRefused(state.id, trigger="fail_with_a_server", status=state.status)
     return (e.ProvisioningFailed(at_ms=command.at_ms, code=command.code),)
 
@@ -205,7 +205,7 @@ def _ready(state: Instance, command: c.MarkReady) -> Events:
     if not _is_open_attempt(state, command.attempt):
         return ()
     if state.agent is None or _server_id(state) is None:
-        # What runs is watched by its server's id and its agent's heartbeats.
+        # A running instance is monitored by its server's id and its agent's heartbeats, so both must be known.
         raise TransitionRefused(state.id, trigger="become_ready_unseen", status=state.status)
     return (e.InstanceReady(at_ms=command.at_ms, attempt=command.attempt),)
 
@@ -257,7 +257,7 @@ def _teardown_step(state: Instance, command: c.RecordTeardownStep) -> Events:
         raise Rejected(state.id, f"Teardown step {command.step} before {state.teardown_step}")
     done = e.TeardownStepDone(at_ms=command.at_ms, step=command.step)
     agent = state.agent
-    # A key that was issued for the drain goes with it.
+    # A key that was issued during the drain is revoked at its end.
     if command.step in {"key_revoked", "drained"} and agent is not None and agent.key_id is not None:
         return (e.AgentKeyRevoked(at_ms=command.at_ms, key_id=agent.key_id, reason="deletion"), done)
     return (done,)

@@ -1,4 +1,4 @@
-"""Decisions about the agent on an instance's server: whom its messages come from, and which of them are news."""
+"""Decisions about the agent on an instance's server: whether a message is from the current agent, and whether it is new."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def decide_agent(
     if state.is_draining:
         if isinstance(command, c.ReportBootstrap):
             raise AgentDraining(state.id)
-        # What its last chats cost it can tell only with a key in force, which it may have to get first, in a boot that is known.
+        # It can report the usage of its last chats only with a valid key. It may have to enrol and to get a key first.
     elif state.status not in {PROVISIONING, RUNNING}:
         raise AttemptSuperseded(state.id)
     match command:
@@ -44,9 +44,9 @@ def decide_agent(
 
 
 def require_boot(state: Instance, boot_id: UUID) -> Agent:
-    """The instance's agent, whose present boot this is.
+    """The instance's agent, if `boot_id` is its current boot.
 
-    Raises `AttemptSuperseded` where no agent has enrolled, and `BootSuperseded` for an earlier boot, or one that never enrolled.
+    Raises `AttemptSuperseded` if no agent has enrolled, and `BootSuperseded` for an earlier boot, or one that never enrolled.
     """
     agent = _bound_agent(state)
     if agent.boot_id != boot_id:
@@ -80,7 +80,7 @@ def _enrol(state: Instance, command: c.EnrolAgent) -> tuple[e.AnyEvent, ...]:
         vpn_key=command.vpn_key,
     )
     if agent is None:
-        # The time limit is for the first use only: a bound token proves nothing without the agent's private key.
+        # The token expires for the first use only: once it is bound to an agent, it is of no use without that agent's private key.
         if command.at_ms > attempt.enrol_expires_ms:
             raise TokenRefused(state.id)
         return (enrolled,)

@@ -1,4 +1,4 @@
-"""Decisions about using an instance: its configuration, who may read what, what it spent, and its key."""
+"""Decisions about the use of an instance: its configuration, consent, updates, usage, and the rotation of its key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from events.evolve_use import set_fields
 from events.lifecycle import DELETED, DELETING
 from events.state import Instance
 
-Use = (
+UseCommand = (
     c.ChangeConfig
     | c.PatchPlatformConfig
     | c.ChangeModelPolicy
@@ -27,7 +27,7 @@ Use = (
 )
 
 
-def decide_use(state: Instance, command: Use) -> tuple[e.AnyEvent, ...]:
+def decide_use(state: Instance, command: UseCommand) -> tuple[e.AnyEvent, ...]:
     """The events that `command` causes at `state`. Raises a subclass of `Rejected`."""
     if isinstance(command, c.RecordUsage):
         return _record_usage(state, command)
@@ -78,7 +78,7 @@ def _change_config(
 
 
 def _record_updates(state: Instance, command: c.RecordUpdatesApplied | c.RecordUpdatesFailed) -> tuple[e.AnyEvent, ...]:
-    """What came of a request is told also of an instance whose deletion began meanwhile: chats may have been cut."""
+    """The outcome is also recorded if the instance's deletion has begun meanwhile: chats may have been cut."""
     if state.status == DELETED:
         raise TransitionRefused(state.id, trigger="be_changed", status=state.status)
     if isinstance(command, c.RecordUpdatesApplied):

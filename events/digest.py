@@ -28,7 +28,7 @@ def _digest(parts: Iterable[bytes]) -> bytes:
 
 
 def event_digest(*, stream_id: UUID, version: int, tag: str, schema_version: int, payload: bytes) -> bytes:
-    """32 bytes that pin one event: where it stands in its stream, what it is, and its exact bytes."""
+    """The 32-byte digest of one event: of its position in its stream, its type, and its exact bytes."""
     return _digest((stream_id.bytes, version.to_bytes(8), tag.encode(), schema_version.to_bytes(2), payload))
 
 
@@ -45,7 +45,7 @@ def command_digest(
     result: bytes | None,
     event_digests: Sequence[bytes],
 ) -> bytes:
-    """32 bytes that pin one command, who gave it, what it answered, and the events that it caused."""
+    """The 32-byte digest of one command: of its ids, its actor, its result, and the events that it caused."""
     return _digest(
         (
             command_id.bytes,
@@ -63,10 +63,10 @@ def command_digest(
 
 
 def _optional(part: bytes | None) -> bytes:
-    """Absent and empty are told apart."""
+    """`part` with a prefix, so that None and an empty part differ."""
     return b"\0" if part is None else b"\1" + part
 
 
 def chain_link(*, previous: bytes, command: bytes, first_seq: int, recorded_us: int) -> bytes:
-    """The lane's next link; the same bytes as `append_commands` in schema.sql hashes."""
+    """The lane's next link. It hashes the same bytes as `append_commands` in schema.sql."""
     return sha256(previous + command + first_seq.to_bytes(8) + recorded_us.to_bytes(8)).digest()

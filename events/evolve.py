@@ -1,9 +1,9 @@
-"""The one fold: what each event does to an instance's state. Pure, total, and the same for writing, replay and rebuild.
+"""The fold: what each event does to an instance's state. It is pure, total, and the same for appends, replays and rebuilds.
 
-Each event has a function that changes a draft of the state, which nobody else has seen; a state that somebody has is never
-changed. A table finds the function, because a rebuild folds millions of events and trying thirty class patterns in turn would
-cost more than everything else it does. The table is checked against the closed union of events when this module is imported, so
-that an event without a fold stops everything at once.
+Each event type has a function that changes a draft of the state; a state that was returned is never changed. The function is looked up
+in a table, because a rebuild folds millions of events, and matching thirty class patterns in turn would cost more than all its other
+work. The table is checked against the closed union of events when this module is imported, so that an event type without a function
+fails at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from events.evolve_agent import (
     bootstrap_reported,
     enrolment_contested,
 )
-from events.evolve_use import configured, consent_changed, customer_erased, unchanged, usage_recorded
+from events.evolve_use import config_changed, consent_changed, customer_erased, unchanged, usage_recorded
 from events.lifecycle import DELETED, DELETING, ERROR, FAILED, PROVISIONING, RUNNING
 from events.state import Attempt, Instance, PastAttempt
 
@@ -35,10 +35,10 @@ def evolve(state: Instance | None, event: e.AnyEvent, *, stream_id: UUID) -> Ins
 
 
 def evolve_all(state: Instance | None, events: Sequence[e.AnyEvent], *, stream_id: UUID) -> Instance | None:
-    """The state after all of `events`: what `evolve` gives one by one, at a fraction of the price.
+    """The state after all of `events`: the same as with `evolve` one by one, at a fraction of the cost.
 
-    Between the first and the last nobody sees a state, so there is one draft that all of them change. A fold may look at
-    anything in it but the version and the time of the last change, which are set at the end.
+    No state between the first and the last is returned, so all events change one draft. Their functions may read all of it except the
+    version and the time of the last change, which are set at the end.
     """
     if not events:
         return state
@@ -58,7 +58,7 @@ def evolve_all(state: Instance | None, events: Sequence[e.AnyEvent], *, stream_i
 
 
 def _draft(state: Instance) -> Instance:
-    """A copy of `state` that shares with it nothing that a fold changes in place."""
+    """A copy of `state` that shares nothing with it that is changed in place."""
     draft = copy.copy(state)
     if draft.attempt is not None:
         draft.attempt = copy.copy(draft.attempt)
@@ -192,7 +192,7 @@ def _health_changed(state: Instance, event: e.HealthChanged) -> None:
 
 def _server_vanished(state: Instance, _event: e.ServerVanished) -> None:
     attempt = _attempt(state)
-    # Not discarded: it may be there all the same, and whoever deletes the instance looks for it.
+    # Not marked as discarded: the server may still exist, and the instance's deletion looks for it.
     attempt.server_status = "vanished"
     state.status = ERROR
     state.error_code = "server_vanished"
@@ -249,9 +249,9 @@ _FOLDS: dict[type[e.Event], Callable[[Instance, Any], None]] = {
     e.InstanceReady: _instance_ready,
     e.HealthChanged: _health_changed,
     e.ServerVanished: _server_vanished,
-    e.ConfigChanged: configured,
-    e.PlatformConfigPatched: configured,
-    e.ModelPolicyChanged: configured,
+    e.ConfigChanged: config_changed,
+    e.PlatformConfigPatched: config_changed,
+    e.ModelPolicyChanged: config_changed,
     e.ConsentChanged: consent_changed,
     e.UpdatesRequested: unchanged,
     e.UpdatesApplied: unchanged,

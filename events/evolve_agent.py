@@ -8,7 +8,7 @@ from events.state import BOOTSTRAP_STAGES, Agent, Instance
 
 _RANK = {stage: rank for rank, stage in enumerate(BOOTSTRAP_STAGES)}
 
-#: How many earlier boots are remembered, to tell a late callback of an old boot from one that never enrolled.
+#: The most earlier boots that are kept, to tell a late callback of an old boot from one of a boot that never enrolled.
 SUPERSEDED_BOOTS_KEPT = 16
 
 
@@ -17,12 +17,12 @@ def agent_enrolled(state: Instance, event: e.AgentEnrolled) -> None:
     if agent is None:
         state.agent = Agent(signing_key=event.signing_key, vpn_key=event.vpn_key, boot_id=event.boot_id)
     else:
-        # Same agent, new boot: its callbacks start again at 1; its acknowledged key stays good.
+        # The same agent has booted again: its callbacks start at 1 again, and its acknowledged key stays valid.
         agent.superseded_boots = (*agent.superseded_boots, agent.boot_id)[-SUPERSEDED_BOOTS_KEPT:]
         agent.boot_id = event.boot_id
         agent.bootstrap_seq = 0
         agent.bootstrap_stage = None
-    # The agent's contact proves that the server runs: nobody needs to ask the provider about it any more.
+    # The agent's contact proves that the server runs, so the provider need not be asked about it any more.
     assert state.attempt is not None, "no attempt yet"
     state.attempt.action_id = None
     if state.status == PROVISIONING:

@@ -1,4 +1,4 @@
-"""The part of the fold that concerns the use of an instance: its configuration, consent, and what it spent."""
+"""The part of the fold that concerns the use of an instance: its configuration, consent and usage. See `events.evolve`."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from msgspec.structs import asdict, replace
 from events import types as e
 from events.state import SEALED_OF_CONFIG, SEALED_OF_INSTANCE, Instance
 
-#: What `events.keys` makes: a nonce of 12 bytes, and at least the 16 of the tag behind it.
+#: The format of a text that `events.keys` seals: a nonce of 12 bytes, then at least the 16 bytes of the tag.
 _SEALED_TEXT: Final = re.compile(r"v1\.[A-Za-z0-9_-]{38,}={0,2}", re.ASCII)
 
-#: How many ledgers are remembered. An agent begins one when its disk is new; more than a few are an agent that makes them up.
+#: The most ledgers whose last batch is kept. An agent begins a ledger when its disk is new; more than a few are made up by an agent.
 LEDGERS_KEPT: Final = 64
 
-#: Fields of configuration events that the instance itself has; all others are its configuration's.
+#: The fields of configuration events that are the instance's own; all others belong to its configuration.
 _OF_INSTANCE = frozenset({"agent_name", "recipe_id", "workflow_slugs"})
 
 
-def configured(state: Instance, event: e.ConfigChanged | e.PlatformConfigPatched | e.ModelPolicyChanged) -> None:
-    """What the event sets; every such event is a new version of the configuration."""
+def config_changed(state: Instance, event: e.ConfigChanged | e.PlatformConfigPatched | e.ModelPolicyChanged) -> None:
+    """Apply a configuration event. Each one makes a new version of the configuration."""
     changes = set_fields(event)
     if state.erased_ms is not None:
-        # Sealed a moment before the key was destroyed, and recorded a moment after: nobody can read it.
+        # It was sealed before the key was destroyed, and recorded after: nobody can read it.
         changes = {name: None if name in SEALED_OF_CONFIG else without_sealed(value) for name, value in changes.items()}
     version = state.config.version + 1
     if isinstance(event, e.ModelPolicyChanged):
@@ -44,12 +44,12 @@ def consent_changed(state: Instance, event: e.ConsentChanged) -> None:
 def unchanged(
     _state: Instance, _event: e.UpdatesRequested | e.UpdatesApplied | e.UpdatesFailed | e.ConversationsAccessed
 ) -> None:
-    """History only: nothing is decided by it."""
+    """Events that no decision depends on. They change nothing."""
 
 
 def usage_recorded(state: Instance, event: e.UsageRecorded) -> None:
     ledger, seqs = str(event.ledger_id), {**state.usage_seqs}
-    # What is in use stands last: what was so longest ago is forgotten first.
+    # The ledger that was used last is put at the end; the one at the beginning is forgotten first.
     seqs.pop(ledger, None)
     seqs[ledger] = event.seq
     if len(seqs) > LEDGERS_KEPT:
@@ -58,7 +58,7 @@ def usage_recorded(state: Instance, event: e.UsageRecorded) -> None:
 
 
 def customer_erased(state: Instance, event: e.CustomerErased) -> None:
-    """No sealed field is left. The configuration has a new version, so that the agent drops what it was given."""
+    """Clear all sealed fields. The configuration gets a new version, so that the agent drops the values that it has."""
     state.config = replace(
         state.config,
         version=state.config.version + 1,
@@ -72,7 +72,7 @@ def customer_erased(state: Instance, event: e.CustomerErased) -> None:
 
 
 def without_sealed(value: Any) -> Any:
-    """`value` with null for every sealed text in it: lists are kept in the clear, but for the secrets among them."""
+    """`value` with every sealed text in it replaced by null: lists are stored in plain text, except for the secrets in them."""
     if isinstance(value, dict):
         return {name: without_sealed(item) for name, item in cast("dict[str, Any]", value).items()}
     if isinstance(value, list | tuple):
@@ -82,10 +82,10 @@ def without_sealed(value: Any) -> Any:
 
 
 def looks_sealed(value: object) -> bool:
-    """Whether it has the form of a sealed text: what is shown of a list has no such text in it."""
+    """Whether `value` has the format of a sealed text."""
     return isinstance(value, str) and _SEALED_TEXT.fullmatch(value) is not None
 
 
 def set_fields(changes: Any) -> dict[str, Any]:
-    """The fields of a configuration event or command that are set, without the time."""
+    """The fields of a configuration event or command that are set, without its time."""
     return {name: value for name, value in asdict(changes).items() if value is not UNSET and name != "at_ms"}

@@ -30,18 +30,18 @@ class Statement(NamedTuple):
     parameters: Sequence[bytes | None]
 
 
-def array(words: Iterable[str]) -> bytes:
-    """A parameter that is an array of words which need no quotes, such as numbers."""
+def array_literal(words: Iterable[str]) -> bytes:
+    """A parameter that is an array. Its `words`, such as numbers, must need no quotes."""
     return f"{{{','.join(words)}}}".encode()
 
 
-def number(value: bytes | None) -> int:
+def parse_int(value: bytes | None) -> int:
     """A whole number from a result in text format. It must not be null."""
     assert value is not None, "the statement gives one"
     return int(value)
 
 
-#: How often a wait for an answer wakes up to be cancelled, as psycopg's does.
+#: How often a wait for an answer wakes up without one, as psycopg's does.
 _POLL_S: Final = 0.1
 
 #: Where the server waits for its synchronous standbys (`synchronous_standby_names`) before it says that it has committed.

@@ -1,36 +1,36 @@
-"""Ids and lanes: everything that is derived, never drawn, so that a retry meets its first self."""
+"""Ids and lanes that are derived instead of random, so that a retry gets the same ones."""
 
 from __future__ import annotations
 
 import uuid
 from uuid import UUID
 
-#: How many ordered partitions the log has. Fixed for ever: an instance's lane is part of its address.
+#: The number of ordered partitions of the log. Fixed for ever: it decides which lane each instance is in.
 LANES = 64
 
-#: The highest version of a stream, and the highest number in a lane, that the log can count to.
+#: The highest version of a stream, and the highest number in a lane.
 VERSION_MAX = 2**31 - 1
 SEQ_MAX = 2**63 - 1
 
-#: Namespace of every derived id (RFC 9562 version 5); drawn once for HydraCore.
+#: The namespace of all derived ids (RFC 9562 version 5), generated once for HydraCore.
 NAMESPACE = UUID("6f1c1f4e-0f3b-5c55-9d0e-6d9a0a3f7c21")
 
 
 def instance_id_for(*, tenant_id: str, customer_id: str, idempotency_key: str) -> UUID:
-    """The instance that this customer's request with this key stands for, today and on every retry."""
+    """The id of the instance that a request of this customer with this key creates, the first time and on every retry."""
     return uuid.uuid5(NAMESPACE, length_prefixed(tenant_id, customer_id, idempotency_key))
 
 
 def length_prefixed(*parts: str) -> str:
-    """The parts as one text, each behind its length in characters: no two different lists of parts give the same.
+    """The parts as one text, each after its length in characters, so that no two different lists of parts give the same text.
 
-    Ids, secrets and what ciphertext is bound to are made of it, so it gives the same for ever.
+    Ids, secrets and the additional data of ciphertexts are made from it, so it must never change.
     """
     return "".join(f"{len(part)}:{part}" for part in parts)
 
 
 def command_id_for(instance_id: UUID, *parts: str | int) -> UUID:
-    """The id of the one command that does this thing to this instance; a repeat finds the stored result."""
+    """The id of the command that does what `parts` name to this instance. A repeated command has the same id."""
     return uuid.uuid5(instance_id, "/".join(str(part) for part in parts))
 
 
@@ -40,5 +40,5 @@ def lane_of(stream_id: UUID) -> int:
 
 
 def lane_of_bytes(stream_id: bytes) -> int:
-    """The same for the bytes of an id, for those who have many of them."""
+    """As `lane_of`, for the bytes of an id. It is faster."""
     return stream_id[15] & (LANES - 1)

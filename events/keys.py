@@ -29,7 +29,7 @@ from events.master_keys import MasterKeys
 from events.retries import run, with_retries
 from events.sql import Statements
 from events.types import Sealed
-from events.wrapping import NONCE_BYTES, Wrapping, bind, derive
+from events.wrapping import NONCE_BYTES, KeyWrapper, bind, derive
 
 _SQL = Statements("events", "keys.sql")
 _FIND = _SQL["find_key"]
@@ -54,19 +54,19 @@ _TEXT_BYTES = 200
 
 #: Longer ciphertexts are decrypted each time. Lists show addresses and names, which are shorter; a thousand versions of a
 #: configuration would take half a gigabyte.
-_KEPT_CHARS_MAX = 1_024
+_CACHED_CHARS_MAX = 1_024
 
 #: How many keys of each sample are tried at the start. A single key might be damaged.
-TRIED_MAX = 100
+SAMPLE_SIZE = 100
 
 _log = structlog.get_logger(__name__)
 
 
-class DoesNotOpen(ValueError):
+class UndecryptableText(ValueError):
     """A sealed text that the customer's key does not decrypt: it is another customer's, or its key was lost."""
 
 
-class _Customer:
+class _CachedCustomer:
     """One customer's cipher and the texts decrypted with it. `cipher` is None if the key was destroyed or cannot be unwrapped."""
 
     __slots__ = ("cipher", "connected", "opened", "opened_bytes", "stale_at", "wrapped")
@@ -83,7 +83,7 @@ class _Customer:
         self.opened_bytes = 0
 
 
-class Recalled(NamedTuple):
+class CachedText(NamedTuple):
     """A plain text that may be shown until `until_s` (seconds, monotonic clock). After that its key may have been destroyed."""
 
     text: str
@@ -95,10 +95,12 @@ class Keyring:
 
     def __init__(self, pool: AsyncConnectionPool, *, master_keys: MasterKeys) -> None:
         self._pool = pool
-        self._wrapping = Wrapping(master_keys)
+        self._wrapping = KeyWrapper(master_keys)
         self._fingerprint_keys = [derive(key, b"fingerprint requests") for key in master_keys]
         #: The most recently used customers. Evicting one drops its texts, too.
-        self._customers = BoundedCache[tuple[str, str], _Customer](count_max=_CUSTOMERS_MAX, bytes_max=TEXTS_BYTES_MAX)
+        self._customers = BoundedCache[tuple[str, str], _CachedCustomer](
+            count_max=_CUSTOMERS_MAX, bytes_max=TEXTS_BYTES_MAX
+        )
         #: Customers for whom an unreadable field or key was logged already.
         self._reported: set[tuple[str, str]] = set()
 
@@ -124,7 +126,7 @@ class Keyring:
         sealed = customer.cipher.encrypt(nonce, text.encode(), bind(tenant_id, customer_id, field))
         return Sealed(_PREFIX + base64.urlsafe_b64encode(nonce + sealed).decode())
 
-    async def keep(self, *, tenant_id: str, customer_id: str) -> None:
+    async def ensure_stored(self, *, tenant_id: str, customer_id: str) -> None:
         """Make sure that the customer's key is stored. Call it once the log has what was sealed for the customer.
 
         A standby that lacks a new customer's key may have taken over in between. This takes a round trip only if the pool has opened
@@ -134,7 +136,7 @@ class Keyring:
             await self._customer(tenant_id, customer_id, create=False)
 
     async def open(self, sealed: str, *, tenant_id: str, customer_id: str, field: str) -> str | None:
-        """Decrypt a text. None if nobody can: the customer was erased, or the key was lost or cannot be unwrapped.
+        """Decrypt a text. None if that is impossible: the customer was erased, or the key was lost or cannot be unwrapped.
 
         A restore loses keys that are in no backup. Such a customer gets a new key with the next text that is sealed for them; a text
         that does not open with it must not keep other fields from being read. Raises `ValueError` if `sealed` has not the form of a
@@ -142,38 +144,40 @@ class Keyring:
         """
         try:
             return await self.unseal(sealed, tenant_id=tenant_id, customer_id=customer_id, field=field)
-        except DoesNotOpen:
-            if self._is_news(tenant_id, customer_id):
+        except UndecryptableText:
+            if self._is_first_report(tenant_id, customer_id):
                 _log.warning("sealed_field_unreadable", tenant_id=tenant_id, customer_id=customer_id, field=field)
             return None
 
     async def unseal(self, sealed: str, *, tenant_id: str, customer_id: str, field: str) -> str | None:
-        """As `open`, for texts that might not have been sealed. Raises `DoesNotOpen` if the customer's key does not decrypt it."""
+        """As `open`, for texts that might not have been sealed. Raises `UndecryptableText` if the customer's key does not decrypt it."""
         known = await self._customer(tenant_id, customer_id, create=False)
         if known is None or known.cipher is None:
             return None
         text = known.opened.get((field, sealed))
         if text is None:
             text = _open(known.cipher, sealed, bind(tenant_id, customer_id, field))
-            if len(sealed) <= _KEPT_CHARS_MAX:
-                self._keep((tenant_id, customer_id), known, (field, sealed), text)
+            if len(sealed) <= _CACHED_CHARS_MAX:
+                self._cache_text((tenant_id, customer_id), known, (field, sealed), text)
         return text
 
-    def recall(self, sealed: str, *, tenant_id: str, customer_id: str, field: str) -> Recalled | None:
+    def cached_text(self, sealed: str, *, tenant_id: str, customer_id: str, field: str) -> CachedText | None:
         """The plain text from the cache, without waiting. None: it is not cached, so call `open`."""
         known = self._customers.get((tenant_id, customer_id))
         if known is None or known.cipher is None or known.stale_at < time.monotonic():
             return None
         text = known.opened.get((field, sealed))
-        return None if text is None else Recalled(text, known.stale_at)
+        return None if text is None else CachedText(text, known.stale_at)
 
-    def _keep(self, whose: tuple[str, str], customer: _Customer, key: tuple[str, str], text: str) -> None:
+    def _cache_text(
+        self, customer_key: tuple[str, str], customer: _CachedCustomer, key: tuple[str, str], text: str
+    ) -> None:
         if len(customer.opened) >= _TEXTS_MAX:
             customer.opened.clear()
             customer.opened_bytes = 0
         customer.opened[key] = text
         customer.opened_bytes += getsizeof(text) + getsizeof(key[1]) + _TEXT_BYTES
-        self._customers.put(whose, customer, weight=customer.opened_bytes)
+        self._customers.put(customer_key, customer, weight=customer.opened_bytes)
 
     async def check(self) -> None:
         """Check the master key. Call it before anything is served: what a wrong key seals, the right one cannot open.
@@ -183,7 +187,7 @@ class Keyring:
         """
 
         async def samples(connection: AsyncConnection) -> list[list[TupleRow]]:
-            return [await (await connection.execute(each, (TRIED_MAX,))).fetchall() for each in _SAMPLES]
+            return [await (await connection.execute(each, (SAMPLE_SIZE,))).fetchall() for each in _SAMPLES]
 
         for tried in await with_retries(self._pool, samples):
             opened = sum(self._cipher(wrapped, tenant, customer) is not None for tenant, customer, wrapped in tried)
@@ -194,7 +198,7 @@ class Keyring:
                     "set HYDRACORE_MASTER_KEYS_FORMER to the former one"
                 )
 
-    def _is_news(self, tenant_id: str, customer_id: str) -> bool:
+    def _is_first_report(self, tenant_id: str, customer_id: str) -> bool:
         """Whether nothing unreadable of this customer was logged yet. The next call says no."""
         if (tenant_id, customer_id) in self._reported:
             return False
@@ -203,29 +207,29 @@ class Keyring:
         self._reported.add((tenant_id, customer_id))
         return True
 
-    async def _customer(self, tenant_id: str, customer_id: str, *, create: bool) -> _Customer | None:
+    async def _customer(self, tenant_id: str, customer_id: str, *, create: bool) -> _CachedCustomer | None:
         cached = self._customers.get((tenant_id, customer_id))
-        connected = self._connected()
-        if cached is not None and cached.stale_at >= time.monotonic() and cached.connected == connected:
+        connections_opened = self._connections_opened()
+        if cached is not None and cached.stale_at >= time.monotonic() and cached.connected == connections_opened:
             return cached
         # Taken before the query: the key may be destroyed while the answer is on its way.
         looked_at = time.monotonic()
-        row = await _fetch(self._pool, tenant_id, customer_id)
+        row = await _fetch_key(self._pool, tenant_id, customer_id)
         if row != (None,) and cached is not None and cached.wrapped is None:
             # A standby has taken over that lacks the destruction of the key, which must stand.
             await destroy(self._pool, [(tenant_id, customer_id)])
             _log.warning("erased_keys_destroyed_again", count=1, hint="run hydracore db migrate")
             row = (None,)
-        if row is None and (wrapped := self._missing(cached, tenant_id, customer_id, create=create)) is not None:
+        if row is None and (wrapped := self._key_to_store(cached, tenant_id, customer_id, create=create)) is not None:
             looked_at = time.monotonic()
-            row = await _make(self._pool, tenant_id, customer_id, wrapped)
+            row = await _store_key(self._pool, tenant_id, customer_id, wrapped)
         if row is None:
             return None
         cipher = None if row[0] is None else self._cipher(row[0], tenant_id, customer_id)
-        if row[0] is not None and cipher is None and self._is_news(tenant_id, customer_id):
+        if row[0] is not None and cipher is None and self._is_first_report(tenant_id, customer_id):
             hint = "the key is damaged, or HYDRACORE_MASTER_KEY is wrong"
             _log.error("customer_key_unreadable", tenant_id=tenant_id, customer_id=customer_id, hint=hint)
-        customer = _Customer(cipher, wrapped=row[0], stale_at=looked_at + CACHE_S, connected=connected)
+        customer = _CachedCustomer(cipher, wrapped=row[0], stale_at=looked_at + CACHE_S, connected=connections_opened)
         # Meanwhile another task may have read the key and decrypted more texts.
         latest = self._customers.get((tenant_id, customer_id))
         if latest is not None and cipher is not None:
@@ -233,7 +237,9 @@ class Keyring:
         self._customers.put((tenant_id, customer_id), customer, weight=customer.opened_bytes)
         return customer
 
-    def _missing(self, known: _Customer | None, tenant_id: str, customer_id: str, *, create: bool) -> bytes | None:
+    def _key_to_store(
+        self, known: _CachedCustomer | None, tenant_id: str, customer_id: str, *, create: bool
+    ) -> bytes | None:
         """The wrapped key to store for a customer who has no row. None if there is to be none.
 
         A destroyed key keeps its row, so a row that was there is missing only if a standby took over that lacks the last writes. The
@@ -244,7 +250,7 @@ class Keyring:
             return known.wrapped
         return self._wrapping.wrap(AESGCM.generate_key(bit_length=256), tenant_id, customer_id) if create else None
 
-    def _connected(self) -> int:
+    def _connections_opened(self) -> int:
         """How many connections the pool has opened. After a new one the database may be another than the cache was read from."""
         return self._pool.get_stats().get("connections_num", 0)
 
@@ -271,10 +277,10 @@ async def destroy(pool: AsyncConnectionPool, customers: Sequence[tuple[str, str]
 
 async def is_destroyed(pool: AsyncConnectionPool, *, tenant_id: str, customer_id: str) -> bool:
     """Whether the customer's key was destroyed. Raises `StoreUnavailable`."""
-    return await _fetch(pool, tenant_id, customer_id) == (None,)
+    return await _fetch_key(pool, tenant_id, customer_id) == (None,)
 
 
-async def _make(pool: AsyncConnectionPool, tenant_id: str, customer_id: str, wrapped: bytes) -> TupleRow | None:
+async def _store_key(pool: AsyncConnectionPool, tenant_id: str, customer_id: str, wrapped: bytes) -> TupleRow | None:
     """Store the customer's key unless there is one. Returns the row as it is then: another process may have been first."""
 
     async def work(connection: AsyncConnection) -> TupleRow | None:
@@ -285,7 +291,7 @@ async def _make(pool: AsyncConnectionPool, tenant_id: str, customer_id: str, wra
     return await with_retries(pool, work)
 
 
-async def _fetch(pool: AsyncConnectionPool, tenant_id: str, customer_id: str) -> TupleRow | None:
+async def _fetch_key(pool: AsyncConnectionPool, tenant_id: str, customer_id: str) -> TupleRow | None:
     found = await run(pool, _FIND, (tenant_id, customer_id))
     return found[0] if found else None
 
@@ -300,4 +306,4 @@ def _open(cipher: AESGCM, sealed: str, bound_to: bytes) -> str:
     try:
         return cipher.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], bound_to).decode()
     except InvalidTag:
-        raise DoesNotOpen("A sealed field cannot be decrypted with its customer's key") from None
+        raise UndecryptableText("A sealed field cannot be decrypted with its customer's key") from None

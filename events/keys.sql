@@ -9,7 +9,7 @@ SELECT tenant_id, customer_id, wrapped_key
  LIMIT %s
 
 -- name: last_keys
--- Where a change of the master key comes last (`rewrapping.sql`): one that was broken off shows.
+-- The keys that a change of the master key rewraps last (`rewrapping.sql`), so that an interrupted change is noticed.
 SELECT tenant_id, customer_id, wrapped_key
   FROM customer_key
  WHERE wrapped_key IS NOT NULL
@@ -22,7 +22,7 @@ VALUES (%s, %s, %s)
 ON CONFLICT (tenant_id, customer_id) DO NOTHING
 
 -- name: destroy_keys
--- Whoever has no key gets a destroyed one, so that none is ever made for them.
+-- A customer without a key gets a destroyed one, so that none is ever created for them.
 INSERT INTO customer_key (tenant_id, customer_id, wrapped_key, destroyed_at)
 SELECT tenant_id, customer_id, NULL, now()
   FROM unnest(%(tenants)s::text[], %(customers)s::text[]) AS erased (tenant_id, customer_id)

@@ -24,7 +24,7 @@ _END_IF_IDLE = _SQL["end_if_idle"]
 LEASE_S_MAX = 30.0
 
 #: PostgreSQL's first version with `transaction_timeout`. Older ones can only limit how long the client is idle in a transaction.
-_KNOWS_TRANSACTIONS = 17_00_00
+_TRANSACTION_TIMEOUT_SINCE = 17_00_00
 
 
 @asynccontextmanager
@@ -34,7 +34,7 @@ async def lease(connection: AsyncConnection, locking: Statement) -> AsyncGenerat
     The connection must be in autocommit mode. After `LEASE_S_MAX` the server ends the session and frees its locks; the holder gets an
     error that `is_transient`. Work under a lease must be repeatable: its commit does not wait for the disk.
     """
-    bounded = _END_IF_TOO_LONG if connection.info.server_version >= _KNOWS_TRANSACTIONS else _END_IF_IDLE
+    bounded = _END_IF_TOO_LONG if connection.info.server_version >= _TRANSACTION_TIMEOUT_SINCE else _END_IF_IDLE
     limit = Statement(bounded, (b"%d" % (LEASE_S_MAX * 1000),))
     try:
         *_, rows = await exchange(connection, [_BEGIN, limit, locking])

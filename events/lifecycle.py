@@ -1,8 +1,7 @@
 """The lifecycle of an instance, as a table.
 
-A `transitions.Machine` without a model holds it: nothing is attached to it and it keeps no state, so looking a
-transition up costs about a microsecond. Everything that depends on the lifecycle (decide, checks, the diagram in
-docs/lifecycle.md) is derived from here.
+It is a `transitions.Machine` without a model, and so without a state: looking up a transition takes about a microsecond.
+Everything that depends on the lifecycle (decide, checks, the diagram in docs/lifecycle.md) is derived from it.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ TRANSITIONS: Final[tuple[tuple[Trigger, Status, Status], ...]] = (
 
 
 def machine() -> Machine:
-    """A fresh machine over the table; string states only, because enum states disagree on names and values."""
+    """A new machine with the table. Its states are strings, because enum states would have names that differ from their values."""
     return Machine(
         model=None,
         states=list(STATUSES),

@@ -19,7 +19,7 @@ from events.sql import Statements
 from events.state import Instance
 from events.stream_state import StreamState
 
-_STREAM_FROM = pages.paged(Statements("events", "store.sql")["stream_from"])
+_STREAM_FROM = pages.insert_weight(Statements("events", "store.sql")["stream_from"])
 
 #: The most events that are read and folded at a time. The stream of an instance that was used for a year has hundreds of thousands,
 #: and other requests must be served in between.

@@ -26,7 +26,7 @@ class MasterKeys:
     def __repr__(self) -> str:
         return f"MasterKeys('***', {len(self._former)} former)"
 
-    def maker_of(self, made: str, make: Callable[[bytes], str]) -> bytes | None:
-        """The master key for which `make` returns `made`; None if there is none. Both must be ASCII."""
-        found = [key for key in self if hmac.compare_digest(make(key), made)]
+    def find_key(self, derived: str, derive: Callable[[bytes], str]) -> bytes | None:
+        """The master key for which `derive` returns `derived`; None if there is none. Both must be ASCII."""
+        found = [key for key in self if hmac.compare_digest(derive(key), derived)]
         return found[0] if found else None

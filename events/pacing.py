@@ -18,7 +18,7 @@ from psycopg import AsyncConnection, Connection
 
 from events.sql import Statements
 
-_WRITTEN: Final = Statements("events", "pacing.sql")["written"]
+_EVENTS_TOTAL: Final = Statements("events", "pacing.sql")["events_total"]
 
 #: The longest rest as a multiple of the work before it, and the events per second at which the multiple is half of that.
 FACTOR_MAX: Final = 4.0
@@ -56,7 +56,7 @@ class Pace:
         self._sleep = sleep
         self._woke_s = clock()
         #: When the heads were read last, and how many events there were then.
-        self._looked: tuple[float, int] | None = None
+        self._last_sample: tuple[float, int] | None = None
 
     def rest(self, connection: Connection, *, factor_max: float = FACTOR_MAX) -> None:
         """Rest if there are writers. Call it after each piece of work.
@@ -66,8 +66,8 @@ class Pace:
         """
         if not self._has_worked():
             return
-        row = connection.execute(_WRITTEN).fetchone()
-        rest_s = self._due_s(row, factor_max)
+        row = connection.execute(_EVENTS_TOTAL).fetchone()
+        rest_s = self._rest_s(row, factor_max)
         if rest_s > 0:
             self._sleep(rest_s)
         self._woke_s = self._clock()
@@ -76,8 +76,8 @@ class Pace:
         """As `rest`, without blocking the event loop."""
         if not self._has_worked():
             return
-        row = await (await connection.execute(_WRITTEN)).fetchone()
-        rest_s = self._due_s(row, factor_max)
+        row = await (await connection.execute(_EVENTS_TOTAL)).fetchone()
+        rest_s = self._rest_s(row, factor_max)
         if rest_s > 0:
             await asyncio.sleep(rest_s)
         self._woke_s = self._clock()
@@ -85,11 +85,11 @@ class Pace:
     def _has_worked(self) -> bool:
         return not self._full_speed and self._clock() - self._woke_s >= PIECE_S_MIN
 
-    def _due_s(self, row: tuple[Any, ...] | None, factor_max: float) -> float:
+    def _rest_s(self, row: tuple[Any, ...] | None, factor_max: float) -> float:
         """How long to rest now. Adds it to `rested_s`. `row`: how many events the log has."""
         assert row is not None, "a sum always has a row"
         now_s, written = self._clock(), int(row[0])
-        before, self._looked = self._looked, (now_s, written)
+        before, self._last_sample = self._last_sample, (now_s, written)
         if before is None or now_s <= before[0]:
             return 0.0
         per_s = (written - before[1]) / (now_s - before[0])

@@ -1,3 +1,3 @@
--- name: written
--- How many events the log has: numbers of lanes have no holes. What a forger made of the heads is no reason to fail.
+-- name: events_total
+-- How many events the log has: the numbers in a lane have no gaps. Forged heads must not fail the statement.
 SELECT coalesce(sum(head), 0) FROM lane_head

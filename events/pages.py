@@ -18,8 +18,8 @@ PAGE_BYTES: Final = 8 * 2**20
 _WEIGHT = Statements("events", "pages.sql")["weight"]
 
 
-def paged(statement: bytes) -> bytes:
-    """`statement` with `{weight}` replaced by an expression for the size of the payload of its event `e`, in bytes."""
+def insert_weight(statement: bytes) -> bytes:
+    """`statement` with `{weight}` replaced by the expression for the size of the payload of its event `e`, in bytes."""
     return statement.replace(b"{weight}", _WEIGHT)
 
 

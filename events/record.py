@@ -77,7 +77,7 @@ class InlineProjection(Protocol):
     log, whatever became of the other commands of the batch.
 
     The database says which `version` of the table is live. An append with rows of another version is refused; then
-    `serve` is told the live one, and the append is made again.
+    `use_version` is called with the live one, and the append is repeated.
     """
 
     @property
@@ -86,7 +86,7 @@ class InlineProjection(Protocol):
     @property
     def version(self) -> int: ...
 
-    def serve(self, version: int) -> None:
+    def use_version(self, version: int) -> None:
         """Write rows of `version` from now on, if this code knows that version."""
         ...
 

@@ -16,11 +16,11 @@ from psycopg_pool import AsyncConnectionPool
 from events.master_keys import MasterKeys
 from events.retries import run, with_retries
 from events.sql import Statements
-from events.wrapping import Wrapping
+from events.wrapping import KeyWrapper
 
 _SQL = Statements("events", "rewrapping.sql")
 _READ = _SQL["wrapped_keys"]
-_HOLD = _SQL["hold_wrapped_keys"]
+_LOCK = _SQL["lock_wrapped_keys"]
 _COUNT = _SQL["count_wrapped_keys"]
 _REPLACE = _SQL["replace_keys"]
 
@@ -33,7 +33,7 @@ PAGE = 5_000
 _BEFORE_ALL = ("", "")
 
 
-class CustomerKeys(msgspec.Struct, kw_only=True):
+class KeyCounts(msgspec.Struct, kw_only=True):
     """The number of keys that are not destroyed, by the master key that unwraps them."""
 
     present: int = 0
@@ -41,17 +41,17 @@ class CustomerKeys(msgspec.Struct, kw_only=True):
     unreadable: int = 0
 
 
-async def count(pool: AsyncConnectionPool) -> int:
+async def count_keys(pool: AsyncConnectionPool) -> int:
     """The number of customers' keys. Raises `StoreUnavailable`."""
     ((number,),) = await run(pool, _COUNT)
     return number
 
 
-async def survey(
+async def count_by_master_key(
     pool: AsyncConnectionPool, master_keys: MasterKeys, progress: Callable[[int], None] = lambda _: None
-) -> CustomerKeys:
+) -> KeyCounts:
     """Try to unwrap all keys. `progress` is called with the number of keys that were tried. Raises `StoreUnavailable`."""
-    wrapping, found = Wrapping(master_keys), CustomerKeys()
+    wrapping, found = KeyWrapper(master_keys), KeyCounts()
     async for rows in _pages(pool):
         for tenant, customer, wrapped in rows:
             unwrapped = wrapping.unwrap(wrapped, tenant, customer)
@@ -73,16 +73,16 @@ async def rewrap(
     Keys that another session has locked are skipped; the next run takes them. `progress` is called with the number of keys that were
     looked at. Raises `StoreUnavailable`.
     """
-    wrapping, replaced, last = Wrapping(master_keys), 0, _BEFORE_ALL
+    wrapping, replaced, last = KeyWrapper(master_keys), 0, _BEFORE_ALL
 
     async def batch(connection: AsyncConnection) -> tuple[list[TupleRow], int]:
         async with connection.transaction():
-            rows = await (await connection.execute(_HOLD, _page(last, BATCH))).fetchall()
-            anew = list(_rewrapped(wrapping, rows))
-            if anew:
-                tenants, customers, keys = map(list, zip(*anew, strict=True))
+            rows = await (await connection.execute(_LOCK, _page(last, BATCH))).fetchall()
+            rewrapped = list(_rewrapped(wrapping, rows))
+            if rewrapped:
+                tenants, customers, keys = map(list, zip(*rewrapped, strict=True))
                 await connection.execute(_REPLACE, {"tenants": tenants, "customers": customers, "keys": keys})
-        return rows, len(anew)
+        return rows, len(rewrapped)
 
     while True:
         rows, done = await with_retries(pool, batch)
@@ -93,7 +93,7 @@ async def rewrap(
         progress(len(rows))
 
 
-def _rewrapped(wrapping: Wrapping, rows: list[TupleRow]) -> Generator[tuple[str, str, bytes]]:
+def _rewrapped(wrapping: KeyWrapper, rows: list[TupleRow]) -> Generator[tuple[str, str, bytes]]:
     for tenant, customer, wrapped in rows:
         unwrapped = wrapping.unwrap(wrapped, tenant, customer)
         if unwrapped is not None and not unwrapped.by_present:

@@ -5,9 +5,9 @@ SELECT tenant_id, customer_id, wrapped_key
  ORDER BY tenant_id, customer_id
  LIMIT %(limit)s
 
--- name: hold_wrapped_keys
--- As `wrapped_keys`, and nobody changes or destroys one until this transaction ends. It passes over whatever somebody else
--- holds, who may be destroying it, and so never waits with rows in hand: nobody can be in a deadlock with it.
+-- name: lock_wrapped_keys
+-- As `wrapped_keys`, and locks the rows until the transaction ends. Skips rows that another session has locked, perhaps to destroy the
+-- key. So it never waits while it holds locks, and cannot be part of a deadlock.
 SELECT tenant_id, customer_id, wrapped_key
   FROM customer_key
  WHERE wrapped_key IS NOT NULL AND (tenant_id, customer_id) > (%(tenant)s, %(customer)s)

@@ -1,7 +1,7 @@
-"""What an instance needs next: a pure function of its state, so that any worker, at any time, does the same thing.
+"""The next step of an instance: a pure function of its state, so that any worker, at any time, does the same thing.
 
-`next_step(state)` is level-triggered: it looks at what is, never at which message woke it. `wake_at_ms(state)` is when
-the control plane has something to do for the instance; it stands in the read table, so a timer survives any crash.
+`next_step(state)` is level-triggered: it depends on the state, and not on the message that woke the worker. `wake_at_ms(state)` is the
+time from which the control plane has something to do for the instance. It is in the read table, so a timer survives any crash.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from events.types import TeardownStep
 
 
 class PlanAttempt(msgspec.Struct, frozen=True, kw_only=True):
-    """Choose a placement and intend a server."""
+    """Choose a placement, and record the intent to create a server there."""
 
     number: int
 
@@ -35,19 +35,19 @@ class AwaitAgent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VerifyAgent(msgspec.Struct, frozen=True, kw_only=True):
-    """The agent says it is healthy: look for ourselves."""
+    """The agent reports that it is healthy: ask it directly."""
 
     attempt: Attempt
 
 
 class DiscardServer(msgspec.Struct, frozen=True, kw_only=True):
-    """Remove whatever a failed attempt left at the provider."""
+    """Remove the servers that a failed attempt has left at the provider."""
 
     attempt: Attempt
 
 
 class AbandonProvisioning(msgspec.Struct, frozen=True, kw_only=True):
-    """No placement is left to try, or none can help."""
+    """End provisioning: no placement is left, or no placement can help."""
 
     code: str
 
@@ -60,14 +60,14 @@ class FinishDeletion(msgspec.Struct, frozen=True, kw_only=True):
     pass
 
 
-class Rest(msgspec.Struct, frozen=True, kw_only=True):
-    """Nothing is owed to this instance."""
+class Idle(msgspec.Struct, frozen=True, kw_only=True):
+    """The control plane has nothing to do for this instance."""
 
-    why: Literal["running", "failed", "error", "deleted"]
+    status: Literal["running", "failed", "error", "deleted"]
 
 
-#: A step that the control plane owes.
-Owed = (
+#: A step that the control plane has to do.
+DueStep = (
     PlanAttempt
     | EnsureServer
     | AwaitAgent
@@ -78,7 +78,7 @@ Owed = (
     | FinishDeletion
 )
 
-Step = Owed | Rest
+Step = DueStep | Idle
 
 
 def next_step(state: Instance) -> Step:
@@ -92,7 +92,7 @@ def next_step(state: Instance) -> Step:
             step = state.teardown_step
             return FinishDeletion() if step is None else TearDown(step=step)
         case lifecycle.RUNNING | lifecycle.FAILED | lifecycle.ERROR | lifecycle.DELETED:
-            return Rest(why=state.status)
+            return Idle(status=state.status)
 
 
 def _provisioning(state: Instance) -> Step:
@@ -115,10 +115,10 @@ def _provisioning(state: Instance) -> Step:
 def wake_at_ms(state: Instance) -> int | None:
     """When the control plane next has something to do here (milliseconds since 1970), or None for never.
 
-    What is owed at once is so from the last change on: by that, and not by their own clocks, readers know it.
+    A step that is due at once has the time of the last change. Readers recognize it by that, and not by their own clocks.
     """
     step = next_step(state)
-    if isinstance(step, Rest):
+    if isinstance(step, Idle):
         return None
     if isinstance(step, AwaitAgent):
         return step.deadline_ms

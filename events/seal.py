@@ -21,10 +21,10 @@ from events.digest import GENESIS
 from events.errors import LogCorrupted
 from events.ids import LANES, SEQ_MAX
 from events.merkle import root_of
-from events.times import microseconds
+from events.times import to_microseconds
 
 #: `previous` of the first seal.
-NOTHING_BEFORE = bytes(32)
+NO_PREVIOUS_SEAL = bytes(32)
 
 _PURPOSE = b"hydracore/seal/1"
 _LINK_BYTES = len(GENESIS)
@@ -55,7 +55,9 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def statement(self) -> bytes:
         """The bytes that are signed."""
-        return b"".join((_PURPOSE, _int8(self.number), _int8(microseconds(self.sealed_at)), self.previous, self.root))
+        return b"".join(
+            (_PURPOSE, _int8(self.number), _int8(to_microseconds(self.sealed_at)), self.previous, self.root)
+        )
 
     @property
     def is_malformed(self) -> bool:
@@ -64,7 +66,7 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
         That is possible in a file, and in a table whose constraints were removed.
         """
         try:
-            msgspec.convert(msgspec.structs.asdict(self), _Form, builtin_types=(bytes, datetime))
+            msgspec.convert(msgspec.structs.asdict(self), _SealSchema, builtin_types=(bytes, datetime))
         except msgspec.ValidationError:
             return True
         return False
@@ -79,15 +81,15 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
         return sha256(self.statement).digest()
 
 
-def whole(seal: Seal) -> Seal:
-    """The seal, for whoever is about to stand on it. Raises `LogCorrupted` where nothing can."""
+def require_well_formed(seal: Seal) -> Seal:
+    """Return the seal, so that the caller can build on it. Raises `LogCorrupted` if it is malformed or lacks lanes."""
     if seal.is_malformed or not seal.has_all_lanes:
         raise LogCorrupted(0, 0, f"seal {seal.number} is malformed")
     return seal
 
 
-class _Form(msgspec.Struct):
-    """What every seal has, whether it is good or not: numbers have the room of a `bigint`."""
+class _SealSchema(msgspec.Struct):
+    """The types of a seal's fields, without any check of their contents. Numbers fit a `bigint`."""
 
     number: Annotated[int, Meta(ge=-(2**63), le=SEQ_MAX)]
     sealed_at: Annotated[datetime, Meta(tz=True)]
@@ -108,14 +110,14 @@ def make_seal(heads: Sequence[Head], *, previous: Seal | None, sealed_at: dateti
         heads=[head.seq for head in heads],
         links=b"".join(head.link for head in heads),
         root=_root(heads),
-        previous=NOTHING_BEFORE if previous is None else previous.digest,
+        previous=NO_PREVIOUS_SEAL if previous is None else previous.digest,
         public_key=key.public_key().public_bytes_raw(),
         signature=b"",
     )
     return msgspec.structs.replace(unsigned, signature=key.sign(unsigned.statement))
 
 
-def flaws_of(
+def find_flaws(
     seal: Seal, *, previous: Seal | None, public_key: bytes | None, former_keys: tuple[bytes, ...] = ()
 ) -> Iterator[str]:
     """What is wrong with a seal that follows `previous`, in words. `previous` is None for the first seal that is looked at.
@@ -140,7 +142,7 @@ def flaws_of(
     if _root([seal.head(lane) for lane in range(LANES)]) != seal.root:
         yield "its heads and links differ from those that were signed"
     if previous is None or previous.is_malformed or not previous.has_all_lanes:
-        if seal.number == 1 and seal.previous != NOTHING_BEFORE:
+        if seal.number == 1 and seal.previous != NO_PREVIOUS_SEAL:
             yield "it is the first seal but names a predecessor"
         return
     if seal.number != previous.number + 1:

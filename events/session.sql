@@ -1,6 +1,6 @@
 -- name: unlimited
--- For work that takes as long as it takes: limits that a role or a database has are for the statements of others, and so are what
--- transactions see there and how values are written.
+-- For work without a time limit. Limits of a role or a database are meant for other statements, and so are their settings for the
+-- isolation level and for the format of values.
 SELECT set_config(name, '0', false)
   FROM pg_settings
  WHERE name IN ('statement_timeout', 'transaction_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout')

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
-from events.exchange import Statement, exchange, number
+from events.exchange import Statement, exchange, parse_int
 
 #: A task that waits longer than this is late: the database is slow or away.
 LATE_AFTER_S = 0.25
@@ -67,7 +67,7 @@ class SharedConnection:
         if direct is None:
             # A pooler reports a process id of its own at the start of a connection.
             [[(pid,)]] = await exchange(connection, [_PID])
-            direct = self._direct[connection] = number(pid) == connection.info.backend_pid
+            direct = self._direct[connection] = parse_int(pid) == connection.info.backend_pid
         return direct
 
     def _stop_sharing(self, loan: _Loan) -> None:

@@ -1,7 +1,7 @@
-"""The state of one instance: what its events add up to, and all that a decision may look at.
+"""The state of one instance: the result of folding its events, and the only input of a decision besides the command.
 
-Nobody changes a state that somebody has: `evolve` alone writes fields, of drafts that are its own. The structs that it writes
-in place are not frozen, because copying them for every event would be half of what folding costs.
+A state is never changed once it is returned: only `evolve` writes fields, and only those of its own drafts. The structs that it
+changes in place are not frozen, because copying them for every event would double the cost of folding.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STAGES: tuple[ProvisioningStage, ...] = get_args(ProvisioningStage)
 BOOTSTRAP_STAGES: tuple[BootstrapStage, ...] = get_args(BootstrapStage)
 TEARDOWN_STEPS: tuple[TeardownStep, ...] = get_args(TeardownStep)
 
-#: The sealed fields of the instance and of its configuration: what an erasure takes away.
+#: The sealed fields of the instance and of its configuration, which an erasure clears.
 SEALED_OF_INSTANCE = ("customer_email", "user_display_name")
 SEALED_OF_CONFIG = ("system_prompt", "customer_facing_prompt", "telegram_bot_token", "advanced", "channels")
 
@@ -40,7 +40,7 @@ ATTEMPTS_MAX = 4
 
 
 class Attempt(msgspec.Struct, kw_only=True):
-    """One try at getting a server: where, what was intended, and what is known of the outcome."""
+    """One attempt to get a server: its placement, its intent, and what is known of the outcome."""
 
     number: int
     provider: str
@@ -64,12 +64,12 @@ class Attempt(msgspec.Struct, kw_only=True):
 
     @property
     def may_have_server(self) -> bool:
-        """True from the intent on, until the absence of the server has been seen."""
+        """Whether there may be a server: from the intent on, until its absence was verified."""
         return self.intended_ms is not None and not self.discarded
 
 
 class Agent(msgspec.Struct, kw_only=True):
-    """The agent that holds the current attempt's enrol token, once one does."""
+    """The agent that has enrolled with the current attempt's token."""
 
     signing_key: str
     vpn_key: str
@@ -82,23 +82,23 @@ class Agent(msgspec.Struct, kw_only=True):
     key_acknowledged: bool = False
     #: The key whose control token the agent accepts: the last one it acknowledged, revoked or not.
     control_key_id: UUID | None = None
-    #: Which tells, where the master key was replaced, what both of its tokens were derived from.
+    #: Its hash. After the master key was replaced, it shows from which master key the agent's tokens were derived.
     control_key_hash: str | None = None
-    #: The key that was in force when the instance's deletion revoked it: what was spent is told with it until the drain ends.
+    #: The key that the instance's deletion revoked. The agent may report usage with it until the drain ends.
     leaving_key_id: UUID | None = None
     leaving_key_hash: str | None = None
     contested: bool = False
 
 
 class PastAttempt(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent of an earlier attempt can show, so that it, and nobody else, is told that it is over."""
+    """What an agent of an earlier attempt can prove, so that only such an agent is told that its attempt is over."""
 
     enrol_token_hash: str
     signing_key: str | None
 
 
 class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """What the customer chose; None means the catalogue's default. Budgets are decimal US dollars."""
+    """The customer's choices; None means the catalogue's default. Budgets are decimal US dollars."""
 
     primary: str | None = None
     fallbacks: tuple[str, ...] | None = None
@@ -110,7 +110,7 @@ class ModelPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """What the agent is to run with. `version` rises with every change; `advanced` and `channels` are sealed JSON."""
+    """The agent's configuration. `version` rises with every change; `advanced` and `channels` are sealed JSON."""
 
     version: int = 1
     system_prompt: Sealed | None = None
@@ -125,7 +125,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Instance(msgspec.Struct, kw_only=True):
-    """An instance at one version of its stream: how many events it has been folded from, so that the first is 1."""
+    """An instance at one version of its stream. `version`: the number of events that it was folded from, so the first is 1."""
 
     id: UUID
     version: int
@@ -161,32 +161,32 @@ class Instance(msgspec.Struct, kw_only=True):
     agent: Agent | None = None
     config: Config = Config()
     consent_debug_access: bool = False
-    #: The last batch of usage recorded of each ledger that was in use lately, by ledger id.
+    #: The number of the last recorded batch of usage, by ledger id, of the `LEDGERS_KEPT` ledgers that were used last.
     usage_seqs: dict[str, int] = {}
     health: Health | None = None
     error_code: str | None = None
-    #: False once a failure was seen that no other placement can mend.
+    #: False after a failure that no other placement can avoid.
     retryable: bool = True
     deletion_requested_ms: int | None = None
-    #: When the deletion revoked the agent's key: its open chats have until some time after that.
+    #: When the deletion revoked the agent's key. The time limit of its open chats counts from then.
     key_revoked_ms: int | None = None
     teardown_done: tuple[TeardownStep, ...] = ()
     teardown_blocked: TeardownStep | None = None
     deleted_ms: int | None = None
-    #: When the customer's key was found destroyed; from then on no sealed field has a value.
+    #: When the destruction of the customer's key was recorded. From then on, no sealed field has a value.
     erased_ms: int | None = None
 
     @property
     def is_draining(self) -> bool:
-        """Whether it is being deleted, and its agent may still have chats to end and to tell what they cost.
+        """Whether it is being deleted, and its agent may still have chats to end and their usage to report.
 
-        One that has never acknowledged a key could not be asked for any.
+        An agent that has never acknowledged a key has had no chats.
         """
         has_served = self.agent is not None and self.agent.control_key_id is not None
         return self.status == DELETING and has_served and "drained" not in self.teardown_done
 
     @property
     def teardown_step(self) -> TeardownStep | None:
-        """The step of a teardown that comes next, or None after the last one."""
+        """The next step of a teardown, or None after the last one."""
         done = len(self.teardown_done)
         return TEARDOWN_STEPS[done] if done < len(TEARDOWN_STEPS) else None

@@ -12,7 +12,7 @@ EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 # Cached: the events of one command have the same time, and several tables have it.
 @lru_cache(1024)
-def moment(at_ms: int | None) -> datetime | None:
+def to_datetime(at_ms: int | None) -> datetime | None:
     """Milliseconds since 1970 as a time."""
     return None if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC)
 
@@ -22,6 +22,6 @@ def day_of(at_ms: int) -> date:
     return datetime.fromtimestamp(at_ms / 1000, UTC).date()
 
 
-def microseconds(at: datetime) -> int:
+def to_microseconds(at: datetime) -> int:
     """Since 1970, as links and seals have it."""
     return (at - EPOCH) // timedelta(microseconds=1)

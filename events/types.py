@@ -76,10 +76,10 @@ class AddressReserved(Event, frozen=True, kw_only=True, tag="address_reserved"):
 
 
 class ServerIntended(Event, frozen=True, kw_only=True, tag="server_intended"):
-    """The intent that stands before every server creation: from here on a server may exist.
+    """The intent that precedes every server creation: from here on a server may exist.
 
     The enrol token is derived from the installation's key and `enrol_nonce`, so that any worker can write the same
-    user_data again after a crash; only its SHA-256 (hex) is kept here.
+    user_data again after a crash; only its SHA-256 (hex) is stored here.
     """
 
     attempt: int
@@ -110,7 +110,7 @@ class AttemptFailed(Event, frozen=True, kw_only=True, tag="attempt_failed"):
     code: str
     #: False when no other placement can help (refused credentials, spent quota).
     retryable: bool
-    #: True when the provider answered that it made nothing: no create call can still be on its way.
+    #: True if the provider answered that it created nothing: no create call can still be in transit.
     nothing_made: bool = False
 
 
@@ -218,9 +218,9 @@ class ConsentChanged(Event, frozen=True, kw_only=True, tag="consent_changed"):
 
 
 class UpdatesRequested(Event, frozen=True, kw_only=True, tag="updates_requested"):
-    """The intent that stands before every update: from here on the agent may take up `config_version`, and `restart` may cut chats.
+    """The intent that precedes every update: from here on the agent may apply `config_version`, and a `restart` may cut chats.
 
-    What came of it follows, with this one's command as its cause; where nothing does, the outcome is unknown.
+    The outcome follows as an event whose command has this one's as its cause. If there is none, the outcome is unknown.
     """
 
     config_version: int
@@ -235,17 +235,19 @@ class UpdatesApplied(Event, frozen=True, kw_only=True, tag="updates_applied"):
 
 
 class UpdatesFailed(Event, frozen=True, kw_only=True, tag="updates_failed"):
-    """The agent has not said that it applied what was asked for."""
+    """The agent has not confirmed that it applied the configuration."""
 
     config_version: int
     code: str
-    #: True when the agent answered that it does not; otherwise it may have done so, or do it yet.
+    #: True if the agent answered that it did not apply it. Otherwise it may have done so, or may still do so.
     nothing_done: bool = False
 
 
 class ConversationsAccessed(Event, frozen=True, kw_only=True, tag="conversations_accessed"):
-    """Somebody other than the owner read conversations: one, or the list where `conversation_id` is null. Of a Telegram chat it is a
-    keyed digest (in the first releases: the chat's number)."""
+    """Somebody other than the owner read conversations: one, or the list if `conversation_id` is null.
+
+    The id of a Telegram chat is a keyed digest (in the first releases: the chat's number).
+    """
 
     conversation_id: str | None = None
 
@@ -263,7 +265,7 @@ class UsageEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class UsageRecorded(Event, frozen=True, kw_only=True, tag="usage_recorded"):
-    """A batch from the agent's ledger; `seq` is dense from 1 within `ledger_id`, so nothing counts twice or is lost."""
+    """A batch from the agent's ledger. `seq` counts from 1 without gaps within `ledger_id`, so no batch counts twice or is lost."""
 
     ledger_id: UUID
     seq: int
@@ -288,7 +290,7 @@ class InstanceDeleted(Event, frozen=True, kw_only=True, tag="instance_deleted"):
 
 
 class CustomerErased(Event, frozen=True, kw_only=True, tag="customer_erased"):
-    """The customer's key was destroyed: whatever was sealed in this stream is unreadable for good, backups included."""
+    """The customer's key was destroyed: all sealed fields of this stream are unreadable for ever, in backups too."""
 
 
 AnyEvent = (

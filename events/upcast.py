@@ -22,24 +22,24 @@ Step = Callable[[dict[str, Any]], dict[str, Any]]
 _TYPES: tuple[type[Event], ...] = get_args(AnyEvent)
 
 #: The present schema version of each type, by stored name.
-CURRENT: dict[str, int] = {str(kind.__struct_config__.tag): kind.schema_version for kind in _TYPES}
+CURRENT_VERSIONS: dict[str, int] = {str(kind.__struct_config__.tag): kind.schema_version for kind in _TYPES}
 
 #: Stored names, by the stored name itself and by the name of the class.
-STORED_AS: dict[str, str] = {
-    **{tag: tag for tag in CURRENT},
+TAG_BY_NAME: dict[str, str] = {
+    **{tag: tag for tag in CURRENT_VERSIONS},
     **{kind.__name__: str(kind.__struct_config__.tag) for kind in _TYPES},
 }
 
 #: The upcasters from one version to the next, by stored name and old version. They leave `type` as it is.
 STEPS: dict[tuple[str, int], Step] = {}
 
-assert all((tag, version) in STEPS for tag, current in CURRENT.items() for version in range(1, current)), (
+assert all((tag, version) in STEPS for tag, current in CURRENT_VERSIONS.items() for version in range(1, current)), (
     "every old version has a step to the next"
 )
 
 
-class Outdated(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="outdated"):
-    """An event of another than the present version, as bulk reads return it (`projections/stored.sql`)."""
+class OutdatedEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="outdated"):
+    """An event of another than the present version, as bulk reads return it (`projections/sql_fragments.sql`)."""
 
     name: str
     schema_version: int
@@ -47,20 +47,20 @@ class Outdated(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
 
 
 #: What a bulk read decodes payloads to.
-Stored = AnyEvent | Outdated
+StoredEvent = AnyEvent | OutdatedEvent
 
 
-def all_of_today(events: Sequence[Stored]) -> Sequence[AnyEvent]:
+def all_to_current(events: Sequence[StoredEvent]) -> Sequence[AnyEvent]:
     """The events, each in its present version. Raises as `read`."""
-    # Most histories have no old version, and pay only for this look at the types.
-    if Outdated in map(type, events):
-        return [of_today(event) for event in events]
+    # Most histories have no old version. For them, only the types are checked.
+    if OutdatedEvent in map(type, events):
+        return [to_current(event) for event in events]
     return cast("Sequence[AnyEvent]", events)
 
 
-def of_today(event: Stored) -> AnyEvent:
+def to_current(event: StoredEvent) -> AnyEvent:
     """The event in its present version. Raises as `read`."""
-    if isinstance(event, Outdated):
+    if isinstance(event, OutdatedEvent):
         return read(bytes(event.payload), tag=event.name, schema_version=event.schema_version)
     return event
 
@@ -71,14 +71,14 @@ def read(payload: str | bytes, *, tag: str, schema_version: int) -> AnyEvent:
     Raises `EventUnreadable` for a version that this code does not know (usually a newer one), and `msgspec.ValidationError` for a
     shape that was never written.
     """
-    if CURRENT.get(tag) == schema_version:
+    if CURRENT_VERSIONS.get(tag) == schema_version:
         return decode(payload)
-    return decode(msgspec.json.encode(_to_the_present(msgspec.json.decode(payload), tag, schema_version)))
+    return decode(msgspec.json.encode(_upcast(msgspec.json.decode(payload), tag, schema_version)))
 
 
-def _to_the_present(fields: dict[str, Any], tag: str, schema_version: int) -> dict[str, Any]:
-    current = CURRENT.get(tag, 0)
-    if schema_version > current or tag not in CURRENT:
+def _upcast(fields: dict[str, Any], tag: str, schema_version: int) -> dict[str, Any]:
+    current = CURRENT_VERSIONS.get(tag, 0)
+    if schema_version > current or tag not in CURRENT_VERSIONS:
         raise EventUnreadable(tag, schema_version, is_newer=schema_version > current)
     for version in range(schema_version, current):
         step = STEPS.get((tag, version))

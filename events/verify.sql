@@ -1,14 +1,15 @@
 -- What a verification reads.
 
--- name: plans
--- Windows are read in order, each once: sorting pages, and keeping what was found for once more, would only cost.
+-- name: planner_settings
+-- Windows are read in order, each once: sorting pages, or caching results, would only cost time.
 SELECT set_config('enable_bitmapscan', 'off', true), set_config('enable_memoize', 'off', true)
 
 -- name: windows
--- A row for each lane that has a command behind `after` and up to `upto`: the columns of its next commands, and of their events, each
--- in one piece. Several lanes are read side by side because their events lie side by side: lane after lane, every page of the
--- table would be read again for every lane. Of a payload that is larger than the lane's `bytes`, only that is sent; then the window has to
--- be smaller. What one is compressed to says little, and it is sent in a moment anyway: it is looked into. Numbers that only a forger writes, and nulls, are no reason to fail here.
+-- A row for each lane that has a command after `after` and up to `upto`: the columns of its next commands, and of their events, each as
+-- one value. Several lanes are read together because their events are stored side by side: read one after the other, every page of the
+-- table would be read again for each lane. A payload that is larger than the lane's `bytes` comes as null; the window then has to be
+-- read again with fewer events. Compressed payloads are decompressed to measure them: the compressed size says little, and they are
+-- sent in a moment anyway. Forged numbers and nulls must not fail the statement.
 COPY (
 SELECT l.lane, e.bytes_max, c.first_seqs, c.event_counts, c.command_ids, c.stream_ids, c.tenants, c.names, c.actors, c.correlation_ids,
        c.causation_ids, c.request_hashes, c.results, c.links, c.digests, c.recorded, c.are_whole AND e.are_whole,
@@ -32,11 +33,11 @@ SELECT l.lane, e.bytes_max, c.first_seqs, c.event_counts, c.command_ids, c.strea
               array_agg(json_send(result)) AS results, array_agg(link) AS links,
               string_agg(digest, int8send(32)) AS digests,
               string_agg(timestamptz_send(recorded_at), '') AS recorded,
-              -- Where texts are put together, a null would pass for an empty one.
+              -- In concatenated texts, a null would look like an empty text.
               bool_and((command_id, stream_id, tenant_id, name, actor, correlation_id, digest, link, recorded_at) IS NOT NULL)
               AS are_whole,
               min(first_seq) AS seq_min,
-              -- A count that is no command's must not make all of a lane one window.
+              -- A forged count must not make the whole lane one window.
               least(max(least(first_seq, 9223372036854775807 - greatest(event_count, 0)) - 1 + event_count),
                     least(min(first_seq), 9223372036854775807 - %(events)s) + %(events)s) AS seq_max
          FROM (SELECT first_seq, event_count, command_id, stream_id, tenant_id, name, actor, correlation_id, causation_id,
@@ -76,7 +77,7 @@ SELECT l.lane, least((SELECT min(first_seq) FROM command WHERE lane = l.lane), (
 SELECT uuid_send(stream_id), version FROM stream WHERE lane = %s AND stream_id IS NOT NULL ORDER BY stream_id
 
 -- name: versions_at
--- The version that each stream which moved after a number had reached by then.
+-- For each stream with events after a number: the version that it had reached at that number.
 SELECT uuid_send(moved.stream_id), coalesce(before.version, 0)
   FROM (SELECT DISTINCT stream_id FROM event WHERE lane = %(lane)s AND seq > %(after)s AND stream_id IS NOT NULL) moved
   LEFT JOIN LATERAL (SELECT e.version
@@ -85,8 +86,8 @@ SELECT uuid_send(moved.stream_id), coalesce(before.version, 0)
                       ORDER BY e.version DESC
                       LIMIT 1) before ON true
 
--- name: rows_of_no_lane
--- Rows that are in no lane at all, or nowhere in theirs.
+-- name: rows_outside_lanes
+-- Rows with a lane that does not exist, or without a position in their lane.
 SELECT 'event', lane, min(seq) FROM event WHERE lane < 0 OR lane > 63 OR lane IS NULL OR seq IS NULL GROUP BY lane
 UNION ALL
 SELECT 'command', lane, min(first_seq) FROM command

@@ -15,12 +15,12 @@ from operator import mul
 from struct import Struct, error, pack, unpack
 from typing import NamedTuple
 
+from events.diagnosis import POSTGRES_EPOCH_US
 from events.digest import GENESIS
-from events.examine import POSTGRES_EPOCH_US
 from events.seal import Head
 
 #: Separates texts. PostgreSQL's text and JSON cannot contain a zero byte.
-_BETWEEN = b"\0"
+_SEPARATOR = b"\0"
 #: Separate ids and digests: the length prefixes that precede them when they are hashed. With the number of bytes alone, digests of
 #: wrong lengths would go unnoticed.
 _ID, _DIGEST = (16).to_bytes(8), (32).to_bytes(8)
@@ -48,7 +48,7 @@ class Window(NamedTuple):
     links: list[bytes]
     digests: bytes
     recorded: bytes
-    are_whole: bool
+    has_no_nulls: bool
     seqs: list[int]
     event_stream_ids: bytes
     versions: list[int]
@@ -67,13 +67,13 @@ class Window(NamedTuple):
 
     def type_names(self) -> list[str]:
         """The stored name of each event's type."""
-        return self.types.decode().split(_BETWEEN.decode())
+        return self.types.decode().split(_SEPARATOR.decode())
 
-    def orders(self) -> Iterator[tuple[bytes, str, str, str, int]]:
+    def commands(self) -> Iterator[tuple[bytes, str, str, str, int]]:
         """Of each command: the bytes of its stream's id, its tenant, its name, its actor, and when it was recorded, in microseconds
         since PostgreSQL's epoch.
         """
-        texts = [text.decode().split(_BETWEEN.decode()) for text in (self.tenants, self.names, self.actors)]
+        texts = [text.decode().split(_SEPARATOR.decode()) for text in (self.tenants, self.names, self.actors)]
         recorded_us = unpack(f">{len(self.first_seqs)}q", self.recorded)
         return zip(_pieces("16s8x", self.stream_ids + _ID), *texts, recorded_us, strict=True)
 
@@ -91,10 +91,10 @@ def window_of(columns: Iterable[object]) -> Window:
     return Window(*(empty if column is None else column for column, empty in zip(columns, _EMPTY, strict=True)))  # pyright: ignore[reportArgumentType] - as `TYPES` says
 
 
-def fits(window: Window, *, after: Head) -> bool:
-    """Whether the window follows `after`, with all its numbers, digests and links right."""
+def is_valid_window(window: Window, *, after: Head) -> bool:
+    """Whether the window follows `after`, and all its numbers, digests and links are right."""
     count = len(window.seqs)
-    if not window.are_whole or window.seqs != list(range(after.seq + 1, after.seq + 1 + count)):
+    if not window.has_no_nulls or window.seqs != list(range(after.seq + 1, after.seq + 1 + count)):
         return False
     # The log never has a command without events.
     if min(window.event_counts) < 1:
@@ -105,7 +105,7 @@ def fits(window: Window, *, after: Head) -> bool:
     try:
         return (
             _DIGEST.join(_hashes(_event_frames(window))) == window.event_digests
-            and _commands_fit(window)
+            and _are_commands_valid(window)
             and _hashes(_link_frames(window, after)) == window.links
         )
     except (error, OverflowError, ValueError, TypeError):
@@ -122,7 +122,7 @@ def _event_frames(window: Window) -> Iterator[bytes]:
         zip(
             _pieces("24s", _ID + window.event_stream_ids),
             map(_version, window.versions),
-            map(_type, zip(window.types.split(_BETWEEN), window.schema_versions, strict=True)),
+            map(_type, zip(window.types.split(_SEPARATOR), window.schema_versions, strict=True)),
             map(_length, map(len, window.payloads)),
             window.payloads,
             strict=True,
@@ -130,11 +130,11 @@ def _event_frames(window: Window) -> Iterator[bytes]:
     )
 
 
-def _commands_fit(window: Window) -> bool:
+def _are_commands_valid(window: Window) -> bool:
     """Whether the commands' digests are right, and their events have the same command, stream, tenant and time as they."""
     command_ids = _pieces("24s", _ID + window.command_ids)
     stream_ids = _pieces("24s", _ID + window.stream_ids)
-    tenants, names, actors = [texts.split(_BETWEEN) for texts in (window.tenants, window.names, window.actors)]
+    tenants, names, actors = [texts.split(_SEPARATOR) for texts in (window.tenants, window.names, window.actors)]
     frames = zip(
         command_ids,
         stream_ids,
@@ -157,8 +157,8 @@ def _commands_fit(window: Window) -> bool:
         and b"".join(map(mul, command_ids, counts)) == _ID + window.event_command_ids
         and b"".join(map(mul, stream_ids, counts)) == _ID + window.event_stream_ids
         and b"".join(map(mul, _pieces("8s", window.recorded), counts)) == window.event_recorded
-        and b"".join([(tenant + _BETWEEN) * count for tenant, count in zip(tenants, counts, strict=True)])
-        == window.event_tenants + _BETWEEN
+        and b"".join([(tenant + _SEPARATOR) * count for tenant, count in zip(tenants, counts, strict=True)])
+        == window.event_tenants + _SEPARATOR
     )
 
 

@@ -16,17 +16,17 @@ from events.master_keys import MasterKeys
 NONCE_BYTES = 12
 
 
-class Unwrapped(NamedTuple):
+class UnwrappedKey(NamedTuple):
     """A customer's key, and whether it was wrapped with the present master key."""
 
     key: bytes
     by_present: bool
 
     def __repr__(self) -> str:
-        return f"Unwrapped('***', by_present={self.by_present})"
+        return f"UnwrappedKey('***', by_present={self.by_present})"
 
 
-class Wrapping:
+class KeyWrapper:
     """Wraps with the present master key, and unwraps with the present and the former ones."""
 
     def __init__(self, master_keys: MasterKeys) -> None:
@@ -36,7 +36,7 @@ class Wrapping:
         nonce = os.urandom(NONCE_BYTES)
         return nonce + self._present.encrypt(nonce, key, _bound_to(tenant_id, customer_id))
 
-    def unwrap(self, wrapped: bytes, tenant_id: str, customer_id: str) -> Unwrapped | None:
+    def unwrap(self, wrapped: bytes, tenant_id: str, customer_id: str) -> UnwrappedKey | None:
         """The key; None if no master key unwraps it: it is damaged, another customer's, or wrapped with an unknown master key."""
         bound_to = _bound_to(tenant_id, customer_id)
         for cipher in (self._present, *self._former):
@@ -44,7 +44,7 @@ class Wrapping:
                 key = cipher.decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], bound_to)
             except (InvalidTag, ValueError):  # A `ValueError` is a nonce of another length.
                 continue
-            return Unwrapped(key, by_present=cipher is self._present)
+            return UnwrappedKey(key, by_present=cipher is self._present)
         return None
 
 

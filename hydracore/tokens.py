@@ -61,14 +61,14 @@ def control_token(master_key: bytes, instance_id: UUID, key_id: UUID) -> str:
 
 def master_key_of_agent_key(master_keys: MasterKeys, instance_id: UUID, key_id: UUID, *, key_hash: str) -> bytes | None:
     """The master key that the agent key with this hash (hex) was derived from; None if the configuration lacks it."""
-    return master_keys.maker_of(key_hash, lambda each: hash_token(agent_key(each, instance_id, key_id)).hex())
+    return master_keys.find_key(key_hash, lambda each: hash_token(agent_key(each, instance_id, key_id)).hex())
 
 
 def master_key_of_enrol_token(
     master_keys: MasterKeys, instance_id: UUID, attempt: int, nonce: str, *, token_hash: str
 ) -> bytes | None:
     """The same for the enrol token of an attempt."""
-    return master_keys.maker_of(
+    return master_keys.find_key(
         token_hash, lambda each: hash_token(enrol_token(each, instance_id, attempt, nonce)).hex()
     )
 

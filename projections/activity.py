@@ -34,7 +34,7 @@ class ActivityCount(msgspec.Struct):
 
 class ActivityFold:
     def __init__(self) -> None:
-        self._deeds: dict[tuple[int, str, date, str, str], ActivityCount] = {}
+        self._counts: dict[tuple[int, str, date, str, str], ActivityCount] = {}
 
     def feed(self, facts: Sequence[Fact]) -> None:
         for fact in facts:
@@ -42,19 +42,19 @@ class ActivityFold:
             if at.tzinfo is not UTC:
                 at = at.astimezone(UTC)
             key = (fact.lane, fact.tenant_id, at.date(), fact.actor, fact.command)
-            deeds = self._deeds.get(key)
-            if deeds is None:
-                deeds = self._deeds[key] = ActivityCount(commands=0, events=0, first_at=at, last_at=at)
-            deeds.commands += fact.first
-            deeds.events += 1
+            count = self._counts.get(key)
+            if count is None:
+                count = self._counts[key] = ActivityCount(commands=0, events=0, first_at=at, last_at=at)
+            count.commands += fact.first
+            count.events += 1
             # Not with `min` and `max`, which are slower: this runs for every event in the log.
-            if at < deeds.first_at:
-                deeds.first_at = at
-            elif at > deeds.last_at:
-                deeds.last_at = at
+            if at < count.first_at:
+                count.first_at = at
+            elif at > count.last_at:
+                count.last_at = at
 
     def rows(self) -> Rows:
-        return {_ACTIVITY.name: [(*key, *msgspec.structs.astuple(deeds)) for key, deeds in self._deeds.items()]}
+        return {_ACTIVITY.name: [(*key, *msgspec.structs.astuple(deeds)) for key, deeds in self._counts.items()]}
 
 
 class Activity:

@@ -1,4 +1,4 @@
-"""A build that is to replace the live tables, and what has to be remembered between the steps towards that."""
+"""A build that is to replace the live tables, and the data that is kept between the steps towards that."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from psycopg import AsyncConnection
 from events.heads import read_heads
 from events.ids import LANES
 from events.pacing import Pace
-from projections.catching_up import CaughtUp, Positions, catch_up, read_positions
+from projections.catching_up import CatchUpStep, Positions, catch_up, read_positions
 from projections.definition import Inline, Projection
 from projections.drift import Scope
 from projections.generations import Generation
@@ -22,7 +22,7 @@ class Unverified(NamedTuple):
     lanes: set[int]
     streams: dict[Stream, int]
 
-    def add(self, step: CaughtUp) -> None:
+    def add(self, step: CatchUpStep) -> None:
         self.lanes.update(step.lanes)
         for stream, version in step.streams.items():
             self.streams.setdefault(stream, version)
@@ -60,7 +60,7 @@ class Candidate(NamedTuple):
             return await read_heads(connection)
         return await read_positions(connection, self.projection.name)
 
-    async def step(self, connection: AsyncConnection, upto: Positions, *, read_max: int | None = None) -> CaughtUp:
+    async def step(self, connection: AsyncConnection, upto: Positions, *, read_max: int | None = None) -> CatchUpStep:
         """Bring the build to `upto`. Raises as `catch_up` does."""
         step = await catch_up(connection, self.projection, self.build, upto, self.kept, read_max=read_max)
         if self.unverified is not None:

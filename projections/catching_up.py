@@ -35,7 +35,7 @@ class ReadLimitExceeded(Exception):
     """More than `read_max` events would have to be read. Nothing was done."""
 
 
-class CaughtUp(NamedTuple):
+class CatchUpStep(NamedTuple):
     """What a step applied.
 
     `events`: how many. `read`: how many had to be read, older events of streams without a kept fold included. `lanes`:
@@ -60,7 +60,7 @@ async def catch_up(
     kept: KeptFolds,
     *,
     read_max: int | None = None,
-) -> CaughtUp:
+) -> CatchUpStep:
     """Apply the log to `build`, up to `upto` in every lane. `upto` must be a consistent cut through the log.
 
     `kept`: the folds that earlier steps of this build have kept; this step adds its own. Raises `ReadLimitExceeded`
@@ -70,7 +70,7 @@ async def catch_up(
     at = await read_positions(connection, build.follower)
     ahead = {lane: seq for lane, seq in upto.items() if seq > at[lane]}
     if not ahead:
-        return CaughtUp(0, 0, set(), {})
+        return CatchUpStep(0, 0, set(), {})
     grown = await grown_streams(connection, at, ahead, kept) if isinstance(projection, Inline) else list[GrownStream]()
     events = sum(seq - at[lane] for lane, seq in ahead.items())
     read = sum(one.to_read for one in grown) if isinstance(projection, Inline) else events
@@ -85,7 +85,7 @@ async def catch_up(
         grown = await grown_streams(connection, at, ahead, kept)
     moved = {"follower": build.follower, "lanes": list(ahead), "upto": list(ahead.values())}
     await connection.execute(_MOVE, moved)
-    return CaughtUp(events, read, set(ahead), {one.stream: one.before for one in grown})
+    return CatchUpStep(events, read, set(ahead), {one.stream: one.before for one in grown})
 
 
 async def _add(connection: AsyncConnection, projection: Followed, at: Positions, ahead: Positions) -> None:
@@ -101,8 +101,8 @@ async def _add(connection: AsyncConnection, projection: Followed, at: Positions,
     while places:
         limit = max(LANE_FACTS_MIN, FACTS_MAX // len(places))
         found = await read_facts(connection, places, [reader], heads=ahead, upto=ahead, limit=limit, prepared=False)
-        for hole in found.holes.values():
-            raise hole
+        for gap in found.gaps.values():
+            raise gap
         entries = [entry for place in places for entry in found.entries[place]]
         try:
             async with connection.transaction():

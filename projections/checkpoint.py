@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from events.exchange import Statement, array
+from events.exchange import Statement, array_literal
 from events.sql import Statements
 
 _SQL = Statements("projections", "checkpoint.sql")
@@ -31,10 +31,10 @@ class Move(NamedTuple):
 def move(moves: Sequence[Move]) -> Statement:
     """The statement that moves checkpoints and unparks their lanes. Returns a row for each that it moved."""
     columns = (
-        array(one.follower for one in moves),
-        array(str(one.lane) for one in moves),
-        array(str(one.before) for one in moves),
-        array(str(one.after) for one in moves),
+        array_literal(one.follower for one in moves),
+        array_literal(str(one.lane) for one in moves),
+        array_literal(str(one.before) for one in moves),
+        array_literal(str(one.after) for one in moves),
     )
     return Statement(_MOVE, columns)
 

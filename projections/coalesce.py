@@ -18,7 +18,7 @@ V = TypeVar("V")
 BATCH_MAX = 64
 
 #: The most fetches at a time, each on its own connection.
-FLIGHTS_MAX = 4
+FETCHES_MAX = 4
 
 
 class Coalescer(Generic[K, V]):
@@ -27,44 +27,43 @@ class Coalescer(Generic[K, V]):
     def __init__(self, fetch: Callable[[list[K]], Awaitable[Mapping[K, V]]]) -> None:
         self._fetch = fetch
         self._waiting: dict[K, list[asyncio.Future[V | None]]] = {}
-        self._flights: set[asyncio.Task[None]] = set()
+        self._fetches: set[asyncio.Task[None]] = set()
 
     async def get(self, key: K) -> V | None:
         """The value of `key` now, or None where there is none."""
         future: asyncio.Future[V | None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(key, []).append(future)
-        if len(self._flights) < FLIGHTS_MAX:
+        if len(self._fetches) < FETCHES_MAX:
             # The task starts in the next turn of the loop, and so takes along what else is asked for in this one.
-            self._flights.add(asyncio.create_task(self._fly()))
+            self._fetches.add(asyncio.create_task(self._fetch_waiting()))
         return await future
 
-    async def _fly(self) -> None:
-        flight = asyncio.current_task()
-        assert flight is not None
+    async def _fetch_waiting(self) -> None:
+        this = asyncio.current_task()
+        assert this is not None
         try:
             while self._waiting:
-                await self._fetch_some()
+                await self._fetch_batch()
         finally:
-            # In the same step in which the loop finds nobody waiting, so that a later reader starts a new flight. If
-            # this was done in the next turn of the event loop, that reader would rely on this flight, and wait until
-            # somebody else asks.
-            self._flights.discard(flight)
+            # Without an await since no reader was found waiting, so that a later reader starts a new task. After an
+            # await, a reader that came in between would rely on this task, and wait until another reader asks.
+            self._fetches.discard(this)
 
-    async def _fetch_some(self) -> None:
+    async def _fetch_batch(self) -> None:
         keys = [key for key, _ in zip(self._waiting, range(BATCH_MAX), strict=False)]
-        askers = [(key, self._waiting.pop(key)) for key in keys]
+        readers = [(key, self._waiting.pop(key)) for key in keys]
         try:
             found = await self._fetch(keys)
         except Exception as error:  # noqa: BLE001 - it is raised to those who asked
-            for _, futures in askers:
-                _settle(futures, lambda future, error=error: future.set_exception(error))
+            for _, futures in readers:
+                _resolve(futures, lambda future, error=error: future.set_exception(error))
         else:
-            for key, futures in askers:
+            for key, futures in readers:
                 value = found.get(key)
-                _settle(futures, lambda future, value=value: future.set_result(value))
+                _resolve(futures, lambda future, value=value: future.set_result(value))
 
 
-def _settle(futures: list[asyncio.Future[V | None]], outcome: Callable[[asyncio.Future[V | None]], None]) -> None:
+def _resolve(futures: list[asyncio.Future[V | None]], outcome: Callable[[asyncio.Future[V | None]], None]) -> None:
     for future in futures:
         # A reader that was cancelled waits no longer.
         if not future.done():

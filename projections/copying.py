@@ -15,7 +15,7 @@ from projections.tables import Row, Table, encode_document
 def copy_in(connection: Connection[Any], table: Table, rows: Iterable[Row]) -> None:
     """Add `rows`, each with the values of the table's columns in their order."""
     with connection.cursor() as cursor:
-        types = _types(cursor.execute(_no_rows(table)))
+        types = _types(cursor.execute(_column_query(table)))
         with cursor.copy(_copy(table)) as copy:
             copy.set_types(types)
             for row in rows:
@@ -25,7 +25,7 @@ def copy_in(connection: Connection[Any], table: Table, rows: Iterable[Row]) -> N
 async def copy_in_async(connection: AsyncConnection, table: Table, rows: Iterable[Row]) -> None:
     """The same on an asynchronous connection."""
     async with connection.cursor() as cursor:
-        types = _types(await cursor.execute(_no_rows(table)))
+        types = _types(await cursor.execute(_column_query(table)))
         async with cursor.copy(_copy(table)) as copy:
             copy.set_types(types)
             for row in rows:
@@ -39,7 +39,7 @@ def _types(cursor: Cursor[Any] | AsyncCursor[Any]) -> list[int]:
     return [column.type_code for column in cursor.description]
 
 
-def _no_rows(table: Table) -> sql.Composed:
+def _column_query(table: Table) -> sql.Composed:
     return sql.SQL("SELECT {} FROM {} LIMIT 0").format(identifiers(table.columns), sql.Identifier(table.name))
 
 

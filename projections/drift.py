@@ -112,7 +112,7 @@ async def _columns(connection: AsyncConnection, table: Table, build: Generation)
 
 def _columns_needed(table: Table) -> set[str]:
     """The columns that a comparison needs: those that identify a row, and those that a scope selects by."""
-    columns = {*table.key, "lane"} if table.laned else {*table.key}
+    columns = {*table.key, "lane"} if table.has_lane else {*table.key}
     return columns | {name for name in (table.stream, table.version) if name is not None}
 
 
@@ -132,18 +132,18 @@ def _parts(table: Table, build: Generation, scope: Scope, columns: Mapping[str, 
         "columns": _list(map(sql.Identifier, columns)),
         "live": sql.Identifier(LIVE, table.name),
         "fresh": sql.Identifier(build.schema, table.name),
-        "within": _within(table, scope),
+        "within": _scope_clause(table, scope),
         "same_key": sql.SQL(" AND ").join(same),
         "key": _list(sql.SQL("coalesce(l.{0}, f.{0})").format(sql.Identifier(name)) for name in table.key),
         "differs": template(_SQL["differs"]).format(of_live=fields("l"), of_fresh=fields("f")),
     }
 
 
-def _within(table: Table, scope: Scope) -> sql.Composable:
+def _scope_clause(table: Table, scope: Scope) -> sql.Composable:
     """The clause after the table `t` that limits a query to `scope`."""
     if scope.streams is not None and table.stream is not None:
         conditions: list[sql.Composable] = [sql.SQL("t.{} = s.stream_id").format(sql.Identifier(table.stream))]
-        if table.laned:
+        if table.has_lane:
             conditions.append(sql.SQL("t.lane = s.stream_lane"))
         if table.version is not None:
             conditions.append(sql.SQL("t.{} > s.stream_after").format(sql.Identifier(table.version)))
@@ -151,7 +151,7 @@ def _within(table: Table, scope: Scope) -> sql.Composable:
             " JOIN unnest(%(stream_lanes)s::smallint[], %(streams)s::uuid[], %(after)s::integer[])"
             " AS s (stream_lane, stream_id, stream_after) ON {}"
         ).format(sql.SQL(" AND ").join(conditions))
-    if scope.lanes is not None and table.laned:
+    if scope.lanes is not None and table.has_lane:
         return sql.SQL(" WHERE t.lane = ANY (%(lanes)s::smallint[])")
     return sql.SQL("")
 

@@ -14,14 +14,14 @@ from psycopg import AsyncConnection, sql
 from events import pages
 from events.codec import tag_of
 from events.errors import LogCorrupted
-from events.exchange import Rows, Statement, array, exchange, number
+from events.exchange import Rows, Statement, array_literal, exchange, parse_int
 from events.sql import Statements, template
 from events.types import AnyEvent
-from events.upcast import Outdated, Stored, of_today
-from projections import stored
+from events.upcast import OutdatedEvent, StoredEvent, to_current
+from projections import sql_fragments
 
 _SQL = Statements("projections", "facts.sql")
-_OF_LANES = template(_SQL["of_lanes"])
+_FACT_PAGE = template(_SQL["fact_page"])
 _SKIPPED = _SQL["skipped"]
 
 
@@ -58,21 +58,21 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
         return self.event_or_type.name if isinstance(self.event_or_type, WithoutPayload) else tag_of(self.event_or_type)
 
 
-class _Read(Fact, frozen=True, kw_only=True):
+class _StoredFact(Fact, frozen=True, kw_only=True):
     """A fact as it is read from the log: its event may be of an old version."""
 
-    event_or_type: Stored | WithoutPayload = msgspec.field(name="event")  # pyright: ignore[reportIncompatibleVariableOverride] - of today before anybody else sees it
+    event_or_type: StoredEvent | WithoutPayload = msgspec.field(name="event")  # pyright: ignore[reportIncompatibleVariableOverride] - of today before anybody else sees it
 
 
-class _Unread(Fact, frozen=True, kw_only=True):
+class _FactWithRawEvent(Fact, frozen=True, kw_only=True):
     """A fact as it is read for readers without `payloads`. Its event may be undecodable, and is not decoded."""
 
     event_or_type: msgspec.Raw = msgspec.field(name="event")  # pyright: ignore[reportIncompatibleVariableOverride] - of no type before anybody else sees it
 
 
-_decoder: msgspec.json.Decoder[_Read] = msgspec.json.Decoder(_Read)
-_unread_decoder: msgspec.json.Decoder[_Unread] = msgspec.json.Decoder(_Unread)
-_list_decoder: msgspec.json.Decoder[list[_Read]] = msgspec.json.Decoder(list[_Read])
+_decoder: msgspec.json.Decoder[_StoredFact] = msgspec.json.Decoder(_StoredFact)
+_raw_decoder: msgspec.json.Decoder[_FactWithRawEvent] = msgspec.json.Decoder(_FactWithRawEvent)
+_list_decoder: msgspec.json.Decoder[list[_StoredFact]] = msgspec.json.Decoder(list[_StoredFact])
 
 
 #: A lane, and the number of the event after which it is read.
@@ -96,11 +96,11 @@ class LogEntry(NamedTuple):
 
 def stream_of(entry: LogEntry) -> UUID:
     """The stream of the event in `entry`, even if the event cannot be decoded. `entry` must have JSON."""
-    assert entry.json is not None, "somebody wants it"
-    return msgspec.json.decode(entry.json, type=_Whose).stream_id
+    assert entry.json is not None, "a reader wants events of its type"
+    return msgspec.json.decode(entry.json, type=_StreamId).stream_id
 
 
-class _Whose(msgspec.Struct):
+class _StreamId(msgspec.Struct):
     stream_id: UUID
 
 
@@ -125,7 +125,7 @@ class Interest(Protocol):
     def payloads(self) -> bool: ...
 
 
-class _Where(msgspec.Struct):
+class _SeqOnly(msgspec.Struct):
     seq: int
 
 
@@ -138,8 +138,8 @@ class Reader(NamedTuple):
     payloads: bool
 
     @classmethod
-    def of(cls, one: Interest) -> Self:
-        return cls(one.name, one.version, one.types, one.payloads)
+    def of(cls, interest: Interest) -> Self:
+        return cls(interest.name, interest.version, interest.types, interest.payloads)
 
     def decode(self, entries: Sequence[LogEntry], skipped: Skipped) -> list[Fact]:
         """The facts among `entries` that this reader wants and that are not skipped.
@@ -159,26 +159,26 @@ class Reader(NamedTuple):
 
 def decode_list(facts: bytes) -> list[Fact]:
     """The facts of a JSON array. Raises as `Reader.decode` does."""
-    return [_of_today(fact) for fact in _list_decoder.decode(facts)]
+    return [_to_current(fact) for fact in _list_decoder.decode(facts)]
 
 
 def seq_of(facts: bytes) -> int:
     """The number of the first fact in a JSON array of facts, even if its event cannot be decoded."""
-    return msgspec.json.decode(facts, type=list[_Where])[0].seq
+    return msgspec.json.decode(facts, type=list[_SeqOnly])[0].seq
 
 
 def _with_payload(fact: bytes, _: str) -> Fact:
-    return _of_today(_decoder.decode(fact))
+    return _to_current(_decoder.decode(fact))
 
 
 def _without_payload(fact: bytes, name: str) -> Fact:
-    return msgspec.structs.replace(_unread_decoder.decode(fact), event_or_type=WithoutPayload(name))
+    return msgspec.structs.replace(_raw_decoder.decode(fact), event_or_type=WithoutPayload(name))
 
 
-def _of_today(fact: _Read) -> Fact:
+def _to_current(fact: _StoredFact) -> Fact:
     return (
-        msgspec.structs.replace(fact, event_or_type=of_today(fact.event_or_type))
-        if isinstance(fact.event_or_type, Outdated)
+        msgspec.structs.replace(fact, event_or_type=to_current(fact.event_or_type))
+        if isinstance(fact.event_or_type, OutdatedEvent)
         else fact
     )
 
@@ -199,23 +199,23 @@ def table_reader(connection: AsyncConnection, *, prepared: bool = True) -> Read:
 
 def payload_types(readers: Iterable[Interest]) -> list[str] | None:
     """The types of events whose payloads at least one of `readers` wants; None for all."""
-    asking = [reader for reader in readers if reader.payloads]
-    if any(reader.types is None for reader in asking):
+    with_payloads = [reader for reader in readers if reader.payloads]
+    if any(reader.types is None for reader in with_payloads):
         return None
-    return sorted({name for reader in asking for name in reader.types or ()})
+    return sorted({name for reader in with_payloads for name in reader.types or ()})
 
 
 class FactPage(NamedTuple):
     """What `read_facts` has found, by place.
 
     - `entries`: what follows each place, without a gap.
-    - `holes`: the places where the event after those entries is missing, or where the lane ends before its head.
+    - `gaps`: the places where the event after those entries is missing, or where the lane ends before its head.
     - `full`: the places after whose entries more may follow, because the page was full.
     - `skipped`: all events that were skipped by hand for these readers, anywhere in the log.
     """
 
     entries: dict[Place, list[LogEntry]]
-    holes: dict[Place, LogCorrupted]
+    gaps: dict[Place, LogCorrupted]
     full: set[Place]
     skipped: Skipped
 
@@ -236,29 +236,29 @@ async def read_facts(
     page.
 
     `heads`: the lanes' heads as they were before this call. Every event up to there must be in the log, and its command
-    too; one that is not is a hole. `prepared`: see `exchange`.
+    too; one that is not is a gap. `prepared`: see `exchange`.
     """
     bytes_max = max(1, pages.PAGE_BYTES // len(places))
     page = _page(places, readers, limit=limit, bytes_max=bytes_max, upto=upto)
     skipped, rows = await exchange(connection, [_skipped(readers), page], prepared=prepared)
-    found = FactPage({place: [] for place in places}, {}, set(), _places_skipped(skipped))
+    found = FactPage({place: [] for place in places}, {}, set(), _skipped_events(skipped))
     for ordinal, event_seq, name, weight, json in rows:
-        lane, after = place = places[number(ordinal) - 1]
-        seq, entries = number(event_seq), found.entries[place]
-        if number(weight) >= bytes_max:
+        lane, after = place = places[parse_int(ordinal) - 1]
+        seq, entries = parse_int(event_seq), found.entries[place]
+        if parse_int(weight) >= bytes_max:
             found.full.add(place)
         if seq == after + len(entries) + 1:
             assert name is not None
             entries.append(LogEntry(lane, seq, name.decode(), json))
         else:
             missing = after + len(entries) + 1
-            found.holes.setdefault(place, LogCorrupted(lane, missing, f"the next event is {seq}"))
+            found.gaps.setdefault(place, LogCorrupted(lane, missing, f"the next event is {seq}"))
     for (lane, after), entries in found.entries.items():
         if len(entries) >= limit:
             found.full.add((lane, after))
         elif (lane, after) not in found.full and len(entries) < heads[lane] - after:
             what = f"there is no such event, or not its command, and the head is {heads[lane]}"
-            found.holes.setdefault((lane, after), LogCorrupted(lane, after + len(entries) + 1, what))
+            found.gaps.setdefault((lane, after), LogCorrupted(lane, after + len(entries) + 1, what))
     return found
 
 
@@ -273,11 +273,11 @@ def _page(
     types = {name for reader in readers for name in reader.types or ()}
     with_payload = payload_types(readers)
     parameters = (
-        None if any(reader.types is None for reader in readers) else array(sorted(types)),
-        None if with_payload is None else array(with_payload),
-        array(str(lane) for lane, _ in places),
-        array(str(after) for _, after in places),
-        array("null" if upto is None else str(upto[lane]) for lane, _ in places),
+        None if any(reader.types is None for reader in readers) else array_literal(sorted(types)),
+        None if with_payload is None else array_literal(with_payload),
+        array_literal(str(lane) for lane, _ in places),
+        array_literal(str(after) for _, after in places),
+        array_literal("null" if upto is None else str(upto[lane]) for lane, _ in places),
         b"%d" % limit,
         b"%d" % bytes_max,
     )
@@ -288,13 +288,15 @@ def _page(
 def page_statement() -> bytes:
     """The statement that reads a page, for the event types of this release. Cached, because every read uses it."""
     with_payload = sql.SQL("$2")
-    return _OF_LANES.format(fact=stored.fact(with_payload), weight=stored.weight(with_payload)).as_bytes()
+    return _FACT_PAGE.format(
+        fact=sql_fragments.fact(with_payload), weight=sql_fragments.weight(with_payload)
+    ).as_bytes()
 
 
 def _skipped(readers: Sequence[Reader]) -> Statement:
     names, versions = (reader.name for reader in readers), (str(reader.version) for reader in readers)
-    return Statement(_SKIPPED, (array(names), array(versions)))
+    return Statement(_SKIPPED, (array_literal(names), array_literal(versions)))
 
 
-def _places_skipped(rows: Rows) -> Skipped:
-    return frozenset((name.decode(), number(lane), number(seq)) for name, lane, seq in rows if name is not None)
+def _skipped_events(rows: Rows) -> Skipped:
+    return frozenset((name.decode(), parse_int(lane), parse_int(seq)) for name, lane, seq in rows if name is not None)

@@ -14,7 +14,7 @@ json_build_object('lane', e.lane, 'seq', e.seq, 'stream_id', e.stream_id, 'tenan
 -- name: weight
 CASE WHEN {with_payload} THEN {weight} ELSE 0 END
 
--- name: of_lanes
+-- name: fact_page
 -- A page (`events/pages.py`) after each place. Events of types that no reader wants come without a fact. `$2`: as
 -- `payload_types` in `with_payload`.
 SELECT p.place, e.seq, e.type, e.upto_bytes,
@@ -39,7 +39,7 @@ SELECT DISTINCT s.name, s.lane, s.seq
     ON r.name = s.name AND r.version = s.version
  ORDER BY s.name, s.lane, s.seq
 
--- name: whose
+-- name: type_and_stream
 SELECT e.type, e.stream_id FROM event e WHERE e.lane = %s AND e.seq = %s
 
 -- name: without_command
@@ -50,7 +50,7 @@ SELECT e.lane, e.seq
  ORDER BY e.lane, e.seq
  LIMIT 1
 
--- name: of_lanes_by_stream
+-- name: facts_by_stream
 -- A row per chunk of a lane, lane after lane. A chunk has at most {chunk} events, and at most {bytes} bytes and one
 -- more event. The fact of an event whose command is missing lacks the command's fields, so that it cannot be decoded.
 COPY (

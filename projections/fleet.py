@@ -14,11 +14,11 @@ from uuid import UUID
 import msgspec
 
 from events import types as e
-from events.exchange import Statement, Values, array
+from events.exchange import Statement, Values, array_literal
 from events.lifecycle import DELETED, DELETING, ERROR, FAILED, PENDING, PROVISIONING, RUNNING, Status
 from events.sql import Statements
 from events.times import EPOCH
-from events.upcast import STORED_AS
+from events.upcast import TAG_BY_NAME
 from projections.fact import Fact, Read
 from projections.tables import Rows, Table, records
 
@@ -72,7 +72,7 @@ class FleetFold:
     def feed(self, facts: Sequence[Fact]) -> None:
         for fact in facts:
             before = self._members.get(fact.stream_id)
-            after = _moved(before, fact.event)
+            after = _member_after(before, fact.event)
             if after is None or after == before:
                 continue
             hour = self._hour_of(fact.recorded_at)
@@ -98,7 +98,7 @@ class FleetFold:
         }
 
 
-def _moved(before: Member | None, event: e.AnyEvent) -> Member | None:
+def _member_after(before: Member | None, event: e.AnyEvent) -> Member | None:
     """What the instance is counted under after `event`. None where its `InstanceRequested` was skipped by hand."""
     if isinstance(event, e.InstanceRequested):
         return Member(status=PENDING, provider="", region_id=event.region_id, tier_id=event.tier_id)
@@ -118,7 +118,7 @@ class Fleet:
 
     name = "fleet"
     version = 1
-    types = tuple(STORED_AS[kind.__name__] for kind in (e.InstanceRequested, *_STATUS_AFTER))
+    types = tuple(TAG_BY_NAME[kind.__name__] for kind in (e.InstanceRequested, *_STATUS_AFTER))
     payloads = True
     tables = (_FLEET, _MEMBER)
     ddl = _SQL
@@ -128,7 +128,7 @@ class Fleet:
 
     async def changes(self, read: Read, facts: Sequence[Fact], /) -> Sequence[Statement]:
         streams = {fact.stream_id: fact.lane for fact in facts}
-        known = Statement(_MEMBERS, (array(map(str, streams.values())), array(map(str, streams))))
+        known = Statement(_MEMBERS, (array_literal(map(str, streams.values())), array_literal(map(str, streams))))
         fold = FleetFold(dict(map(_known, await read(known))))
         fold.feed(facts)
         rows = fold.rows()

@@ -34,7 +34,7 @@ async def fleet_counts(pool: AsyncConnectionPool, times: Sequence[datetime]) -> 
 
     The table counts by the hour: a time within an hour gets the counts at the end of that hour.
     """
-    assert len(times) <= TIMES_MAX, "whoever asks knows the limit"
+    assert len(times) <= TIMES_MAX, "callers check the limit"
     assert list(times) == sorted(times), "what moved before the first is counted with all of them"
 
     async def read(connection: AsyncConnection) -> list[FleetCount]:

@@ -24,13 +24,13 @@ from events.errors import LogCorrupted
 from events.ids import LANES, lane_of
 from events.pacing import FACTOR_MAX, Pace
 from events.sql import Statements, template
-from projections import stored
+from projections import sql_fragments
 from projections.copying import copy_in
 from projections.definition import Followed, Inline, Projection, StreamFold
 from projections.errors import EventRefused
 from projections.fact import decode_list, payload_types, seq_of
 from projections.generations import UNLIMITED_SESSION, Generation
-from projections.spilling import Part, lengths_of
+from projections.spilling import EventBlock, lengths_of
 from projections.stream_assembly import CHUNK, StreamRefused, Targets, rows_of
 from projections.tables import LIVE, Row
 
@@ -44,20 +44,20 @@ _EVENTS_IN_LANES = _SQL["events_in_lanes"]
 _LENGTHS_OF_STREAMS = _SQL["lengths_of_streams"]
 _PARTS_OF_LANES = _SQL["parts_of_lanes"]
 _FACTS = Statements("projections", "facts.sql")
-_FACTS_OF_LANES = _FACTS["of_lanes_by_stream"]
+_FACTS_BY_STREAM = _FACTS["facts_by_stream"]
 _WITHOUT_COMMAND = _FACTS["without_command"]
-_WHOSE = _FACTS["whose"]
+_TYPE_AND_STREAM = _FACTS["type_and_stream"]
 
 #: Lanes per claim: the default, and the maximum. A process that is killed loses the work of its whole claim.
 LANES_AT_ONCE = 4
 LANES_AT_ONCE_MAX = 32
 
 #: Table pages that are read as one piece: some thousand events, or a few hundred where few lanes are read.
-PAGES = 64
+PAGES_PER_PIECE = 64
 
 #: The most bytes of an event that shares its row of the COPY with others. With that bound, a row of some thousand
 #: events is at most a few pages (`events/pages.py`) large.
-ALONE_BYTES = pages.PAGE_BYTES // 1024
+SHARED_ROW_BYTES_MAX = pages.PAGE_BYTES // 1024
 
 #: The most streams whose lengths are read in advance, which bounds memory. Any other stream is folded at the end.
 LENGTHS_MAX = 500_000
@@ -96,9 +96,9 @@ def fold_lanes(
         psycopg.connect(conninfo, autocommit=True) as reader,
         psycopg.connect(conninfo, autocommit=True) as writer,
         # For looking at the lanes' heads: the other two connections are in the middle of a COPY then.
-        psycopg.connect(conninfo, autocommit=True) as looker,
+        psycopg.connect(conninfo, autocommit=True) as pacing_connection,
     ):
-        for connection in (reader, writer, looker):
+        for connection in (reader, writer, pacing_connection):
             connection.execute(UNLIMITED_SESSION)
         reader.execute(_FOLD_SESSION)
         writer.execute(_CLAIM_SESSION)
@@ -107,8 +107,8 @@ def fold_lanes(
         key = build.key | {"version": projection.version, "limit": at_once}
         while until_s is None or time.monotonic() < until_s:
             pace = Pace(full_speed=full_speed, readers=readers, total_s_max=RESTS_S_MAX)
-            if count := _fold_some(
-                reader, writer, projection, key, rest=partial(pace.rest, looker, factor_max=REST_FACTOR_MAX)
+            if count := _fold_claim(
+                reader, writer, projection, key, rest=partial(pace.rest, pacing_connection, factor_max=REST_FACTOR_MAX)
             ):
                 folded += count
                 continue
@@ -119,7 +119,7 @@ def fold_lanes(
     return folded
 
 
-def _fold_some(
+def _fold_claim(
     reader: Connection[Any],
     writer: Connection[Any],
     projection: Projection,
@@ -152,10 +152,10 @@ def _rows_of_streams(
 
     known = reader.execute(_LENGTHS_OF_STREAMS, {"lanes": list(targets), "limit": LENGTHS_MAX}, binary=True).fetchone()
     lengths = {} if known is None else lengths_of(*known)
-    query = _query(_PARTS_OF_LANES, targets, pages=PAGES, alone=ALONE_BYTES, payload_types=None)
+    query = _query(_PARTS_OF_LANES, targets, pages=PAGES_PER_PIECE, alone=SHARED_ROW_BYTES_MAX, payload_types=None)
     with closing(_copy_out(reader, query, rest)) as found:
         try:
-            yield from rows_of(starmap(Part, found), begin, targets=targets, lengths=lengths)
+            yield from rows_of(starmap(EventBlock, found), begin, targets=targets, lengths=lengths)
         except StreamRefused as refused:
             stream_id, error = refused.stream_id, refused.error
             raise EventRefused(projection.name, error, lane=lane_of(stream_id), stream_id=stream_id) from error
@@ -181,7 +181,7 @@ def _fold_facts(
                     fold.feed(decode_list(chunk))
             except psycopg.Error:
                 raise
-            except Exception as error:  # noqa: BLE001 - `_refusal` needs the connection, which is in the COPY
+            except Exception as error:  # noqa: BLE001 - `_error_of` needs the connection, which is in the COPY
                 refused = int.from_bytes(key), error
                 break
             rows = fold.rows()
@@ -189,10 +189,10 @@ def _fold_facts(
                 copy_in(writer, table, rows[table.name])
     if refused is not None:
         lane, error = refused
-        raise _refusal(reader, projection, lane, targets[lane], error) from error
+        raise _error_of(reader, projection, lane, targets[lane], error) from error
 
 
-def _refusal(reader: Connection[Any], projection: Followed, lane: int, target: int, error: Exception) -> Exception:
+def _error_of(reader: Connection[Any], projection: Followed, lane: int, target: int, error: Exception) -> Exception:
     """The exception to raise where the fold of `lane` failed with `error`.
 
     It names the event that is to blame: `LogCorrupted` where its command is missing, otherwise `EventRefused`. Where
@@ -211,7 +211,7 @@ def _refusal(reader: Connection[Any], projection: Followed, lane: int, target: i
                 break
         else:
             return error
-    event = reader.execute(_WHOSE, (lane, seq)).fetchone()
+    event = reader.execute(_TYPE_AND_STREAM, (lane, seq)).fetchone()
     if event is None:
         return error
     return EventRefused(projection.name, error, lane=lane, stream_id=event[1], seq=seq, tag=event[0])
@@ -225,7 +225,7 @@ def _facts_of(projection: Followed, targets: Targets, *, chunk: int) -> sql.Comp
         "types": types,
         "payload_types": payload_types([projection]),
     }
-    return _query(_FACTS_OF_LANES, targets, **wanted, chunk=chunk)
+    return _query(_FACTS_BY_STREAM, targets, **wanted, chunk=chunk)
 
 
 def _copy_out(reader: Connection[Any], query: sql.Composed, rest: Callable[[], None]) -> Generator[tuple[Any, ...]]:
@@ -245,5 +245,5 @@ def _query(statement: bytes, targets: Targets, **values: Any) -> sql.Composed:
         **values,
     }
     quoted = {name: sql.Literal(value) for name, value in literals.items()}
-    fact, weight = stored.fact(quoted["payload_types"]), stored.weight(quoted["payload_types"])
-    return template(statement).format(payload=stored.payload(), fact=fact, weight=weight, **quoted)
+    fact, weight = sql_fragments.fact(quoted["payload_types"]), sql_fragments.weight(quoted["payload_types"])
+    return template(statement).format(payload=sql_fragments.payload(), fact=fact, weight=weight, **quoted)

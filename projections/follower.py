@@ -23,7 +23,7 @@ from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from events.errors import StoreUnavailable
-from events.exchange import Statement, array, exchange, number
+from events.exchange import Statement, array_literal, exchange, parse_int
 from events.lease import lease
 from events.retries import is_transient, with_retries
 from events.sql import Statements
@@ -45,7 +45,7 @@ LANE_BATCH_MIN = 50
 _log = structlog.get_logger(__name__)
 
 
-class _Reached(NamedTuple):
+class _Progress(NamedTuple):
     """A projection's progress in a leased lane, from `before` to `after`. `error`: why it is parked there, if so."""
 
     name: str
@@ -62,8 +62,8 @@ class Follower:
         self._pool = pool
         self._projections = {one.name: (one, Reader.of(one)) for one in projections}
         self._names = [one.name for one in projections]
-        versions = array(str(one.version) for one in projections)
-        self._lease_lanes = Statement(_LEASE_LANES, (array(self._names), versions))
+        versions = array_literal(str(one.version) for one in projections)
+        self._lease_lanes = Statement(_LEASE_LANES, (array_literal(self._names), versions))
 
     async def create_checkpoints(self) -> None:
         """Create checkpoints that are missing, at the beginning of their lanes, for projections that are live."""
@@ -74,7 +74,7 @@ class Follower:
 
         Raises `StoreUnavailable`.
         """
-        taken, more = 0, True
+        applied, more = 0, True
         while more:
             try:
                 count, more = await with_retries(self._pool, self._step)
@@ -82,57 +82,57 @@ class Follower:
                 raise
             except Exception as error:  # noqa: BLE001 - with a savepoint for each projection it shows which one failed
                 _log.warning("projection_failed", error=type(error).__name__)
-                count, more = await with_retries(self._pool, partial(self._step, apart=True))
-            taken += count
-        return taken
+                count, more = await with_retries(self._pool, partial(self._step, isolated=True))
+            applied += count
+        return applied
 
-    async def _step(self, connection: AsyncConnection, *, apart: bool = False) -> tuple[int, bool]:
+    async def _step(self, connection: AsyncConnection, *, isolated: bool = False) -> tuple[int, bool]:
         """Apply a batch of the lanes with new events. Returns how many were applied, and whether a lane may have more.
 
-        If a projection fails, the whole step fails, unless `apart`: then each projection has savepoints, and only the
-        lanes of the one that fails are parked.
+        If a projection fails, the whole step fails, unless `isolated`: then each projection has savepoints, and only
+        the lanes of the one that fails are parked.
         """
         async with lease(connection, self._lease_lanes) as leased:
             leases: dict[str, list[Place]] = {}
             heads: dict[int, int] = {}
             for name, lane, seq, head in leased:
                 assert name is not None
-                leases.setdefault(name.decode(), []).append((number(lane), number(seq)))
-                heads[number(lane)] = number(head)
+                leases.setdefault(name.decode(), []).append((parse_int(lane), parse_int(seq)))
+                heads[parse_int(lane)] = parse_int(head)
             if not leases:
                 return 0, False
             places = sorted({place for of_one in leases.values() for place in of_one})
             limit = max(LANE_BATCH_MIN, BATCH_MAX // len(places))
             readers = [self._projections[name][1] for name in leases]
             found = await read_facts(connection, places, readers, heads=heads, limit=limit)
-            for hole in found.holes.values():
-                _log.critical("log_corrupted", lane=hole.lane, error=str(hole))
-            reached: list[_Reached] = []
+            for gap in found.gaps.values():
+                _log.critical("log_corrupted", lane=gap.lane, error=str(gap))
+            progress: list[_Progress] = []
             changes: list[Statement] = []
-            for name, of_one in leases.items():
+            for name, leased_places in leases.items():
                 parked: dict[int, str] = {}
-                entries = [entry for place in of_one for entry in found.entries[place]]
-                if apart:
-                    taken = await self._take_acceptable(connection, name, entries, found.skipped, parked)
+                entries = [entry for place in leased_places for entry in found.entries[place]]
+                if isolated:
+                    applied = await self._apply_accepted(connection, name, entries, found.skipped, parked)
                 else:
                     changes += await self._changes(table_reader(connection), name, entries, found.skipped)
-                    taken = entries
-                last = {entry.lane: entry.seq for entry in taken}
-                for lane, seq in of_one:
-                    hole = found.holes.get((lane, seq))
-                    error = parked.get(lane, None if hole is None else str(hole))
-                    reached.append(_Reached(name, lane, seq, last.get(lane, seq), error))
-            await self._note(connection, reached, changes, prepared=not apart)
-            full = any((one.lane, one.before) in found.full for one in reached if one.error is None)
-            return sum(one.after - one.before for one in reached), full
+                    applied = entries
+                last = {entry.lane: entry.seq for entry in applied}
+                for lane, seq in leased_places:
+                    gap = found.gaps.get((lane, seq))
+                    error = parked.get(lane, None if gap is None else str(gap))
+                    progress.append(_Progress(name, lane, seq, last.get(lane, seq), error))
+            await self._save_progress(connection, progress, changes, prepared=not isolated)
+            full = any((one.lane, one.before) in found.full for one in progress if one.error is None)
+            return sum(one.after - one.before for one in progress), full
 
-    async def _note(
-        self, connection: AsyncConnection, reached: list[_Reached], changes: list[Statement], *, prepared: bool
+    async def _save_progress(
+        self, connection: AsyncConnection, progress: list[_Progress], changes: list[Statement], *, prepared: bool
     ) -> None:
         """Change the tables, move the checkpoints, and park lanes."""
-        moves = [Move(one.name, one.lane, one.before, one.after) for one in reached if one.after > one.before]
+        moves = [Move(one.name, one.lane, one.before, one.after) for one in progress if one.after > one.before]
         parks: list[Statement] = []
-        for one in reached:
+        for one in progress:
             if one.error is not None:
                 _log.error("lane_parked", follower=one.name, lane=one.lane, seq=one.after + 1, error=one.error)
                 parks.append(checkpoint.park(one.name, one.lane, error=one.error))
@@ -145,7 +145,7 @@ class Follower:
         facts = reader.decode(entries, skipped)
         return await projection.changes(read, facts) if facts else ()
 
-    async def _take_acceptable(
+    async def _apply_accepted(
         self,
         connection: AsyncConnection,
         name: str,
@@ -177,5 +177,5 @@ class Follower:
                 parked[refused.lane] = f"{cause} ({refused.type})"
                 return []
         middle = len(entries) // 2
-        first = await self._take_acceptable(connection, name, entries[:middle], skipped, parked)
-        return first + await self._take_acceptable(connection, name, entries[middle:], skipped, parked)
+        first = await self._apply_accepted(connection, name, entries[:middle], skipped, parked)
+        return first + await self._apply_accepted(connection, name, entries[middle:], skipped, parked)

@@ -34,12 +34,12 @@ _SET_TARGETS = _SQL["set_targets"]
 _AHEAD = _SQL["ahead"]
 _INDEX_SESSION = _SQL["index_session"]
 _SET_STATE = _SQL["set_state"]
-_ENTER_AT_TARGETS = _SQL["enter_at_targets"]
-_ENTER_AT_BEGINNING = _SQL["enter_at_beginning"]
-_FORGET_FOLLOWER = _SQL["forget_follower"]
-_FORGET_GENERATION = _SQL["forget_generation"]
+_CREATE_CHECKPOINTS_AT_TARGETS = _SQL["create_checkpoints_at_targets"]
+_CREATE_CHECKPOINTS_AT_BEGINNING = _SQL["create_checkpoints_at_beginning"]
+_DELETE_CHECKPOINTS = _SQL["delete_checkpoints"]
+_DELETE_GENERATION = _SQL["delete_generation"]
 _INDEXED_COLUMNS = _SQL["indexed_columns"]
-_WAIT_BRIEFLY = _SQL["wait_briefly"]
+_LIMIT_LOCK_WAIT = _SQL["limit_lock_wait"]
 _OWNERS = _SQL["owners"]
 _PRIVILEGES = _SQL["privileges"]
 _PROGRESS = _SQL["progress"]
@@ -187,7 +187,7 @@ async def index(connection: AsyncConnection, projection: Projection, build: Gene
         await use_schema(connection, build)
         await connection.execute(_INDEX_SESSION)
         await connection.execute(projection.ddl["indexes"])
-        await connection.execute(_ENTER_AT_TARGETS, build.key | {"follower": build.follower})
+        await connection.execute(_CREATE_CHECKPOINTS_AT_TARGETS, build.key | {"follower": build.follower})
         await connection.execute(_SET_STATE, build.key | {"state": "indexed"})
     return msgspec.structs.replace(build, state="indexed")
 
@@ -197,7 +197,7 @@ async def create_missing_checkpoints(connection: AsyncConnection, earlier: Gener
 
     A generation has none in lanes that no follower had entered before it was replaced.
     """
-    await connection.execute(_ENTER_AT_BEGINNING, (earlier.follower,))
+    await connection.execute(_CREATE_CHECKPOINTS_AT_BEGINNING, (earlier.follower,))
 
 
 async def is_ahead(connection: AsyncConnection, build: Generation) -> bool:
@@ -221,11 +221,11 @@ async def drop(connection: AsyncConnection, build: Generation) -> None:
     assert build.state != "live", "what is served is not dropped"
     try:
         async with connection.transaction():
-            await connection.execute(_WAIT_BRIEFLY, (int(DROP_S_MAX * 1000),))
+            await connection.execute(_LIMIT_LOCK_WAIT, (int(DROP_S_MAX * 1000),))
             # The lanes first, in the order of a fold: in the other order the two could deadlock.
-            await connection.execute(_FORGET_GENERATION, build.key)
+            await connection.execute(_DELETE_GENERATION, build.key)
             await connection.execute(composed("DROP SCHEMA IF EXISTS {} CASCADE", [build.schema]))
-            await connection.execute(_FORGET_FOLLOWER, (build.follower,))
+            await connection.execute(_DELETE_CHECKPOINTS, (build.follower,))
     except LockNotAvailable as error:
         raise GenerationInUse(build.name, build.number) from error
 

@@ -72,38 +72,38 @@ UPDATE projection_generation
    SET state = %(state)s, replaced_at = CASE %(state)s::text WHEN 'previous' THEN now() END
  WHERE name = %(name)s AND generation = %(generation)s
 
--- name: enter_at_targets
+-- name: create_checkpoints_at_targets
 INSERT INTO checkpoint (follower, lane, seq)
 SELECT %(follower)s, l.lane, l.target
   FROM projection_lane l
  WHERE l.name = %(name)s AND l.generation = %(generation)s
 
--- name: enter_at_beginning
+-- name: create_checkpoints_at_beginning
 -- For lanes that no follower had entered when the generation was replaced.
 INSERT INTO checkpoint (follower, lane)
 SELECT %s, h.lane FROM lane_head h
 ON CONFLICT (follower, lane) DO NOTHING
 
--- name: enter_at_heads
+-- name: create_checkpoints_at_heads
 INSERT INTO checkpoint (follower, lane, seq)
 SELECT %s, h.lane, h.head FROM lane_head h
 
 -- name: rename_follower
 UPDATE checkpoint SET follower = %(after)s, parked_until = NULL, error = NULL WHERE follower = %(before)s
 
--- name: forget_follower
+-- name: delete_checkpoints
 DELETE FROM checkpoint WHERE follower = %s
 
--- name: serve
+-- name: set_live
 INSERT INTO projection (name, version, generation)
 VALUES (%(name)s, %(version)s, %(generation)s)
 ON CONFLICT (name) DO UPDATE SET
        version = excluded.version, generation = excluded.generation, swapped_at = now()
 
--- name: forget_generation
+-- name: delete_generation
 DELETE FROM projection_generation WHERE name = %(name)s AND generation = %(generation)s
 
--- name: wait_briefly
+-- name: limit_lock_wait
 SELECT set_config('lock_timeout', %s::text, true)
 
 -- name: indexed_columns

@@ -14,7 +14,7 @@ from events.record import Append
 from events.saga import wake_at_ms
 from events.sql import Statements
 from events.state import Agent, Attempt, Instance
-from events.times import moment
+from events.times import to_datetime
 from events.types import AnyEvent
 from projections.tables import Row, Table
 from projections.versions import OneVersion
@@ -42,10 +42,10 @@ def _values_of(state: Instance, lane: int) -> Row:
         *(_NO_AGENT if agent is None else _OF_AGENT(agent)),
         state.health,
         state.error_code,
-        moment(state.created_ms),
-        moment(state.updated_ms),
-        moment(wake_at_ms(state)),
-        moment(state.deleted_ms),
+        to_datetime(state.created_ms),
+        to_datetime(state.updated_ms),
+        to_datetime(wake_at_ms(state)),
+        to_datetime(state.deleted_ms),
     )
 
 

@@ -21,9 +21,9 @@ from projections.registry import projections
 _SQL = Statements("projections", "operations.sql")
 _STATUS = _SQL["status"]
 _KNOWN = _SQL["known"]
-_TAKEN = _SQL["taken"]
+_APPLIED_EVENTS = _SQL["applied_events"]
 _PARKED = _SQL["parked"]
-_TAKEN_BY_BUILD = _SQL["taken_by_build"]
+_APPLIED_BY_BUILD = _SQL["applied_by_build"]
 _RECORD = _SQL["record"]
 _SKIPPED = _SQL["skipped"]
 _SKIP = _SQL["skip"]
@@ -163,14 +163,14 @@ async def skip_in_build(
         if build is None:
             raise NotToBeSkipped(name, version, "it has no unfinished build")
         where = build.key | {"follower": build.follower, "lane": lane}
-        row = await (await connection.execute(_TAKEN_BY_BUILD, where)).fetchone()
+        row = await (await connection.execute(_APPLIED_BY_BUILD, where)).fetchone()
         if row is None:
             raise RebuildBusy(name)
-        taken, head = row
-        if not taken < seq <= head:
+        applied, head = row
+        if not applied < seq <= head:
             reason = (
                 f"the build has already applied event {seq} of lane {lane}"
-                if seq <= taken
+                if seq <= applied
                 else f"lane {lane} ends with event {head}"
             )
             raise NotToBeSkipped(name, version, reason)
@@ -241,7 +241,7 @@ async def _record(connection: AsyncConnection, action: str, place: dict[str, Any
 
 async def _rates(connection: AsyncConnection, sample_s: float) -> dict[str, float]:
     """Events per second by follower, measured over `sample_s`. The log's own rate has an empty name."""
-    before, began_s = dict(await (await connection.execute(_TAKEN)).fetchall()), time.perf_counter()
+    before, began_s = dict(await (await connection.execute(_APPLIED_EVENTS)).fetchall()), time.perf_counter()
     await asyncio.sleep(sample_s)
-    after, took_s = dict(await (await connection.execute(_TAKEN)).fetchall()), time.perf_counter() - began_s
+    after, took_s = dict(await (await connection.execute(_APPLIED_EVENTS)).fetchall()), time.perf_counter() - began_s
     return {name: (int(seq) - int(before.get(name, 0))) / took_s for name, seq in after.items()}

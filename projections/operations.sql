@@ -15,7 +15,7 @@ SELECT h.lane, h.head - s.seq,
 -- name: known
 SELECT name, version, generation, swapped_at FROM projection ORDER BY name
 
--- name: taken
+-- name: applied_events
 SELECT c.follower, sum(c.seq)::bigint FROM checkpoint c GROUP BY c.follower
 UNION ALL
 SELECT '', sum(h.head)::bigint FROM lane_head h
@@ -27,7 +27,7 @@ SELECT seq + 1, error
  WHERE follower = %(name)s AND lane = %(lane)s AND error IS NOT NULL
    FOR UPDATE
 
--- name: taken_by_build
+-- name: applied_by_build
 -- How far a build is in a lane, and the lane's head. No row while a process folds the lane.
 SELECT CASE WHEN l.folded_at IS NULL THEN 0
             ELSE coalesce((SELECT c.seq FROM checkpoint c WHERE c.follower = %(follower)s AND c.lane = l.lane), l.target) END,

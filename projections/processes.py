@@ -15,8 +15,8 @@ import psycopg
 
 from events.errors import EventsError
 from events.ids import LANES
-from projections import child
-from projections.child import Answer
+from projections import child_process
+from projections.child_process import PipeEnd
 from projections.definition import Projection
 from projections.errors import FoldFailed, RebuildError
 from projections.folding import LANES_AT_ONCE_MAX, fold_lanes
@@ -28,7 +28,7 @@ from projections.rebuild import Folding
 EVENTS_AT_ONCE = 1_000_000
 
 #: The time between two looks at the progress, in seconds.
-LOOK_S = 0.1
+POLL_S = 0.1
 
 #: New interpreters: a fork of a process with threads and connections would inherit their locks.
 _SPAWN = multiprocessing.get_context("spawn")
@@ -46,14 +46,14 @@ def fold_in_processes(conninfo: str, *, workers: int, full_speed: bool = False) 
         claims = 1 if (await progress()).events <= workers * EVENTS_AT_ONCE else 2
         at_once = max(1, min(LANES_AT_ONCE_MAX, LANES // (claims * workers)))
         work = partial(fold_lanes, conninfo, projection, build, at_once=at_once, readers=workers, full_speed=full_speed)
-        running = list[tuple[BaseProcess, Answer]]()
+        running = list[tuple[BaseProcess, PipeEnd]]()
         try:
             for _ in range(workers):
                 # One by one: if the machine cannot start another, those before it are known, and are ended.
                 running.append(start_folding(work))
             while alive := [process for process, _ in running if process.is_alive()]:
                 await progress()
-                await ended(alive, within_s=LOOK_S)
+                await ended(alive, within_s=POLL_S)
         except OSError as error:
             raise FoldFailed(build.name, f"could not start a process: {describe(error)}") from error
         finally:
@@ -81,32 +81,35 @@ def interrupts_blocked() -> Generator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def start_folding(work: Callable[[], int]) -> tuple[BaseProcess, Answer]:
+def start_folding(work: Callable[[], int]) -> tuple[BaseProcess, PipeEnd]:
     """Start a process for `work`, at low priority, which ends with this one. Both results are for `end_folding`.
 
     Raises `OSError` where the machine cannot start another process.
     """
-    answer, its_answer = _SPAWN.Pipe(duplex=False)
+    pipe, child_end = _SPAWN.Pipe(duplex=False)
     process = _SPAWN.Process(
-        target=child.do, args=(child.task_of(work, describe), its_answer), name="hydracore-fold", daemon=True
+        target=child_process.run_task,
+        args=(child_process.pickle_task(work, describe), child_end),
+        name="hydracore-fold",
+        daemon=True,
     )
-    with closing(its_answer):
+    with closing(child_end):
         try:
             with interrupts_blocked():
                 process.start()
         except BaseException:
-            answer.close()
+            pipe.close()
             raise
-    return process, answer
+    return process, pipe
 
 
-def end_folding(process: BaseProcess, answer: Answer) -> str | None:
+def end_folding(process: BaseProcess, pipe: PipeEnd) -> str | None:
     """Kill the process if it still runs. Returns why it has not done its work, None where it has."""
-    with closing(answer):
+    with closing(pipe):
         # Not SIGTERM: a stopped process would not handle it.
         process.kill()
         process.join()
-        return None if process.exitcode == 0 else _reason_of(process, answer)
+        return None if process.exitcode == 0 else _reason_of(process, pipe)
 
 
 async def ended(processes: Iterable[BaseProcess], *, within_s: float) -> None:
@@ -143,8 +146,8 @@ def describe(error: Exception) -> str:
     return f"{name}: {' '.join(str(error).split())}" if isinstance(error, psycopg.OperationalError) else name
 
 
-def _reason_of(process: BaseProcess, answer: Answer) -> str:
+def _reason_of(process: BaseProcess, pipe: PipeEnd) -> str:
     try:
-        return str(answer.recv()) if answer.poll() else f"a process ended with exit code {process.exitcode}"
+        return str(pipe.recv()) if pipe.poll() else f"a process ended with exit code {process.exitcode}"
     except (EOFError, OSError):  # It was killed before it had sent a reason, or while it sent one.
         return f"a process ended with exit code {process.exitcode}"

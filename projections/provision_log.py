@@ -10,7 +10,7 @@ from events import types as e
 from events.failures import describe
 from events.record import Append
 from events.sql import Statements
-from events.times import moment
+from events.times import to_datetime
 from projections.tables import Row, Table
 from projections.versions import OneVersion
 
@@ -153,7 +153,7 @@ def _rows_of(
     for version, event in enumerate(events, start=version_before + 1):
         line = lines[type(event)](event)
         if line is not None:
-            yield (lane, stream_id, version, *line, moment(event.at_ms))
+            yield (lane, stream_id, version, *line, to_datetime(event.at_ms))
 
 
 _TABLE = Table(

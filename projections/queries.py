@@ -166,7 +166,7 @@ class Queries:
         """The newest instance that was requested with this key, by any customer of the tenant (None: of any tenant)."""
         statement = _NEWEST_OF_ALL if tenant_id is None else _NEWEST_OF_TENANT
         parameters = {"tenant_id": tenant_id, "idempotency_key": idempotency_key}
-        rows: list[UUID] = await self._rows(_itself, statement, parameters)
+        rows: list[UUID] = await self._rows(_identity, statement, parameters)
         return rows[0] if rows else None
 
     async def list_text(self, wanted: ListFilter) -> str:
@@ -225,5 +225,5 @@ def _list_statement(wanted: ListFilter) -> tuple[bytes, Mapping[str, Any]]:
     }
 
 
-def _itself(value: UUID) -> UUID:
+def _identity(value: UUID) -> UUID:
     return value

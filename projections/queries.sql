@@ -57,8 +57,8 @@ SELECT coalesce(string_agg(key, ','), '')
          LIMIT %(limit)s) AS listed
 
 -- name: live
--- Deleted instances stay, so that there are ever more. A column of the indexes excludes them; with an OR, all would be
--- read.
+-- Deleted instances stay, so their number grows for ever. A column of the indexes excludes them; with an OR, all would
+-- be read.
 SELECT id, version, created_at
   FROM instance
  WHERE {of} AND status <> 'deleted'
@@ -69,7 +69,7 @@ SELECT id, version, created_at
  LIMIT %(limit)s
 
 -- name: live_or_deleted
--- An index has first the one kind in order, and then the other.
+-- The index has the deleted ones first, in order, and then the others, in order.
 SELECT i.id, i.version, i.created_at
   FROM unnest(%(alive)s::boolean[]) AS wanted (alive)
  CROSS JOIN LATERAL (

@@ -18,7 +18,6 @@ from psycopg import AsyncConnection
 
 from events.pacing import Pace
 from projections import generations
-from projections.approach import approach, catch_up, verify
 from projections.candidate import Candidate
 from projections.definition import Inline, Projection
 from projections.drift import Comparison, Drift
@@ -26,6 +25,7 @@ from projections.errors import LiveIncomplete, NothingToRollBackTo, Outdated, Pa
 from projections.generations import Generation, Progress
 from projections.rebuild_lock import connect, rebuild_lock
 from projections.swap import SwapResult, swap
+from projections.swap_preparation import catch_up, compare_with_live, prepare_swap
 
 Folding = Callable[[Projection, Generation, Callable[[], Awaitable[Progress]]], Awaitable[None]]
 """Folds all lanes of the build. It may call the third argument for the progress at any time. Raises `FoldFailed`."""
@@ -68,7 +68,7 @@ class Report(msgspec.Struct, kw_only=True):
     total_s: float = 0.0
 
 
-class Steps(NamedTuple):
+class ProgressCallbacks(NamedTuple):
     """Callbacks for the progress: `phase(text)` when a phase begins, `folded(progress)` during the fold."""
 
     phase: Callable[[str], None]
@@ -80,7 +80,7 @@ async def rebuild(
     projection: Projection,
     *,
     folding: Folding,
-    steps: Steps,
+    callbacks: ProgressCallbacks,
     accept_drift: bool = False,
     full_speed: bool = False,
 ) -> Report:
@@ -97,15 +97,15 @@ async def rebuild(
         live, missing = await generations.inspect_live(connection, projection.name)
         if missing and not accept_drift:
             raise LiveIncomplete(projection.name, missing)
-        build, report = await _build(connection, projection, folding, steps, pace, live=live, drops_others=True)
+        build, report = await _build(connection, projection, folding, callbacks, pace, live=live, drops_others=True)
         report.missing = missing
-        steps.phase("comparing")
+        callbacks.phase("comparing")
         candidate = Candidate.of(projection, build, live, pace)
         async with _analyzing(database_url, build):
             await _compare(connection, candidate, report)
         if report.drifted and not accept_drift:
             return report
-        steps.phase("swapping")
+        callbacks.phase("swapping")
         if report.drifted:
             # Another comparison would only find the accepted drift again.
             candidate = candidate._replace(unverified=None)
@@ -122,7 +122,12 @@ async def rebuild(
 
 
 async def dry_run(
-    database_url: str, projection: Projection, *, folding: Folding, steps: Steps, full_speed: bool = False
+    database_url: str,
+    projection: Projection,
+    *,
+    folding: Folding,
+    callbacks: ProgressCallbacks,
+    full_speed: bool = False,
 ) -> Report:
     """Build as `rebuild` does, compare with the live tables, drop the build. Changes no live table and no other build.
 
@@ -135,8 +140,8 @@ async def dry_run(
         live, missing = await generations.inspect_live(connection, projection.name)
         if missing:
             raise LiveIncomplete(projection.name, missing)
-        build, report = await _build(connection, projection, folding, steps, pace, live=live, drops_others=False)
-        steps.phase("comparing")
+        build, report = await _build(connection, projection, folding, callbacks, pace, live=live, drops_others=False)
+        callbacks.phase("comparing")
         try:
             await _compare(connection, Candidate.of(projection, build, live, pace), report)
         finally:
@@ -181,7 +186,7 @@ async def rollback(database_url: str, projection: Projection) -> Report:
         candidate = Candidate.of(projection, earlier, live, Pace(full_speed=True))._replace(unverified=None)
 
         async def prepare(swapping: AsyncConnection) -> None:
-            report.events += await approach(swapping, candidate)
+            report.events += await prepare_swap(swapping, candidate)
 
         _finish(report, await swap(partial(connect, database_url), candidate, prepare=prepare), began_s)
         return report
@@ -207,7 +212,7 @@ async def _build(
     connection: AsyncConnection,
     projection: Projection,
     folding: Folding,
-    steps: Steps,
+    callbacks: ProgressCallbacks,
     pace: Pace,
     *,
     live: Generation | None,
@@ -221,7 +226,7 @@ async def _build(
         raise Outdated(projection.name, projection.version, live=live.version)
     build = None
     for one in await generations.unfinished(connection, projection.name):
-        if build is None and await _fits(connection, one, projection, live):
+        if build is None and await _is_resumable(connection, one, projection, live):
             build = one
         elif drops_others:
             await generations.drop(connection, one)
@@ -233,7 +238,7 @@ async def _build(
 
     async def progress() -> Progress:
         now = await generations.progress(connection, folded)
-        steps.folded(now)
+        callbacks.folded(now)
         return now
 
     report = Report(
@@ -246,19 +251,19 @@ async def _build(
         events=(await progress()).events,
     )
     if build.state == "folding":
-        steps.phase("folding")
+        callbacks.phase("folding")
         await folding(projection, build, progress)
         report.fold_s = time.perf_counter() - began_s
         # A first look at the heads: the rest after indexing can then tell how much is being written.
         await pace.rest_async(connection)
-        steps.phase("indexing")
+        callbacks.phase("indexing")
         began_s = time.perf_counter()
         build = await generations.index(connection, projection, build)
         report.index_s = time.perf_counter() - began_s
     return build, report
 
 
-async def _fits(
+async def _is_resumable(
     connection: AsyncConnection, build: Generation, projection: Projection, live: Generation | None
 ) -> bool:
     """Whether a build that an earlier run has left can be continued, and compared with the live tables."""
@@ -268,7 +273,7 @@ async def _fits(
 
 
 async def _swap(database_url: str, candidate: Candidate) -> SwapResult:
-    return await swap(partial(connect, database_url), candidate, prepare=partial(approach, candidate=candidate))
+    return await swap(partial(connect, database_url), candidate, prepare=partial(prepare_swap, candidate=candidate))
 
 
 async def _compare(connection: AsyncConnection, candidate: Candidate, report: Report) -> None:
@@ -276,7 +281,7 @@ async def _compare(connection: AsyncConnection, candidate: Candidate, report: Re
     began_s = time.perf_counter()
     await candidate.pace.rest_async(connection)
     await catch_up(connection, candidate)
-    _record(report, await verify(connection, candidate, everything=True))
+    _record(report, await compare_with_live(connection, candidate, everything=True))
     await candidate.pace.rest_async(connection)
     report.compare_s, report.rested_s = time.perf_counter() - began_s, candidate.pace.rested_s
 

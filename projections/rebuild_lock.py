@@ -1,4 +1,4 @@
-"""A projection's turn: an advisory lock, so that one rebuild of a projection runs at a time.
+"""The rebuild lock of a projection: an advisory lock, so that one rebuild of a projection runs at a time.
 
 It also keeps out interventions that a running rebuild would not see. The lock ends with the session that holds it.
 """
@@ -18,7 +18,7 @@ from projections.generations import UNLIMITED_SESSION
 _SQL = Statements("projections", "rebuild_lock.sql")
 _TAKE = _SQL["take"]
 _TAKE_FOR_TRANSACTION = _SQL["take_for_transaction"]
-_GIVE = _SQL["give"]
+_RELEASE = _SQL["release"]
 
 #: Makes a session notice within half a second that its client was killed, even while it waits for a lock.
 _NOTICE_LOSS = "-c client_connection_check_interval=500"
@@ -26,7 +26,7 @@ _NOTICE_LOSS = "-c client_connection_check_interval=500"
 
 @asynccontextmanager
 async def rebuild_lock(database_url: str, name: str) -> AsyncGenerator[AsyncConnection]:
-    """A connection whose session holds the projection's turn. Raises `RebuildBusy`."""
+    """A connection whose session holds the projection's rebuild lock. Raises `RebuildBusy`."""
     async with await connect(database_url) as connection:
         await _take(connection, _TAKE, name)
         try:
@@ -35,11 +35,11 @@ async def rebuild_lock(database_url: str, name: str) -> AsyncGenerator[AsyncConn
             # Unlocked explicitly: the server ends a closed session a moment later, and the next rebuild would be
             # refused until then. If the connection is broken, the end of its session releases the lock.
             with suppress(Error):
-                await connection.execute(_GIVE, (name,))
+                await connection.execute(_RELEASE, (name,))
 
 
 async def take_rebuild_lock(connection: AsyncConnection, name: str) -> None:
-    """Hold the projection's turn until the end of the transaction. Raises `RebuildBusy`."""
+    """Hold the projection's rebuild lock until the end of the transaction. Raises `RebuildBusy`."""
     await _take(connection, _TAKE_FOR_TRANSACTION, name)
 
 

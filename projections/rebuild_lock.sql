@@ -4,5 +4,5 @@ SELECT pg_try_advisory_lock(hashtextextended('hydracore projection ' || %s::text
 -- name: take_for_transaction
 SELECT pg_try_advisory_xact_lock(hashtextextended('hydracore projection ' || %s::text, 0))
 
--- name: give
+-- name: release
 SELECT pg_advisory_unlock(hashtextextended('hydracore projection ' || %s::text, 0))

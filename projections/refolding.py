@@ -18,7 +18,7 @@ from events import pages
 from events.bounded_cache import BoundedCache
 from events.errors import LogCorrupted
 from events.sql import Statements, identifiers, template
-from projections import stored
+from projections import sql_fragments
 from projections.copying import copy_in_async
 from projections.definition import Inline, StreamFold
 from projections.errors import EventRefused
@@ -149,7 +149,7 @@ async def _changes(
     while left:
         page, left = await _read(connection, left)
         for piece, payloads in page:
-            rows += _fold_on(projection, piece, payloads)
+            rows += _feed_piece(projection, piece, payloads)
             if piece.upto == piece.grown.after:
                 fold, piece.grown.fold = piece.grown.fold, None
                 assert fold is not None, "it was fed"
@@ -169,7 +169,7 @@ async def _read(connection: AsyncConnection, pieces: Sequence[_Piece]) -> tuple[
         "upto": [piece.upto for piece in pieces],
         "bytes": pages.PAGE_BYTES,
     }
-    query = _PIECES.format(payload=stored.payload(), weight=pages.weight())
+    query = _PIECES.format(payload=sql_fragments.payload(), weight=pages.weight())
     found = {place: rest for place, *rest in await (await connection.execute(query, parameters)).fetchall()}
     end = max(found, default=0)
     is_full = end > 0 and found[end][2] >= pages.PAGE_BYTES
@@ -188,14 +188,14 @@ async def _read(connection: AsyncConnection, pieces: Sequence[_Piece]) -> tuple[
     return page, left
 
 
-def _fold_on(projection: Inline, piece: _Piece, payloads: str) -> Iterable[Row]:
+def _feed_piece(projection: Inline, piece: _Piece, payloads: str) -> Iterable[Row]:
     """Feed a piece to the fold of its stream. Returns the changed rows after the last piece. Raises `EventRefused`."""
     grown, (lane, stream_id) = piece.grown, piece.grown.stream
     fold = grown.fold
     try:
         if fold is None:
             fold = grown.fold = projection.begin(stream_id, lane=lane)
-        fold.feed(stored.events_of(payloads))
+        fold.feed(sql_fragments.events_of(payloads))
         if piece.upto == grown.after:
             return fold.rows()
         if piece.upto <= grown.before:

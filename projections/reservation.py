@@ -13,7 +13,7 @@ from events import types as e
 from events.record import Append
 from events.sql import Statements
 from events.state import Instance
-from events.times import moment
+from events.times import to_datetime
 from projections.tables import Row, Table
 from projections.versions import OneVersion
 
@@ -55,26 +55,26 @@ class HeldValues:
 
     def address_reserved(self, version: int, event: e.AddressReserved) -> tuple[ReservationChange, ...]:
         self._addresses = (event.hostname, event.vpn_ip)
-        return self._each_address(version, event.at_ms, None)
+        return self._address_changes(version, event.at_ms, None)
 
     def server_created(self, version: int, event: e.ServerCreated) -> tuple[ReservationChange, ...]:
         assert self._server is not None, "a placement comes before a server"
         self._server = (self._server[0], event.server_id)
-        return self._each_server(version, event.at_ms, None)
+        return self._server_changes(version, event.at_ms, None)
 
     def server_gone(self, version: int, event: e.ServerDiscarded | e.ServerVanished) -> tuple[ReservationChange, ...]:
-        return self._each_server(version, None, event.at_ms)
+        return self._server_changes(version, None, event.at_ms)
 
     def teardown_step_done(self, version: int, event: e.TeardownStepDone) -> tuple[ReservationChange, ...]:
         match event.step:
             case "absence_verified":
-                return self._each_server(version, None, event.at_ms)
+                return self._server_changes(version, None, event.at_ms)
             case "addresses_freed":
-                return self._each_address(version, None, event.at_ms)
+                return self._address_changes(version, None, event.at_ms)
             case _:
                 return ()
 
-    def _each_server(
+    def _server_changes(
         self, version: int, reserved_ms: int | None, released_ms: int | None
     ) -> tuple[ReservationChange, ...]:
         provider, server_id = self._server or (None, None)
@@ -82,7 +82,7 @@ class HeldValues:
             return ()
         return (ReservationChange(version, "provider_id", f"{provider}/{server_id}", reserved_ms, released_ms),)
 
-    def _each_address(
+    def _address_changes(
         self, version: int, reserved_ms: int | None, released_ms: int | None
     ) -> tuple[ReservationChange, ...]:
         hostname, vpn_ip = self._addresses or (None, None)
@@ -131,9 +131,7 @@ _HANDLERS: Final[dict[type[e.Event], Callable[[HeldValues, int, Any], tuple[Rese
     e.CustomerErased: None,
 }
 
-assert set(_HANDLERS) == set(get_args(e.AnyEvent)), (
-    "every event of the union takes or gives back something, or is silent"
-)
+assert set(_HANDLERS) == set(get_args(e.AnyEvent)), "every event of the union has a handler, or None"
 
 
 def rows_of(
@@ -147,8 +145,8 @@ def rows_of(
             "version": change.version,
             "kind": change.kind,
             "value": change.value,
-            "reserved_at": moment(change.reserved_ms),
-            "released_at": moment(change.released_ms),
+            "reserved_at": to_datetime(change.reserved_ms),
+            "released_at": to_datetime(change.released_ms),
         }
         for change in HeldValues(before).apply(events)
     ]
@@ -169,7 +167,7 @@ _TABLE = Table(
     columns=("kind", "value", "instance_id", "version", "reserved_at", "released_at"),
     stream="instance_id",
     version="version",
-    laned=False,
+    has_lane=False,
 )
 
 
@@ -185,9 +183,9 @@ class ReservationFold:
     def feed(self, events: Sequence[e.AnyEvent]) -> None:
         held = self._held
         for change in self._held_values.apply(events):
-            key, released_at = (change.kind, change.value), moment(change.released_ms)
+            key, released_at = (change.kind, change.value), to_datetime(change.released_ms)
             known = held.get(key)
-            reserved_at = (moment(change.reserved_ms) or released_at) if known is None else known[1]
+            reserved_at = (to_datetime(change.reserved_ms) or released_at) if known is None else known[1]
             held[key] = (change.version, reserved_at, released_at)
             self._changed[key] = None
 

@@ -20,8 +20,8 @@ from events import pages
 from events.errors import LogCorrupted
 from events.ids import lane_of_bytes
 from projections.definition import StreamFold
-from projections.spilling import Event, Part, Spill
-from projections.stored import events_of
+from projections.spilling import Event, EventBlock, Spill
+from projections.sql_fragments import events_of
 from projections.tables import Row
 
 #: The most bytes that are held in memory, `_EVENT_BYTES` of overhead per event included.
@@ -51,38 +51,42 @@ class StreamRefused(Exception):
         self.error = error
 
 
-def rows_of(parts: Iterable[Part], begin: Begin, *, targets: Targets, lengths: Mapping[bytes, int]) -> Iterator[Row]:
+def rows_of(
+    blocks: Iterable[EventBlock], begin: Begin, *, targets: Targets, lengths: Mapping[bytes, int]
+) -> Iterator[Row]:
     """The rows of all streams in `parts`, which hold all events of the lanes in `targets` up to there, in any order.
 
     `lengths`: how many events each stream has, by id. A stream is folded as soon as it has that many, a stream without
     a length at the end. Raises `LogCorrupted` where an event is missing, and `StreamRefused`.
     """
     streams = StreamAssembler(begin, targets, lengths)
-    waiting = iter(parts)
-    for part in waiting:
-        yield from streams.add(part)
+    waiting = iter(blocks)
+    for block in waiting:
+        yield from streams.add(block)
         if streams.held_bytes > HELD_BYTES_MAX:
-            yield from _rows_of_more(streams, waiting, begin, targets)
+            yield from _rows_via_spill(streams, waiting, begin, targets)
     yield from streams.remaining_rows()
     for lane, target in targets.items():
         if (count := streams.counts[lane]) != target:
             raise LogCorrupted(lane, target, f"{count} events where {target} must be")
 
 
-def _rows_of_more(streams: StreamAssembler, parts: Iterator[Part], begin: Begin, targets: Targets) -> Iterator[Row]:
+def _rows_via_spill(
+    streams: StreamAssembler, blocks: Iterator[EventBlock], begin: Begin, targets: Targets
+) -> Iterator[Row]:
     """The rows of what `streams` holds and of `parts`: all is written to a file and read by partition."""
     # The file has no name, so that a process that is killed leaves nothing behind.
     with tempfile.TemporaryFile(prefix="hydracore-fold-") as file:
         spill = Spill(file)
         spill.add(streams.drain())
-        for part in parts:
-            spill.add(part.events())
+        for block in blocks:
+            spill.add(block.events())
         for partition in spill.partitions():
-            some = StreamAssembler(begin, targets, {}, chunk=CHUNK)
-            for part in partition:
-                yield from some.add(part)
-            yield from some.remaining_rows()
-            streams.counts += some.counts
+            assembler = StreamAssembler(begin, targets, {}, chunk=CHUNK)
+            for block in partition:
+                yield from assembler.add(block)
+            yield from assembler.remaining_rows()
+            streams.counts += assembler.counts
 
 
 class _Stream:
@@ -117,11 +121,11 @@ class StreamAssembler:
         #: By lane, how many events the streams have whose rows were returned.
         self.counts = Counter[int]()
 
-    def add(self, part: Part) -> Iterator[Row]:
+    def add(self, block: EventBlock) -> Iterator[Row]:
         """Add the events of `part`. Yields the rows of the streams that are complete with them."""
         held, lengths, chunk = self._held, self._lengths, self._chunk
-        self.held_bytes += len(part.payloads) + part.size * _EVENT_BYTES
-        for (key,), (version,), payload in part.events():
+        self.held_bytes += len(block.payloads) + block.size * _EVENT_BYTES
+        for (key,), (version,), payload in block.events():
             stream = held.get(key)
             if stream is None:
                 stream = held[key] = _Stream(lengths.get(key, _UNKNOWN))
@@ -131,7 +135,7 @@ class StreamAssembler:
                 stream.due = version + 1
             else:
                 stream.early[version] = payload
-                _settle(stream)
+                _take_consecutive(stream)
             if stream.due > stream.length:
                 yield from self._rows(key, held.pop(key))
             elif len(stream.payloads) >= chunk:
@@ -168,7 +172,7 @@ class StreamAssembler:
         if fold is None:
             # Four times as fast as `UUID(bytes=key)`.
             fold = stream.fold = self._begin(msgspec.convert(key, UUID))
-        for payloads in parts_of(stream.payloads):
+        for payloads in page_sized_lists(stream.payloads):
             events = b"[" + b",".join(payloads) + b"]"
             try:
                 fold.feed(events_of(events))
@@ -179,7 +183,7 @@ class StreamAssembler:
         return fold
 
 
-def parts_of(payloads: list[bytes]) -> Iterator[list[bytes]]:
+def page_sized_lists(payloads: list[bytes]) -> Iterator[list[bytes]]:
     """`payloads` in one list, or in several of about a page's bytes where they exceed a page."""
     if sum(map(len, payloads)) <= pages.PAGE_BYTES:
         yield payloads
@@ -195,7 +199,7 @@ def parts_of(payloads: list[bytes]) -> Iterator[list[bytes]]:
         yield part
 
 
-def _settle(stream: _Stream) -> None:
+def _take_consecutive(stream: _Stream) -> None:
     """Move early events to `payloads`, up to the first gap."""
     while (payload := stream.early.pop(stream.due, None)) is not None:
         stream.payloads.append(payload)

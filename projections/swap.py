@@ -35,14 +35,14 @@ _BEGIN = template(_SQL["begin"])
 _LOCK_LANES = _SQL["lock_lanes"]
 _LOCK_CHECKPOINTS = _SQL["lock_checkpoints"]
 _COMMIT_IN_TIME = template(_SQL["commit_in_time"])
-_ON_DISK = _SQL["on_disk"]
+_COMMIT_DURABLY = _SQL["on_disk"]
 _END_SESSION = _SQL["end_session"]
 _GENERATIONS = Statements("projections", "generations.sql")
 _SET_STATE = _GENERATIONS["set_state"]
-_SERVE = _GENERATIONS["serve"]
+_SET_LIVE = _GENERATIONS["set_live"]
 _RENAME_FOLLOWER = _GENERATIONS["rename_follower"]
-_ENTER_AT_HEADS = _GENERATIONS["enter_at_heads"]
-_FORGET_FOLLOWER = _GENERATIONS["forget_follower"]
+_CREATE_CHECKPOINTS_AT_HEADS = _GENERATIONS["create_checkpoints_at_heads"]
+_DELETE_CHECKPOINTS = _GENERATIONS["delete_checkpoints"]
 
 #: The most seconds that a try may hold up writers. After that it is rolled back and repeated later.
 STOPPED_S_MAX = 0.2
@@ -59,7 +59,7 @@ WAIT_S_MAX = 0.1
 READ_MAX = 10_000
 
 #: Errors after which the swap is tried again. It is also tried again after an error that closed the connection.
-_NOT_NOW = (
+_RETRYABLE = (
     psycopg.errors.QueryCanceled,
     psycopg.errors.LockNotAvailable,
     psycopg.errors.DeadlockDetected,
@@ -69,7 +69,7 @@ _NOT_NOW = (
 )
 
 #: Why a table cannot be moved: a relation or type with its name, or with the name of one of its indexes, exists.
-_TAKEN = (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateObject)
+_NAME_CONFLICTS = (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateObject)
 
 #: The most tries, and the pause between two tries in seconds: the first, which grows with each try, and the longest.
 TRIES_MAX = 50
@@ -100,19 +100,19 @@ async def swap(
     `WritersNotStopped`; then nothing has changed. Raises `SwapUnknown` where the database does not say whether the swap
     was made.
     """
-    lost: int | None = None
+    lost_session: int | None = None
     for tries in range(1, TRIES_MAX + 1):
         try:
             connection = await connect()
         except psycopg.OperationalError:
-            if lost is None:
+            if lost_session is None:
                 raise
             # The outcome of the try before is not known yet.
             await asyncio.sleep(PAUSE_S_MAX)
             continue
         async with connection:
             try:
-                if lost is not None and await _was_made(connection, candidate, session=lost):
+                if lost_session is not None and await _was_committed(connection, candidate, session=lost_session):
                     # How long it took is not known, but it was within the limit.
                     return SwapResult(_limit_s(candidate), tries - 1)
             except psycopg.OperationalError:
@@ -120,25 +120,25 @@ async def swap(
                 continue
             await prepare(connection)
             await generations.copy_privileges(connection, candidate.build)
-            lost = connection.info.backend_pid
+            lost_session = connection.info.backend_pid
             try:
-                await _settle(connection, candidate)
-                stopped = await _move(connection, candidate)
-                await connection.execute(_ON_DISK, candidate.build.key)
-            except _TAKEN as error:
+                await _stop_and_compare(connection, candidate)
+                stopped = await _exchange_tables(connection, candidate)
+                await connection.execute(_COMMIT_DURABLY, candidate.build.key)
+            except _NAME_CONFLICTS as error:
                 await connection.rollback()
                 taken = await generations.names_taken(connection, candidate.build, candidate.live)
                 raise NamesTaken(candidate.build.name, taken or [f"another ({error.diag.message_primary})"]) from error
-            except (*_NOT_NOW, psycopg.OperationalError) as error:
-                if not isinstance(error, _NOT_NOW) and not connection.closed:
+            except (*_RETRYABLE, psycopg.OperationalError) as error:
+                if not isinstance(error, _RETRYABLE) and not connection.closed:
                     raise
                 # Closing the session releases all that it still holds.
                 await connection.close()
             else:
                 return SwapResult(stopped.total_seconds(), tries)
         await asyncio.sleep(min(PAUSE_S * tries, PAUSE_S_MAX))
-    assert lost is not None, "it was tried"
-    if await _was_the_last_made(connect, candidate, session=lost):
+    assert lost_session is not None, "it was tried"
+    if await _was_last_try_committed(connect, candidate, session=lost_session):
         return SwapResult(_limit_s(candidate), TRIES_MAX)
     raise WritersNotStopped(candidate.build.name, TRIES_MAX)
 
@@ -147,33 +147,33 @@ def _limit_s(candidate: Candidate) -> float:
     return STOPPED_S_MAX if isinstance(candidate.projection, Inline) else FOLLOWERS_STOPPED_S_MAX
 
 
-async def _was_made(connection: AsyncConnection, candidate: Candidate, *, session: int) -> bool:
+async def _was_committed(connection: AsyncConnection, candidate: Candidate, *, session: int) -> bool:
     """Whether the try in the lost `session` was committed. Ends that session, so that it cannot commit later."""
     await connection.execute(_END_SESSION, (session,))
     live = await generations.live_generation(connection, candidate.build.name)
     if live is None or live.number != candidate.build.number:
         return False
-    await connection.execute(_ON_DISK, candidate.build.key)
+    await connection.execute(_COMMIT_DURABLY, candidate.build.key)
     return True
 
 
-async def _was_the_last_made(
+async def _was_last_try_committed(
     connect: Callable[[], Awaitable[AsyncConnection]], candidate: Candidate, *, session: int
 ) -> bool:
     """The same after the last try, on a new connection. Raises `SwapUnknown` where the database does not answer."""
     try:
         async with await connect() as connection:
-            return await _was_made(connection, candidate, session=session)
+            return await _was_committed(connection, candidate, session=session)
     except psycopg.OperationalError as error:
         raise SwapUnknown(candidate.build.name) from error
 
 
-async def _settle(connection: AsyncConnection, candidate: Candidate) -> None:
+async def _stop_and_compare(connection: AsyncConnection, candidate: Candidate) -> None:
     """Stop the writers (or followers), bring the build to the same position, and compare what has changed.
 
     Raises `ParityMismatch`.
     """
-    await candidate.step(connection, await _stop(connection, candidate), read_max=READ_MAX)
+    await candidate.step(connection, await _stop_writers(connection, candidate), read_max=READ_MAX)
     if candidate.unverified is None or candidate.live is None:
         return
     scope = candidate.unverified.scope()
@@ -182,7 +182,7 @@ async def _settle(connection: AsyncConnection, candidate: Candidate) -> None:
         raise ParityMismatch(candidate.build.name, comparison)
 
 
-async def _stop(connection: AsyncConnection, candidate: Candidate) -> dict[int, int]:
+async def _stop_writers(connection: AsyncConnection, candidate: Candidate) -> dict[int, int]:
     """Stop the writers (or followers). Returns the position of the live tables in every lane, which cannot move now."""
     stopped_ms, wait_ms = (sql.Literal(str(int(seconds * 1000))) for seconds in (_limit_s(candidate), WAIT_S_MAX))
     begin: _Query = (_BEGIN.format(stopped_ms=stopped_ms, wait_ms=wait_ms), None)
@@ -190,16 +190,18 @@ async def _stop(connection: AsyncConnection, candidate: Candidate) -> dict[int, 
     if isinstance(candidate.projection, Inline):
         # A separate statement after the lock, so that its snapshot has all that was committed before.
         stop = [(_LOCK_LANES, None), (HEADS, None)]
-    return dict(await (await _at_once(connection, [begin, *stop])).fetchall())
+    return dict(await (await _in_one_message(connection, [begin, *stop])).fetchall())
 
 
-async def _move(connection: AsyncConnection, candidate: Candidate) -> timedelta:
+async def _exchange_tables(connection: AsyncConnection, candidate: Candidate) -> timedelta:
     """Exchange the tables and commit, unless writers were stopped for too long. Returns how long they were stopped.
 
     The check and the commit are in one message: between two messages any amount of time could pass.
     """
     limit = sql.Literal(timedelta(seconds=_limit_s(candidate)))
-    done = await _at_once(connection, [*_moves(candidate), (_COMMIT_IN_TIME.format(limit=limit), None)])
+    done = await _in_one_message(
+        connection, [*_exchange_statements(candidate), (_COMMIT_IN_TIME.format(limit=limit), None)]
+    )
     ended = await done.fetchone()
     await done.set_result(-3)
     began = await done.fetchone()
@@ -208,7 +210,7 @@ async def _move(connection: AsyncConnection, candidate: Candidate) -> timedelta:
     return ended[0] - began[0]
 
 
-async def _at_once(connection: AsyncConnection, statements: Iterable[_Query]) -> AsyncClientCursor[Any]:
+async def _in_one_message(connection: AsyncConnection, statements: Iterable[_Query]) -> AsyncClientCursor[Any]:
     """Send `statements` in one message, so that the server runs them without waiting for this process.
 
     Returns a cursor at the result of the last one.
@@ -219,11 +221,11 @@ async def _at_once(connection: AsyncConnection, statements: Iterable[_Query]) ->
     return cursor
 
 
-def _moves(candidate: Candidate) -> list[_Query]:
+def _exchange_statements(candidate: Candidate) -> list[_Query]:
     """The statements of the exchange. All tables are locked first, so that nobody sees one table without the others."""
     projection, build, live, *_ = candidate
-    blue = [] if live is None else live.tables
-    tables = [sql.Identifier(LIVE, table) for table in blue]
+    live_tables = [] if live is None else live.tables
+    tables = [sql.Identifier(LIVE, table) for table in live_tables]
     tables += [sql.Identifier(build.schema, table) for table in build.tables]
     lock = sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(sql.SQL(", ").join(tables))
     found: list[_Query] = [(lock, None)]
@@ -233,13 +235,13 @@ def _moves(candidate: Candidate) -> list[_Query]:
         found += [(composed(move, [LIVE, table, live.schema]), None) for table in live.tables]
         found += [(_SET_STATE, live.key | {"state": "previous"})]
         if isinstance(projection, Inline):
-            found += [(_ENTER_AT_HEADS, (live.follower,))]
+            found += [(_CREATE_CHECKPOINTS_AT_HEADS, (live.follower,))]
         else:
             found += [(_RENAME_FOLLOWER, {"before": live.name, "after": live.follower})]
     found += [(composed(move, [build.schema, table, LIVE]), None) for table in build.tables]
     found += [(composed("ALTER TABLE {}.{} RESET (autovacuum_enabled)", [LIVE, table]), None) for table in build.tables]
     if isinstance(projection, Inline):
-        found += [(_FORGET_FOLLOWER, (build.follower,))]
+        found += [(_DELETE_CHECKPOINTS, (build.follower,))]
     else:
         found += [(_RENAME_FOLLOWER, {"before": build.follower, "after": build.name})]
-    return [*found, (_SET_STATE, build.key | {"state": "live"}), (_SERVE, build.key)]
+    return [*found, (_SET_STATE, build.key | {"state": "live"}), (_SET_LIVE, build.key)]

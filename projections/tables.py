@@ -22,7 +22,7 @@ class Table(NamedTuple):
     - `stream`: the column with the id of the instance that a row belongs to; None where rows add up over instances.
     - `version`: the column with the version of that instance's stream at which the row was written last; None without
       such a column.
-    - `laned`: whether there is a column `lane`.
+    - `has_lane`: whether there is a column `lane`.
     - `documents`: the columns that hold JSON.
     - `changed`: columns that mean something else than in the previous version. A comparison with that version leaves
       them out; if a key column is among them, it leaves out the table.
@@ -33,7 +33,7 @@ class Table(NamedTuple):
     columns: tuple[str, ...]
     stream: str | None
     version: str | None = None
-    laned: bool = True
+    has_lane: bool = True
     documents: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
 

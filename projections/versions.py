@@ -16,7 +16,7 @@ from projections.definition import Inline
 class OneVersion:
     """Base class of inline projections with a single version."""
 
-    def serve(self, version: int) -> None:
+    def use_version(self, version: int) -> None:
         """Ignore that another `version` is live: the append is retried for as long as it may, and then fails."""
 
 
@@ -27,7 +27,7 @@ class Versions:
         assert all(one.name == newest.name and one.version < newest.version for one in older), "newest first"
         self.newest = newest
         self._known = {one.version: one for one in (newest, *older)}
-        self._served = newest
+        self._active = newest
 
     @property
     def known(self) -> dict[int, Inline]:
@@ -40,14 +40,14 @@ class Versions:
 
     @property
     def version(self) -> int:
-        return self._served.version
+        return self._active.version
 
     @property
     def statement(self) -> bytes:
-        return self._served.statement
+        return self._active.statement
 
-    def serve(self, version: int) -> None:
-        self._served = self._known.get(version, self._served)
+    def use_version(self, version: int) -> None:
+        self._active = self._known.get(version, self._active)
 
     def rows(self, append: Append) -> list[dict[str, Any]]:
-        return self._served.rows(append)
+        return self._active.rows(append)

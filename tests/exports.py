@@ -9,9 +9,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import replace
 
 from events.digest import chain_link, event_digest
-from events.recomputing import digest_of
+from events.row_digests import command_row_digest
 from events.seal import Head, make_seal
-from events.times import microseconds
+from events.times import to_microseconds
 from hydracore.audit import export_records as r
 from hydracore.audit.export_check import Report, Request, verify_export
 from hydracore.audit.export_files import read_records
@@ -80,7 +80,7 @@ class Forger:
         at = self.at(r.CommandRecord, seq)
         command = self.records[at]
         events = self.records[at + 1 : at + 1 + command.event_count]
-        self.change(at, digest=digest_of(command, [event.digest for event in events]))
+        self.change(at, digest=command_row_digest(command, [event.digest for event in events]))
 
     def redo_links(self) -> None:
         """Recompute all links, and the end of the lane."""
@@ -90,7 +90,7 @@ class Forger:
                 case r.LaneRecord():
                     link = each.link
                 case r.CommandRecord():
-                    us = microseconds(each.recorded_at)
+                    us = to_microseconds(each.recorded_at)
                     link = chain_link(previous=link, command=each.digest, first_seq=each.first_seq, recorded_us=us)
                     self.change(at, link=link)
                 case r.StepsRecord():
@@ -106,7 +106,7 @@ class Forger:
         """Replace an exported command with a step, as if it were outside the scope."""
         at = self.at(r.CommandRecord, seq)
         command = self.records[at]
-        step = b"".join((seq.to_bytes(8), microseconds(command.recorded_at).to_bytes(8), command.digest))
+        step = b"".join((seq.to_bytes(8), to_microseconds(command.recorded_at).to_bytes(8), command.digest))
         hidden = r.StepsRecord(lane=command.lane, count=1, steps=step, link=command.link)
         self.records[at : at + 1 + command.event_count] = [hidden]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from psycopg import AsyncConnection
 
 from events import types as e
-from events.exchange import Statement, number
+from events.exchange import Statement, parse_int
 from events.ids import LANES
 from events.lease import lease
 from projections.fact import Fact, Reader, read_facts
@@ -29,13 +29,13 @@ class Following:
         Whatever a follower would raise an alarm for fails the test. The connection must be in autocommit mode.
         """
         async with lease(connection, _HEADS) as rows:
-            heads = {number(lane): number(head) for lane, head in rows}
+            heads = {parse_int(lane): parse_int(head) for lane, head in rows}
             places = [(lane, seq) for lane, seq in self._at.items() if heads[lane] > seq]
             if not places:
                 return []
             limit = max(LANE_BATCH_MIN, BATCH_MAX // len(places))
             found = await read_facts(connection, places, [EVERYTHING], heads=heads, limit=limit)
-        assert not found.holes, found.holes
+        assert not found.gaps, found.gaps
         reached = dict(self._at)
         for (lane, after), entries in found.entries.items():
             reached[lane] = after + len(entries)

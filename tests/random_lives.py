@@ -87,7 +87,7 @@ def _forward(who: Who, state: Instance | None) -> c.AnyCommand:
             return lives.teardown(step)
         case saga.FinishDeletion():
             return lives.finish()
-        case saga.Rest():
+        case saga.Idle():
             return lives.delete()
 
 

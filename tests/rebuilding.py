@@ -16,11 +16,11 @@ from projections.folding import fold_lanes
 from projections.followed import followed_projections
 from projections.follower import Follower
 from projections.generations import Generation, Progress
-from projections.rebuild import Folding, Report, Steps, dry_run, rebuild
+from projections.rebuild import Folding, ProgressCallbacks, Report, dry_run, rebuild
 from tests import lives
 from tests.requests_to_log import origin, requested
 
-QUIET = Steps(phase=lambda _: None, folded=lambda _: None)
+QUIET = ProgressCallbacks(phase=lambda _: None, folded=lambda _: None)
 
 
 def fold_here(database_url: str) -> Folding:
@@ -35,12 +35,12 @@ def fold_here(database_url: str) -> Folding:
 
 async def rebuilt(database_url: str, projection: Projection, *, accept_drift: bool = False) -> Report:
     return await rebuild(
-        database_url, projection, folding=fold_here(database_url), steps=QUIET, accept_drift=accept_drift
+        database_url, projection, folding=fold_here(database_url), callbacks=QUIET, accept_drift=accept_drift
     )
 
 
 async def compared(database_url: str, projection: Projection) -> Report:
-    return await dry_run(database_url, projection, folding=fold_here(database_url), steps=QUIET)
+    return await dry_run(database_url, projection, folding=fold_here(database_url), callbacks=QUIET)
 
 
 async def write_lives(store: EventStore, *, count: int, start: int = 0) -> list[UUID]:

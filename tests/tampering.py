@@ -12,9 +12,9 @@ import psycopg
 import pytest
 from msgspec.structs import replace
 
-from events.finding import Finding
+from events.lane_verification import LaneReport
 from events.pacing import Pace
-from events.verified_lane import LaneReport
+from events.verification_findings import Finding
 from hydracore.audit.seal_check import check_seals, stored_seals
 from hydracore.audit.verifying import Progress
 from hydracore.audit.verifying_lanes import Job, verify_lanes

@@ -21,11 +21,11 @@ from hydracore.db.direct import require_direct
 from hydracore.db.error_text import one_line
 from hydracore.settings import Settings, SettingsError
 from workers import broker as b
+from workers.action_polling import poll_actions
 from workers.advance import advance
 from workers.deps import Deps, open_deps
-from workers.folding import LaneFolder
+from workers.distributed_folding import LaneFolder
 from workers.health import check_health
-from workers.observe import observe_actions
 from workers.sweep import sweep
 
 _log = structlog.get_logger(__name__)
@@ -33,12 +33,12 @@ _log = structlog.get_logger(__name__)
 #: The longest that opening or closing the dependencies may take.
 OPEN_S_MAX: Final = 60.0
 
-#: The most sweeps, and the most observations of actions, that run in one worker at the same time. More than one, as some may hang.
+#: The most sweeps, and the most polls of actions, that run in one worker at the same time. More than one, as some may hang.
 SWEEPS_MAX: Final = 4
-OBSERVATIONS_MAX: Final = 4
+POLLS_MAX: Final = 4
 
-#: The longest that one call for an instance, a sweep or an observation may take. Then it is cancelled, its lock is released, and the
-#: next hint starts again.
+#: The longest that one call for an instance, a sweep or a poll may take. Then it is cancelled, its lock is released, and the next hint
+#: starts again.
 CALL_S_MAX: Final = 120.0
 
 
@@ -111,7 +111,7 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
         return middleware.deps
 
     #: A hint has several instances. Still, only as many instances are handled at a time as the worker has threads.
-    room = asyncio.Semaphore(middleware.settings.worker_threads)
+    slots = asyncio.Semaphore(middleware.settings.worker_threads)
 
     async def on_instances(work: Callable[[Deps, UUID], Awaitable[None]], texts: tuple[str, ...]) -> None:
         # A slow or failing instance does not affect the others.
@@ -123,8 +123,8 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
         except ValueError:
             _log.warning("hint_unreadable")
             return
-        async with room:
-            await _guarded(work(deps(), instance_id), instance_id=str(instance_id))
+        async with slots:
+            await _run_within_limit(work(deps(), instance_id), instance_id=str(instance_id))
 
     async def advance_actor(*instance_ids: str) -> None:
         await on_instances(advance, instance_ids)
@@ -132,19 +132,19 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
     async def check_health_actor(*instance_ids: str) -> None:
         await on_instances(check_health, instance_ids)
 
-    observing, sweeping = asyncio.Semaphore(OBSERVATIONS_MAX), asyncio.Semaphore(SWEEPS_MAX)
+    polls, sweeps = asyncio.Semaphore(POLLS_MAX), asyncio.Semaphore(SWEEPS_MAX)
 
     async def observe_actor() -> None:
-        await _look(observing, lambda: observe_actions(deps()))
+        await _run_limited(polls, lambda: poll_actions(deps()))
 
     async def sweep_actor() -> None:
-        await _look(sweeping, lambda: sweep(deps(), dry_run=False))
+        await _run_limited(sweeps, lambda: sweep(deps(), dry_run=False))
 
     folder = LaneFolder(middleware.settings)
 
     async def fold_lanes_actor(name: str, generation: str) -> None:
         # No time limit here: folding ends by itself. Cancelled in the middle of a lane, it would start that lane again and again.
-        await _watched(folder.fold_for_hint(name, int(generation)), projection=name)
+        await _run_and_log(folder.fold_for_hint(name, int(generation)), projection=name)
 
     def declare(name: str, actor: Callable[..., Awaitable[None]]) -> None:
         dramatiq.actor(actor_name=name, queue_name=b.QUEUE, broker=broker)(actor)
@@ -156,13 +156,13 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
     declare(b.FOLD_LANES, fold_lanes_actor)
 
 
-async def _look(places: asyncio.Semaphore, look: Callable[[], Awaitable[object]]) -> None:
-    """Run `look`, unless as many looks are running as `places` allows."""
-    # Hints do not expire: those that have waited for a worker or for a slow provider come all at once. To look as often would show
+async def _run_limited(slots: asyncio.Semaphore, work: Callable[[], Awaitable[object]]) -> None:
+    """Run `work`, unless all `slots` are taken."""
+    # Hints do not expire: those that have waited for a worker or for a slow provider come all at once. To run as often would show
     # nothing new, but take up threads and the provider's rate limit.
-    if not places.locked():
-        async with places:
-            await _guarded(look())
+    if not slots.locked():
+        async with slots:
+            await _run_within_limit(work())
 
 
 async def _within(limit_s: float, work: Awaitable[object]) -> None:
@@ -170,12 +170,12 @@ async def _within(limit_s: float, work: Awaitable[object]) -> None:
         await work
 
 
-async def _guarded(work: Awaitable[object], **facts: str) -> None:
+async def _run_within_limit(work: Awaitable[object], **facts: str) -> None:
     """Run an actor's work for `CALL_S_MAX` at most, and log its failure."""
-    await _watched(_within(CALL_S_MAX, work), **facts)
+    await _run_and_log(_within(CALL_S_MAX, work), **facts)
 
 
-async def _watched(work: Awaitable[object], **facts: str) -> None:
+async def _run_and_log(work: Awaitable[object], **facts: str) -> None:
     """Run an actor's work, and log its failure. The work stays due, so another hint is sent for it."""
     try:
         await work

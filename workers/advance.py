@@ -16,9 +16,9 @@ from events.state import Instance
 from workers import provision, teardown
 from workers.deps import Deps
 from workers.erasure import record_missed_erasure
-from workers.histories import HISTORY_UNREADABLE, JSON_ERRORS, HistoryUnreadable, reading_history
 from workers.locks import Hold
-from workers.steps import Moved, Retry, StepResult, Wait
+from workers.steps import Continue, Retry, StepResult, Wait
+from workers.unreadable_histories import HISTORY_ERRORS, HISTORY_UNREADABLE, HistoryUnreadable, reading_history
 
 _log = structlog.get_logger(__name__)
 
@@ -40,7 +40,7 @@ async def advance(deps: Deps, instance_id: UUID, *, limit_s: float = ADVANCE_S_M
             await _advance_within(deps, instance_id, limit_s)
     except HistoryUnreadable:
         # Every retry fails alike until the history is repaired or a release that can read it runs here.
-        await deps.attention.record_failure(instance_id, version=None, code=HISTORY_UNREADABLE, delay_s=1.0)
+        await deps.schedule.record_failure(instance_id, version=None, code=HISTORY_UNREADABLE, delay_s=1.0)
     except NotFound:
         # If a server was created meanwhile, it has no instance, and the sweep handles it as an orphan.
         hint = "the log lost it: a standby without it was promoted, or a backup was restored"
@@ -54,7 +54,7 @@ async def _advance_within(deps: Deps, instance_id: UUID, limit_s: float) -> None
     except TimeoutError:
         # The cancelled step has recorded neither a failure nor a time to retry at. Without these, no alarm would be raised.
         state = await deps.store.load(instance_id)
-        if state is not None and not isinstance(saga.next_step(state), saga.Rest):
+        if state is not None and not isinstance(saga.next_step(state), saga.Idle):
             await _pause(deps, state, Retry(code="took_too_long"))
 
 
@@ -66,21 +66,21 @@ async def _advance(deps: Deps, instance_id: UUID) -> None:
             state = await deps.store.load(instance_id)
             if state is None:
                 return
-            seen = await _advance_alone(deps, state, hold)
+            seen = await _advance_locked(deps, state, hold)
         # A worker that found the lock taken may have been called for an event that this one has not seen: then look again.
         if hold.version_after == seen:
             return
 
 
-async def _advance_alone(deps: Deps, state: Instance, hold: Hold) -> int:
+async def _advance_locked(deps: Deps, state: Instance, hold: Hold) -> int:
     """Advance the instance under its lock. Returns the version of the stream at the last look."""
     for _ in range(STEPS_MAX):
         step = saga.next_step(state)
-        if isinstance(step, saga.Rest):
-            await deps.attention.clear(state.id)
+        if isinstance(step, saga.Idle):
+            await deps.schedule.clear(state.id)
             return state.version
-        result = await _try(deps, state, step)
-        if not isinstance(result, Moved):
+        result = await _try_step(deps, state, step)
+        if not isinstance(result, Continue):
             return await _pause(deps, state, result)
         state = result.state
         if hold.is_lost:
@@ -89,13 +89,13 @@ async def _advance_alone(deps: Deps, state: Instance, hold: Hold) -> int:
     raise AssertionError(f"{state.id} did not come to rest in {STEPS_MAX} steps")
 
 
-async def _try(deps: Deps, state: Instance, step: saga.Owed) -> StepResult:
+async def _try_step(deps: Deps, state: Instance, step: saga.DueStep) -> StepResult:
     try:
         try:
             return await execute_step(deps, state, step)
         except VersionConflict as lost:
-            return Moved(state=await _load_after(deps, lost))
-    except (NotFound, StoreUnavailable, psycopg.OperationalError, *JSON_ERRORS):
+            return Continue(state=await _load_after(deps, lost))
+    except (NotFound, StoreUnavailable, psycopg.OperationalError, *HISTORY_ERRORS):
         # The caller handles these: they are not about this step. Errors about a history must not be logged here: they may quote events.
         raise
     except Exception:  # noqa: BLE001 - a bug, or a setting that is gone: retried with backoff, and it can raise the alarm
@@ -103,7 +103,7 @@ async def _try(deps: Deps, state: Instance, step: saga.Owed) -> StepResult:
         return Retry(code="internal_error")
 
 
-async def execute_step(deps: Deps, state: Instance, step: saga.Owed) -> StepResult:
+async def execute_step(deps: Deps, state: Instance, step: saga.DueStep) -> StepResult:
     """Carry out one step."""
     recorded = await record_missed_erasure(deps, state)
     if recorded is not None:
@@ -140,9 +140,9 @@ async def _pause(deps: Deps, state: Instance, result: Wait | Retry) -> int:
     """Record in the database when to look again. Returns the version of the stream afterwards: an alarm appends an event."""
     if isinstance(result, Wait):
         if result.delay_s is not None:
-            await deps.attention.postpone(state.id, version=state.version, delay_s=result.delay_s)
+            await deps.schedule.postpone(state.id, version=state.version, delay_s=result.delay_s)
         return state.version
-    failures = await deps.attention.record_failure(
+    failures = await deps.schedule.record_failure(
         state.id, version=state.version, code=result.code, delay_s=result.delay_s
     )
     if failures is None:
@@ -152,5 +152,5 @@ async def _pause(deps: Deps, state: Instance, result: Wait | Retry) -> int:
         _log.warning("step_failed", instance_id=str(state.id), code=result.code, failures=failures, provider=provider)
     stuck_s = (deps.now_ms() - state.updated_ms) / 1000
     if state.status == DELETING and stuck_s >= deps.settings.teardown_alarm_s:
-        return await teardown.sound_alarm(deps, state, code=result.code)
+        return await teardown.record_blocked(deps, state, code=result.code)
     return state.version

@@ -18,10 +18,10 @@ from hydracore.backends import open_redis, open_store
 from hydracore.catalogue import Catalogue
 from hydracore.db.pool import open_pool
 from hydracore.settings import Settings
-from workers.attention import Attention
 from workers.locks import InstanceLocks
 from workers.providers.base import Provider
 from workers.providers.hetzner import HetznerProvider
+from workers.work_schedule import WorkSchedule
 
 #: The connections of one worker process. A few are enough, because steps wait for providers far more than for the database.
 POOL_SIZE = 8
@@ -36,7 +36,7 @@ class Deps:
     catalogue: Catalogue
     pool: AsyncConnectionPool
     store: EventStore
-    attention: Attention
+    schedule: WorkSchedule
     locks: InstanceLocks
     providers: Mapping[str, Provider]
     agent_client: AgentClient
@@ -77,7 +77,7 @@ async def open_deps(settings: Settings, environ: Mapping[str, str]) -> AsyncGene
             catalogue=catalogue,
             pool=pool,
             store=store,
-            attention=Attention(pool),
+            schedule=WorkSchedule(pool),
             locks=locks,
             providers=providers,
             agent_client=agent_client,

@@ -14,10 +14,10 @@ from events import keys
 from events.ids import command_id_for
 from events.state import Instance
 from workers.deps import Deps
-from workers.steps import Moved
+from workers.steps import Continue
 
 
-async def record_missed_erasure(deps: Deps, state: Instance) -> Moved | None:
+async def record_missed_erasure(deps: Deps, state: Instance) -> Continue | None:
     """Record in a new instance that its customer was erased. None if the customer was not erased, or the log says so already."""
     # An instance with an attempt was checked at its first step. Once the key is destroyed, new data is refused, and late data dropped.
     if state.attempt is not None or state.erased_ms is not None:
@@ -27,4 +27,4 @@ async def record_missed_erasure(deps: Deps, state: Instance) -> Moved | None:
     # The erasure uses the same command id, so that only one of the two commands is recorded.
     origin = replace(deps.origin(state.id), command_id=command_id_for(state.id, "erase-customer"))
     outcome = await deps.store.execute(state.id, c.EraseCustomer(at_ms=deps.now_ms()), origin)
-    return Moved(state=outcome.state)
+    return Continue(state=outcome.state)

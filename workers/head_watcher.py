@@ -43,18 +43,18 @@ class HeadWatcher:
     def __init__(self, pool: AsyncConnectionPool, redis: Redis) -> None:
         self._pool = pool
         self._redis = redis
-        self._moved = asyncio.Event()
+        self._new_events = asyncio.Event()
 
     async def run(self) -> None:
         """Listen to Redis and poll PostgreSQL for ever."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._listen())
-            group.create_task(self._look())
+            group.create_task(self._poll())
 
     @property
-    def moved(self) -> asyncio.Event:
+    def new_events(self) -> asyncio.Event:
         """Is set when the log gets new events. Take it before a look at the log, so that none are missed between look and wait."""
-        return self._moved
+        return self._new_events
 
     async def _listen(self) -> NoReturn:
         """Wake the followers at each message of Redis. While Redis is unavailable, polling does."""
@@ -62,10 +62,10 @@ class HeadWatcher:
             async with error_boundary("listener", recover_s=RECOVER_S):
                 # If the connection ends while this task is cancelled, its error takes the place of the cancellation.
                 with preserve_cancellation(), suppress(*REDIS_ERRORS):
-                    await self._hear()
+                    await self._receive()
                 await asyncio.sleep(RECOVER_S)
 
-    async def _hear(self) -> NoReturn:
+    async def _receive(self) -> NoReturn:
         """Raises one of `REDIS_ERRORS` once Redis is unavailable."""
         async with self._redis.pubsub() as subscription:
             with preserve_cancellation():
@@ -75,25 +75,25 @@ class HeadWatcher:
                 with preserve_cancellation():
                     message = await subscription.get_message(ignore_subscribe_messages=True, timeout=LISTEN_S)
                 if message is not None:
-                    self._tell()
+                    self._wake()
 
-    async def _look(self) -> NoReturn:
+    async def _poll(self) -> NoReturn:
         known = None
         while True:
             async with error_boundary("head_watcher", recover_s=RECOVER_S):
                 heads = await run(self._pool, _ALL_HEADS)
                 if heads != known:
                     known = heads
-                    self._tell()
+                    self._wake()
                 await asyncio.sleep(POLL_S)
 
-    def _tell(self) -> None:
-        self._moved.set()
-        self._moved = asyncio.Event()
+    def _wake(self) -> None:
+        self._new_events.set()
+        self._new_events = asyncio.Event()
 
 
-async def wait_for_events(moved: asyncio.Event) -> None:
-    """Wait until `moved` is set, but for `WAIT_S_MAX` at most."""
+async def wait_for_events(new_events: asyncio.Event) -> None:
+    """Wait until `new_events` is set, but for `WAIT_S_MAX` at most."""
     with suppress(TimeoutError):
         async with asyncio.timeout(WAIT_S_MAX):
-            await moved.wait()
+            await new_events.wait()

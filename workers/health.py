@@ -14,8 +14,8 @@ from events.retries import run
 from events.types import Health
 from hydracore.agent.messages import AgentStatus, Heartbeat
 from workers.deps import Deps
-from workers.histories import HistoryUnreadable, reading_history
 from workers.sql import OPERATIONS
+from workers.unreadable_histories import HistoryUnreadable, reading_history
 
 _SILENCE = OPERATIONS["silence"]
 _FIRST_HEARTBEAT = OPERATIONS["first_heartbeat"]

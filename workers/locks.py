@@ -17,7 +17,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from events.exchange import Rows, Statement, disconnect, exchange, number
+from events.exchange import Rows, Statement, disconnect, exchange, parse_int
 from events.ids import lane_of
 from hydracore.db.pool import DEAD_CLIENT_OPTIONS, conninfo
 from workers.sql import OPERATIONS
@@ -30,10 +30,10 @@ CONNECT_S_MAX = 5
 
 #: PostgreSQL ends a session, and releases its locks, after this time without a statement. Otherwise a frozen process would keep its
 #: session: its kernel still answers TCP keepalives.
-SILENCE_S_MAX = 30.0
+IDLE_S_MAX = 30.0
 
 #: How many statements a process sends in that time to keep its session.
-BEATS = 6
+KEEPALIVES = 6
 
 _BROKEN = (psycopg.OperationalError, psycopg.InterfaceError)
 
@@ -57,15 +57,15 @@ class Hold:
 class InstanceLocks:
     """The locks of one process, which all use one dedicated connection."""
 
-    def __init__(self, database_url: str, *, role: str, silence_s_max: float = SILENCE_S_MAX) -> None:
-        """A process that is frozen for `silence_s_max` seconds loses its locks."""
+    def __init__(self, database_url: str, *, role: str, idle_s_max: float = IDLE_S_MAX) -> None:
+        """A process that is frozen for `idle_s_max` seconds loses its locks."""
         acting = conninfo(database_url, role=role, application="hydracore-locks")
         given = str(conninfo_to_dict(acting).get("options") or "")
         # If the machine loses power or network, its locks are released within half a minute, instead of the usual two hours.
-        silence = f"-c idle_session_timeout={int(silence_s_max * 1000)}"
-        self._conninfo = make_conninfo(acting, options=f"{given} {DEAD_CLIENT_OPTIONS} {silence}".strip())
-        self._beat_s = silence_s_max / BEATS
-        self._beating: asyncio.Task[None] | None = None
+        idle_timeout = f"-c idle_session_timeout={int(idle_s_max * 1000)}"
+        self._conninfo = make_conninfo(acting, options=f"{given} {DEAD_CLIENT_OPTIONS} {idle_timeout}".strip())
+        self._keepalive_s = idle_s_max / KEEPALIVES
+        self._keepalive_task: asyncio.Task[None] | None = None
         self._connection: AsyncConnection | None = None
         self._connecting = asyncio.Lock()
         self._held: set[UUID] = set()
@@ -95,12 +95,12 @@ class InstanceLocks:
             if hold is not None:
                 # If the connection broke, its locks are released already.
                 with suppress(*_BROKEN):
-                    hold.version_after = await _let_go(hold.connection, instance_id)
+                    hold.version_after = await _unlock(hold.connection, instance_id)
 
     async def close(self) -> None:
-        if self._beating is not None:
-            self._beating.cancel()
-            await asyncio.wait([self._beating])
+        if self._keepalive_task is not None:
+            self._keepalive_task.cancel()
+            await asyncio.wait([self._keepalive_task])
         if self._connection is not None:
             await disconnect(self._connection)
 
@@ -121,14 +121,14 @@ class InstanceLocks:
                 self._connection = await AsyncConnection.connect(
                     self._conninfo, autocommit=True, connect_timeout=CONNECT_S_MAX
                 )
-                if self._beating is None:
-                    self._beating = asyncio.create_task(self._beat())
+                if self._keepalive_task is None:
+                    self._keepalive_task = asyncio.create_task(self._keep_alive())
             return self._connection
 
-    async def _beat(self) -> None:
+    async def _keep_alive(self) -> None:
         """Keep the session alive, and close its connection once it is lost. The next `hold` connects again."""
         while True:
-            await asyncio.sleep(self._beat_s)
+            await asyncio.sleep(self._keepalive_s)
             connection = self._connection
             if connection is not None and not connection.closed:
                 try:
@@ -138,22 +138,22 @@ class InstanceLocks:
 
 
 async def _try_lock(connection: AsyncConnection, instance_id: UUID) -> bool:
-    (((locked,),),) = await _ask(connection, Statement(_TRY_LOCK, (_key(instance_id),)))
+    (((locked,),),) = await _exchange(connection, Statement(_TRY_LOCK, (_key(instance_id),)))
     return locked == b"t"
 
 
-async def _let_go(connection: AsyncConnection, instance_id: UUID) -> int | None:
+async def _unlock(connection: AsyncConnection, instance_id: UUID) -> int | None:
     """Release the lock. Returns the stream's version, which is read after that, or None if there is no stream."""
     place = (b"%d" % lane_of(instance_id), str(instance_id).encode())
-    _, versions = await _ask(connection, Statement(_UNLOCK, (_key(instance_id),)), Statement(_VERSION, place))
-    return number(versions[0][0]) if versions else None
+    _, versions = await _exchange(connection, Statement(_UNLOCK, (_key(instance_id),)), Statement(_VERSION, place))
+    return parse_int(versions[0][0]) if versions else None
 
 
 def _key(instance_id: UUID) -> bytes:
     return b"%d" % int.from_bytes(instance_id.bytes[8:], signed=True)
 
 
-async def _ask(connection: AsyncConnection, *statements: Statement) -> list[Rows]:
+async def _exchange(connection: AsyncConnection, *statements: Statement) -> list[Rows]:
     try:
         return await exchange(connection, statements)
     except asyncio.CancelledError:

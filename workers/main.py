@@ -22,13 +22,13 @@ from projections.followed import followed_projections
 from projections.follower import Follower
 from workers.actors import DepsMiddleware, NotBooted, declare_actors
 from workers.broker import HintSender, redis_broker
+from workers.clock_skew import watch_clock_skew
 from workers.deps import open_deps
-from workers.findings import SweepReport
 from workers.head_watcher import HeadWatcher, wait_for_events
-from workers.lane_times import watch_lane_times
 from workers.reconciler import Reconciler
 from workers.relay import Relay
 from workers.sweep import sweep
+from workers.sweep_findings import SweepReport
 
 #: How often an idle worker thread checks whether it has to stop, and how long a worker that stops waits for running actors.
 WORKER_TIMEOUT_MS = 1_000
@@ -112,7 +112,7 @@ async def _relay(settings: Settings) -> None:
             group.create_task(Relay(pool, hints, watcher).run())
             group.create_task(Reconciler(pool, hints, settings).run())
             group.create_task(keep_sealing(pool, settings))
-            group.create_task(watch_lane_times(pool))
+            group.create_task(watch_clock_skew(pool))
             group.create_task(follow(Follower(pool, *followed_projections()), watcher))
             freeze_and_collect_less_often()
             _log.info("relay_started")
@@ -122,13 +122,13 @@ async def _relay(settings: Settings) -> None:
 
 async def follow(follower: Follower, watcher: HeadWatcher) -> None:
     """Keep the followed projections up to date with the log, for ever. Their errors do not stop the relay's hints and duties."""
-    entered = False
+    has_checkpoints = False
     while True:
-        moved, looked_s = watcher.moved, 0.0
+        new_events, looked_s = watcher.new_events, 0.0
         try:
-            if not entered:
+            if not has_checkpoints:
                 await follower.create_checkpoints()
-                entered = True
+                has_checkpoints = True
             began_s = time.monotonic()
             await follower.catch_up()
             looked_s = time.monotonic() - began_s
@@ -138,4 +138,4 @@ async def follow(follower: Follower, watcher: HeadWatcher) -> None:
             _log.exception("follower_failed")
             await asyncio.sleep(RECOVER_S)
         await asyncio.sleep(min(max(FOLLOW_S, looked_s), FOLLOW_S_MAX))
-        await wait_for_events(moved)
+        await wait_for_events(new_events)

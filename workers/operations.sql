@@ -16,7 +16,7 @@ SELECT pg_advisory_unlock($1)
 -- Sent together with `unlock` and executed after it, so that it sees everything that was committed before the lock was released.
 SELECT version FROM stream WHERE lane = $1 AND stream_id = $2
 
--- name: enter_lanes
+-- name: create_checkpoints
 INSERT INTO checkpoint (follower, lane)
 SELECT %s, h.lane FROM lane_head h
 ON CONFLICT (follower, lane) DO NOTHING
@@ -33,7 +33,7 @@ SELECT lane, ahead_s::double precision
  WHERE ahead_s > %s
  ORDER BY ahead_s DESC, lane
 
--- name: new_lanes
+-- name: lease_new_events
 -- Leases the lanes with new events that no other relay has leased. Returns their new events, and the head of each lane at the same
 -- moment. A lane whose next event is missing has one row without an event. The last column says whether the event's instance has work
 -- that is due. `wake_at` is not compared with now(), the start of the transaction: newer work would seem to be in the future. Work that
@@ -91,7 +91,7 @@ SELECT greatest(silent_s(h.received_at),
   JOIN instance i ON i.lane = h.lane AND i.id = h.instance_id
  WHERE h.lane = %(lane)s AND h.instance_id = %(id)s
 
--- name: heard
+-- name: reportable_s
 -- For how many of the last `passed_s` seconds an agent could report: the count starts again when the API is back.
 SELECT silent_s(now() - %(passed_s)s * interval '1 s')
 

@@ -15,13 +15,13 @@ import structlog
 
 from events.retries import run
 from events.sql import Statements
-from workers.findings import Finding, NotCompared, Project, SweepReport, carried_out
 from workers.labels import INSTANCE
 from workers.providers.base import Server
+from workers.sweep_findings import Finding, NotCompared, Project, SweepReport, carry_out
 
 _SQL = Statements("workers", "sweep.sql")
-_SIGHT = _SQL["sight"]
-_FORGET_OTHERS = _SQL["forget_others"]
+_RECORD_SIGHTING = _SQL["record_sighting"]
+_DELETE_OTHERS = _SQL["delete_others"]
 
 #: The most unaccounted servers that are removed without an operator's order.
 UNACCOUNTED_MAX = 3
@@ -75,20 +75,20 @@ async def handle_orphans(project: Project, report: SweepReport, orphans: Orphans
         _log.error("most_servers_unaccounted", provider=name, unaccounted=count, listed=orphans.listed)
         report.not_compared.append(NotCompared(name, f"the log has no record of {count} of {orphans.listed} servers"))
         left_alone = [orphan for orphan in orphans.all if not orphan.known]
-    watched = [orphan for orphan in orphans.all if orphan not in left_alone]
+    to_watch = [orphan for orphan in orphans.all if orphan not in left_alone]
     for server, instance_id, _ in left_alone:
         report.findings.append(Finding(name, "orphan", server.id, instance_id, "left alone: unknown to the log"))
-    for orphan in watched:
+    for orphan in to_watch:
         at_once = remove_unaccounted and not orphan.known
-        report.findings.append(await _look_at(project, orphan, at_once=at_once))
+        report.findings.append(await _watch_or_remove(project, orphan, at_once=at_once))
     if not project.dry_run:
         # Servers that are left alone are forgotten, too. Once they are few, a new grace period begins, in which an operator can act.
         await run(
-            project.deps.pool, _FORGET_OTHERS, {"provider": name, "server_ids": [one.server.id for one in watched]}
+            project.deps.pool, _DELETE_OTHERS, {"provider": name, "server_ids": [one.server.id for one in to_watch]}
         )
 
 
-async def _look_at(project: Project, orphan: Orphan, *, at_once: bool) -> Finding:
+async def _watch_or_remove(project: Project, orphan: Orphan, *, at_once: bool) -> Finding:
     deps, server = project.deps, orphan.server
     removed = Finding(project.name, "orphan", server.id, orphan.instance_id, "removed")
     if project.dry_run:
@@ -96,7 +96,7 @@ async def _look_at(project: Project, orphan: Orphan, *, at_once: bool) -> Findin
         return removed._replace(action=action if orphan.known else f"{action}: unknown to the log")
     if not at_once:
         # However short the grace period, a server is removed at the second sighting at the earliest: at the first, `seen_s` is 0.
-        ((seen_s,),) = await run(deps.pool, _SIGHT, {"provider": project.name, "server_id": server.id})
+        ((seen_s,),) = await run(deps.pool, _RECORD_SIGHTING, {"provider": project.name, "server_id": server.id})
         if seen_s < deps.settings.orphan_grace_s:
             return removed._replace(action="watched")
-    return await carried_out(removed, project.provider.delete_server(server.id), refused="could not be removed")
+    return await carry_out(removed, project.provider.delete_server(server.id), action_if_refused="could not be removed")

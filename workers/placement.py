@@ -14,8 +14,8 @@ from workers.deps import Deps
 _TAKEN = Statements("workers", "placement.sql")["taken_addresses"]
 
 #: The addresses that one query checks, and the most queries. If these find no free address, the network counts as full.
-PROBES = 16
-LOOKS_MAX = 256
+ADDRESSES_PER_QUERY = 16
+QUERIES_MAX = 256
 
 #: The first addresses of each network, which are left to routers and gateways.
 RESERVED_ADDRESSES = 16
@@ -47,8 +47,8 @@ async def free_address(deps: Deps, state: Instance) -> str | None:
     network = IPv4Network(deps.catalogue.regions[state.region_id].vpn_network)
     usable = network.num_addresses - RESERVED_ADDRESSES - 1
     start = state.id.int % usable
-    for look in range(min(LOOKS_MAX, -(-usable // PROBES))):
-        offsets = [(start + look * PROBES + n) % usable for n in range(min(PROBES, usable))]
+    for query in range(min(QUERIES_MAX, -(-usable // ADDRESSES_PER_QUERY))):
+        offsets = [(start + query * ADDRESSES_PER_QUERY + n) % usable for n in range(min(ADDRESSES_PER_QUERY, usable))]
         addresses = [str(network[RESERVED_ADDRESSES + offset]) for offset in offsets]
         taken = await _taken(deps, addresses)
         for address in addresses:

@@ -30,8 +30,8 @@ from workers.providers.base import (
     Server,
 )
 from workers.removal import SERVER_STILL_THERE, assert_unchanged, may_delete, remove_servers
-from workers.steps import LOOK_AGAIN_S_MAX, Moved, Retry, StepResult, Wait, retry_for
-from workers.timing import boot_left_s, left_s, wait_for_gap
+from workers.steps import PAUSE_S_MAX, Continue, Retry, StepResult, Wait, retry_for
+from workers.timing import boot_remaining_s, remaining_s, wait_for_gap
 from workers.user_data import new_nonce, server_name, user_data
 
 _log = structlog.get_logger(__name__)
@@ -45,10 +45,10 @@ async def plan_attempt(deps: Deps, state: Instance, step: PlanAttempt) -> StepRe
     """Choose a placement, reserve the addresses, record the intent, and create the server."""
     placement = next_placement(deps.catalogue, state)
     if placement is None:
-        return await _wait_for_a_place(deps, state, code="no_placement")
+        return await _wait_for_capacity(deps, state, code="no_placement")
     vpn_ip = state.vpn_ip or await free_address(deps, state)
     if vpn_ip is None:
-        return await _wait_for_a_place(deps, state, code="no_address")
+        return await _wait_for_capacity(deps, state, code="no_address")
     now_ms, nonce = deps.now_ms(), new_nonce()
     token = enrol_token(deps.settings.master_keys.present, state.id, step.number, nonce)
     command = c.PlanServer(
@@ -70,20 +70,20 @@ async def plan_attempt(deps: Deps, state: Instance, step: PlanAttempt) -> StepRe
         outcome = await deps.store.execute_at(state, state.id, command, deps.origin(state.id))
     except ReservationTaken:
         # Another instance was given the address meanwhile; the next search finds another one.
-        return Moved(state=state)
+        return Continue(state=state)
     if outcome.duplicate:
         # The command was appended before, but the answer was lost with the connection. The state may have changed since.
-        return Moved(state=outcome.state)
+        return Continue(state=outcome.state)
     _log.info("server_intended", instance_id=str(state.id), attempt=step.number, provider=placement.provider)
     assert outcome.state.attempt is not None
     # This call has just appended the intent, so no create call can have been sent for it: there is no server to look for.
     return await create_server(deps, outcome.state, outcome.state.attempt, first=True)
 
 
-async def _wait_for_a_place(deps: Deps, state: Instance, *, code: str) -> StepResult:
+async def _wait_for_capacity(deps: Deps, state: Instance, *, code: str) -> StepResult:
     """Retry, as the catalogue may change and addresses may become free; but for no longer than a boot may take. Then give up."""
     since_ms = state.created_ms if state.attempt is None else state.updated_ms
-    if await left_s(deps, since_ms=since_ms, limit_s=deps.settings.boot_timeout_s) > 0:
+    if await remaining_s(deps, since_ms=since_ms, limit_s=deps.settings.boot_timeout_s) > 0:
         return Retry(code=code)
     return await abandon(deps, state, AbandonProvisioning(code=code))
 
@@ -94,14 +94,14 @@ async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Step
     provider = deps.providers.get(attempt.provider)
     if provider is None:
         return Retry(code="provider_not_configured")
-    if await boot_left_s(deps, attempt) <= 0:
-        return await _end_without_a_server(deps, state, attempt, provider)
+    if await boot_remaining_s(deps, attempt) <= 0:
+        return await _fail_without_server(deps, state, attempt, provider)
     try:
         found = await provider.find_servers(instance_labels(deps.settings.installation, state.id))
-        ours = sorted((server for server in found if is_made_for(attempt, server)), key=attrgetter("age_order"))
+        matching = sorted((server for server in found if is_made_for(attempt, server)), key=attrgetter("age_order"))
         # Servers of older attempts, or duplicates at a provider where names are not unique.
-        extras = [server for server in found if server not in ours[:1] and may_delete(state, server)]
-        if extras or not ours:
+        extras = [server for server in found if server not in matching[:1] and may_delete(state, server)]
+        if extras or not matching:
             # A deletion may have been requested meanwhile: no server must be created after it.
             await assert_unchanged(deps, state)
         for extra in extras:
@@ -109,14 +109,14 @@ async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Step
             _log.warning("extra_server_deleted", instance_id=str(state.id), server_id=extra.id)
     except ProviderError as error:
         return retry_for(error)
-    if ours:
-        return await _record_created(deps, state, attempt, ours[0], action_id=None, adopted=True)
+    if matching:
+        return await _record_created(deps, state, attempt, matching[0], action_id=None, adopted=True)
     if found:
         return SERVER_STILL_THERE if len(extras) == len(found) else UNACCOUNTED
     return await create_server(deps, state, attempt, first=False)
 
 
-async def _end_without_a_server(deps: Deps, state: Instance, attempt: Attempt, provider: Provider) -> StepResult:
+async def _fail_without_server(deps: Deps, state: Instance, attempt: Attempt, provider: Provider) -> StepResult:
     """Fail an attempt whose boot time is over before it had a server.
 
     If a server that the history does not account for is in the way, another attempt could not remove it either. So none is made.
@@ -126,8 +126,8 @@ async def _end_without_a_server(deps: Deps, state: Instance, attempt: Attempt, p
     except ProviderError:
         found = []
     if all(is_accounted_for(state, server) for server in found):
-        return await fail(deps, state, attempt, code="boot_timeout", retryable=True)
-    return await fail(deps, state, attempt, code=UNACCOUNTED.code, retryable=False)
+        return await fail_attempt(deps, state, attempt, code="boot_timeout", retryable=True)
+    return await fail_attempt(deps, state, attempt, code=UNACCOUNTED.code, retryable=False)
 
 
 async def create_server(deps: Deps, state: Instance, attempt: Attempt, *, first: bool) -> StepResult:
@@ -156,11 +156,11 @@ async def create_server(deps: Deps, state: Instance, attempt: Attempt, *, first:
     try:
         created = await provider.create_server(order)
     except ProviderNoCapacity as error:
-        return await fail(deps, state, attempt, code=error.code, retryable=True, nothing_made=first)
+        return await fail_attempt(deps, state, attempt, code=error.code, retryable=True, nothing_made=first)
     except ProviderRefused as error:
-        return await fail(deps, state, attempt, code=error.code, retryable=False, nothing_made=first)
+        return await fail_attempt(deps, state, attempt, code=error.code, retryable=False, nothing_made=first)
     except ProviderNameTaken as error:
-        return await _look_who_has_the_name(deps, state, attempt, provider, taken=error, first=first)
+        return await _resolve_name_conflict(deps, state, attempt, provider, conflict=error, first=first)
     except ProviderError as error:
         return retry_for(error)
     # The last action ends when the server runs; the ones before it only create the server.
@@ -168,8 +168,8 @@ async def create_server(deps: Deps, state: Instance, attempt: Attempt, *, first:
     return await _record_created(deps, state, attempt, created.server, action_id=action_id, adopted=False)
 
 
-async def _look_who_has_the_name(
-    deps: Deps, state: Instance, attempt: Attempt, provider: Provider, *, taken: ProviderNameTaken, first: bool
+async def _resolve_name_conflict(
+    deps: Deps, state: Instance, attempt: Attempt, provider: Provider, *, conflict: ProviderNameTaken, first: bool
 ) -> StepResult:
     """Find out which server has the name of the intended one.
 
@@ -182,9 +182,9 @@ async def _look_who_has_the_name(
         return retry_for(error)
     if holder is None or instance_labels(deps.settings.installation, state.id).items() <= holder.labels.items():
         # Created by an earlier call whose answer was lost, or for an older attempt: the retry finds it by its labels.
-        return Retry(code=taken.code, is_expected=True)
+        return Retry(code=conflict.code, is_expected=True)
     _log.warning("server_name_taken", instance_id=str(state.id), server_id=holder.id, provider=attempt.provider)
-    return await fail(deps, state, attempt, code="server_name_taken", retryable=False, nothing_made=first)
+    return await fail_attempt(deps, state, attempt, code="server_name_taken", retryable=False, nothing_made=first)
 
 
 async def _record_created(
@@ -205,17 +205,17 @@ async def _record_created(
     now = outcome.state.attempt
     if now is not None and now.server_id == server.id:
         _log.info("server_created", adopted=adopted, **facts)
-        return Moved(state=outcome.state)
+        return Continue(state=outcome.state)
     # The attempt had ended before the server was there. The log already says that it has none, so nobody will look for it again.
     try:
-        await _delete_late(deps.providers[attempt.provider], server)
+        await _delete_late_server(deps.providers[attempt.provider], server)
     except ProviderError as error:
         return retry_for(error)
     _log.warning("late_server_deleted", **facts)
-    return Moved(state=outcome.state)
+    return Continue(state=outcome.state)
 
 
-async def _delete_late(provider: Provider, server: Server) -> None:
+async def _delete_late_server(provider: Provider, server: Server) -> None:
     """Delete `server`, and retry while the provider is busy or has it locked, as it does during creation.
 
     The time limit of `advance` ends this. The sweep then removes the server as an orphan.
@@ -224,14 +224,14 @@ async def _delete_late(provider: Provider, server: Server) -> None:
         try:
             return await provider.delete_server(server.id)
         except (ProviderRetry, ProviderLater) as error:
-            await asyncio.sleep(min(error.retry_after_s, LOOK_AGAIN_S_MAX))
+            await asyncio.sleep(min(error.retry_after_s, PAUSE_S_MAX))
 
 
 async def await_agent(deps: Deps, state: Instance, step: AwaitAgent) -> StepResult:
     """Wait for the agent's reports, which advance the saga. Fail the attempt once its boot time is over."""
-    rest_s = await boot_left_s(deps, step.attempt)
+    rest_s = await boot_remaining_s(deps, step.attempt)
     if rest_s <= 0:
-        return await fail(deps, state, step.attempt, code="boot_timeout", retryable=True)
+        return await fail_attempt(deps, state, step.attempt, code="boot_timeout", retryable=True)
     # Before the deadline, `wake_at` schedules the next look. After it, there is time left only because the API was down, and the next
     # look has to be scheduled here.
     return Wait() if deps.now_ms() < step.deadline_ms else Wait(delay_s=rest_s)
@@ -251,9 +251,9 @@ async def verify_agent(deps: Deps, state: Instance, step: VerifyAgent) -> StepRe
                 command = c.MarkReady(at_ms=deps.now_ms(), attempt=step.attempt.number)
                 outcome = await deps.store.execute(state.id, command, deps.origin(state.id))
                 _log.info("instance_ready", instance_id=str(state.id))
-                return Moved(state=outcome.state)
-    if await boot_left_s(deps, step.attempt) <= 0:
-        return await fail(deps, state, step.attempt, code="attempt_unverified", retryable=True)
+                return Continue(state=outcome.state)
+    if await boot_remaining_s(deps, step.attempt) <= 0:
+        return await fail_attempt(deps, state, step.attempt, code="attempt_unverified", retryable=True)
     return Retry(code="attempt_unverified", delay_s=0.5)
 
 
@@ -277,7 +277,7 @@ async def discard_server(deps: Deps, state: Instance, step: DiscardServer) -> St
     command = c.RecordServerDiscarded(at_ms=deps.now_ms(), attempt=attempt.number)
     # Appended at the version that was checked: a server that was recorded since was not deleted.
     outcome = await deps.store.execute_at(state, state.id, command, deps.origin(state.id))
-    return Moved(state=outcome.state)
+    return Continue(state=outcome.state)
 
 
 async def abandon(deps: Deps, state: Instance, step: AbandonProvisioning) -> StepResult:
@@ -286,10 +286,10 @@ async def abandon(deps: Deps, state: Instance, step: AbandonProvisioning) -> Ste
         state, state.id, c.GiveUp(at_ms=deps.now_ms(), code=step.code), deps.origin(state.id)
     )
     _log.warning("provisioning_failed", instance_id=str(state.id), code=step.code)
-    return Moved(state=outcome.state)
+    return Continue(state=outcome.state)
 
 
-async def fail(
+async def fail_attempt(
     deps: Deps, state: Instance, attempt: Attempt, *, code: str, retryable: bool, nothing_made: bool = False
 ) -> StepResult:
     """Record that this attempt failed. The saga then tries the next placement or gives up.
@@ -303,4 +303,4 @@ async def fail(
     )
     outcome = await deps.store.execute_at(state, state.id, command, deps.origin(state.id))
     _log.warning("attempt_failed", instance_id=str(state.id), attempt=attempt.number, code=code)
-    return Moved(state=outcome.state)
+    return Continue(state=outcome.state)

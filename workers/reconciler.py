@@ -15,10 +15,10 @@ from psycopg_pool import AsyncConnectionPool
 
 from events.retries import run
 from hydracore.settings import Settings
-from workers.attention import CLAIM_MAX, Attention
 from workers.broker import ADVANCE, CHECK_HEALTH, OBSERVE_ACTIONS, SWEEP, HintSender
 from workers.error_boundary import error_boundary
 from workers.sql import OPERATIONS
+from workers.work_schedule import CLAIM_MAX, WorkSchedule
 
 _TAKE_DUTY = OPERATIONS["take_duty"]
 _CHANGED_HEALTH = OPERATIONS["changed_health"]
@@ -32,7 +32,7 @@ OBSERVE_INTERVAL_S = 2.0
 HEALTH_INTERVAL_S = 1.0
 
 #: How often per interval of a duty a relay tries to get that duty while another relay performs it.
-ASKS_MAX = 4
+TRIES_PER_INTERVAL = 4
 
 #: The most changes of health that one look sends hints for.
 HEALTH_MAX = 500
@@ -48,9 +48,9 @@ class Reconciler:
         self._pool = pool
         self._hints = hints
         self._settings = settings
-        self._attention = Attention(pool)
-        #: By the name of a duty: when to try next to get it, in seconds of the monotonic clock.
-        self._ask_at_s: dict[str, float] = {}
+        self._schedule = WorkSchedule(pool)
+        #: By the name of a duty: when to try next to take it, in seconds of the monotonic clock.
+        self._next_try_s: dict[str, float] = {}
 
     async def run(self) -> None:
         """Look for due work for ever."""
@@ -61,7 +61,7 @@ class Reconciler:
             await asyncio.sleep(max(0.0, TICK_S - (time.monotonic() - started)))
 
     async def _tick(self) -> None:
-        due = await self._attention.claim_due()
+        due = await self._schedule.claim_due()
         await self._send_hints(ADVANCE, due)
         if len(due) == CLAIM_MAX:
             _log.warning("many_instances_due", at_least=CLAIM_MAX)
@@ -75,7 +75,7 @@ class Reconciler:
             }
             await self._send_hints(CHECK_HEALTH, [row[0] for row in await run(self._pool, _CHANGED_HEALTH, limits)])
         if await self._take_duty("sweep", self._settings.sweep_interval_s):
-            await self._attention.delete_stale()
+            await self._schedule.delete_stale()
             await asyncio.to_thread(self._hints.send_duty, SWEEP)
 
     async def _send_hints(self, actor: str, instance_ids: list[UUID]) -> None:
@@ -85,8 +85,8 @@ class Reconciler:
     async def _take_duty(self, name: str, interval_s: float) -> bool:
         """Whether this process has to perform the duty now. Of several relays, one gets it per interval."""
         now_s = time.monotonic()
-        if now_s < self._ask_at_s.get(name, 0.0):
+        if now_s < self._next_try_s.get(name, 0.0):
             return False
         taken = bool(await run(self._pool, _TAKE_DUTY, {"name": name, "interval_s": interval_s}))
-        self._ask_at_s[name] = now_s + (interval_s if taken else interval_s / ASKS_MAX)
+        self._next_try_s[name] = now_s + (interval_s if taken else interval_s / TRIES_PER_INTERVAL)
         return taken

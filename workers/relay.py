@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from events import types as e
 from events.codec import tag_of
 from events.errors import LogCorrupted
-from events.exchange import Rows, Statement, array, exchange, number
+from events.exchange import Rows, Statement, array_literal, exchange, parse_int
 from events.lease import lease
 from events.retries import run, with_retries
 from projections import checkpoint
@@ -31,7 +31,7 @@ from workers.error_boundary import error_boundary
 from workers.head_watcher import HeadWatcher, wait_for_events
 from workers.sql import OPERATIONS
 
-_ENTER_LANES = OPERATIONS["enter_lanes"]
+_CREATE_CHECKPOINTS = OPERATIONS["create_checkpoints"]
 FOLLOWER = "relay"
 
 #: The most events of one lane per look.
@@ -39,7 +39,7 @@ LANE_BATCH_MAX = 1_000
 
 #: The events that a worker appends in the middle of its work on an instance. It continues without a hint. If it dies, the reconciler
 #: finds the work that is due.
-WORKERS_OWN = [
+EVENTS_WITHOUT_HINT = [
     tag_of(event)
     for event in (
         e.PlacementChosen,
@@ -55,7 +55,9 @@ WORKERS_OWN = [
     )
 ]
 
-LOOK = Statement(OPERATIONS["new_lanes"], (FOLLOWER.encode(), array(WORKERS_OWN), b"%d" % LANE_BATCH_MAX))
+LEASE_NEW_EVENTS = Statement(
+    OPERATIONS["lease_new_events"], (FOLLOWER.encode(), array_literal(EVENTS_WITHOUT_HINT), b"%d" % LANE_BATCH_MAX)
+)
 
 #: The pause between a wake-up and the next look, which then also covers the wake-ups in between.
 BURST_S = 0.01
@@ -74,35 +76,37 @@ class Relay:
 
     async def run(self) -> None:
         """Follow for ever."""
-        entered = False
+        has_checkpoints = False
         while True:
-            moved = self._watcher.moved
+            new_events = self._watcher.new_events
             async with error_boundary("relay", recover_s=RECOVER_S):
-                if not entered:
-                    await run(self._pool, _ENTER_LANES, (FOLLOWER,))
-                    entered = True
+                if not has_checkpoints:
+                    await run(self._pool, _CREATE_CHECKPOINTS, (FOLLOWER,))
+                    has_checkpoints = True
                 while await with_retries(self._pool, self._follow):
                     pass
-            await wait_for_events(moved)
+            await wait_for_events(new_events)
             # All commits of a burst share one look.
             await asyncio.sleep(BURST_S)
 
     async def _follow(self, connection: AsyncConnection) -> bool:
         """Send hints for the new events of all lanes that no other relay has leased. True if there may be more events."""
-        async with lease(connection, LOOK) as rows:
+        async with lease(connection, LEASE_NEW_EVENTS) as rows:
             lanes = lanes_of(rows)
-            whole = [lane for lane in lanes if await self._is_whole(connection, lane)]
-            silent = await self._hint(list(dict.fromkeys(stream_id for lane in whole for stream_id in lane.due)))
-            if silent is None and whole:
-                moves = [Move(FOLLOWER, lane.number, lane.seq, lane.seq + len(lane.seqs)) for lane in whole]
+            complete = [lane for lane in lanes if await self._is_complete(connection, lane)]
+            redis_error = await self._send_hints(
+                list(dict.fromkeys(stream_id for lane in complete for stream_id in lane.due))
+            )
+            if redis_error is None and complete:
+                moves = [Move(FOLLOWER, lane.number, lane.seq, lane.seq + len(lane.seqs)) for lane in complete]
                 # The result is not checked: the lanes are leased, and a second hint would do no harm.
                 await exchange(connection, [checkpoint.move(moves)])
-        if silent is not None:
+        if redis_error is not None:
             # Raised only after the transaction is committed: a lane that was parked stays parked even if Redis failed.
-            raise silent
-        return any(len(lane.seqs) == LANE_BATCH_MAX for lane in whole)
+            raise redis_error
+        return any(len(lane.seqs) == LANE_BATCH_MAX for lane in complete)
 
-    async def _hint(self, due: list[UUID]) -> RedisError | None:
+    async def _send_hints(self, due: list[UUID]) -> RedisError | None:
         """Send hints for the instances `due`. Returns the error of Redis, if it failed."""
         if due:
             try:
@@ -112,7 +116,7 @@ class Relay:
                 return error
         return None
 
-    async def _is_whole(self, connection: AsyncConnection, lane: Lane) -> bool:
+    async def _is_complete(self, connection: AsyncConnection, lane: Lane) -> bool:
         """Whether no event of the lane is missing. Otherwise the lane is parked, with an alarm."""
         try:
             _check(lane)
@@ -139,12 +143,12 @@ class Lane(NamedTuple):
 
 def lanes_of(rows: Rows) -> list[Lane]:
     lanes: dict[int, Lane] = {}
-    for lane, seq, head, event_seq, stream_id, owed in rows:
-        found = lanes.setdefault(number(lane), Lane(number(lane), number(seq), number(head), [], []))
+    for lane, seq, head, event_seq, stream_id, is_due in rows:
+        found = lanes.setdefault(parse_int(lane), Lane(parse_int(lane), parse_int(seq), parse_int(head), [], []))
         if event_seq is not None:
             assert stream_id is not None
-            found.seqs.append(number(event_seq))
-            if owed == b"t":
+            found.seqs.append(parse_int(event_seq))
+            if is_due == b"t":
                 found.due.append(UUID(stream_id.decode()))
     return list(lanes.values())
 

@@ -21,24 +21,24 @@ async def remove_servers(deps: Deps, state: Instance, provider: Provider) -> boo
     """
     found = await provider.find_servers(instance_labels(deps.settings.installation, state.id))
     attempt = state.attempt
-    unseen = None
+    unlisted_id = None
     if attempt is not None and attempt.server_id is not None and attempt.server_id not in {each.id for each in found}:
         known = await provider.get_server(attempt.server_id)
         if known is None:
-            unseen = attempt.server_id
+            unlisted_id = attempt.server_id
         elif known.name == attempt.server_name:
             # Somebody removed our labels from it, but its id and name match.
             found.append(known)
     # If its labels were removed, the server of a later attempt looks like one of an older release.
     await assert_unchanged(deps, state)
-    leaving = [server for server in found if may_delete(state, server)]
-    for server in leaving:
+    to_delete = [server for server in found if may_delete(state, server)]
+    for server in to_delete:
         if server.status != "deleting":
             await provider.delete_server(server.id)
-    if unseen is not None:
+    if unlisted_id is not None:
         # A provider may show a new server late. So it is deleted by its id, even though it is not shown: only then is it surely gone.
-        await provider.delete_server(unseen)
-    return bool(leaving)
+        await provider.delete_server(unlisted_id)
+    return bool(to_delete)
 
 
 async def assert_unchanged(deps: Deps, state: Instance) -> None:

@@ -9,10 +9,10 @@ from workers.providers.base import ProviderError, ProviderLater, ProviderRetry
 
 #: The longest pause before an instance is looked at again, even if a provider asks for a longer one: its deadlines and alarms have to
 #: be checked. The provider's driver still keeps to the longer pause.
-LOOK_AGAIN_S_MAX = 60.0
+PAUSE_S_MAX = 60.0
 
 
-class Moved(msgspec.Struct, frozen=True, kw_only=True):
+class Continue(msgspec.Struct, frozen=True, kw_only=True):
     """The step is done, or the stream has changed meanwhile: continue with the next step of `state`."""
 
     state: Instance
@@ -36,11 +36,11 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     is_expected: bool = False
 
 
-StepResult = Moved | Wait | Retry
+StepResult = Continue | Wait | Retry
 
 
 def retry_for(error: ProviderError) -> Retry:
     """The retry that a provider's failure calls for."""
     if isinstance(error, ProviderRetry | ProviderLater):
-        return Retry(code=error.code, delay_s=min(error.retry_after_s, LOOK_AGAIN_S_MAX))
+        return Retry(code=error.code, delay_s=min(error.retry_after_s, PAUSE_S_MAX))
     return Retry(code=error.code)

@@ -1,5 +1,5 @@
 -- name: instances
--- Failures count only at the version that they occurred at, as in `claim_due` (attention.sql).
+-- Failures count only at the version that they occurred at, as in `claim_due` (work_schedule.sql).
 SELECT i.id, i.tenant_id, i.status, i.provider, least(i.wake_at, a.failing_since) AS due_since, coalesce(a.failures, 0), a.code
   FROM instance i
   LEFT JOIN attention a ON a.lane = i.lane AND a.instance_id = i.id AND a.version >= i.version AND a.failures > 0

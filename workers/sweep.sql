@@ -1,4 +1,4 @@
--- name: accounted
+-- name: instance_records
 -- The instances that have a server at the provider, and the instances that servers there refer to. A UNION, so that each part can use
 -- an index: an OR of both would read all instances, most of which are deleted in the long run. `status <> 'deleted'` is redundant, but
 -- the planner uses the partial index only if its condition is repeated literally.
@@ -29,12 +29,12 @@ SELECT i.id, left(n.token_hash, %(length)s)
  WHERE i.provider = %(provider)s AND i.status <> 'failed' AND i.status <> 'deleted'
  ORDER BY i.id
 
--- name: elsewhere
+-- name: other_providers
 SELECT DISTINCT provider FROM instance
  WHERE provider <> ALL (%(looked_at)s) AND status <> 'failed' AND status <> 'deleted'
  ORDER BY provider
 
--- name: sight
+-- name: record_sighting
 -- For how many seconds the server has been known as an orphan: exactly 0 at the first sighting. RETURNING needs a row to be written, so
 -- an existing row is updated with its own time, or with now() if the clock has gone back since.
 INSERT INTO orphan (provider, server_id, first_seen_at)
@@ -42,15 +42,15 @@ VALUES (%(provider)s, %(server_id)s, now())
 ON CONFLICT (provider, server_id) DO UPDATE SET first_seen_at = least(orphan.first_seen_at, excluded.first_seen_at)
 RETURNING extract(epoch FROM now() - first_seen_at)::float8
 
--- name: forget_others
+-- name: delete_others
 DELETE FROM orphan WHERE provider = %(provider)s AND server_id <> ALL (%(server_ids)s)
 
--- name: miss
+-- name: record_missing
 -- For how many seconds the server has been missing, in the same way as `sight`.
 INSERT INTO missing_server (provider, server_id, first_missed_at)
 VALUES (%(provider)s, %(server_id)s, now())
 ON CONFLICT (provider, server_id) DO UPDATE SET first_missed_at = least(missing_server.first_missed_at, excluded.first_missed_at)
 RETURNING extract(epoch FROM now() - first_missed_at)::float8
 
--- name: forget_found
+-- name: delete_found
 DELETE FROM missing_server WHERE provider = %(provider)s AND server_id <> ALL (%(missing)s)

@@ -16,14 +16,14 @@ from hydracore.tokens import held_control_token
 from workers.deps import Deps
 from workers.providers.base import ProviderError, ProviderRefused
 from workers.removal import SERVER_STILL_THERE, remove_servers
-from workers.steps import Moved, Retry, StepResult, Wait, retry_for
+from workers.steps import Continue, Retry, StepResult, Wait, retry_for
 from workers.timing import wait_for_gap
 
 _log = structlog.get_logger(__name__)
 
 #: The longest that open chats and usage that is not yet reported may delay a deletion, and the pause between two looks.
 DRAIN_S_MAX = 10.0
-DRAIN_LOOK_S = 1.0
+DRAIN_POLL_S = 1.0
 
 #: How long an agent that does not answer is asked again, if it was healthy until now.
 ANSWER_S_MAX = 5.0
@@ -44,7 +44,7 @@ async def tear_down(deps: Deps, state: Instance, step: TearDown) -> StepResult:
         case "server_deleted" | "absence_verified":
             waits = await _delete_server(deps, state, second_look=step.step == "absence_verified")
         case "artifacts_deleted":
-            await deps.attention.delete_working_data(state.id)
+            await deps.schedule.delete_working_data(state.id)
         case "key_revoked" | "addresses_freed":
             # Nothing to do outside the log: the event that is appended below revokes the key or frees the addresses.
             pass
@@ -56,7 +56,7 @@ async def tear_down(deps: Deps, state: Instance, step: TearDown) -> StepResult:
         outcome = await deps.store.execute_at(state, state.id, command, deps.origin(state.id))
     else:
         outcome = await deps.store.execute(state.id, command, deps.origin(state.id))
-    return Moved(state=outcome.state)
+    return Continue(state=outcome.state)
 
 
 async def _drain(deps: Deps, state: Instance) -> StepResult | None:
@@ -78,7 +78,7 @@ async def _drain(deps: Deps, state: Instance) -> StepResult | None:
     address = AgentAddress(state.vpn_ip, AGENT_PORT, token)
     limit_s = DRAIN_S_MAX
     try:
-        if _is_done(await deps.agent_client.drain(address)):
+        if _is_drained(await deps.agent_client.drain(address)):
             return None
     except AgentClientError:
         if state.health != "healthy":
@@ -87,24 +87,24 @@ async def _drain(deps: Deps, state: Instance) -> StepResult | None:
     assert state.key_revoked_ms is not None, "the key is revoked before the drain"
     passed_s = (deps.now_ms() - state.key_revoked_ms) / 1000
     if 0 <= passed_s <= limit_s:
-        return Wait(delay_s=DRAIN_LOOK_S)
+        return Wait(delay_s=DRAIN_POLL_S)
     if passed_s < 0:
         await asyncio.sleep(limit_s)
-    await _cut(deps, state, address)
+    await _cut_chats(deps, state, address)
     return None
 
 
-async def _cut(deps: Deps, state: Instance, address: AgentAddress) -> None:
+async def _cut_chats(deps: Deps, state: Instance, address: AgentAddress) -> None:
     """Have the agent cut open chats and report their usage. What it fails to report is lost with the server."""
     try:
-        is_told = _is_done(await deps.agent_client.drain(address, cut=True, timeout_s=CUT_S_MAX))
+        is_reported = _is_drained(await deps.agent_client.drain(address, cut=True, timeout_s=CUT_S_MAX))
     except AgentClientError:
-        is_told = False
-    if not is_told:
+        is_reported = False
+    if not is_reported:
         _log.warning("usage_untold", instance_id=str(state.id))
 
 
-def _is_done(drained: Drained) -> bool:
+def _is_drained(drained: Drained) -> bool:
     return not drained.active_connections and not drained.usage_unsent
 
 
@@ -117,7 +117,7 @@ async def _delete_server(deps: Deps, state: Instance, *, second_look: bool) -> S
     if attempt is None:
         return None
     if not attempt.may_have_server:
-        return None if second_look or not attempt.nothing_made else await _look_after_refusal(deps, state, attempt)
+        return None if second_look or not attempt.nothing_made else await _check_after_refusal(deps, state, attempt)
     provider = deps.providers.get(attempt.provider)
     if provider is None:
         return Retry(code="provider_not_configured")
@@ -135,7 +135,7 @@ async def _delete_server(deps: Deps, state: Instance, *, second_look: bool) -> S
     return None
 
 
-async def _look_after_refusal(deps: Deps, state: Instance, attempt: Attempt) -> StepResult | None:
+async def _check_after_refusal(deps: Deps, state: Instance, attempt: Attempt) -> StepResult | None:
     """Look once for a server of an attempt whose create call the provider refused: it may have created one all the same.
 
     A provider that also refuses to list servers, or that is no longer configured, does not delay the deletion. The sweep then finds a
@@ -158,10 +158,10 @@ async def finish_deletion(deps: Deps, state: Instance, _step: FinishDeletion) ->
         state, state.id, c.CompleteDeletion(at_ms=deps.now_ms()), deps.origin(state.id)
     )
     _log.info("instance_deleted", instance_id=str(state.id))
-    return Moved(state=outcome.state)
+    return Continue(state=outcome.state)
 
 
-async def sound_alarm(deps: Deps, state: Instance, *, code: str) -> int:
+async def record_blocked(deps: Deps, state: Instance, *, code: str) -> int:
     """Record in the log why a deletion makes no progress. Returns the stream's version afterwards.
 
     The step is still retried, at the same times as without the alarm.
@@ -178,5 +178,5 @@ async def sound_alarm(deps: Deps, state: Instance, *, code: str) -> int:
         return state.version
     _log.error("teardown_blocked", instance_id=str(state.id), step=command.step, code=code)
     # The alarm's event changes nothing for the step that is retried: its pause and its count of failures stay.
-    await deps.attention.keep_at_next_version(state.id, version=state.version)
+    await deps.schedule.keep_at_next_version(state.id, version=state.version)
     return state.version + 1

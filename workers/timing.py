@@ -14,23 +14,25 @@ from workers.deps import Deps
 from workers.sql import OPERATIONS
 from workers.steps import Wait
 
-_HEARD = OPERATIONS["heard"]
+_REPORTABLE_S = OPERATIONS["reportable_s"]
 
 
-async def boot_left_s(deps: Deps, attempt: Attempt) -> float:
+async def boot_remaining_s(deps: Deps, attempt: Attempt) -> float:
     """The seconds that the server of `attempt` has left to boot; 0 or less once its time is over."""
     assert attempt.intended_ms is not None, "an intent begins an attempt"
     assert attempt.deadline_ms is not None, "an intent sets the deadline"
-    return await left_s(deps, since_ms=attempt.intended_ms, limit_s=(attempt.deadline_ms - attempt.intended_ms) / 1000)
+    return await remaining_s(
+        deps, since_ms=attempt.intended_ms, limit_s=(attempt.deadline_ms - attempt.intended_ms) / 1000
+    )
 
 
-async def left_s(deps: Deps, *, since_ms: int, limit_s: float) -> float:
+async def remaining_s(deps: Deps, *, since_ms: int, limit_s: float) -> float:
     """What is left of the `limit_s` seconds that began at `since_ms`; 0 or less once they are over."""
     passed_s = (deps.now_ms() - since_ms) / 1000
     if passed_s < limit_s:
         return limit_s - passed_s
     # Passed as a duration, because the clocks of the database and of this machine may differ.
-    rows = await run(deps.pool, _HEARD, {"passed_s": passed_s})
+    rows = await run(deps.pool, _REPORTABLE_S, {"passed_s": passed_s})
     return limit_s - rows[0][0]
 
 

@@ -79,7 +79,7 @@ class AgentGate:
         if claimed is None:
             raise Unauthorized("The agent key is missing or malformed")
         if (
-            self._master_keys.maker_of(presented, lambda each: agent_key(each, claimed.instance_id, claimed.key_id))
+            self._master_keys.find_key(presented, lambda each: agent_key(each, claimed.instance_id, claimed.key_id))
             is None
         ):
             raise Unauthorized("The agent key is wrong")

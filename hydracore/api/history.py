@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from psycopg_pool import AsyncConnectionPool
 
 from events.state import Instance
-from events.upcast import CURRENT, STORED_AS
+from events.upcast import CURRENT_VERSIONS, TAG_BY_NAME
 from hydracore.api import schemas as s
 from hydracore.api.access import is_owner
 from hydracore.api.changes import Changes
@@ -87,7 +87,7 @@ class Histories:
     ) -> Answer:
         """Oldest first. The cursor is the version of the last event of the page before."""
         show = self._show_to(who, await self.changes.load(who, instance_id))
-        types = () if type is None else tuple(STORED_AS[name] for name in type.split(","))
+        types = () if type is None else tuple(TAG_BY_NAME[name] for name in type.split(","))
         wanted = EventFilter(
             since=_time(since), until=None if until is None else parse_end_time(until), types=types, actor=actor
         )
@@ -156,6 +156,6 @@ def time_error(text: str) -> str | None:
 
 def event_types_error(text: str) -> str | None:
     """What is wrong with `text` as event types, or None."""
-    if all(name in STORED_AS for name in text.split(",")):
+    if all(name in TAG_BY_NAME for name in text.split(",")):
         return None
-    return f"unknown type of event; known: {', '.join(sorted(CURRENT))}"
+    return f"unknown type of event; known: {', '.join(sorted(CURRENT_VERSIONS))}"

@@ -95,7 +95,7 @@ class InstanceCreation:
                 raise
         else:
             outcome = await self.store.create(instance_id, command, origin)
-            await self.keyring.keep(tenant_id=who.tenant_id, customer_id=customer_id)
+            await self.keyring.ensure_stored(tenant_id=who.tenant_id, customer_id=customer_id)
         return Answer(202, outcome.result if outcome.result is not None else answer)
 
     async def _command(

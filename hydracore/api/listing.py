@@ -104,7 +104,7 @@ class Listing:
         row = each.row
         if row.customer_email is None:
             return each.before_email + b"null" + each.after_email, math.inf
-        email = self._keyring.recall(
+        email = self._keyring.cached_text(
             row.customer_email, tenant_id=row.tenant_id, customer_id=row.customer_id, field=_FIELD
         )
         if email is None:

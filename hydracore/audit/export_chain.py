@@ -1,6 +1,6 @@
 """Checks one lane of an export: the links of its chain, its events, and what seals say of it.
 
-As in `events.examine`, each value is computed from the stored values that it covers, and after a
+As in `events.diagnosis`, each value is computed from the stored values that it covers, and after a
 mismatch the check goes on from the stored link. So one edit gives one finding, at its place.
 """
 
@@ -13,9 +13,9 @@ from uuid import UUID
 
 from events.digest import chain_link
 from events.ids import lane_of
-from events.recomputing import digest_of, is_digest_of
-from events.times import microseconds
-from events.verified_lane import Point
+from events.lane_verification import SealPoint
+from events.row_digests import command_row_digest, has_valid_digest
+from events.times import to_microseconds
 from hydracore.audit.export_records import (
     CommandRecord,
     EventRecord,
@@ -41,7 +41,7 @@ class LaneChain:
     def __init__(
         self,
         begin: LaneRecord,
-        points: Sequence[Point],
+        points: Sequence[SealPoint],
         find: ReportFinding,
         is_in_scope: Callable[[CommandRecord], bool],
     ) -> None:
@@ -78,7 +78,7 @@ class LaneChain:
         if not self._is_in_scope(command):
             what = f"Command {command.command_id} is outside the scope of the export"
             self._find("foreign_command", what, lane=self.lane, seq=first, last_seq=last)
-        if self._next_link(command.digest, first, microseconds(command.recorded_at)) != command.link:
+        if self._next_link(command.digest, first, to_microseconds(command.recorded_at)) != command.link:
             self._report_break("chain_broken", "The link does not follow from the previous one", first, last_seq=last)
         self._link = command.link
         self._next_seq, self._is_next_exact = max(self._next_seq, last + 1), True
@@ -99,7 +99,7 @@ class LaneChain:
                 self._report_break(
                     "event_edited", f"Its {name} differs from that of its command", event.seq, stream_id=stream
                 )
-        if not is_digest_of(event):
+        if not has_valid_digest(event):
             what = "Its stream, version, type or payload does not match its digest"
             self._report_break("event_edited", what, event.seq, stream_id=stream)
         self._check_version(event)
@@ -182,7 +182,7 @@ class LaneChain:
         first, last = command.first_seq, command.first_seq + command.event_count - 1
         if self._next_event_seq <= last:
             self._report_break("event_missing", "Events are missing", self._next_event_seq, last_seq=last)
-        elif self._has_all_events and digest_of(command, digests) != command.digest:
+        elif self._has_all_events and command_row_digest(command, digests) != command.digest:
             what = f"Command {command.command_id} was edited, or one of its events was, together with its digest"
             self._report_break("command_edited", what, first, last_seq=last)
 

@@ -19,10 +19,10 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from events.digest import GENESIS
-from events.finding import FINDINGS_MAX, Finding
 from events.ids import LANES
-from events.seal import Seal, flaws_of
-from events.verified_lane import Point
+from events.lane_verification import SealPoint
+from events.seal import Seal, find_flaws
+from events.verification_findings import FINDINGS_MAX, Finding
 from hydracore.audit import export_records as r
 from hydracore.audit.errors import RecordUnreadable
 from hydracore.audit.export_chain import LaneChain
@@ -152,7 +152,7 @@ class _ExportChecker:
         self.report.exported_at = header.exported_at
 
     def _seal(self, seal: Seal) -> None:
-        flaws = list(flaws_of(seal, previous=None, public_key=self._key, former_keys=self._former_keys))
+        flaws = list(find_flaws(seal, previous=None, public_key=self._key, former_keys=self._former_keys))
         if self._last_lane >= 0 or next(reversed(self._seals), 0) >= seal.number:
             flaws.append("it is out of order")
         self.report.seals += 1
@@ -178,7 +178,7 @@ class _ExportChecker:
                 else "Its chain does not begin at the beginning of the log"
             )
             self._find("chain_broken", what, lane=begin.lane, seq=begin.after + 1)
-        points = [Point(*known.head(begin.lane), known.number) for known in self._seals.values()]
+        points = [SealPoint(*known.head(begin.lane), known.number) for known in self._seals.values()]
         points = sorted(point for point in points if point.seq > begin.after)
         self._chain = LaneChain(begin, points, self._find, self._is_in_scope)
         self.report.lanes += 1

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from psycopg import Connection
 from psycopg.rows import class_row
 
-from events.seal import Seal, whole
+from events.seal import Seal, require_well_formed
 from events.sql import Statements
 
 _SQL = Statements("hydracore.audit", "exporting.sql")
@@ -26,7 +26,7 @@ class SealFinder:
     def __init__(self, connection: Connection, newest: Seal | None) -> None:
         self._connection = connection
         self._newest = newest
-        self._used: dict[int, Seal] = {} if newest is None else {newest.number: whole(newest)}
+        self._used: dict[int, Seal] = {} if newest is None else {newest.number: require_well_formed(newest)}
         row = connection.execute(_FIRST_SEAL).fetchone()
         self._first = 1 if row is None else row[0]
 
@@ -62,5 +62,5 @@ class SealFinder:
                 seal = cursor.execute(_SEAL, (number,)).fetchone()
             if seal is None:
                 return None
-            self._used[number] = whole(seal)
+            self._used[number] = require_well_formed(seal)
         return self._used[number]

@@ -28,7 +28,7 @@ from events.digest import GENESIS
 from events.errors import LogCorrupted
 from events.ids import lane_of
 from events.pacing import Pace
-from events.seal import Head, Seal, whole
+from events.seal import Head, Seal, require_well_formed
 from events.sql import Statements
 from hydracore.audit import export_records as r
 from hydracore.audit.atomic_file import atomic_file, check_replaceable
@@ -43,7 +43,7 @@ _SQL = Statements("hydracore.audit", "exporting.sql")
 _RANGE_OF_INSTANCE = _SQL["range_of_instance"]
 _RANGES_OF_TENANT = _SQL["ranges_of_tenant"]
 _COMMANDS = _SQL["commands"]
-_EVENTS = pages.paged(_SQL["events"])
+_EVENTS = pages.insert_weight(_SQL["events"])
 _LAST_COMMAND = _SQL["last_command"]
 _STEPS = _SQL["steps"]
 _SEALING = Statements("hydracore.audit", "sealing.sql")
@@ -166,7 +166,7 @@ def _read_scope(connection: Connection, request: Request) -> tuple[list[Head], S
         if request.sealed_only:
             if newest is None:
                 raise NoSeal
-            heads = [whole(newest).head(lane) for lane in range(len(heads))]
+            heads = [require_well_formed(newest).head(lane) for lane in range(len(heads))]
         exported_ranges = _exported_ranges(connection, request, heads)
     connection.isolation_level = None
     if not exported_ranges:

@@ -15,14 +15,14 @@ import psycopg
 from psycopg import Connection, sql
 
 from events import pages
-from events.finding import FINDINGS_MAX, Finding, Note
 from events.sql import Statements, identifiers, template
+from events.verification_findings import FINDINGS_MAX, Finding, Note
 from events.window import Window
 from hydracore.audit.newer_events import NewerEvent, newer_event
 from hydracore.audit.rows import as_stored, differences, lock_tables, read_rows
 from hydracore.audit.window_facts import WindowFacts
 from hydracore.wording import plural
-from projections import stored
+from projections import sql_fragments
 from projections.definition import Accumulator, Followed
 from projections.fact import Fact, decode_list, payload_types
 from projections.tables import LIVE, Row, Table
@@ -232,7 +232,7 @@ def _read_lane(connection: Connection, lane: int, projections: Collection[Follow
 
 
 def _rows(connection: Connection, table: Table, lane: int) -> list[Row]:
-    assert table.laned, "followed projections have rows per lane"
+    assert table.has_lane, "followed projections have rows per lane"
     return read_rows(connection, _rows_query(table), {"lane": lane})
 
 
@@ -246,7 +246,7 @@ def _missing_facts(
 ) -> Iterator[list[Fact]]:
     """The events of the lane that at least one fold lacks, in order, a page at a time. Others may have some of them."""
     payload_type_names = sql.Literal(payload_types(each.state.projection for each in partial_folds))
-    query = _FACTS.format(fact=stored.fact(payload_type_names), weight=stored.weight(payload_type_names))
+    query = _FACTS.format(fact=sql_fragments.fact(payload_type_names), weight=sql_fragments.weight(payload_type_names))
     after = min((each.after for each in partial_folds), default=0)
     upto = min(head, max((each.state.upto for each in partial_folds), default=0))
     while after < upto:

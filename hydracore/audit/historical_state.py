@@ -26,7 +26,7 @@ from hydracore.audit.errors import NotInLog
 from hydracore.audit.timestamps import require_time, time_text
 
 _SQL: Final = Statements("hydracore.audit", "history.sql")
-_TO_FOLD: Final = pages.paged(_SQL["to_fold"])
+_TO_FOLD: Final = pages.insert_weight(_SQL["to_fold"])
 _RECORDED_AT: Final = _SQL["recorded_at"]
 
 #: The most events of a stream that are read at a time.

@@ -31,9 +31,9 @@ from hydracore.audit.historical_state import YIELD_EVERY, absence_reason, fetch_
 from hydracore.audit.timestamps import require_time
 
 _SQL: Final = Statements("hydracore.audit", "history.sql")
-_INSTANCE_EVENTS: Final = pages.paged(_SQL["instance_events"])
+_INSTANCE_EVENTS: Final = pages.insert_weight(_SQL["instance_events"])
 _IS_TENANT: Final = _SQL["is_tenant"]
-_TENANT_EVENTS: Final = pages.paged(_SQL["tenant_events"])
+_TENANT_EVENTS: Final = pages.insert_weight(_SQL["tenant_events"])
 _LOCATE: Final = _SQL["locate"]
 
 #: The most commands of a tenant that are read at a time.

@@ -8,7 +8,7 @@ from operator import eq
 import msgspec
 
 from events.ids import lane_of_bytes
-from events.upcast import CURRENT, Outdated
+from events.upcast import CURRENT_VERSIONS, OutdatedEvent
 from events.window import Window
 
 #: The most bytes of histories that are held, and the bytes that each event counts for in addition to its payload.
@@ -43,7 +43,7 @@ class HistoryCollector:
         self.complete_events = self.complete_bytes = 0
 
     def take(self, lane: int, window: Window) -> None:
-        """Take the events of a window that fits (`events.window`); those of each lane in order."""
+        """Take the events of a valid window (`events.window`); those of each lane in order."""
         held, lengths, share = self._held[lane], self._lengths, self._share
         payloads = _as_decoded(window)
         for (stream, version), payload in zip(window.stream_versions(), payloads, strict=True):
@@ -67,7 +67,7 @@ class HistoryCollector:
             self._shrink_share()
 
     def pop_complete(self) -> dict[bytes, list[bytes]]:
-        """Return and forget the complete streams: their events as `projections.stored.events_of` decodes them."""
+        """Return and forget the complete streams: their events as `projections.sql_fragments.events_of` decodes them."""
         complete, self._complete = self._complete, {}
         self.complete_events = self.complete_bytes = 0
         return complete
@@ -86,13 +86,13 @@ def _weight(payloads: list[bytes]) -> int:
 
 
 def _as_decoded(window: Window) -> list[bytes]:
-    """The payloads. Those of other than current versions are wrapped with their name and version (`Outdated`)."""
+    """The payloads. Those of other than current versions are wrapped with their name and version (`OutdatedEvent`)."""
     names, versions = window.type_names(), window.schema_versions
-    if all(map(eq, map(CURRENT.get, names), versions)):
+    if all(map(eq, map(CURRENT_VERSIONS.get, names), versions)):
         return window.payloads
     return [
         payload
-        if CURRENT.get(name) == version
-        else _encode(Outdated(name=name, schema_version=version, payload=msgspec.Raw(payload)))
+        if CURRENT_VERSIONS.get(name) == version
+        else _encode(OutdatedEvent(name=name, schema_version=version, payload=msgspec.Raw(payload)))
         for name, version, payload in zip(names, versions, window.payloads, strict=True)
     ]

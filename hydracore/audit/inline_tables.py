@@ -18,19 +18,19 @@ import psycopg
 from psycopg import Connection, sql
 
 from events import pages
-from events.exchange import array
-from events.finding import FINDINGS_MAX, Finding
+from events.exchange import array_literal
 from events.ids import lane_of
 from events.sql import Statements, identifiers, template
 from events.types import AnyEvent
-from events.upcast import Stored, all_of_today
+from events.upcast import StoredEvent, all_to_current
+from events.verification_findings import FINDINGS_MAX, Finding
 from hydracore.audit.newer_events import NewerEvent, newer_event
 from hydracore.audit.rows import as_stored, differences, execute_raw, lock_tables, read_rows
 from hydracore.audit.served_projections import find_served_projections
-from projections import stored
+from projections import sql_fragments
 from projections.definition import Inline, StreamFold
-from projections.stored import events_of
-from projections.stream_assembly import CHUNK, parts_of
+from projections.sql_fragments import events_of
+from projections.stream_assembly import CHUNK, page_sized_lists
 from projections.tables import LIVE, Row, Table
 
 _SQL = Statements("hydracore.audit", "inline_tables.sql")
@@ -41,7 +41,7 @@ _HISTORIES = _SQL["histories"]
 STREAMS_MAX = 500
 EVENTS_MAX = 4_000
 
-_history: msgspec.json.Decoder[tuple[UUID, list[Stored]]] = msgspec.json.Decoder(tuple[UUID, list[Stored]])
+_history: msgspec.json.Decoder[tuple[UUID, list[StoredEvent]]] = msgspec.json.Decoder(tuple[UUID, list[StoredEvent]])
 
 #: The position of the stream's id in the bytes that `_history` decodes.
 _ID = slice(2, 38)
@@ -135,7 +135,7 @@ def matching_streams(
         # The server looks for the rows while streams are folded here.
         cursors = [execute_raw(connection, each.rows, _stream_parameters(lanes)) for each in compared]
         for stream_id, stream in streams.items():
-            parts = (events_of(b"[" + b",".join(some) + b"]") for some in parts_of(histories[stream]))
+            parts = (events_of(b"[" + b",".join(some) + b"]") for some in page_sized_lists(histories[stream]))
             rows = _rows_of(stream_id, lanes[stream_id], parts, compared)
             if isinstance(rows, (Finding, NewerEvent)):
                 mismatched.add(stream_id)
@@ -158,7 +158,10 @@ def matching_streams(
 
 def _stream_parameters(lanes: Mapping[UUID, int]) -> dict[str, str]:
     """The streams and their lanes, as parameters."""
-    return {"lanes": array(map(str, lanes.values())).decode(), "streams": array(map(str, lanes)).decode()}
+    return {
+        "lanes": array_literal(map(str, lanes.values())).decode(),
+        "streams": array_literal(map(str, lanes)).decode(),
+    }
 
 
 def _place(lanes: Mapping[UUID, int], of_stream: int, unfoldable: set[UUID], row: Row) -> dict[str, Any] | None:
@@ -174,8 +177,8 @@ def orphan_rows(connection: Connection, projections: Sequence[Inline]) -> Iterat
         query = statement.format(
             table=sql.Identifier(LIVE, table.name),
             stream=sql.Identifier(table.stream),
-            place=identifiers((table.stream, "lane") if table.laned else (table.stream,)),
-            and_lane=sql.SQL(" AND e.lane = t.lane" if table.laned else ""),
+            place=identifiers((table.stream, "lane") if table.has_lane else (table.stream,)),
+            and_lane=sql.SQL(" AND e.lane = t.lane" if table.has_lane else ""),
         )
         for (stream_id,) in connection.execute(query, {"limit": FINDINGS_MAX}):
             what = "The table has rows of an instance that the log does not have in their lane"
@@ -187,7 +190,7 @@ def _fold_histories(
 ) -> Iterator[tuple[UUID, Mapping[str, list[Row]] | Finding | NewerEvent]]:
     """For each stream its rows, by table, or why it cannot be folded. `parameters`: see `_stream_parameters`."""
     query = template(_HISTORIES).format(
-        payload=stored.payload(),
+        payload=sql_fragments.payload(),
         weight=pages.weight(),
         bytes=sql.Literal(pages.PAGE_BYTES),
         lanes=sql.Literal(parameters["lanes"]),
@@ -196,7 +199,7 @@ def _fold_histories(
     )
     with connection.cursor().copy(query) as copy:
         for stream_id, chunks in groupby(copy.rows(), key=lambda row: UUID(row[0][_ID].decode())):
-            parts = (all_of_today(_history.decode(chunk)[1]) for (chunk,) in chunks)
+            parts = (all_to_current(_history.decode(chunk)[1]) for (chunk,) in chunks)
             yield stream_id, _rows_of(stream_id, lanes[stream_id], parts, compared)
 
 
@@ -225,6 +228,6 @@ def _compared_table(projection: Inline) -> ComparedTable:
         columns=sql.SQL(", ").join(sql.Identifier("t", name) for name in table.columns),
         table=sql.Identifier(LIVE, table.name),
         stream=sql.Identifier(table.stream),
-        and_lane=sql.SQL(" AND t.lane = s.lane" if table.laned else ""),
+        and_lane=sql.SQL(" AND t.lane = s.lane" if table.has_lane else ""),
     )
     return ComparedTable(projection, table, rows)

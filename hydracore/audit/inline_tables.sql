@@ -1,5 +1,5 @@
 -- name: histories
--- Each stream's events, in order, as bulk decoding takes them (`projections/stored.sql`). A row per
+-- Each stream's events, in order, as bulk decoding takes them (`projections/sql_fragments.sql`). A row per
 -- chunk, which has at most {chunk} events, and at most one that goes beyond {bytes}.
 COPY (
     SELECT '["' || e.stream_id || '",[' || string_agg(coalesce(({payload})::text, 'null'), ',' ORDER BY e.version) || ']]'

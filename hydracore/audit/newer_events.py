@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from events.errors import EventUnreadable
-from events.finding import Note
+from events.verification_findings import Note
 
 
 class NewerEvent(NamedTuple):

@@ -12,7 +12,7 @@ from psycopg.abc import Buffer
 from psycopg.types.datetime import DateBinaryLoader, TimestamptzBinaryLoader
 from psycopg.types.string import ByteaBinaryLoader
 
-from events.finding import Finding
+from events.verification_findings import Finding
 from projections.definition import Projection
 from projections.tables import LIVE, Row, Table, encode_document
 

@@ -13,11 +13,11 @@ import msgspec
 from psycopg import Connection
 from psycopg.rows import class_row
 
-from events.finding import FINDINGS_MAX, Finding
 from events.ids import SEQ_MAX
-from events.seal import Head, Seal, flaws_of
+from events.lane_verification import SealPoint
+from events.seal import Head, Seal, find_flaws
 from events.sql import Statements
-from events.verified_lane import Point
+from events.verification_findings import FINDINGS_MAX, Finding
 from hydracore.audit.seal_sample import SealSample
 from hydracore.wording import plural
 
@@ -28,7 +28,7 @@ SEALS_MAX = 100
 
 
 class AcceptedKeys(NamedTuple):
-    """The accepted keys, as `flaws_of` takes them."""
+    """The accepted keys, as `find_flaws` takes them."""
 
     public_key: bytes | None
     former_keys: tuple[bytes, ...]
@@ -57,7 +57,7 @@ class SealCheck(msgspec.Struct, kw_only=True):
             if self.finding_count <= FINDINGS_MAX:
                 self.findings.append(Finding(kind=kind, what=f"Seal {number}: {flaw}"))
 
-    def points(self, lane: int) -> list[Point]:
+    def points(self, lane: int) -> list[SealPoint]:
         """The distinct heads of a lane in the kept seals, in order, each with the number of its first seal."""
         first_numbers: dict[Head, int] = {}
         seals = (*self.good.seals, *self.flawed.seals, *self.copied.seals)
@@ -65,7 +65,7 @@ class SealCheck(msgspec.Struct, kw_only=True):
             head = _head(seal, lane)
             if head is not None:
                 first_numbers.setdefault(head, seal.number)
-        return sorted(Point(*head, number) for head, number in first_numbers.items())
+        return sorted(SealPoint(*head, number) for head, number in first_numbers.items())
 
     def mention_omitted(self) -> None:
         if self.finding_count > FINDINGS_MAX:
@@ -91,7 +91,7 @@ def check_seals(
 ) -> SealCheck:
     """Check the `stored` seals, in the order of their numbers, and `copies`, in the order of the file.
 
-    The keys: see `flaws_of`. Raises what the iterables raise.
+    The keys: see `find_flaws`. Raises what the iterables raise.
     """
     checked = SealCheck()
     keys = AcceptedKeys(public_key, former_keys)
@@ -103,7 +103,7 @@ def check_seals(
             continue
         flaws = [
             *_first_seal_flaws(seal, previous),
-            *flaws_of(seal, previous=previous, public_key=keys.public_key, former_keys=keys.former_keys),
+            *find_flaws(seal, previous=previous, public_key=keys.public_key, former_keys=keys.former_keys),
         ]
         if copy is not None and copy != seal:
             flaws.append("the copy outside the database has a different seal of this number")
@@ -176,7 +176,7 @@ def _report_missing(checked: SealCheck, copy: Seal, keys: AcceptedKeys) -> None:
 
 def _check_copy(checked: SealCheck, copy: Seal, keys: AcceptedKeys) -> bool:
     """Report the flaws of a copy. Returns whether it has none."""
-    flaws = list(flaws_of(copy, previous=None, public_key=keys.public_key, former_keys=keys.former_keys))
+    flaws = list(find_flaws(copy, previous=None, public_key=keys.public_key, former_keys=keys.former_keys))
     checked.add_findings("copy_flawed", copy.number, flaws)
     return not flaws
 

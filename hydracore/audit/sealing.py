@@ -21,7 +21,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from events.errors import LogCorrupted, StoreUnavailable
 from events.retries import with_retries
-from events.seal import Head, Seal, flaws_of, make_seal, whole
+from events.seal import Head, Seal, find_flaws, make_seal, require_well_formed
 from events.sql import Statements
 from hydracore.audit.errors import CopyContradicts
 from hydracore.audit.seal_file import SealFile
@@ -135,13 +135,13 @@ class Sealer:
         row = await (await connection.execute(_WAL_POSITION)).fetchone()
         assert row is not None, "a database has a WAL position"
         position, known = _WalPosition(*row), self._last
-        previous = next(map(whole, await _seals(connection, _LAST_SEAL)), None)
+        previous = next(map(require_well_formed, await _seals(connection, _LAST_SEAL)), None)
         if known is not None and await _seals(connection, _SEALS_AFTER, known.number - 1, 1) != [known]:
             self._require_restore(known, position)
             self._last = None
         self._position = position
         if previous is not None and previous != self._last:
-            flaws = flaws_of(previous, previous=None, public_key=self._public_key, former_keys=self._former_keys)
+            flaws = find_flaws(previous, previous=None, public_key=self._public_key, former_keys=self._former_keys)
             for flaw in flaws:
                 raise LogCorrupted(0, 0, f"seal {previous.number}, which the next one would follow, is invalid: {flaw}")
             self._last = previous

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from psycopg import Connection
 
-from events.finding import Finding, Note
 from events.sql import Statements
+from events.verification_findings import Finding, Note
 from projections import registry
 from projections.definition import Followed, Inline, Projection
 from projections.tables import LIVE

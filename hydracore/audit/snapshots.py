@@ -13,15 +13,15 @@ from psycopg import Connection
 
 from events import pages
 from events.errors import EventUnreadable, LogCorrupted
-from events.finding import Finding, Note
 from events.folding import fold_page, version_of
 from events.sql import Statements
 from events.state import Instance
 from events.stream_state import FOLD_VERSION, decode, encode
+from events.verification_findings import Finding, Note
 from hydracore.audit.changes import changes_between
 
 _SNAPSHOT = Statements("events", "snapshots.sql")["snapshot"]
-_STREAM_FROM = pages.paged(Statements("events", "store.sql")["stream_from"])
+_STREAM_FROM = pages.insert_weight(Statements("events", "store.sql")["stream_from"])
 _SQL = Statements("hydracore.audit", "snapshots.sql")
 _STREAMS = _SQL["streams"]
 _NEWER_SNAPSHOTS = _SQL["newer_snapshots"]

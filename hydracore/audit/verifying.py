@@ -17,13 +17,13 @@ import msgspec
 import psycopg
 from psycopg import Connection
 
-from events.finding import FINDINGS_MAX, Finding, Note, sentences
 from events.heads import HEADS
 from events.ids import LANES
+from events.lane_verification import LANE_START, LaneReport
 from events.pacing import Pace
 from events.seal import Seal
 from events.sql import Statements
-from events.verified_lane import BEGINNING, LaneReport
+from events.verification_findings import FINDINGS_MAX, Finding, Note, note_sentences
 from events.verify import LANES_AT_ONCE, LANES_AT_ONCE_MAX
 from hydracore.audit import followed_tables, inline_tables, snapshots
 from hydracore.audit.copy_lag import CopyLag
@@ -36,7 +36,7 @@ from hydracore.audit.verifying_processes import read_only_connection, verify_in_
 from hydracore.settings import PREPARE_AFTER
 
 _SQL = Statements("events", "verify.sql")
-_ROWS_OF_NO_LANE = _SQL["rows_of_no_lane"]
+_ROWS_OUTSIDE_LANES = _SQL["rows_outside_lanes"]
 
 #: The most events of all lanes that are read at the same time, if these are more than `LANES_AT_ONCE` lanes; also the
 #: most events of all lanes of a part whose followed projections are folded while they are verified.
@@ -115,7 +115,7 @@ def verify(request: Request, progress: Progress) -> Report:
         if request.since_seal and sealed.last is None:
             raise NoSeal
         heads: dict[int, int] = {lane: head or 0 for lane, head in connection.execute(HEADS)}
-        for table, lane, seq in connection.execute(_ROWS_OF_NO_LANE):
+        for table, lane, seq in connection.execute(_ROWS_OUTSIDE_LANES):
             what = f"The table {table} has rows of lane {lane} that do not exist in the log"
             report.findings.append(Finding(kind="wrong_lane", what=what, lane=lane, seq=seq))
         jobs = _jobs(connection, request, sealed, heads)
@@ -129,7 +129,7 @@ def verify(request: Request, progress: Progress) -> Report:
         report.streams += len(lane_report.versions)
         report.findings += lane_report.findings
         notes |= lane_report.notes
-    report.notes += sentences(notes)[:FINDINGS_MAX]
+    report.notes += note_sentences(notes)[:FINDINGS_MAX]
     if request.replay:
         _finish_replay(request, report)
     report.seconds = time.monotonic() - began_s
@@ -174,7 +174,7 @@ def _check_seals(connection: Connection, request: Request, report: Report, pace:
 
 def _jobs(connection: Connection, request: Request, sealed: SealCheck, heads: Mapping[int, int]) -> list[Job]:
     start = sealed.last if request.since_seal else None
-    starts = {lane: BEGINNING if start is None else start.head(lane) for lane in request.lanes}
+    starts = {lane: LANE_START if start is None else start.head(lane) for lane in request.lanes}
     after = {lane: head.seq for lane, head in starts.items()}
     snapshot_events = snapshots.events_to_fold(connection, after) if request.replay else {}
     return [
@@ -234,7 +234,7 @@ def _finish_replay(request: Request, report: Report) -> None:
     with read_only_connection(request.conninfo, request.prepare_threshold) as connection:
         served = find_served_projections(connection)
         report.findings += served.findings
-        report.notes += sentences(served.notes)
+        report.notes += note_sentences(served.notes)
         if request.covers_whole_log:
             report.findings += islice(inline_tables.orphan_rows(connection, served.inline), FINDINGS_MAX)
             report.findings += islice(followed_tables.orphan_rows(connection, served.followed), FINDINGS_MAX)

@@ -10,12 +10,12 @@ import msgspec
 import psycopg
 from psycopg import Connection
 
-from events.finding import FINDINGS_MAX, Finding, Note
 from events.ids import SEQ_MAX
+from events.lane_verification import LANE_START, LaneReport, LaneVerification, SealPoint
 from events.pacing import Pace
 from events.seal import Head
-from events.verified_lane import BEGINNING, Lane, LaneReport, Point
-from events.verify import finish, read
+from events.verification_findings import FINDINGS_MAX, Finding, Note
+from events.verify import check_lanes, finish_lanes
 from events.window import Window
 from hydracore.audit import followed_tables, inline_tables, snapshots
 from hydracore.audit.newer_events import NewerEvent
@@ -37,9 +37,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     lane: int
-    start: Head = BEGINNING
+    start: Head = LANE_START
     upto: int = SEQ_MAX
-    points: list[Point] = []
+    points: list[SealPoint] = []
     replay: bool = True
     fold_while_verifying: bool = False
     snapshot_events: int = 0
@@ -47,7 +47,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_from_beginning(self) -> bool:
         """Whether the lane is compared from its beginning. Only then can followed projections be compared."""
-        return self.replay and self.start == BEGINNING
+        return self.replay and self.start == LANE_START
 
     @property
     def passes(self) -> int:
@@ -77,18 +77,18 @@ def verify_lanes(
             folds_by_lane[lane].take(window)
         progress(matcher.take(lane, window))
 
-    lanes = [Lane(job.lane, start=job.start, upto=job.upto, points=job.points) for job in jobs]
-    read(
+    lanes = [LaneVerification(job.lane, start=job.start, upto=job.upto, seal_points=job.points) for job in jobs]
+    check_lanes(
         connection,
         lanes,
-        after_each=advance,
-        take_fitting=take_fitting if any(job.is_from_beginning for job in jobs) else None,
+        on_read=advance,
+        on_valid_window=take_fitting if any(job.is_from_beginning for job in jobs) else None,
     )
     advance(matcher.compare())
     reports = list[LaneReport]()
     for batch in _lane_batches(lanes):
         with connection.transaction():
-            reports += finish(connection, batch)
+            reports += finish_lanes(connection, batch)
         advance(0)  # Events that have come since were not counted as work.
     replayed = [both for both in zip(jobs, reports, strict=True) if both[0].replay]
     _compare_inline_tables(connection, replayed, matcher.matched, advance)
@@ -108,9 +108,9 @@ def _begin_lane_folds(connection: Connection, jobs: Sequence[Job]) -> dict[int, 
     return {lane: followed_tables.LaneFolds(lane, followed, budget) for lane in lanes if followed}
 
 
-def _lane_batches(lanes: Sequence[Lane]) -> Iterator[list[Lane]]:
+def _lane_batches(lanes: Sequence[LaneVerification]) -> Iterator[list[LaneVerification]]:
     """The lanes in batches that have at most `STREAMS_PER_SNAPSHOT` streams, unless a single lane has more."""
-    batch, streams = list[Lane](), 0
+    batch, streams = list[LaneVerification](), 0
     for lane in lanes:
         if batch and streams + lane.versions_known > STREAMS_PER_SNAPSHOT:
             yield batch
@@ -150,7 +150,7 @@ def _compare_inline_tables(
 
 
 def _unmatched(report: LaneReport, matched: Mapping[bytes, int]) -> list[tuple[bytes, int]]:
-    settled = islice(report.versions.items(), report.settled)
+    settled = islice(report.versions.items(), report.streams_before_finish)
     # In a lane with findings, such as a stream that is there twice, a match proves nothing.
     return list(settled) if report.findings else [each for each in settled if matched.get(each[0]) != each[1]]
 
@@ -195,7 +195,7 @@ def _compare_snapshots(connection: Connection, job: Job, report: LaneReport, adv
         left -= counted
         advance(counted)
 
-    among = None if job.start == BEGINNING else report.versions
+    among = None if job.start == LANE_START else report.versions
     for found in snapshots.compare(connection, job.lane, among=among, after_each=after_each):
         _add(report, found)
     advance(left)  # Snapshots may cover fewer events than they say, or events that cannot be read.

@@ -14,12 +14,12 @@ from multiprocessing.process import BaseProcess
 import psycopg
 from psycopg import IsolationLevel
 
+from events.lane_verification import LaneReport
 from events.pacing import Pace
-from events.verified_lane import LaneReport
 from hydracore.audit.verifying_lanes import Job, verify_lanes
 from hydracore.gc_tuning import collect_less_often
-from projections.child import NICE, Answer, end_with_parent
-from projections.processes import LOOK_S, interrupts_blocked
+from projections.child_process import NICE, PipeEnd, end_with_parent
+from projections.processes import POLL_S, interrupts_blocked
 
 ConnectArguments = tuple[str, int | None]
 """The arguments of `read_only_connection`."""
@@ -28,7 +28,7 @@ PartResult = tuple[list[LaneReport], float]
 """The reports of a part, and how long its process rested."""
 
 #: In a verifying process: sends the number of events that were read since the last report.
-_progress_sender: Answer | None = None
+_progress_sender: PipeEnd | None = None
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def verify_in_processes(
 def _watch(
     futures: Sequence[Future[PartResult]],
     processes: Sequence[BaseProcess],
-    receiver: Answer,
+    receiver: PipeEnd,
     progress: Callable[[int], None],
 ) -> None:
     """Pass progress on until all processes have ended.
@@ -88,7 +88,7 @@ def _watch(
     """
     pending = set(futures)
     while pending:
-        ended, pending = wait(pending, timeout=LOOK_S, return_when=FIRST_EXCEPTION)
+        ended, pending = wait(pending, timeout=POLL_S, return_when=FIRST_EXCEPTION)
         while receiver.poll():
             progress(receiver.recv())
         for part in ended:
@@ -99,7 +99,7 @@ def _watch(
             raise BrokenProcessPool("A verifying process was killed")
 
 
-def _prepare(sender: Answer) -> None:
+def _prepare(sender: PipeEnd) -> None:
     """Prepare a process. An interrupt or its parent's end ends it at once, silently: nobody needs its report then."""
     global _progress_sender  # noqa: PLW0603 - a process is one worker
     _progress_sender = sender

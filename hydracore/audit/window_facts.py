@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import islice
 from uuid import UUID
 
-from events.examine import POSTGRES_EPOCH_US
+from events.diagnosis import POSTGRES_EPOCH_US
 from events.times import EPOCH
 from events.upcast import read
 from events.window import Window
@@ -42,12 +42,12 @@ class WindowFacts:
         )
 
     def of(self, window: Window) -> Iterator[tuple[str, Fact]]:
-        """The facts of a window that fits (`events.window`), in order, each with the stored name of its type.
+        """The facts of a valid window (`events.window`), in order, each with the stored name of its type.
 
         Raises `EventUnreadable`, `msgspec.ValidationError`, and `OverflowError` for a time that no calendar has.
         """
         events = zip(window.seqs, window.type_names(), window.schema_versions, window.payloads, strict=True)
-        orders = zip(window.event_counts, window.orders(), strict=True)
+        orders = zip(window.event_counts, window.commands(), strict=True)
         for count, (stream, tenant_id, command, actor, recorded_us) in orders:
             stream_id = _id_of(stream)
             recorded_at = EPOCH + timedelta(microseconds=recorded_us + POSTGRES_EPOCH_US)

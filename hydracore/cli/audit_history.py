@@ -79,11 +79,13 @@ class _EventType(click.ParamType[str]):
     name = "event"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from events.upcast import CURRENT, STORED_AS
+        from events.upcast import CURRENT_VERSIONS, TAG_BY_NAME
 
-        if value not in STORED_AS:
-            self.fail(f"{value!r} is not a type of event; the types are {', '.join(sorted(CURRENT))}", param, ctx)
-        return STORED_AS[value]
+        if value not in TAG_BY_NAME:
+            self.fail(
+                f"{value!r} is not a type of event; the types are {', '.join(sorted(CURRENT_VERSIONS))}", param, ctx
+            )
+        return TAG_BY_NAME[value]
 
 
 _instance: Final = click.argument("instance", type=click.UUID)

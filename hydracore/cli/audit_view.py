@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from events.finding import Finding
 from events.seal import Seal
+from events.verification_findings import Finding
 from hydracore.audit.verifying import Progress, Report
 from hydracore.cli.printing import print_json, say
 from hydracore.wording import plural

@@ -20,7 +20,7 @@ from hydracore.wording import plural
 if TYPE_CHECKING:
     from psycopg_pool import AsyncConnectionPool
 
-    from events.rewrapping import CustomerKeys
+    from events.rewrapping import KeyCounts
     from hydracore.audit.verifying import Progress
     from hydracore.reissuing import AgentTokens, Reissued, Reissuer
     from hydracore.settings import Settings
@@ -117,25 +117,23 @@ def reissue(*, everyone: bool, as_json: bool) -> None:
 
 async def _survey(
     settings: "Settings", pool: "AsyncConnectionPool", progress: "Progress"
-) -> "tuple[CustomerKeys, AgentTokens]":
+) -> "tuple[KeyCounts, AgentTokens]":
     from events import rewrapping
     from hydracore import reissuing
 
-    progress.begin(await rewrapping.count(pool) + await reissuing.count(pool))
-    keys = await rewrapping.survey(pool, settings.master_keys, progress.advance)
+    progress.begin(await rewrapping.count_keys(pool) + await reissuing.count(pool))
+    keys = await rewrapping.count_by_master_key(pool, settings.master_keys, progress.advance)
     async with _reissuer(settings, pool) as reissuer:
         return keys, await reissuer.survey(progress.advance)
 
 
-async def _rewrap(
-    settings: "Settings", pool: "AsyncConnectionPool", progress: "Progress"
-) -> "tuple[int, CustomerKeys]":
+async def _rewrap(settings: "Settings", pool: "AsyncConnectionPool", progress: "Progress") -> "tuple[int, KeyCounts]":
     from events import rewrapping
 
     await _refuse_another_installations_key(settings, pool)
-    progress.begin(2 * await rewrapping.count(pool))
+    progress.begin(2 * await rewrapping.count_keys(pool))
     done = await rewrapping.rewrap(pool, settings.master_keys, progress.advance)
-    return done, await rewrapping.survey(pool, settings.master_keys, progress.advance)
+    return done, await rewrapping.count_by_master_key(pool, settings.master_keys, progress.advance)
 
 
 async def _reissue(
@@ -175,7 +173,7 @@ async def _reissuer(settings: "Settings", pool: "AsyncConnectionPool") -> "Async
         await store.close()
 
 
-def _keys_line(keys: "CustomerKeys") -> str:
+def _keys_line(keys: "KeyCounts") -> str:
     return _line(
         "customers' keys",
         (keys.present, "wrapped with the present master key"),

@@ -18,7 +18,7 @@ from hydracore.cli.printing import DeferredErrorOption, Folder, json_option, loa
 from hydracore.cli.running import fail, failures, load
 
 if TYPE_CHECKING:
-    from workers.findings import SweepReport
+    from workers.sweep_findings import SweepReport
 
 _option = partial(click.option, cls=DeferredErrorOption)
 

@@ -296,7 +296,7 @@ def _selected(name: str | None, *, outdated: bool) -> "list[Projection]":
 
 
 def _folding_by_workers(settings: "Settings") -> "Folding":
-    from workers.folding import fold_distributed
+    from workers.distributed_folding import fold_distributed
 
     return fold_distributed(settings, lambda text: say(f"hydracore: {text}", err=True))
 
@@ -313,5 +313,5 @@ def _build_with_progress(
     """Build one projection, with a progress bar on a terminal."""
     from hydracore.cli.projections_view import progress
 
-    with progress(projection.name) as steps:
-        return run_for_projection(projection.name, build(database_url, projection, steps=steps))
+    with progress(projection.name) as callbacks:
+        return run_for_projection(projection.name, build(database_url, projection, callbacks=callbacks))

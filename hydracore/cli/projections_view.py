@@ -13,7 +13,7 @@ from hydracore.wording import plural
 from projections.generations import Generation
 from projections.generations import Progress as Folded
 from projections.operations import Intervention, ProjectionStatus
-from projections.rebuild import Report, Steps
+from projections.rebuild import ProgressCallbacks, Report
 
 #: The most differing rows that are printed. JSON has all that were listed.
 DRIFT_SHOWN = 20
@@ -119,7 +119,7 @@ def show_pruned(pruned: Sequence[Generation | Failure], *, as_json: bool) -> Non
 
 
 @contextmanager
-def progress(name: str) -> Generator[Steps]:
+def progress(name: str) -> Generator[ProgressCallbacks]:
     """A progress bar on standard error if that is a terminal, otherwise nothing."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("events"))
     console = Console(stderr=True)
@@ -132,7 +132,7 @@ def progress(name: str) -> Generator[Steps]:
         def folded(now: Folded) -> None:
             bar.update(task, total=now.events, completed=now.events_folded)
 
-        yield Steps(phase=phase, folded=folded)
+        yield ProgressCallbacks(phase=phase, folded=folded)
 
 
 def _report_text(report: Report, *, dry_run: bool) -> str:

@@ -8,8 +8,8 @@ import psycopg
 import pytest
 from msgspec.structs import replace
 
-from events.finding import Note, sentences
 from events.ids import SEQ_MAX
+from events.verification_findings import Note, note_sentences
 from hydracore.audit import followed_tables, inline_tables
 from hydracore.audit.served_projections import find_served_projections
 from tests import lives
@@ -179,7 +179,7 @@ def test_what_a_follower_has_not_seen_yet_is_no_finding(forger: Forger) -> None:
     report = lane_report(forger, replay=True)
 
     assert report.findings == []
-    assert sentences(report.notes) == [
+    assert note_sentences(report.notes) == [
         f"{name} has not applied all of the log; later events were not compared: lane 6 (to 0 of 13)"
         for name in ("activity", "fleet")
     ]
@@ -206,7 +206,7 @@ def test_rows_that_the_database_itself_excuses_are_never_missing_in_silence(
 
     report = lane_report(forger, replay=True)
 
-    assert (report.findings, sentences(report.notes)) == ([], [note])
+    assert (report.findings, note_sentences(report.notes)) == ([], [note])
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_an_event_that_cannot_be_read_keeps_nobody_from_being_compared_who_does_
 
     tables = {finding.table for finding in report.findings if finding.kind == "row_differs"}
     assert tables == {"activity", "fleet"}
-    said = [*(finding.what for finding in report.findings), *sentences(report.notes)]
+    said = [*(finding.what for finding in report.findings), *note_sentences(report.notes)]
     assert len([what for what in said if told in what]) == 1
     assert "usage_daily" not in {finding.table for finding in report.findings}
 

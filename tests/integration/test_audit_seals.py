@@ -16,7 +16,7 @@ from psycopg_pool import AsyncConnectionPool
 from structlog.testing import capture_logs
 
 from events.errors import LogCorrupted
-from events.seal import Seal, flaws_of
+from events.seal import Seal, find_flaws
 from events.store import EventStore
 from hydracore.audit.errors import CopyContradicts
 from hydracore.audit.seal_file import SealFile
@@ -58,8 +58,8 @@ async def test_what_is_new_is_sealed_once(log: Log) -> None:
     assert second is not None
     assert (first.number, sum(first.heads), nothing_new, second.number, sum(second.heads)) == (1, 1, None, 2, 2)
     assert second.heads[instance_id.bytes[15] & 63] > first.heads[instance_id.bytes[15] & 63]
-    assert list(flaws_of(first, previous=None, public_key=first.public_key)) == []
-    assert list(flaws_of(second, previous=first, public_key=first.public_key)) == []
+    assert list(find_flaws(first, previous=None, public_key=first.public_key)) == []
+    assert list(find_flaws(second, previous=first, public_key=first.public_key)) == []
     assert list(log.file.read()) == [first, second]
 
 
@@ -118,7 +118,7 @@ async def test_a_clock_that_was_ahead_stops_nobody_from_sealing(log: Log, databa
     third = log.file.last()
     assert third is not None
     assert [(seal.number, seal.sealed_at) for seal in (second, third)] == [(2, first.sealed_at), (3, first.sealed_at)]
-    assert list(flaws_of(third, previous=second, public_key=third.public_key)) == []
+    assert list(find_flaws(third, previous=second, public_key=third.public_key)) == []
 
 
 async def test_a_copy_of_seals_that_the_database_has_forgotten_is_an_alarm(

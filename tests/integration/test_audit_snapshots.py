@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from events import snapshots as kept
-from events.finding import Finding, sentences
 from events.pacing import Pace
 from events.seal import Seal
+from events.verification_findings import Finding, note_sentences
 from hydracore.audit import snapshots
 from hydracore.audit.seal_check import stored_seals
 from hydracore.audit.verifying import Request, verify
@@ -137,7 +137,7 @@ def test_one_of_older_rules_is_nobody_s_any_more_and_of_newer_ones_it_is_said(fo
 
     report = lane_report(forger, replay=True)
     assert report.findings == []
-    assert sentences(report.notes) == [
+    assert note_sentences(report.notes) == [
         f"Snapshots by a newer HydraCore with different rules were not compared: lane {LANE} (3)"
     ]
 

@@ -12,10 +12,10 @@ import psycopg
 import pytest
 
 from events import pages
+from events.lane_verification import LaneVerification
 from events.pacing import Pace
 from events.types import AnyEvent
-from events.verified_lane import Lane
-from events.verify import read
+from events.verify import check_lanes
 from events.window import Window
 from hydracore.audit import inline_tables, verifying
 from hydracore.audit.served_projections import find_served_projections
@@ -85,7 +85,7 @@ def taken(
                 patch.setattr(*limit, 1)
             told.append(matcher.take(lane, window))
 
-    read(connection, [Lane(LANE)], after_each=lambda _: None, take_fitting=take)
+    check_lanes(connection, [LaneVerification(LANE)], on_read=lambda _: None, on_valid_window=take)
     return told, matcher
 
 
@@ -159,7 +159,7 @@ def test_they_are_compared_as_soon_as_there_are_enough(
     connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, enough: str
 ) -> None:
     """Otherwise as many as may be compared together would be held, however large each of their events is."""
-    monkeypatch.setattr("events.verified_lane.WINDOW", 1)
+    monkeypatch.setattr("events.lane_verification.WINDOW_EVENTS", 1)
     limit = (inline_tables, "EVENTS_MAX") if enough == "so many" else (pages, "PAGE_BYTES")
 
     told, matcher = taken(connection, limit)
@@ -211,7 +211,7 @@ def test_a_copy_in_another_lane_does_not_pass_for_what_was_written_anew(forger: 
 
 def test_where_something_is_wrong_all_of_the_lane_is_looked_at(forger: Forger, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that is there twice matches as far as its window goes, and its history makes no sense."""
-    monkeypatch.setattr("events.verified_lane.WINDOW", EVENTS)
+    monkeypatch.setattr("events.lane_verification.WINDOW_EVENTS", EVENTS)
     forger.do(*(statement.replace("%(second)s", f"'{UUID(bytes=_ids[1])}'") for statement in TWICE))
 
     found = {(found.kind, found.stream_id) for found in lane_findings(forger, replay=True, sealed=False)}

@@ -6,8 +6,8 @@ from collections.abc import Callable, Generator
 
 import pytest
 
-from events import verified_lane
-from events.finding import Finding
+from events import lane_verification
+from events.verification_findings import Finding
 from tests.sealed_log import LANE, Forger, sealed_log
 from tests.services import Services
 from tests.tampering import forger, lane_findings, made_once
@@ -185,7 +185,7 @@ def test_what_lacks_something_is_found(forger: Forger, table: str, row: str, col
 
 
 def test_a_null_does_not_pass_for_an_empty_text(forger: Forger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verified_lane, "WINDOW", 1)
+    monkeypatch.setattr(lane_verification, "WINDOW_EVENTS", 1)
     forger.do("ALTER TABLE command ALTER actor DROP NOT NULL", COMMAND.format("actor = ''", 8))
     forger.redo_command(8)
     forger.redo_links()
@@ -215,7 +215,7 @@ def test_an_order_that_was_made_up_without_events_is_found(forger: Forger, count
 def test_windows_may_end_anywhere_even_within_a_command(
     forger: Forger, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
-    monkeypatch.setattr(verified_lane, "WINDOW", window)
+    monkeypatch.setattr(lane_verification, "WINDOW_EVENTS", window)
     left_alone = lane_findings(forger, replay=True)
 
     forger.do(EVENT.format(FORGE, 7), DROP_EVENT.format(5), DROP_EVENT.format(8), DROP_EVENT.format(9))
@@ -230,7 +230,7 @@ def test_windows_may_end_anywhere_even_within_a_command(
 def test_an_order_that_claims_what_another_has_is_found_wherever_a_window_ends(
     forger: Forger, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
-    monkeypatch.setattr(verified_lane, "WINDOW", window)
+    monkeypatch.setattr(lane_verification, "WINDOW_EVENTS", window)
     forger.do(
         "INSERT INTO command SELECT (made.row).* FROM (SELECT jsonb_populate_record(command, jsonb_build_object("
         "'command_id', gen_random_uuid(), 'first_seq', 5, 'event_count', 1)) AS row"

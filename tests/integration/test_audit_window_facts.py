@@ -9,9 +9,9 @@ import pytest
 from msgspec.structs import asdict
 
 from events import commands as c
-from events.finding import sentences
-from events.verified_lane import Lane
-from events.verify import read
+from events.lane_verification import LaneVerification
+from events.verification_findings import note_sentences
+from events.verify import check_lanes
 from events.window import Window
 from hydracore.audit import followed_tables, verifying
 from hydracore.audit.served_projections import find_served_projections
@@ -48,7 +48,12 @@ def url(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generat
 
 def windows(connection: psycopg.Connection) -> list[Window]:
     found: list[Window] = []
-    read(connection, [Lane(LANE)], after_each=lambda _: None, take_fitting=lambda _, window: found.append(window))
+    check_lanes(
+        connection,
+        [LaneVerification(LANE)],
+        on_read=lambda _: None,
+        on_valid_window=lambda _, window: found.append(window),
+    )
     return found
 
 
@@ -99,7 +104,7 @@ def test_what_was_verified_is_not_read_again_for_what_adds_up(connection: psycop
 def test_what_came_since_it_was_verified_is_read(
     connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("events.verified_lane.WINDOW", 4)
+    monkeypatch.setattr("events.lane_verification.WINDOW_EVENTS", 4)
     folds = followed_tables.LaneFolds(
         LANE, find_served_projections(connection).followed, followed_tables.MemoryBudget()
     )
@@ -131,7 +136,7 @@ def test_a_projection_that_is_served_in_another_version_since_is_added_up_anew(c
 
 
 def test_a_window_that_is_missing_ends_it(connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("events.verified_lane.WINDOW", 4)
+    monkeypatch.setattr("events.lane_verification.WINDOW_EVENTS", 4)
 
     assert events_read(connection, added(connection, leave_out=1)) == EVENTS
 
@@ -146,7 +151,7 @@ def test_what_there_is_no_room_for_is_let_go_of_and_read_again(connection: psyco
 def test_what_was_held_has_room_again_as_soon_as_it_is_let_go_of(
     connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("events.verified_lane.WINDOW", 4)
+    monkeypatch.setattr("events.lane_verification.WINDOW_EVENTS", 4)
     budget = followed_tables.MemoryBudget()
 
     added(connection, budget=budget, leave_out=1)
@@ -198,7 +203,7 @@ def test_what_fits_and_cannot_be_added_up_is_told_as_ever(forger: Forger, statem
     # Which looks twice, and compares.
     report = lane_report(forger, replay=True, sealed=False)
 
-    said = [*(finding.what for finding in report.findings), *sentences(report.notes)]
+    said = [*(finding.what for finding in report.findings), *note_sentences(report.notes)]
     assert len([what for what in said if told in what]) == 1
 
 

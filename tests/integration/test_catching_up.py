@@ -48,7 +48,7 @@ async def test_a_build_takes_no_event_that_the_live_tables_do_not_have(database_
             await store.execute(running, lives.usage(3), origin("agent:x"))
 
         report = await rebuild(
-            database_url, Activity(), folding=folded_before(go_on, fold_here(database_url)), steps=QUIET
+            database_url, Activity(), folding=folded_before(go_on, fold_here(database_url)), callbacks=QUIET
         )
 
         assert report.generation == 2
@@ -58,14 +58,14 @@ async def test_a_build_takes_no_event_that_the_live_tables_do_not_have(database_
 
 def write_before_the_first_try(monkeypatch: pytest.MonkeyPatch, store: EventStore, *, requests: int) -> None:
     """Have so many instances be asked for right before writers are stopped for the first time."""
-    stop, left = swap._stop, [4 * number for number in range(1, requests + 1)]
+    stop, left = swap._stop_writers, [4 * number for number in range(1, requests + 1)]
 
     async def write_and_stop(connection: psycopg.AsyncConnection, candidate: Candidate) -> dict[int, int]:
         while left:
             await write_lives(store, count=1, start=left.pop())
         return await stop(connection, candidate)
 
-    monkeypatch.setattr(swap, "_stop", write_and_stop)
+    monkeypatch.setattr(swap, "_stop_writers", write_and_stop)
 
 
 def folded_before(go_on: Callable[[], Awaitable[None]], folding: Folding) -> Folding:

@@ -16,13 +16,13 @@ from events.sql import Statements
 from events.state import TEARDOWN_STEPS
 from hydracore.api import heartbeat_reception
 from tests import lives
-from tests.owing import owed
+from tests.due_instances import due_instances
 from tests.requests_to_log import open_store, origin, request, requested
 from tests.stack import Stack
 from tests.waiting import until
 from workers.advance import advance
-from workers.attention import BACKOFF_S_MAX, Attention
 from workers.sql import OPERATIONS
+from workers.work_schedule import BACKOFF_S_MAX, WorkSchedule
 
 ADA = lives.instance_id()
 HOUR_MS = 3_600_000
@@ -43,9 +43,9 @@ async def test_what_is_asked_for_by_a_clock_that_is_ahead_is_owed_at_once(
         assert isinstance(ahead_ms, int)
         await store.create(ADA, replace(request(), at_ms=ahead_ms), origin())
 
-        assert await with_retries(pool, owed) == [ADA]
-        assert await Attention(pool).claim_due() == [ADA]
-        assert await Attention(pool).claim_due() == [], "somebody has just been sent there"
+        assert await with_retries(pool, due_instances) == [ADA]
+        assert await WorkSchedule(pool).claim_due() == [ADA]
+        assert await WorkSchedule(pool).claim_due() == [], "somebody has just been sent there"
 
 
 async def test_a_clock_that_goes_back_takes_no_lane_back_in_time(
@@ -68,7 +68,7 @@ async def test_a_pause_that_a_clock_has_made_endless_is_none(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        attention = Attention(pool)
+        attention = WorkSchedule(pool)
         await requested(store)
         await attention.postpone(ADA, version=1, delay_s=BACKOFF_S_MAX * 60)
         await attention.record_failure(ADA, version=1, code="locked", delay_s=BACKOFF_S_MAX)
@@ -94,8 +94,8 @@ async def test_a_duty_is_done_whatever_the_clock_was_when_it_was_done_last(
 @pytest.mark.parametrize(
     ("look", "later"),
     [
-        ("sight", "UPDATE orphan SET first_seen_at = now() + interval '1 h'"),
-        ("miss", "UPDATE missing_server SET first_missed_at = now() + interval '1 h'"),
+        ("record_sighting", "UPDATE orphan SET first_seen_at = now() + interval '1 h'"),
+        ("record_missing", "UPDATE missing_server SET first_missed_at = now() + interval '1 h'"),
     ],
 )
 async def test_a_server_that_was_first_looked_for_in_the_future_is_watched_from_now_on(

@@ -22,7 +22,7 @@ from hydracore.audit import erasing
 from hydracore.cli import main
 from hydracore.signals import run_to_completion
 from hydracore.wording import plural
-from projections.rebuild import Steps, rebuild, rollback
+from projections.rebuild import ProgressCallbacks, rebuild, rollback
 from projections.registry import projections
 from tests import lives
 from tests.customers import EMAIL, MASTER_KEY, PROMPT, World, last_event, lived, readable, world_fixture
@@ -104,8 +104,8 @@ async def test_a_rebuild_misses_no_erasure_that_comes_while_it_is_under_way(
         with ThreadPoolExecutor(1) as other:
             other.submit(world.run, "audit", "erase-customer", customer, "--also-live", "--yes").result()
 
-    steps, projection = Steps(phase=erase, folded=lambda _: None), projections()["instance"]
-    report = await rebuild(world.url, projection, folding=fold_here(world.url), steps=steps, accept_drift=False)
+    steps, projection = ProgressCallbacks(phase=erase, folded=lambda _: None), projections()["instance"]
+    report = await rebuild(world.url, projection, folding=fold_here(world.url), callbacks=steps, accept_drift=False)
 
     assert (tuple(phases), report.drifted) == (PHASES, 0)
     rows = await owner_conn.execute(

@@ -30,7 +30,7 @@ async def read(connection: AsyncConnection, *, after: int, limit: int) -> tuple[
     """What follows that number, and whether there may be more."""
     place = (LANE, after)
     found = await read_facts(connection, [place], [EVERYTHING], heads={LANE: HEAD}, limit=limit)
-    assert not found.holes
+    assert not found.gaps
     return found.entries[place], place in found.full
 
 
@@ -66,7 +66,7 @@ async def test_places_share_the_bytes_of_a_page(owner_conn: AsyncConnection, mon
 
     assert len(alone) == HEAD
     assert len(found.entries[LANE, 0]) == 1
-    assert not found.holes
+    assert not found.gaps
 
 
 async def test_nothing_behind_a_hole_is_given(owner_conn: AsyncConnection) -> None:
@@ -80,7 +80,7 @@ async def test_nothing_behind_a_hole_is_given(owner_conn: AsyncConnection) -> No
         (LANE, 2): [],
         (LANE, 3): list(range(4, HEAD + 1)),
     }
-    assert {place: str(hole) for place, hole in found.holes.items()} == dict.fromkeys(
+    assert {place: str(hole) for place, hole in found.gaps.items()} == dict.fromkeys(
         places[:2], f"Lane {LANE} at 3: the next event is 4"
     )
 

@@ -81,6 +81,6 @@ async def test_the_key_of_what_is_sealed_as_a_standby_takes_over_is_not_lost(rep
         await replicated.fail_over()
         after = await keyring.seal("after", **eve)
         await pool.check()
-        await keyring.keep(tenant_id="acme", customer_id="eve")
+        await keyring.ensure_stored(tenant_id="acme", customer_id="eve")
 
         assert [await other.open(sealed, **eve) for sealed in (before, after)] == ["before", "after"]

@@ -14,8 +14,8 @@ from tests.customers import World, world_fixture
 from tests.log_check import check_log
 from tests.rebuilding import compared, follow_all, hydracore, rebuilt
 from tests.requests_to_log import open_store, origin
-from workers.attention import Attention
 from workers.locks import InstanceLocks
+from workers.work_schedule import WorkSchedule
 
 __all__ = ["world_fixture"]
 
@@ -63,7 +63,7 @@ async def test_an_instance_lives_and_goes_whatever_formats_others_have(
         assert state is not None
         assert (state, state.status) == (await store.load(ADA), "deleted")
         await follow_all(pool)
-        assert await Attention(pool).claim_due() == []
+        assert await WorkSchedule(pool).claim_due() == []
         locks = InstanceLocks(database_with_formats, role="hydracore_app")
         async with locks.hold(ADA) as hold:
             assert hold is not None

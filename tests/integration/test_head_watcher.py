@@ -61,18 +61,18 @@ async def test_a_message_tells_once_those_who_follow(
     monkeypatch.setattr(head_watcher, "POLL_S", LONG_S)
     async with open_store(database_url) as (_, pool), Redis.from_url(redis_url) as redis:
         watcher = HeadWatcher(pool, redis)
-        first = watcher.moved
+        first = watcher.new_events
         running = asyncio.create_task(watcher.run())
         # What it finds as it begins. It does not look again.
         await until(first.is_set)
-        moved = watcher.moved
+        moved = watcher.new_events
         assert not moved.is_set()
 
         # Until one comes as it listens already.
         await until(lambda: redis.publish(CHANNEL, b"{}"))
 
         await until(moved.is_set)
-        assert not watcher.moved.is_set(), "the next who wait wait for the next move"
+        assert not watcher.new_events.is_set(), "the next who wait wait for the next move"
         running.cancel()
         await asyncio.wait([running])
 
@@ -84,10 +84,10 @@ async def test_a_move_of_which_no_message_tells_is_seen_all_the_same(
     nowhere = f"redis://127.0.0.1:{free_port()}"
     async with open_store(database_url) as (store, pool), Redis.from_url(nowhere) as redis:
         watcher = HeadWatcher(pool, redis)
-        first = watcher.moved
+        first = watcher.new_events
         running = asyncio.create_task(watcher.run())
         await until(first.is_set)
-        moved = watcher.moved
+        moved = watcher.new_events
 
         await requested(store)
 

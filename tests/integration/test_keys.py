@@ -43,11 +43,11 @@ async def test_short_texts_are_remembered_and_long_ones_are_not(
     await keyring.open(short, **ADA)
     await keyring.open(long, **ADA)
 
-    recalled = keyring.recall(short, **ADA)
+    recalled = keyring.cached_text(short, **ADA)
     assert recalled is not None
     assert recalled.text == EMAIL
     assert time.monotonic() < recalled.until_s <= time.monotonic() + AN_HOUR_S
-    assert keyring.recall(long, **ADA) is None
+    assert keyring.cached_text(long, **ADA) is None
 
 
 async def test_so_many_texts_of_one_customer_are_remembered_and_no_more(
@@ -60,7 +60,7 @@ async def test_so_many_texts_of_one_customer_are_remembered_and_no_more(
     for sealed in texts:
         await keyring.open(sealed, **ADA)
 
-    remembered = [sealed for sealed in texts if keyring.recall(sealed, **ADA) is not None]
+    remembered = [sealed for sealed in texts if keyring.cached_text(sealed, **ADA) is not None]
     assert 0 < len(remembered) <= 3
     assert remembered[-1] == texts[-1]
 
@@ -76,9 +76,9 @@ async def test_what_is_remembered_of_all_customers_together_is_bounded(
 
     for who, text in sealed:
         assert await ring.open(text, **who) == "x" * 700
-        assert ring.recall(text, **who) is not None
+        assert ring.cached_text(text, **who) is not None
 
-    remembered = [ring.recall(text, **who) is not None for who, text in sealed]
+    remembered = [ring.cached_text(text, **who) is not None for who, text in sealed]
     assert remembered == sorted(remembered)
     assert 20 <= sum(remembered) <= 60
 
@@ -211,7 +211,7 @@ async def test_an_erasure_reaches_a_process_that_had_just_read_within_seconds(
     in_5_s = time.monotonic() + 5
     monkeypatch.setattr(keys, "time", SimpleNamespace(monotonic=lambda: in_5_s))
 
-    assert keyring.recall(sealed, **ADA) is None
+    assert keyring.cached_text(sealed, **ADA) is None
     assert await keyring.open(sealed, **ADA) is None
     assert not any(customer.opened for customer in keyring._customers), "no plain text is kept of whoever was erased"
     with pytest.raises(CustomerErased):
@@ -235,7 +235,7 @@ async def test_what_was_read_is_as_old_as_the_question_and_not_as_the_answer(
         asked_s = time.monotonic()
 
     assert await opening == EMAIL
-    recalled = fresh.recall(sealed, **ADA)
+    recalled = fresh.cached_text(sealed, **ADA)
     assert recalled is not None
     assert recalled.until_s < asked_s + AN_HOUR_S
 
@@ -284,7 +284,7 @@ async def test_what_a_former_master_key_has_wrapped_is_read_and_sealed_and_nothi
 async def test_a_master_key_that_opens_the_newest_keys_alone_is_wrong(
     pool: AsyncConnectionPool, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keys, "TRIED_MAX", 2)
+    monkeypatch.setattr(keys, "SAMPLE_SIZE", 2)
     both = Keyring(pool, master_keys=MasterKeys(OTHER_MASTER_KEY, [MASTER_KEY]))
     for ring, tenant in ((keyring, "acme"), (both, "zeta")):
         for customer in ("ann", "bob"):

@@ -48,7 +48,7 @@ def instance_id(request: pytest.FixtureRequest, database_url: str, monkeypatch: 
     """One that runs, and whose configuration was written anew again and again, in a log without read tables."""
     monkeypatch.setattr(pages, "PAGE_BYTES", PAGE_BYTES)
     monkeypatch.setattr(stream_assembly, "HELD_BYTES_MAX", PAGE_BYTES)
-    monkeypatch.setattr(spilling, "WAITING_BYTES_MAX", PAGE_BYTES)
+    monkeypatch.setattr(spilling, "BUFFERED_BYTES_MAX", PAGE_BYTES)
     instance_id, (tenant, steps) = life_of(5)
     texts = [Sealed(f"v1.{number:06}{request.param}") for number in range(EVENTS)]
     patches: list[list[e.AnyEvent]] = [[e.PlatformConfigPatched(at_ms=NOW_MS, advanced=text)] for text in texts]

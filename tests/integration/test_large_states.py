@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from bench.rebuild_log import Life, life_of, write_lives
-from events import examine, loading, pages
+from events import diagnosis, loading, pages
 from events import types as e
 from events.ids import lane_of
 from events.types import Sealed
@@ -37,7 +37,7 @@ def small_rooms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "PAGE_BYTES", ROOM_BYTES)
     monkeypatch.setattr(loading, "STATES_BYTES_MAX", ROOM_BYTES)
     monkeypatch.setattr(history, "STATES_BYTES_MAX", ROOM_BYTES)
-    monkeypatch.setattr(examine, "EVENTS_AT_ONCE", 2)
+    monkeypatch.setattr(diagnosis, "EVENTS_PER_FETCH", 2)
 
 
 def patch(number: int) -> list[e.AnyEvent]:

@@ -35,7 +35,7 @@ def short_leases(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     """As the server bounds them, and as one would that cannot."""
     monkeypatch.setattr("events.lease.LEASE_S_MAX", LEASE_S_MAX)
     if request.param == "before 17":
-        monkeypatch.setattr("events.lease._KNOWS_TRANSACTIONS", 99_00_00)
+        monkeypatch.setattr("events.lease._TRANSACTION_TIMEOUT_SINCE", 99_00_00)
 
 
 class Freeze:

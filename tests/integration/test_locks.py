@@ -44,7 +44,7 @@ async def test_a_frozen_process_loses_its_locks_and_knows_it_when_it_wakes_up(da
 
 
 async def hold_frozen(database_url: str, frozen: Event, thawed: Event) -> None:
-    locks = InstanceLocks(database_url, role="", silence_s_max=SILENCE_S_MAX)
+    locks = InstanceLocks(database_url, role="", idle_s_max=SILENCE_S_MAX)
     async with locks.hold(ADA) as hold:
         assert hold is not None
         frozen.set()
@@ -161,7 +161,7 @@ async def test_whoever_is_stopped_does_not_take_its_process_along(database_url: 
 async def test_a_process_with_nothing_to_say_keeps_its_locks(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    holder = InstanceLocks(database_url, role="", silence_s_max=SILENCE_S_MAX)
+    holder = InstanceLocks(database_url, role="", idle_s_max=SILENCE_S_MAX)
     async with holder.hold(ADA) as hold:
 
         async def has_been_silent() -> bool:

@@ -77,10 +77,10 @@ async def test_no_key_is_put_back_that_was_destroyed_or_made_anew(
     assert [await keyring.open(each, **ADA) for each in (sealed, new)] == [None, "ada@example.org"]
 
     await erase(owner_conn)
-    await keyring.keep(tenant_id="acme", customer_id="ada")
+    await keyring.ensure_stored(tenant_id="acme", customer_id="ada")
     assert await fresh.open(new, **ADA) is None
     await owner_conn.execute("DELETE FROM customer_key")
-    await keyring.keep(tenant_id="acme", customer_id="ada")
+    await keyring.ensure_stored(tenant_id="acme", customer_id="ada")
     assert await (await owner_conn.execute("SELECT wrapped_key FROM customer_key")).fetchall() == [(None,)]
 
 
@@ -129,5 +129,5 @@ async def test_a_key_that_does_not_open_makes_texts_null_and_is_said_once(
     with pytest.raises(KeyUnreadable, match="The key of customer ada cannot be decrypted"):
         await fresh.seal(EMAIL, **ADA)
 
-    assert (texts, fresh.recall(sealed, **ADA)) == ([None, None], None)
+    assert (texts, fresh.cached_text(sealed, **ADA)) == ([None, None], None)
     assert [(one["event"], one["customer_id"]) for one in said] == [("customer_key_unreadable", "ada")]

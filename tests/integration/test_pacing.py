@@ -19,11 +19,11 @@ from hydracore.audit.exporting import Request as ExportRequest
 from hydracore.audit.exporting import export
 from hydracore.audit.verifying import Progress, Report, Request, _check_seals, verify
 from projections import generations
-from projections.approach import catch_up
 from projections.candidate import Candidate
-from projections.folding import _fold_some, fold_lanes
+from projections.folding import _fold_claim, fold_lanes
 from projections.instance import InstanceProjection
 from projections.rebuild import rebuild
+from projections.swap_preparation import catch_up
 from tests.rebuilding import QUIET, fold_here
 from tests.requests_to_log import requested
 from tests.sealed_log import Log, sealed_log
@@ -96,7 +96,7 @@ async def test_rests_have_an_end_and_full_speed_knows_none(log: Log) -> None:
 async def test_a_rebuild_rests_on_its_way_to_the_live_tables_as_long_as_it_works_at_most(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("projections.approach.CLOSE_EVENTS", 0)
+    monkeypatch.setattr("projections.swap_preparation.CLOSE_EVENTS", 0)
     projection, ticks = InstanceProjection(), count()
     pace = Pace(clock=lambda: 0.05 * next(ticks))
     async with await psycopg.AsyncConnection.connect(log.url, autocommit=True) as connection:
@@ -121,14 +121,14 @@ async def test_a_rebuild_rests_behind_its_indexes_and_its_comparison_while_someb
 ) -> None:
     monkeypatch.setattr("events.pacing.PIECE_S_MIN", 0)
     # Of what is behind the steps in between the test before tells.
-    monkeypatch.setattr("projections.approach.REST_FACTOR_MAX", 0)
+    monkeypatch.setattr("projections.swap_preparation.REST_FACTOR_MAX", 0)
 
     async def rested(*, full_speed: bool = False) -> float:
         report = await rebuild(
             log.url,
             InstanceProjection(),
             folding=fold_here(log.url),
-            steps=QUIET,
+            callbacks=QUIET,
             accept_drift=True,
             full_speed=full_speed,
         )
@@ -157,7 +157,7 @@ async def test_a_fold_offers_to_rest_behind_each_piece(log: Log) -> None:
         psycopg.connect(log.url, autocommit=True) as writer,
     ):
         writer.execute(f"SET search_path TO {build.schema}, public".encode())
-        folded = _fold_some(reader, writer, projection, key, rest=lambda: offers.append(None))
+        folded = _fold_claim(reader, writer, projection, key, rest=lambda: offers.append(None))
 
     assert folded == 1
     assert offers

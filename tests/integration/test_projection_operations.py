@@ -224,7 +224,7 @@ async def test_a_build_of_another_version_stays_where_a_skip_is_taken_back(
     async with parked(database_url) as (_, _, refused):
         await skipped(owner_conn, refused)
         with pytest.raises(InterruptedError):
-            await rebuild(database_url, Mended(), folding=broken_off, steps=QUIET)
+            await rebuild(database_url, Mended(), folding=broken_off, callbacks=QUIET)
 
         await operations.unskip(owner_conn, "usage_daily", lane_of(refused), await seq_of(owner_conn, refused, 2), EVE)
 

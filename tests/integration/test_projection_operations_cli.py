@@ -187,7 +187,7 @@ async def test_a_dry_run_keeps_a_build_that_was_broken_off(database_url: str) ->
         raise FoldFailed(build.name, "it was killed")
 
     with pytest.raises(FoldFailed):
-        await rebuild(database_url, InstanceProjection(), folding=break_off, steps=QUIET)
+        await rebuild(database_url, InstanceProjection(), folding=break_off, callbacks=QUIET)
 
     for _ in range(2):
         dry = await hydracore(database_url, "rebuild", "instance", "--dry-run", "--workers", "1")
@@ -212,7 +212,7 @@ async def test_what_an_earlier_run_has_folded_is_not_told_as_the_speed_of_the_on
         raise FoldFailed(build.name, "it was killed")
 
     with pytest.raises(FoldFailed):
-        await rebuild(database_url, InstanceProjection(), folding=break_off_at_its_end, steps=QUIET)
+        await rebuild(database_url, InstanceProjection(), folding=break_off_at_its_end, callbacks=QUIET)
 
     done = await hydracore(database_url, "rebuild", "instance", "--workers", "1")
 

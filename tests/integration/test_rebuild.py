@@ -54,7 +54,7 @@ async def test_what_is_written_while_lanes_are_folded_comes_after(database_url: 
 
         for projection in (InstanceProjection(), ReservationProjection(), ProvisionLogProjection()):
             folding = fold_and_write if projection.name == "instance" else fold_here(database_url)
-            report = await rebuild(database_url, projection, folding=folding, steps=QUIET)
+            report = await rebuild(database_url, projection, folding=folding, callbacks=QUIET)
             assert report.stopped_s is not None, report.drift
 
 
@@ -95,7 +95,7 @@ async def test_a_lane_that_lost_an_event_stops_the_build(
 
     with pytest.raises(FoldFailed, match="LogCorrupted"):
         await rebuild(
-            database_url, projections()[name], folding=fold_in_processes(database_url, workers=1), steps=QUIET
+            database_url, projections()[name], folding=fold_in_processes(database_url, workers=1), callbacks=QUIET
         )
 
 
@@ -123,7 +123,7 @@ async def test_only_one_rebuild_of_a_projection_runs_at_a_time(database_url: str
         await go_on.wait()
         await fold_here(database_url)(projection, build, progress)
 
-    first = asyncio.create_task(rebuild(database_url, Fleet(), folding=wait, steps=QUIET))
+    first = asyncio.create_task(rebuild(database_url, Fleet(), folding=wait, callbacks=QUIET))
     await folding.wait()
 
     with pytest.raises(RebuildBusy):
@@ -175,7 +175,7 @@ async def test_a_swap_broken_off_in_the_middle_of_a_copy_lets_go_and_can_be_made
 
         writing = asyncio.create_task(write_on())
         with pytest.raises(WritersNotStopped):
-            await rebuild(database_url, InstanceProjection(), folding=fold_and_slow_down, steps=QUIET)
+            await rebuild(database_url, InstanceProjection(), folding=fold_and_slow_down, callbacks=QUIET)
         writing.cancel()
         await asyncio.wait((writing,))
 
@@ -214,7 +214,7 @@ async def test_limits_of_a_role_or_a_database_are_not_for_a_rebuild(
         )
         await fold_here(database_url)(projection, build, progress)
 
-    report = await rebuild(database_url, InstanceProjection(), folding=slow_down_and_fold, steps=QUIET)
+    report = await rebuild(database_url, InstanceProjection(), folding=slow_down_and_fold, callbacks=QUIET)
 
     assert (report.drifted, report.stopped_s is not None) == (0, True)
 
@@ -284,7 +284,7 @@ async def test_rows_of_any_text_arrive_as_they_are(owner_conn: psycopg.AsyncConn
 def upper_case_providers(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     """As if providers had been written in lower case once, and in capitals since."""
     monkeypatch.setattr(PlacementChosen, "schema_version", 2)
-    monkeypatch.setitem(upcast.CURRENT, "placement_chosen", 2)
+    monkeypatch.setitem(upcast.CURRENT_VERSIONS, "placement_chosen", 2)
     monkeypatch.setitem(
         upcast.STEPS, ("placement_chosen", 1), lambda fields: {**fields, "provider": fields["provider"].upper()}
     )
@@ -307,7 +307,7 @@ async def test_old_versions_of_events_are_read_as_those_of_today(
             new = await requested(store, customer_id="new")
             await store.execute(new, lives.plan(provider="Hetzner", hostname="n", vpn_ip="10.64.0.9"), origin("worker"))
 
-        await rebuild(database_url, InstanceProjection(), folding=fold_and_write, steps=QUIET, accept_drift=True)
+        await rebuild(database_url, InstanceProjection(), folding=fold_and_write, callbacks=QUIET, accept_drift=True)
         await follow_all(pool)
         await rebuilt(database_url, Fleet())
 

@@ -32,7 +32,7 @@ from tests.requests_to_log import open_store
 from tests.waiting import until
 from workers.actors import DepsMiddleware, declare_actors
 from workers.broker import redis_broker
-from workers.folding import LaneFolder, fold_distributed
+from workers.distributed_folding import LaneFolder, fold_distributed
 
 
 def environ(database_url: str, redis_url: str) -> dict[str, str]:
@@ -71,7 +71,7 @@ async def worker_here(settings: Settings, redis_url: str) -> AsyncGenerator[None
 
 async def distributed(settings: Settings, projection: Projection, told: list[str]) -> Report:
     folding = fold_distributed(settings, told.append)
-    return await rebuild(settings.database_url, projection, folding=folding, steps=QUIET)
+    return await rebuild(settings.database_url, projection, folding=folding, callbacks=QUIET)
 
 
 @pytest.mark.long
@@ -103,7 +103,7 @@ async def test_a_claim_may_take_longer_than_other_calls_of_actors(
     settings: Settings, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.actors.CALL_S_MAX", 0.0)
-    monkeypatch.setattr("workers.folding.IDLE_S_MAX", 10.0)
+    monkeypatch.setattr("workers.distributed_folding.IDLE_S_MAX", 10.0)
 
     async with worker_here(settings, redis_url):
         report = await distributed(settings, InstanceProjection(), [])
@@ -114,7 +114,7 @@ async def test_a_claim_may_take_longer_than_other_calls_of_actors(
 async def test_workers_with_other_code_are_told_of(
     settings: Settings, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.folding.IDLE_S_MAX", 1.0)
+    monkeypatch.setattr("workers.distributed_folding.IDLE_S_MAX", 1.0)
 
     async with worker_here(settings, redis_url):
         with pytest.raises(FoldFailed, match="a worker's release does not have version 2 of it"):
@@ -140,7 +140,7 @@ async def test_what_a_worker_refuses_is_told_of_at_once_and_once_and_another_may
 async def test_without_workers_a_rebuild_ends_and_goes_on_later(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.folding.IDLE_S_MAX", 0.0)
+    monkeypatch.setattr("workers.distributed_folding.IDLE_S_MAX", 0.0)
 
     with pytest.raises(FoldFailed, match="is a worker running"):
         await distributed(settings, InstanceProjection(), [])
@@ -151,8 +151,8 @@ async def test_without_workers_a_rebuild_ends_and_goes_on_later(
 async def test_claims_by_which_nothing_is_folded_are_told_of_and_not_waited_for_for_ever(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.folding.HINT_S", 0.1)
-    monkeypatch.setattr("workers.folding.IDLE_S_MAX", 0.2)
+    monkeypatch.setattr("workers.distributed_folding.HINT_S", 0.1)
+    monkeypatch.setattr("workers.distributed_folding.IDLE_S_MAX", 0.2)
     told = list[str]()
     async with await psycopg.AsyncConnection.connect(settings.database_url) as hanging:
 
@@ -161,12 +161,12 @@ async def test_claims_by_which_nothing_is_folded_are_told_of_and_not_waited_for_
             await fold_distributed(settings, told.append)(projection, build, progress)
 
         rebuilding = asyncio.create_task(
-            rebuild(settings.database_url, InstanceProjection(), folding=fold, steps=QUIET)
+            rebuild(settings.database_url, InstanceProjection(), folding=fold, callbacks=QUIET)
         )
         await until(lambda: told or rebuilding.done())
         assert "although workers have claimed" in told[0]
 
-        monkeypatch.setattr("workers.folding.CLAIM_S_MAX", 0.3)
+        monkeypatch.setattr("workers.distributed_folding.CLAIM_S_MAX", 0.3)
         with pytest.raises(FoldFailed, match="they hang"):
             await rebuilding
 
@@ -176,7 +176,7 @@ async def test_claims_by_which_nothing_is_folded_are_told_of_and_not_waited_for_
 async def test_failures_with_a_lane_folded_in_between_end_nothing(
     settings: Settings, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.folding.HINT_S", 0.0)
+    monkeypatch.setattr("workers.distributed_folding.HINT_S", 0.0)
     build = await generations.begin(owner_conn, InstanceProjection())
     folded, looks, told = 0, 0, list[str]()
 
@@ -210,7 +210,7 @@ async def test_failures_with_a_lane_folded_in_between_end_nothing(
 async def test_a_folding_process_that_is_stopped_does_not_stop_its_worker(
     settings: Settings, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.folding.CLAIM_S_MAX", 0.5)
+    monkeypatch.setattr("workers.distributed_folding.CLAIM_S_MAX", 0.5)
     build = await generations.begin(owner_conn, InstanceProjection())
     others = set(multiprocessing.active_children())
     helping = asyncio.create_task(LaneFolder(settings).fold_for_hint(build.name, build.number))
@@ -235,7 +235,7 @@ async def test_without_redis_a_rebuild_says_so_and_goes_on_with_those_who_fold(s
 
         await fold_distributed(away, tell)(projection, build, progress)
 
-    report = await rebuild(away.database_url, InstanceProjection(), folding=fold, steps=QUIET)
+    report = await rebuild(away.database_url, InstanceProjection(), folding=fold, callbacks=QUIET)
 
     assert (report.drifted, report.stopped_s is not None) == (0, True)
     assert [text.partition(";")[0] for text in told] == ["Redis does not answer (ConnectionError)"]
@@ -245,7 +245,7 @@ async def test_without_redis_a_rebuild_says_so_and_goes_on_with_those_who_fold(s
 async def test_where_nobody_folds_without_redis_that_is_the_reason(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.folding.IDLE_S_MAX", 0.0)
+    monkeypatch.setattr("workers.distributed_folding.IDLE_S_MAX", 0.0)
     away = msgspec.structs.replace(settings, redis_url="redis://127.0.0.1:1/0")
 
     with pytest.raises(FoldFailed, match="Redis does not answer"):

@@ -17,12 +17,12 @@ from hydracore.signals import run_to_completion
 from projections import generations
 from projections.activity import Activity
 from projections.candidate import Unverified
-from projections.catching_up import CaughtUp
+from projections.catching_up import CatchUpStep
 from projections.definition import Projection
 from projections.drift import Scope
 from projections.follower import Follower
 from projections.instance import InstanceProjection
-from projections.rebuild import Report, Steps, rebuild
+from projections.rebuild import ProgressCallbacks, Report, rebuild
 from projections.usage_daily import UsageDaily
 from tests import lives
 from tests.next_release import ActivityV2
@@ -49,9 +49,9 @@ async def rebuilt_while(
             with ThreadPoolExecutor(1) as aside:
                 aside.submit(run_to_completion, do()).result()
 
-    steps = Steps(phase=phase, folded=lambda _: None)
+    steps = ProgressCallbacks(phase=phase, folded=lambda _: None)
     return await rebuild(
-        database_url, projection, folding=fold_here(database_url), steps=steps, accept_drift=accept_drift
+        database_url, projection, folding=fold_here(database_url), callbacks=steps, accept_drift=accept_drift
     )
 
 
@@ -69,7 +69,7 @@ async def write_and_edit(database_url: str, ids: list[UUID]) -> None:
 async def test_rows_that_drift_after_the_comparison_abort_the_swap_unless_that_is_accepted_however_much_is_written(
     database_url: str, monkeypatch: pytest.MonkeyPatch, *, unverified_max: int, accept_drift: bool
 ) -> None:
-    monkeypatch.setattr("projections.approach.UNVERIFIED_MAX", unverified_max)
+    monkeypatch.setattr("projections.swap_preparation.UNVERIFIED_MAX", unverified_max)
     async with open_store(database_url) as (store, _):
         ids = await write_lives(store, count=4)
 
@@ -84,7 +84,7 @@ async def test_rows_that_drift_after_the_comparison_abort_the_swap_unless_that_i
 async def test_many_streams_are_compared_before_anybody_is_stopped_for_them(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("projections.approach.UNVERIFIED_MAX", 1)
+    monkeypatch.setattr("projections.swap_preparation.UNVERIFIED_MAX", 1)
     async with (
         open_store(database_url) as (store, _),
         await psycopg.AsyncConnection.connect(database_url) as sitter,
@@ -122,7 +122,7 @@ def test_what_was_never_compared_stays_so_from_the_first_step_that_took_it_on() 
     unverified = Unverified(set(), {})
 
     for before in (3, 5):
-        unverified.add(CaughtUp(1, 1, {0}, {stream: before}))
+        unverified.add(CatchUpStep(1, 1, {0}, {stream: before}))
 
     assert unverified.scope() == Scope(lanes={0}, streams={stream: 3})
 

@@ -86,7 +86,7 @@ async def test_whoever_may_read_a_table_or_a_column_when_it_is_swapped_may_go_on
     await owner_conn.execute("GRANT SELECT (status) ON instance TO pg_checkpoint")
 
     steps = QUIET._replace(phase=regrant)
-    await rebuild(database_url, InstanceProjection(), folding=fold_here(database_url), steps=steps)
+    await rebuild(database_url, InstanceProjection(), folding=fold_here(database_url), callbacks=steps)
     assert await (await owner_conn.execute(may)).fetchone() == (True, False, True, False)
 
     await rollback(database_url, InstanceProjection())

@@ -95,7 +95,7 @@ async def test_nobody_notices_rebuilds_and_a_rollback_under_load(
             reports = []
             for name in ("instance", "provision_log", "reservation"):
                 folding = fold_in_processes(database_url, workers=1)
-                reports.append(await rebuild(database_url, projections()[name], folding=folding, steps=QUIET))
+                reports.append(await rebuild(database_url, projections()[name], folding=folding, callbacks=QUIET))
             reports.append(await rollback(database_url, InstanceProjection()))
             # Answers that come from prepared statements of before the swaps.
             enough = customers.requests + 40
@@ -125,7 +125,7 @@ async def test_nobody_notices_a_rebuild_and_a_rollback_of_a_table_that_is_follow
     ):
         folding = fold_in_processes(database_url, workers=1)
         reports = [
-            await rebuild(database_url, usage, folding=folding, steps=QUIET),
+            await rebuild(database_url, usage, folding=folding, callbacks=QUIET),
             await rollback(database_url, usage),
         ]
         enough = totals[-1] + 3

@@ -20,7 +20,7 @@ INTERVAL_S = 3_600
 async def test_a_duty_that_another_relay_does_no_more_is_taken_over_long_before_its_interval_is_over_again(
     database_url: str, redis_url: str, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reconciler, "ASKS_MAX", 100_000)
+    monkeypatch.setattr(reconciler, "TRIES_PER_INTERVAL", 100_000)
     # The other one has just done it.
     await owner_conn.execute("INSERT INTO duty (name, ran_at) VALUES ('sweep', now())")
 
@@ -32,7 +32,7 @@ async def test_a_duty_that_another_relay_does_no_more_is_taken_over_long_before_
         hints = HintSender(redis_url)
         waiting = Reconciler(pool, hints, Settings(database_url=database_url, sweep_interval_s=INTERVAL_S))
         running = asyncio.create_task(waiting.run())
-        await until(lambda: "sweep" in waiting._ask_at_s)
+        await until(lambda: "sweep" in waiting._next_try_s)
 
         # Its interval passes, and it does nothing.
         await owner_conn.execute("UPDATE duty SET ran_at = ran_at - %s * interval '1 s'", (INTERVAL_S,))

@@ -21,7 +21,7 @@ from tests.stack import Stack
 from tests.waiting import until
 from workers import head_watcher, relay
 from workers.broker import QUEUE, HintSender
-from workers.lane_times import watch_lane_times
+from workers.clock_skew import watch_clock_skew
 from workers.relay import FOLLOWER
 
 IDS = f"hydracore:{QUEUE}"
@@ -74,7 +74,7 @@ async def test_what_killed_workers_have_left_of_instances_that_need_nothing_is_r
     settled, owed = await quiet.create(), await quiet.create()
     async with quiet.deps() as deps:
         for instance_id in (settled, owed):
-            await deps.attention.record_failure(instance_id, version=1, code="no_placement", delay_s=60)
+            await deps.schedule.record_failure(instance_id, version=1, code="no_placement", delay_s=60)
         # Whoever took it there was killed before it had removed what it left on the way.
         await deps.store.execute(settled, lives.gave_up(), deps.origin(settled))
 
@@ -119,7 +119,11 @@ async def test_a_lane_that_is_far_behind_is_followed_page_after_page(
     database_url: str, redis_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay, "LANE_BATCH_MAX", 2)
-    monkeypatch.setattr(relay, "LOOK", relay.LOOK._replace(parameters=(*relay.LOOK.parameters[:-1], b"2")))
+    monkeypatch.setattr(
+        relay,
+        "LEASE_NEW_EVENTS",
+        relay.LEASE_NEW_EVENTS._replace(parameters=(*relay.LEASE_NEW_EVENTS.parameters[:-1], b"2")),
+    )
     monkeypatch.setattr(head_watcher, "WAIT_S_MAX", 3_600)
 
     async def caught_up() -> bool:
@@ -185,7 +189,7 @@ async def test_a_lane_whose_time_never_comes_is_an_alarm_too(
 
     async with open_pool(database_url, role="hydracore_app", application="test", size=1) as pool:
         with capture_logs() as said:
-            watching = asyncio.create_task(watch_lane_times(pool))
+            watching = asyncio.create_task(watch_clock_skew(pool))
             await until(lambda: said)
             watching.cancel()
 
@@ -204,7 +208,7 @@ async def test_lanes_that_are_right_are_looked_at_once_in_a_while(
         return await (await owner_conn.execute(looked)).fetchall()
 
     async with open_pool(database_url, role="hydracore_app", application="lane-times", size=1) as pool:
-        watching = asyncio.create_task(watch_lane_times(pool))
+        watching = asyncio.create_task(watch_clock_skew(pool))
         await until(looks)
 
         # Each of these leaves it the time for another.

@@ -20,7 +20,7 @@ from events.errors import Rejected, ReservationTaken
 from events.evolve import evolve
 from events.ids import lane_of
 from events.lifecycle import TRANSITIONS
-from events.saga import Rest, next_step
+from events.saga import Idle, next_step
 from events.state import Instance
 from events.store import EventStore
 from hydracore.audit import erasing
@@ -104,7 +104,7 @@ def check_life(states: list[Instance], row: Row) -> None:
     for before, after in itertools.pairwise(states):
         assert before.status == after.status or (before.status, after.status) in STEPS
     assert row["version"] == len(states)
-    assert (row["wake_at"] is None) == isinstance(next_step(states[-1]), Rest)
+    assert (row["wake_at"] is None) == isinstance(next_step(states[-1]), Idle)
 
 
 @settings(

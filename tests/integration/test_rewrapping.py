@@ -17,7 +17,7 @@ from events.errors import CustomerErased
 from events.keys import Keyring, destroy
 from events.master_keys import MasterKeys
 from events.rewrapping import BATCH
-from events.wrapping import Wrapping
+from events.wrapping import KeyWrapper
 from hydracore.cli import main
 from hydracore.db.pool import open_pool
 from tests.command import Command, run_forked
@@ -62,7 +62,7 @@ async def run(*words: str, env: dict[str, str]) -> Result:
 async def wrapped_by_old(owner_conn: psycopg.AsyncConnection, count: int) -> list[str]:
     """So many customers, in the order in which their keys are taken."""
     names = [f"c-{number:05}" for number in range(count)]
-    wrapping = Wrapping(MasterKeys(OLD))
+    wrapping = KeyWrapper(MasterKeys(OLD))
     async with owner_conn.transaction(), owner_conn.cursor() as cursor:
         await cursor.executemany(_INSERT, [(name, wrapping.wrap(os.urandom(32), "acme", name)) for name in names])
     return names

@@ -83,7 +83,9 @@ async def test_a_build_that_another_release_has_left_is_begun_anew(
         await write_lives(store, count=2)
         await follow_all(pool)
     with pytest.raises(FoldFailed):
-        await rebuild(database_url, Activity(), folding=fold_here(database_url), steps=QUIET._replace(phase=break_off))
+        await rebuild(
+            database_url, Activity(), folding=fold_here(database_url), callbacks=QUIET._replace(phase=break_off)
+        )
 
     report = await rebuilt(database_url, ActivityV2())
 
@@ -102,11 +104,11 @@ async def test_a_dry_run_of_one_release_leaves_the_build_of_another_to_be_gone_o
         await write_lives(store, count=2)
         await follow_all(pool)
     with pytest.raises(FoldFailed):
-        await rebuild(database_url, ActivityV2(), folding=break_off, steps=QUIET)
+        await rebuild(database_url, ActivityV2(), folding=break_off, callbacks=QUIET)
 
     dry = await compared(database_url, Activity())
     with pytest.raises(FoldFailed):
-        await dry_run(database_url, Activity(), folding=break_off, steps=QUIET)
+        await dry_run(database_url, Activity(), folding=break_off, callbacks=QUIET)
     place = await (await owner_conn.execute("SELECT lane, seq FROM event ORDER BY lane, seq LIMIT 1")).fetchone()
     assert place is not None
     lane, seq = place

@@ -17,7 +17,7 @@ from tests import lives
 from tests.parking import parked
 from tests.requests_to_log import open_store, origin, requested
 from tests.stack import Stack
-from workers.attention import Attention
+from workers.work_schedule import WorkSchedule
 
 ADA = lives.instance_id()
 
@@ -72,11 +72,11 @@ async def test_an_instance_whose_step_fails(
     database_url: str, owner_conn: psycopg.AsyncConnection, relay: None
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        attention = Attention(pool)
+        schedule = WorkSchedule(pool)
         await requested(store)
         await store.execute(ADA, lives.plan(), origin("worker"))
         for _ in range(2):
-            await attention.record_failure(ADA, version=4, code="no_address", delay_s=60)
+            await schedule.record_failure(ADA, version=4, code="no_address", delay_s=60)
 
         [failing] = (await listed(database_url))["instances"]
         shown = await stuck(database_url)
@@ -103,7 +103,7 @@ async def test_only_what_is_due_for_long_enough_is_shown(
     async with open_store(database_url) as (store, pool):
         await requested(store)
         await requested(store, key="later")
-        await Attention(pool).record_failure(ADA, version=1, code="no_address", delay_s=60)
+        await WorkSchedule(pool).record_failure(ADA, version=1, code="no_address", delay_s=60)
     due = "UPDATE instance SET wake_at = now() + %s * interval '1 s' WHERE id = %s"
 
     async def shown(seconds: float) -> list[str]:

@@ -116,7 +116,7 @@ def end_each_behind_its_commit(
     monkeypatch: pytest.MonkeyPatch, ender: psycopg.AsyncConnection, first: Callable[[], Awaitable[None]] | None = None
 ) -> None:
     """Have the server end each session that swaps right behind its commit, after `first`."""
-    move = swap._move
+    move = swap._exchange_tables
 
     async def move_and_end(connection: psycopg.AsyncConnection, candidate: Candidate) -> timedelta:
         stopped = await move(connection, candidate)
@@ -125,7 +125,7 @@ def end_each_behind_its_commit(
         await ender.execute("SELECT pg_terminate_backend(%s, 5000)", (connection.info.backend_pid,))
         return stopped
 
-    monkeypatch.setattr(swap, "_move", move_and_end)
+    monkeypatch.setattr(swap, "_exchange_tables", move_and_end)
 
 
 @pytest.mark.parametrize("tries_max", [50, 1], ids=["of several tries", "of the last try"])

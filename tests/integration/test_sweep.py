@@ -18,9 +18,9 @@ from tests.stack import Stack
 from tests.strays import installation, recorded, stray, stray_of
 from tests.sweeping import LONG, SHORT, found, missed_long_ago, run_command
 from workers.broker import SWEEP
-from workers.findings import NotCompared
 from workers.providers.hetzner import HetznerProvider
 from workers.sweep import sweep
+from workers.sweep_findings import NotCompared
 
 
 async def is_gone(provider: HetznerProvider, server_id: str) -> bool:

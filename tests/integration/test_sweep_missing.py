@@ -80,7 +80,7 @@ async def test_looks_of_the_version_before_and_of_this_one_go_on_from_each_other
         ((counted_or_s,),) = await cursor.fetchall()
         return counted_or_s
 
-    for before, name in ((SIGHT_BEFORE, "sight"), (MISS_BEFORE, "miss")):
+    for before, name in ((SIGHT_BEFORE, "record_sighting"), (MISS_BEFORE, "record_missing")):
         now = Statements("workers", "sweep.sql")[name]
         first_s, count, third_s = await look(now), await look(before), await look(now)
         assert (first_s, count) == (0, 2)

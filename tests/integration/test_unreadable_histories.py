@@ -12,12 +12,12 @@ from tests import lives
 from tests.stack import Stack
 from tests.strays import installation, recorded, stray, stray_of
 from tests.sweeping import SHORT
+from workers.action_polling import poll_actions
 from workers.advance import advance
 from workers.health import check_health
-from workers.histories import HISTORY_UNREADABLE
-from workers.observe import observe_actions
 from workers.providers.hetzner import HetznerProvider
 from workers.sweep import sweep
+from workers.unreadable_histories import HISTORY_UNREADABLE
 
 #: What the log cannot contain, and what this code cannot know.
 BROKEN = {
@@ -49,7 +49,7 @@ async def test_a_server_is_observed_though_another_s_history_cannot_be_read(
     # In a process that does not remember them.
     async with stack.deps(database_url=database_url) as deps:
         with capture_logs() as logs:
-            await observe_actions(deps)
+            await poll_actions(deps)
 
     seen = await owner_conn.execute("SELECT stream_id FROM event WHERE type = 'server_observed'")
     assert await seen.fetchall() == [(second,)]

@@ -7,7 +7,7 @@ import asyncio
 import psycopg
 import pytest
 
-from events.finding import Finding
+from events.verification_findings import Finding
 from hydracore import db
 from hydracore.audit.verifying import Progress, Request, verify
 from hydracore.db import migrate, migrations, readiness

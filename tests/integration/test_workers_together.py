@@ -14,12 +14,12 @@ from tests import lives
 from tests.stack import Stack
 from tests.strays import recorded
 from tests.taking_over import END_LOCK_SESSIONS, give
-from workers.actors import OBSERVATIONS_MAX, SWEEPS_MAX
+from workers.action_polling import poll_actions
+from workers.actors import POLLS_MAX, SWEEPS_MAX
 from workers.advance import advance
 from workers.broker import ADVANCE, CHECK_HEALTH, OBSERVE_ACTIONS, QUEUE, SWEEP
 from workers.deps import Deps
 from workers.labels import instance_labels
-from workers.observe import observe_actions
 from workers.providers.hetzner import HetznerProvider
 
 #: Redis keys of the queue.
@@ -148,11 +148,11 @@ async def test_of_looks_at_servers_being_made_that_waited_for_a_slow_provider_fe
         stack.hint(OBSERVE_ACTIONS)
 
     stack.worker.start()
-    await stack.until(lambda: len(stack.cloudsim.held()) == OBSERVATIONS_MAX)
+    await stack.until(lambda: len(stack.cloudsim.held()) == POLLS_MAX)
     with redis.Redis.from_url(stack.redis_url) as client:
-        await stack.until(lambda: client.hlen(MESSAGES) <= OBSERVATIONS_MAX)
+        await stack.until(lambda: client.hlen(MESSAGES) <= POLLS_MAX)
 
-    assert stack.cloudsim.requests("get_actions") == before + OBSERVATIONS_MAX
+    assert stack.cloudsim.requests("get_actions") == before + POLLS_MAX
     stack.cloudsim.call("POST", "/_sim/release", {"all": True})
     stack.relay.start()
     await stack.delete(instance_id)
@@ -288,7 +288,7 @@ async def is_deleted(deps: Deps, instance_id: UUID) -> bool:
 
 
 async def has_failed(stack: Stack, deps: Deps, instance_id: UUID) -> bool:
-    await observe_actions(deps)
+    await poll_actions(deps)
     return stack.has_happened(instance_id, "attempt_failed")
 
 

@@ -6,7 +6,7 @@ import psycopg
 import structlog
 
 from hydracore.embedded.ports import free_port
-from workers.actors import _watched
+from workers.actors import _run_and_log
 
 
 async def test_a_database_that_is_away_is_told_in_its_own_words_and_in_one_line() -> None:
@@ -16,7 +16,7 @@ async def test_a_database_that_is_away_is_told_in_its_own_words_and_in_one_line(
         await psycopg.AsyncConnection.connect(f"postgresql://ada:secret@127.0.0.1:{port}/log")
 
     with structlog.testing.capture_logs() as told:
-        await _watched(work(), instance_id="6")
+        await _run_and_log(work(), instance_id="6")
 
     (line,) = told
     assert (line["event"], line["instance_id"]) == ("database_unavailable", "6")

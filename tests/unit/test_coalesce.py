@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from projections.coalesce import BATCH_MAX, FLIGHTS_MAX, Coalescer
+from projections.coalesce import BATCH_MAX, FETCHES_MAX, Coalescer
 from tests.waiting import until
 
 
@@ -56,14 +56,14 @@ async def test_batches_and_flights_are_bounded() -> None:
     table = Table()
     reads: Coalescer[int, str] = Coalescer(table.fetch)
     table.go.clear()
-    asked = [asyncio.create_task(reads.get(key)) for key in range(BATCH_MAX * (FLIGHTS_MAX + 2))]
-    await until(lambda: len(table.batches) == FLIGHTS_MAX)
+    asked = [asyncio.create_task(reads.get(key)) for key in range(BATCH_MAX * (FETCHES_MAX + 2))]
+    await until(lambda: len(table.batches) == FETCHES_MAX)
     under_way = len(table.batches)
     table.go.set()
 
     answers = await asyncio.gather(*asked)
 
-    assert under_way <= FLIGHTS_MAX
+    assert under_way <= FETCHES_MAX
     assert max(map(len, table.batches)) <= BATCH_MAX
     assert answers == [f"row {key}" for key in range(len(asked))]
 
@@ -73,21 +73,21 @@ async def test_whoever_asks_in_the_turn_in_which_all_flights_end_gets_one_of_the
     reads: Coalescer[int, str] = Coalescer(table.fetch)
     table.go.clear()
     early: list[asyncio.Task[str | None]] = []
-    for key in range(FLIGHTS_MAX):
+    for key in range(FETCHES_MAX):
         early.append(asyncio.create_task(reads.get(key)))
         await until(lambda: len(table.batches) == len(early))
 
     async def ask_once_they_end() -> str | None:
         await table.go.wait()
-        return await reads.get(FLIGHTS_MAX)
+        return await reads.get(FETCHES_MAX)
 
     late = asyncio.create_task(ask_once_they_end())
     # It waits behind them, and so has its turn right behind theirs.
     await asyncio.sleep(0)
     table.go.set()
 
-    assert await asyncio.gather(*early, late) == [f"row {key}" for key in range(FLIGHTS_MAX + 1)]
-    assert len(table.batches) == FLIGHTS_MAX + 1
+    assert await asyncio.gather(*early, late) == [f"row {key}" for key in range(FETCHES_MAX + 1)]
+    assert len(table.batches) == FETCHES_MAX + 1
 
 
 async def test_an_error_is_everybodys_who_shared_the_flight_and_nobody_elses() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from events.codec import encode
 from events.ids import lane_of_bytes
 from events.types import AddressReserved
-from events.upcast import Outdated, Stored
+from events.upcast import OutdatedEvent, StoredEvent
 from events.window import Window
 from hydracore.audit.history_collector import HELD_BYTES_MAX, HistoryCollector
 
@@ -156,7 +156,7 @@ def test_an_event_of_another_version_is_told_as_such() -> None:
 
     (payloads,) = whole(events, {stream: 2}).values()
 
-    first, second = msgspec.json.decode(b"[" + b",".join(payloads) + b"]", type=list[Stored])
+    first, second = msgspec.json.decode(b"[" + b",".join(payloads) + b"]", type=list[StoredEvent])
     assert isinstance(first, AddressReserved)
-    assert isinstance(second, Outdated)
+    assert isinstance(second, OutdatedEvent)
     assert (second.name, second.schema_version, bytes(second.payload)) == ("address_reserved", 7, events[1].payload)

@@ -17,7 +17,7 @@ from events.errors import Rejected
 from events.evolve import evolve
 from events.lifecycle import TRANSITIONS
 from events.master_keys import MasterKeys
-from events.saga import Rest, next_step, wake_at_ms
+from events.saga import Idle, next_step, wake_at_ms
 from events.state import ATTEMPTS_MAX, TEARDOWN_STEPS, Instance
 from hydracore.reissuing import IRRELEVANT_EVENTS, key_status
 from projections.instance import row_of
@@ -81,7 +81,7 @@ class Witness:
 def check(state: Instance) -> None:
     """What holds for every instance at any time."""
     attempt, agent = state.attempt, state.agent
-    assert (wake_at_ms(state) is None) == isinstance(next_step(state), Rest)
+    assert (wake_at_ms(state) is None) == isinstance(next_step(state), Idle)
     assert (state.status == "pending") == (attempt is None) or state.status in {"failed", "deleting", "deleted"}
     assert attempt is None or 1 <= attempt.number <= ATTEMPTS_MAX
     if state.status == "running":

@@ -11,8 +11,8 @@ from events.saga import (
     DiscardServer,
     EnsureServer,
     FinishDeletion,
+    Idle,
     PlanAttempt,
-    Rest,
     TearDown,
     VerifyAgent,
     next_step,
@@ -50,13 +50,13 @@ STEPS: list[tuple[str, Way, type]] = [
     ("the failed attempt is gone", lives.ATTEMPT_DISCARDED, PlanAttempt),
     ("no placement can help", (*lives.CREATED, lives.failed(retryable=False), lives.discarded()), AbandonProvisioning),
     ("the last attempt is gone", LAST_ATTEMPT_DISCARDED, AbandonProvisioning),
-    ("running", lives.RUNNING, Rest),
-    ("failed", lives.FAILED, Rest),
-    ("lost", lives.LOST, Rest),
+    ("running", lives.RUNNING, Idle),
+    ("failed", lives.FAILED, Idle),
+    ("lost", lives.LOST, Idle),
     ("deletion requested", lives.DELETING, TearDown),
     ("deletion requested at once", (*lives.PENDING, lives.delete()), TearDown),
     ("torn down", lives.TORN_DOWN, FinishDeletion),
-    ("deleted", lives.DELETED, Rest),
+    ("deleted", lives.DELETED, Idle),
 ]
 
 
@@ -69,7 +69,7 @@ def test_every_place_in_a_life_has_one_next_step(way: Way, step: type) -> None:
 def test_an_instance_is_woken_if_and_only_if_something_is_owed_to_it(way: Way) -> None:
     state = Life.after(*way).state
 
-    assert (wake_at_ms(state) is None) == isinstance(next_step(state), Rest)
+    assert (wake_at_ms(state) is None) == isinstance(next_step(state), Idle)
 
 
 def test_work_is_due_at_once_and_waiting_for_an_agent_at_its_deadline() -> None:
@@ -89,7 +89,7 @@ def test_provisioning_is_abandoned_with_the_last_failure_as_the_reason() -> None
 
 @pytest.mark.parametrize("status", ["running", "failed", "error", "deleted"])
 def test_what_rests_says_why(status: str) -> None:
-    assert next_step(Life.after(*lives.WAYS[status]).state) == Rest(why=status)  # type: ignore[arg-type]
+    assert next_step(Life.after(*lives.WAYS[status]).state) == Idle(status=status)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("done", range(len(TEARDOWN_STEPS)))

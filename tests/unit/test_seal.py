@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from events.ids import LANES
 from events.merkle import root_of
-from events.seal import Head, Seal, flaws_of, make_seal
+from events.seal import Head, Seal, find_flaws, make_seal
 from hydracore.audit.seal_file import SealFile
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -54,7 +54,7 @@ def chain(length: int) -> list[Seal]:
 
 
 def flaws(seal: Seal, previous: Seal | None) -> list[str]:
-    return list(flaws_of(seal, previous=previous, public_key=PUBLIC))
+    return list(find_flaws(seal, previous=previous, public_key=PUBLIC))
 
 
 def test_a_former_key_counts_until_a_later_one_has_signed() -> None:
@@ -64,12 +64,12 @@ def test_a_former_key_counts_until_a_later_one_has_signed() -> None:
     for number, key in enumerate((KEY, newer, newer, KEY), start=1):
         seals.append(make_seal(heads(10 * number), previous=seals[-1], sealed_at=NOON + timedelta(hours=1), key=key))
 
-    found = [list(flaws_of(now, previous=before, **keys)) for before, now in pairwise(seals)]
+    found = [list(find_flaws(now, previous=before, **keys)) for before, now in pairwise(seals)]
 
     assert found == [[], [], [], ["it was signed with a key that had been replaced by then"]]
     assert flaws(seals[2], seals[1]) == ["it was signed with another key"]
     listed_twice = {"public_key": PUBLIC, "former_keys": (PUBLIC,)}
-    assert list(flaws_of(seals[1], previous=seals[0], **listed_twice)) == []
+    assert list(find_flaws(seals[1], previous=seals[0], **listed_twice)) == []
 
 
 @pytest.mark.parametrize("size", range(1, len(LEAVES) + 1))
@@ -130,7 +130,7 @@ def test_a_seal_by_another_key_counts_only_where_any_key_does() -> None:
     forged = make_seal(heads(0), previous=None, sealed_at=NOON, key=Ed25519PrivateKey.generate())
 
     assert flaws(forged, None) == ["it was signed with another key"]
-    assert list(flaws_of(forged, previous=None, public_key=None)) == []
+    assert list(find_flaws(forged, previous=None, public_key=None)) == []
 
 
 def test_a_lane_never_gets_shorter_and_time_never_goes_back() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from events.finding import FINDINGS_MAX
 from events.ids import LANES
 from events.seal import Head, Seal, make_seal
+from events.verification_findings import FINDINGS_MAX
 from hydracore.audit import seal_sample
 from hydracore.audit.seal_check import check_seals
 from tests.unit.test_seal import KEY, NOON, PUBLIC, chain, heads

@@ -15,7 +15,7 @@ from events.errors import LogCorrupted
 from events.ids import lane_of
 from events.types import AddressReserved, AnyEvent
 from projections import stream_assembly
-from projections.spilling import Event, Part
+from projections.spilling import Event, EventBlock
 from projections.stream_assembly import rows_of
 from projections.tables import Row
 
@@ -44,7 +44,7 @@ def event(stream_id: UUID, version: int) -> Event:
 
 def gathered(events: Sequence[Event], *, lengths: dict[UUID, int], size: int = 3) -> list[Row]:
     targets = Counter(lane_of(UUID(bytes=key)) for (key,), _, _ in events)
-    parts = [Part.of(events[at : at + size]) for at in range(0, len(events), size)]
+    parts = [EventBlock.of(events[at : at + size]) for at in range(0, len(events), size)]
     known = {stream_id.bytes: length for stream_id, length in lengths.items()}
     return sorted(rows_of(parts, Times, targets=targets, lengths=known))
 
@@ -84,7 +84,7 @@ def test_a_gap_or_an_event_too_many_is_an_alarm(
 
 
 def test_a_lane_that_lost_the_end_of_a_stream_is_an_alarm() -> None:
-    parts = [Part.of([event(A, 1), event(A, 2)])]
+    parts = [EventBlock.of([event(A, 1), event(A, 2)])]
 
     with pytest.raises(LogCorrupted, match="2 events where 3 must be"):
         list(rows_of(parts, Times, targets={lane_of(A): 3}, lengths={}))

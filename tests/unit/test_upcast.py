@@ -37,7 +37,7 @@ def state_to_health(fields: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def third_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """`health_changed` as if it had been changed twice."""
-    monkeypatch.setitem(upcast.CURRENT, "health_changed", 3)
+    monkeypatch.setitem(upcast.CURRENT_VERSIONS, "health_changed", 3)
     monkeypatch.setitem(upcast.STEPS, ("health_changed", 1), condition_to_state)
     monkeypatch.setitem(upcast.STEPS, ("health_changed", 2), state_to_health)
 
@@ -75,7 +75,9 @@ def test_a_type_that_nobody_knows_is_refused() -> None:
 
 
 def test_the_present_is_what_the_types_say() -> None:
-    assert {kind.__struct_config__.tag: kind.schema_version for kind in Event.__subclasses__()} == upcast.CURRENT
+    assert {
+        kind.__struct_config__.tag: kind.schema_version for kind in Event.__subclasses__()
+    } == upcast.CURRENT_VERSIONS
 
 
 def test_what_a_field_may_be_changes_only_with_the_version() -> None:
@@ -117,13 +119,13 @@ def test_the_corpus_is_only_ever_added_to() -> None:
 
 def test_every_version_of_every_event_has_its_line_and_each_of_its_fields_a_value() -> None:
     written = {(tag, version) for tag, version, _ in corpus()}
-    assert written == {(tag, version) for tag, now in upcast.CURRENT.items() for version in range(1, now + 1)}
+    assert written == {(tag, version) for tag, now in upcast.CURRENT_VERSIONS.items() for version in range(1, now + 1)}
     for kind in get_args(AnyEvent):
         tag = kind.__struct_config__.tag
         current = [
             msgspec.json.decode(line)
             for name, version, line in corpus()
-            if (name, version) == (tag, upcast.CURRENT[tag])
+            if (name, version) == (tag, upcast.CURRENT_VERSIONS[tag])
         ]
         # A field that is renamed is a field that was never written.
         assert set[str]().union(*current) == {"type", *kind.__struct_fields__}
@@ -134,5 +136,5 @@ def test_whatever_was_written_is_read(tag: str, version: int, line: bytes) -> No
     event = upcast.read(line, tag=tag, schema_version=version)
 
     assert event.__struct_config__.tag == tag
-    if version == upcast.CURRENT[tag]:
+    if version == upcast.CURRENT_VERSIONS[tag]:
         assert encode(event) == line

@@ -71,7 +71,7 @@ CLASS_OF_STATUS: Final[dict[int, type[ProviderError]]] = {
 }
 
 #: The statuses with which the provider, or a gateway before it, says that it gave up waiting.
-GAVE_UP: Final = frozenset({408, 504})
+TIMEOUT_STATUSES: Final = frozenset({408, 504})
 
 #: Without digits and capitals, so that a code cannot hold an API token.
 CODE_PATTERN: Final = re.compile(r"[a-z][a-z_]{0,47}")
@@ -93,27 +93,27 @@ def error_of(
     assert not 200 <= status < 300  # noqa: PLR2004 - the range of success in HTTP
     code = code_in(body) or f"http_{status}"
     kind = CLASS_OF_CODE.get(code) or CLASS_OF_STATUS.get(status) or _class_of_family(status)
-    seen_as = correlation_id_in(correlation_id)
-    if mutation and (code == TIMED_OUT or (status in GAVE_UP and code not in CLASS_OF_CODE)):
+    kept_id = correlation_id_in(correlation_id)
+    if mutation and (code == TIMED_OUT or (status in TIMEOUT_STATUSES and code not in CLASS_OF_CODE)):
         # The change may still happen.
-        return ProviderOutcomeUnknown(code, seen_as)
+        return ProviderOutcomeUnknown(code, kept_id)
     if kind is ProviderRetry or kind is ProviderLater:
         # A lock is released when its action ends, which takes seconds.
         soon = kind is ProviderRetry or code == LOCKED or status == 423  # noqa: PLR2004 - "locked"
         usual_s = RETRY_AFTER_S_DEFAULT if soon else LATER_S_DEFAULT
-        return kind(code, seen_as, retry_after_s=usual_s if retry_after_s is None else retry_after_s)
-    return kind(code, seen_as)
+        return kind(code, kept_id, retry_after_s=usual_s if retry_after_s is None else retry_after_s)
+    return kind(code, kept_id)
 
 
 def code_in(body: bytes) -> str | None:
     """The error code in the body of an answer, or None if the body is not the provider's, for instance a gateway's page."""
     try:
-        return slug(msgspec.json.decode(body, type=_ErrorBody).error.code)
+        return safe_code(msgspec.json.decode(body, type=_ErrorBody).error.code)
     except JSON_ERRORS:
         return None
 
 
-def slug(code: str) -> str:
+def safe_code(code: str) -> str:
     """`code` if it is safe to keep, otherwise `unreadable_code`."""
     return code if CODE_PATTERN.fullmatch(code) else "unreadable_code"
 

@@ -53,7 +53,7 @@ class HetznerHttp:
     def __init__(self, endpoint: str, token: str, *, timeout_s: float) -> None:
         outside = endpoint.startswith("https:")
         self._timeout_s = timeout_s
-        self._places = asyncio.Semaphore(CONCURRENCY_MAX)
+        self._slots = asyncio.Semaphore(CONCURRENCY_MAX)
         self._pacer = Pacer(monotonic=time.monotonic, wall=time.time)
         self._client = httpx.AsyncClient(
             base_url=endpoint.rstrip("/") + "/",
@@ -104,7 +104,7 @@ class HetznerHttp:
         mutation = method != "GET"
         request = self._client.build_request(method, path, params=query, json=body)
         self.refuse_if_silent()
-        async with self._place():
+        async with self._slot():
             await self._pacer.wait_for_turn(patience_s=self._timeout_s)
             response = await self._send(request, mutation=mutation)
         retry_after_s = self._pacer.read_rate_limit(status=response.status, headers=response.headers)
@@ -123,17 +123,17 @@ class HetznerHttp:
         raise _unanswered(UNREADABLE_ANSWER, mutation=mutation, correlation_id=correlation_id_in(correlation_id))
 
     @contextlib.asynccontextmanager
-    async def _place(self) -> AsyncGenerator[None]:
+    async def _slot(self) -> AsyncGenerator[None]:
         """Take one of the `CONCURRENCY_MAX` places. Raises `ProviderRetry` if none becomes free within the time limit of a call."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._places.acquire()
+                await self._slots.acquire()
         except TimeoutError:
             raise ProviderRetry("too_many_calls") from None
         try:
             yield
         finally:
-            self._places.release()
+            self._slots.release()
 
     async def _send(self, request: httpx.Request, *, mutation: bool) -> Answer:
         """Send the request within the time limit. The timeout of httpx limits each read only, and an answer may come byte by byte."""

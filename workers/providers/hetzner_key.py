@@ -30,22 +30,22 @@ class HetznerKey:
         self._name = name if public_key is not None else f"throwaway@{name}"
         self._public_key = public_key
         self._id: int | None = None
-        # If many servers are created at once, one call looks for the key, and the others wait for its result or failure.
-        self._look: asyncio.Task[int] | None = None
+        # If many servers are created at once, one lookup of the key runs, and all callers wait for its result or failure.
+        self._lookup: asyncio.Task[int] | None = None
         self._checking = asyncio.Lock()
 
     async def key_id(self) -> int:
         """The id of the key in this project. Creates the key if it is absent."""
         if self._id is not None:
             return self._id
-        if self._look is None or self._look.done():
-            self._look = asyncio.create_task(self._ensure())
+        if self._lookup is None or self._lookup.done():
+            self._lookup = asyncio.create_task(self._ensure())
             # If all waiting callers are cancelled, nobody else retrieves the task's exception.
-            self._look.add_done_callback(_note)
+            self._lookup.add_done_callback(_retrieve_exception)
         else:
             self._http.refuse_if_silent()
-        # Shielded, so that the look continues for the others if this caller is cancelled.
-        self._id = found = await asyncio.shield(self._look)
+        # Shielded, so that the lookup continues for the others if this caller is cancelled.
+        self._id = found = await asyncio.shield(self._lookup)
         return found
 
     async def forget_if_gone(self, key_id: int) -> bool:
@@ -63,10 +63,10 @@ class HetznerKey:
             return True
 
     async def aclose(self) -> None:
-        """Cancel a look that is still running."""
-        if self._look is not None:
-            self._look.cancel()
-            await asyncio.wait([self._look])
+        """Cancel a lookup that is still running."""
+        if self._lookup is not None:
+            self._lookup.cancel()
+            await asyncio.wait([self._lookup])
 
     async def _ensure(self) -> int:
         named = await self._list(name=self._name)
@@ -107,9 +107,9 @@ class HetznerKey:
         return [key for page in pages for key in page.ssh_keys]
 
 
-def _note(look: asyncio.Task[int]) -> None:
-    if not look.cancelled():
-        look.exception()
+def _retrieve_exception(lookup: asyncio.Task[int]) -> None:
+    if not lookup.cancelled():
+        lookup.exception()
 
 
 def _material(public_key: str) -> tuple[str, ...]:

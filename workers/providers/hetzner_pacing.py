@@ -39,14 +39,14 @@ class Pacer:
     def __init__(self, *, monotonic: Callable[[], float], wall: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._wall = wall
-        self._closed_until = 0.0
+        self._blocked_until = 0.0
         self._next_slot = 0.0
         self._spacing_s = 0.0
         #: The present pause between two tries; 0 while the provider answers.
         self._silence_s = 0.0
         self._silent_until = 0.0
         self._silent_since = float("-inf")
-        self._heard_at = float("-inf")
+        self._answered_at = float("-inf")
 
     def refuse_if_silent(self) -> None:
         """Raises `ProviderRetry` during the pauses of a provider that does not answer."""
@@ -67,7 +67,7 @@ class Pacer:
 
     def record_silence(self, *, since: float) -> None:
         """Record that a call got no answer in time. `since`: when it was sent, by the monotonic clock."""
-        if since <= max(self._heard_at, self._silent_since):
+        if since <= max(self._answered_at, self._silent_since):
             # Another call has had an answer meanwhile, or has recorded the same silence.
             return
         self._silent_since = self._monotonic()
@@ -76,7 +76,7 @@ class Pacer:
 
     def record_answer(self) -> None:
         """Record that the provider has answered, or that a call failed at once."""
-        self._heard_at = self._monotonic()
+        self._answered_at = self._monotonic()
         self._silence_s = 0.0
 
     async def _slot(self, patience_s: float) -> None:
@@ -86,7 +86,7 @@ class Pacer:
             self._next_slot = slot + self._spacing_s
             await asyncio.sleep(slot - self._monotonic())
         # In a loop, because another call may meet a 429 while this one sleeps.
-        while (wait_s := self._closed_until - self._monotonic()) > 0.0:
+        while (wait_s := self._blocked_until - self._monotonic()) > 0.0:
             self._refuse_beyond(patience_s, wait_s)
             await asyncio.sleep(wait_s)
 
@@ -99,11 +99,11 @@ class Pacer:
         self._space(limit, remaining, reset_in_s)
         retry_after_s = _number(headers.get("retry-after"))
         if status != 429:  # noqa: PLR2004 - "too many requests"
-            return None if retry_after_s is None else _sensible(retry_after_s)
+            return None if retry_after_s is None else _clamp(retry_after_s)
         if retry_after_s is None:
             retry_after_s = RETRY_AFTER_S_DEFAULT if reset_in_s is None else min(reset_in_s, RESET_WAIT_S_MAX)
-        wait_s = _sensible(retry_after_s)
-        self._closed_until = max(self._closed_until, self._monotonic() + wait_s)
+        wait_s = _clamp(retry_after_s)
+        self._blocked_until = max(self._blocked_until, self._monotonic() + wait_s)
         return wait_s
 
     def _space(self, limit: float | None, remaining: float | None, reset_in_s: float | None) -> None:
@@ -119,7 +119,7 @@ class Pacer:
             raise ProviderRetry(RATE_LIMITED, retry_after_s=wait_s)
 
 
-def _sensible(wait_s: float) -> float:
+def _clamp(wait_s: float) -> float:
     return min(max(wait_s, RETRY_AFTER_S_MIN), RETRY_AFTER_S_MAX)
 
 

@@ -6,7 +6,7 @@ from typing import Final, Literal
 import msgspec
 
 from workers.providers.base import Action, Server
-from workers.providers.hetzner_errors import slug
+from workers.providers.hetzner_errors import safe_code
 
 #: The most entries per page.
 PER_PAGE: Final = 50
@@ -62,7 +62,9 @@ class WireAction(msgspec.Struct):
 
     def action(self) -> Action:
         """This action as a `base.Action`."""
-        return Action(id=str(self.id), status=self.status, error_code=slug(self.error.code) if self.error else None)
+        return Action(
+            id=str(self.id), status=self.status, error_code=safe_code(self.error.code) if self.error else None
+        )
 
 
 class WireKey(msgspec.Struct):

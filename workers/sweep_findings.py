@@ -20,8 +20,8 @@ class Project(NamedTuple):
     dry_run: bool
 
 
-class Account(NamedTuple):
-    """What the read table says about an instance and its server. `settled`: whether it has not changed for `sweep.SETTLED_S`."""
+class InstanceRecord(NamedTuple):
+    """What the read table says about an instance and its server. `is_settled`: whether it has not changed for `sweep.SETTLED_S`."""
 
     instance_id: UUID
     lane: int
@@ -29,7 +29,7 @@ class Account(NamedTuple):
     attempt: int
     server_id: str | None
     provider: str | None
-    settled: bool
+    is_settled: bool
 
     @property
     def has_ended(self) -> bool:
@@ -40,14 +40,14 @@ class Account(NamedTuple):
         return not self.has_ended and self.server_id == server.id
 
     @property
-    def awaits_one(self) -> bool:
+    def awaits_server(self) -> bool:
         """Whether this instance has no server yet, and one may be about to be recorded."""
         return not self.has_ended and self.server_id is None
 
     @property
-    def shown_id(self) -> str | None:
+    def expected_server_id(self) -> str | None:
         """The id of the server, if the provider must list it: it exists, and was not created only just now. Otherwise None."""
-        is_there = self.status == RUNNING or (self.status == PROVISIONING and self.settled)
+        is_there = self.status == RUNNING or (self.status == PROVISIONING and self.is_settled)
         return self.server_id if is_there else None
 
 
@@ -93,10 +93,10 @@ class SweepReport(NamedTuple):
         return not any(one.needed for one in self.not_compared) and not any(found.code for found in self.findings)
 
 
-async def carried_out(finding: Finding, work: Awaitable[None], *, refused: str) -> Finding:
-    """Await `work`. Returns the finding, or, if the provider refuses, the finding with the action `refused` and the error's code."""
+async def carry_out(finding: Finding, work: Awaitable[None], *, action_if_refused: str) -> Finding:
+    """Await `work`. Returns the finding; if the provider refuses, with `action_if_refused` as its action and the error's code."""
     try:
         await work
     except ProviderError as error:
-        return finding._replace(action=refused, code=error.code)
+        return finding._replace(action=action_if_refused, code=error.code)
     return finding

@@ -12,19 +12,19 @@ from events import commands as c
 from events.errors import NotFound
 from events.retries import run
 from workers.deps import Deps
-from workers.histories import HistoryUnreadable, reading_history
 from workers.providers.base import RATE_LIMITED, UNREACHABLE, Action, Provider, ProviderError
 from workers.sql import OPERATIONS
+from workers.unreadable_histories import HistoryUnreadable, reading_history
 
 _PENDING_ACTIONS = OPERATIONS["pending_actions"]
 
-#: The most servers per look: twenty requests of 25 actions each.
-LOOK_MAX = 500
+#: The most servers per poll: twenty requests of 25 actions each.
+SERVERS_PER_POLL_MAX = 500
 
 _log = structlog.get_logger(__name__)
 
 
-class Pending(NamedTuple):
+class PendingAction(NamedTuple):
     provider: str
     action_id: str
     instance_id: UUID
@@ -32,21 +32,21 @@ class Pending(NamedTuple):
     server_id: str
 
 
-async def observe_actions(deps: Deps) -> None:
-    """Record all servers that are running now or have failed. A provider that does not answer is asked again at the next look."""
-    pending = [Pending(*row) for row in await run(deps.pool, _PENDING_ACTIONS, (LOOK_MAX,))]
+async def poll_actions(deps: Deps) -> None:
+    """Record all servers that are running now or have failed. A provider that does not answer is asked again at the next poll."""
+    pending = [PendingAction(*row) for row in await run(deps.pool, _PENDING_ACTIONS, (SERVERS_PER_POLL_MAX,))]
     for name in sorted({one.provider for one in pending}):
         provider = deps.providers.get(name)
         if provider is None:
             _log.warning("provider_not_configured", provider=name)
             continue
         try:
-            await _observe(deps, provider, [one for one in pending if one.provider == name])
+            await _poll_provider(deps, provider, [one for one in pending if one.provider == name])
         except ProviderError as error:
             _log.warning("observation_failed", provider=name, code=error.code)
 
 
-async def _observe(deps: Deps, provider: Provider, pending: list[Pending]) -> None:
+async def _poll_provider(deps: Deps, provider: Provider, pending: list[PendingAction]) -> None:
     actions = {action.id: action for action in await provider.get_actions([one.action_id for one in pending])}
     for one in pending:
         try:
@@ -59,7 +59,7 @@ async def _observe(deps: Deps, provider: Provider, pending: list[Pending]) -> No
             _log.warning("observation_failed", provider=one.provider, code=error.code, **ids)
             continue
         if command is not None:
-            # An instance whose history cannot be read is asked about at each look. It must not stop the others.
+            # An instance whose history cannot be read is polled again each time. It must not stop the others.
             with suppress(HistoryUnreadable), reading_history(one.instance_id):
                 await _record(deps, one.instance_id, command)
 
@@ -72,7 +72,7 @@ async def _record(deps: Deps, instance_id: UUID, command: c.RecordServerRunning 
 
 
 async def _command(
-    deps: Deps, provider: Provider, one: Pending, action: Action | None
+    deps: Deps, provider: Provider, one: PendingAction, action: Action | None
 ) -> c.RecordServerRunning | c.FailAttempt | None:
     now_ms = deps.now_ms()
     if action is None:

@@ -48,7 +48,7 @@ class CommandRow(Protocol):
     def result(self) -> str | None: ...
 
 
-def is_digest_of(event: EventRow) -> bool:
+def has_valid_digest(event: EventRow) -> bool:
     """Whether the event's stored digest is right."""
     try:
         digest = event_digest(
@@ -63,7 +63,7 @@ def is_digest_of(event: EventRow) -> bool:
     return digest == event.digest
 
 
-def digest_of(command: CommandRow, event_digests: list[bytes]) -> bytes:
+def command_row_digest(command: CommandRow, event_digests: list[bytes]) -> bytes:
     """The digest of a command, recomputed from its row and its events' digests."""
     return command_digest(
         command_id=command.command_id,

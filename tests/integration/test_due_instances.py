@@ -1,4 +1,4 @@
-"""What tells workers of the work that is owed, statement by statement: nothing of it falls between the two that send hints."""
+"""The statements that find due work, one by one: none of it falls between relay and reconciler, which send the hints."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from events.ids import lane_of
 from events.saga import wake_at_ms
 from events.store import EventStore
 from tests import lives
-from tests.owing import owed
+from tests.due_instances import due_instances
 from tests.requests_to_log import open_store, origin, request, requested
 from tests.waiting import until
-from workers.attention import BACKOFF_S_MAX, Attention
+from workers.work_schedule import BACKOFF_S_MAX, WorkSchedule
 
 ADA = lives.instance_id()
 
@@ -24,7 +24,7 @@ ADA = lives.instance_id()
 @pytest.mark.parametrize("pause", ["fail", "postpone"])
 async def test_a_pause_ends_with_the_step_that_it_was_made_for(database_url: str, pause: str) -> None:
     async with open_store(database_url) as (store, pool):
-        attention = Attention(pool)
+        attention = WorkSchedule(pool)
         await requested(store)
         if pause == "fail":
             await attention.record_failure(ADA, version=1, code="no_address", delay_s=60)
@@ -42,7 +42,7 @@ async def test_a_pause_ends_with_the_step_that_it_was_made_for(database_url: str
 
 async def test_a_failure_at_another_version_is_the_first_of_its_kind(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
-        attention = Attention(pool)
+        attention = WorkSchedule(pool)
         await requested(store)
         for _ in range(3):
             await attention.record_failure(ADA, version=1, code="no_address", delay_s=60)
@@ -58,7 +58,7 @@ async def test_a_failure_of_another_kind_is_not_paused_for_as_if_it_had_come_bef
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        attention = Attention(pool)
+        attention = WorkSchedule(pool)
         await requested(store)
         for _ in range(5):
             await attention.record_failure(ADA, version=1, code="server_still_there", delay_s=0.3)
@@ -78,7 +78,7 @@ async def test_a_failure_of_another_kind_is_not_paused_for_as_if_it_had_come_bef
 async def test_pauses_grow_with_each_failure_up_to_the_longest(database_url: str, owner_conn: AsyncConnection) -> None:
     pauses = list[float]()
     async with open_store(database_url) as (store, pool):
-        attention = Attention(pool)
+        attention = WorkSchedule(pool)
         await requested(store)
 
         for _ in range(5):
@@ -95,7 +95,7 @@ async def test_waiting_makes_no_failure_forgotten_until_the_instance_gets_on(
 ) -> None:
     since = "SELECT failing_since FROM attention"
     async with open_store(database_url) as (store, pool):
-        attention = Attention(pool)
+        attention = WorkSchedule(pool)
         await requested(store)
         await attention.record_failure(ADA, version=1, code="timeout", delay_s=1)
         await attention.postpone(ADA, version=1, delay_s=1)
@@ -112,7 +112,7 @@ async def test_waiting_makes_no_failure_forgotten_until_the_instance_gets_on(
 async def test_nothing_is_left_of_whoever_goes_away(database_url: str, owner_conn: AsyncConnection) -> None:
     other = uuid4()
     async with open_store(database_url) as (store, pool):
-        attention = Attention(pool)
+        attention = WorkSchedule(pool)
         await requested(store)
         await attention.record_failure(ADA, version=1, code="timeout", delay_s=1)
         heard = (
@@ -131,7 +131,7 @@ async def test_a_worker_that_comes_late_leaves_no_word_of_what_is_over(
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        attention = Attention(pool)
+        attention = WorkSchedule(pool)
         await requested(store)
         for command in (lives.plan(), lives.failed(retryable=False), lives.discarded(), lives.gave_up()):
             outcome = await store.execute(ADA, command, origin("worker"))
@@ -147,7 +147,7 @@ async def test_a_worker_that_comes_late_leaves_no_word_of_what_is_over(
 @pytest.mark.parametrize("pause", ["fail", "postpone"])
 async def test_a_worker_that_comes_late_holds_up_nobody_who_has_gone_on(database_url: str, pause: str) -> None:
     async with open_store(database_url) as (store, pool):
-        attention = Attention(pool)
+        attention = WorkSchedule(pool)
         await requested(store)
         await store.execute(ADA, lives.plan(), origin("worker"))
 
@@ -167,7 +167,7 @@ async def test_what_is_asked_for_while_the_relay_looks_is_seen_to_be_owed(databa
         await _create(store, at_ms=began_ms + 1)
         await until(lambda: _is_past(looking, began_ms + 1))
 
-        assert await owed(looking) == [ADA]
+        assert await due_instances(looking) == [ADA]
 
 
 async def test_a_relay_hints_at_what_is_owed_at_once_but_for_what_a_worker_sees_to_by_itself(
@@ -182,7 +182,7 @@ async def test_a_relay_hints_at_what_is_owed_at_once_but_for_what_a_worker_sees_
             for command in (lives.request(customer_id=customer_id), *commands[1:]):
                 state = (await store.execute(stream_id, command, origin())).state
 
-                is_seen = await owed(owner_conn) != []
+                is_seen = await due_instances(owner_conn) != []
 
                 if wake_at_ms(state) == state.updated_ms:
                     (hinted if is_seen else left).add(type(command).__name__)
@@ -198,13 +198,13 @@ async def test_a_parked_lane_is_looked_at_again_once_its_time_has_come(
     park = "UPDATE checkpoint SET parked_until = now() + %s * interval '1 s', error = 'a hole'"
     async with open_store(database_url) as (store, _):
         await requested(store)
-        before = await owed(owner_conn)
+        before = await due_instances(owner_conn)
 
         await owner_conn.execute(park, (3_600,))
-        meanwhile = await owed(owner_conn)
+        meanwhile = await due_instances(owner_conn)
         await owner_conn.execute(park, (-1,))
 
-        assert (before, meanwhile, await owed(owner_conn)) == ([ADA], [], [ADA])
+        assert (before, meanwhile, await due_instances(owner_conn)) == ([ADA], [], [ADA])
 
 
 async def _pause_s(connection: AsyncConnection) -> float:

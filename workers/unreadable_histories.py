@@ -15,7 +15,7 @@ from events.errors import EventUnreadable, LogCorrupted
 HISTORY_UNREADABLE: Final = "history_unreadable"
 
 #: The errors that the store raises for such a history.
-JSON_ERRORS: Final = (LogCorrupted, EventUnreadable)
+HISTORY_ERRORS: Final = (LogCorrupted, EventUnreadable)
 
 _log = structlog.get_logger(__name__)
 
@@ -33,7 +33,7 @@ def reading_history(instance_id: UUID) -> Generator[None]:
     """Wraps code that reads the instance's history. Logs an alarm and raises `HistoryUnreadable` if it cannot be read."""
     try:
         yield
-    except JSON_ERRORS as error:
+    except HISTORY_ERRORS as error:
         # Without the error's text, which may quote the event.
         _log.error("history_unreadable", instance_id=str(instance_id), error=type(error).__name__)
         raise HistoryUnreadable(instance_id) from error

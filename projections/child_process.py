@@ -18,7 +18,7 @@ from typing import Any, Protocol
 NICE = 10
 
 
-class Answer(Protocol):
+class PipeEnd(Protocol):
     """One end of a pipe."""
 
     def send(self, obj: Any, /) -> None: ...
@@ -27,12 +27,12 @@ class Answer(Protocol):
     def close(self) -> None: ...
 
 
-def task_of(work: Callable[[], object], describe: Callable[[Exception], str]) -> bytes:
+def pickle_task(work: Callable[[], object], describe: Callable[[Exception], str]) -> bytes:
     """The argument of `do`: `work`, and `describe`, which puts an exception of it into words, pickled."""
     return pickle.dumps((work, describe))
 
 
-def do(task: bytes, answer: Answer) -> None:
+def run_task(task: bytes, pipe: PipeEnd) -> None:
     end_with_parent()
     os.nice(NICE)
     # A fold creates millions of objects but no cycles. Searching for cycles would take a third of its time.
@@ -41,7 +41,7 @@ def do(task: bytes, answer: Answer) -> None:
     try:
         work()
     except Exception as error:  # noqa: BLE001 - the parent reports it
-        answer.send(describe(error))
+        pipe.send(describe(error))
         raise SystemExit(1) from None
     # The work is committed. A regular exit would only spend time on freeing modules and objects.
     os._exit(0)

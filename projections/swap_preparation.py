@@ -1,4 +1,4 @@
-"""Bring a build close to the live tables and compare it with them, while others go on writing."""
+"""Prepare a swap: bring the build close to the live tables and compare it with them, while others go on writing."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ REST_FACTOR_MAX = 1.0
 UNVERIFIED_MAX = 500
 
 
-async def approach(connection: AsyncConnection, candidate: Candidate) -> int:
+async def prepare_swap(connection: AsyncConnection, candidate: Candidate) -> int:
     """Bring the build so close to the live tables that a swap is quick. Returns how many events were applied.
 
     Raises `ParityMismatch` where something that is compared on the way differs.
     """
     events = await catch_up(connection, candidate)
     if candidate.unverified is not None and len(candidate.unverified.streams) > UNVERIFIED_MAX:
-        comparison = await verify(connection, candidate, everything=False)
+        comparison = await compare_with_live(connection, candidate, everything=False)
         if comparison.drifted:
             raise ParityMismatch(candidate.build.name, comparison)
         events += await catch_up(connection, candidate)
     return events
 
 
-async def verify(connection: AsyncConnection, candidate: Candidate, *, everything: bool) -> Comparison:
+async def compare_with_live(connection: AsyncConnection, candidate: Candidate, *, everything: bool) -> Comparison:
     """Bring the build to the position of the live tables in one snapshot, and compare them there. Nobody is stopped.
 
     `everything`: compare all rows, and not only those that changed since they were last found equal.
     """
     unverified = candidate.unverified
-    assert unverified is not None, "somebody wants to know"
+    assert unverified is not None, "the candidate is to be compared"
     await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
     try:
         async with connection.transaction():

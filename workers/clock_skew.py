@@ -22,18 +22,18 @@ _LANES_AHEAD = OPERATIONS["lanes_ahead"]
 AHEAD_S_MIN = 5.0
 
 #: How often the lanes are checked, and the alarm is repeated.
-LOOK_S = 60.0
+CHECK_S = 60.0
 
 _log = structlog.get_logger(__name__)
 
 
-async def watch_lane_times(pool: AsyncConnectionPool) -> NoReturn:
+async def watch_clock_skew(pool: AsyncConnectionPool) -> NoReturn:
     """Check the lanes for ever."""
     while True:
-        async with error_boundary("lane_times", recover_s=LOOK_S):
+        async with error_boundary("lane_times", recover_s=CHECK_S):
             ahead = await run(pool, _LANES_AHEAD, (AHEAD_S_MIN,))
             if ahead:
                 lane, ahead_s = ahead[0]
                 hint = "the database's clock was ahead; events in these lanes are recorded with a later time until the clock has caught up"
                 _log.error("lane_of_the_future", lane=lane, ahead_s=round(ahead_s, 1), lanes=len(ahead), hint=hint)
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(CHECK_S)

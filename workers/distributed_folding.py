@@ -34,7 +34,7 @@ from workers.broker import HintSender
 _LANES_FREE = Statements("projections", "generations.sql")["lanes_free"]
 
 #: How long a worker claims lanes for one hint. It still folds the lanes that it has claimed by then.
-HELP_S = 30.0
+FOLD_S_PER_HINT = 30.0
 
 #: How often the rebuild sends hints while lanes are left, and how many hints each time.
 HINT_S = 2.0
@@ -56,7 +56,7 @@ _NOTIFY = b"SELECT pg_notify('hydracore_fold', %s)"
 #: In characters, so that the notification stays below PostgreSQL's limit of 8,000 bytes.
 _REASON_LENGTH_MAX = 1_000
 
-_LOOK_S = 0.1
+_POLL_S = 0.1
 
 _log = structlog.get_logger(__name__)
 
@@ -77,7 +77,7 @@ class LaneFolder:
         self._busy = False
 
     async def fold_for_hint(self, name: str, number: int) -> None:
-        """Fold lanes of the build until none is left or `HELP_S` has passed. Decline a build of a version that this code lacks."""
+        """Fold lanes of the build until none is left or `FOLD_S_PER_HINT` has passed. Decline a build whose version this code lacks."""
         if self._busy:
             return
         self._busy = True
@@ -100,7 +100,7 @@ class LaneFolder:
 
     async def _fold(self, projection: Projection, build: Generation) -> None:
         try:
-            process, answer = start_folding(partial(_fold_for, self._conninfo, projection, build, HELP_S))
+            process, answer = start_folding(partial(_fold_for, self._conninfo, projection, build, FOLD_S_PER_HINT))
         except OSError as error:
             await self._send_report(build, describe(error), failed=True)
             raise
@@ -140,7 +140,7 @@ def fold_distributed(settings: Settings, tell: Callable[[str], None]) -> Folding
                         free = await connection.execute(_LANES_FREE, build.key)
                         monitor.take_counts(now, claimed=now.lanes - now.lanes_folded - free.rowcount)
                         hinted_s = time.monotonic()
-                    async for notification in connection.notifies(timeout=_LOOK_S):
+                    async for notification in connection.notifies(timeout=_POLL_S):
                         monitor.take_report(notification.payload)
         finally:
             hints.close()
@@ -153,17 +153,17 @@ async def _hint(hints: HintSender, build: Generation, monitor: _Monitor) -> None
         await asyncio.to_thread(hints.send_fold_hints, build.name, build.number, HINTS)
     except RedisError as error:
         # Workers that are folding continue. The others get hints once Redis is back.
-        if monitor.redis is None:
+        if monitor.redis_error is None:
             monitor.tell(
                 f"Redis does not answer ({type(error).__name__}); workers that are folding continue, but no others can be asked"
             )
-        monitor.redis = type(error).__name__
+        monitor.redis_error = type(error).__name__
     else:
-        monitor.redis = None
+        monitor.redis_error = None
 
 
 class _Monitor:
-    """Monitors a rebuild that waits for workers. `redis`: the class of the error that keeps hints from being sent, if any."""
+    """Monitors a rebuild that waits for workers. `redis_error`: the class of the error that keeps hints from being sent, if any."""
 
     def __init__(self, build: Generation, tell: Callable[[str], None]) -> None:
         self.tell = tell
@@ -171,11 +171,11 @@ class _Monitor:
         self._folded = -1
         #: `_active_s`: when a lane was last folded or claimed. `_progressed_s`: when a lane was last folded, or none was claimed.
         self._active_s = self._progressed_s = time.monotonic()
-        self._spoke = False
+        self._has_warned = False
         self._failures = 0
         self._reason: str | None = None
         self._refusals = set[str]()
-        self.redis: str | None = None
+        self.redis_error: str | None = None
 
     def take_report(self, payload: str) -> None:
         """Take in a worker's report. Raises `FoldFailed` at the last failure that is allowed."""
@@ -199,7 +199,7 @@ class _Monitor:
         clock_s = time.monotonic()
         if now.lanes_folded > self._folded:
             self._folded, self._failures = now.lanes_folded, 0
-            self._progressed_s, self._spoke = clock_s, False
+            self._progressed_s, self._has_warned = clock_s, False
         elif claimed <= 0:
             if clock_s - self._active_s >= IDLE_S_MAX:
                 raise FoldFailed(self._build.name, self._idle_reason())
@@ -215,14 +215,14 @@ class _Monitor:
         if idle_s >= CLAIM_S_MAX:
             reason = f"no lane was folded for {CLAIM_S_MAX:.0f} s, although workers have claimed {claimed}: they hang"
             raise FoldFailed(self._build.name, reason)
-        if idle_s >= IDLE_S_MAX and not self._spoke:
-            self._spoke = True
+        if idle_s >= IDLE_S_MAX and not self._has_warned:
+            self._has_warned = True
             self.tell(
                 f"no lane was folded for {IDLE_S_MAX:.0f} s, although workers have claimed {claimed}: they are slow or hang"
             )
 
     def _idle_reason(self) -> str:
         idle = f"no lane was folded for {IDLE_S_MAX:.0f} s, and no worker has claimed one"
-        if self.redis is not None:
-            return f"{idle}; Redis does not answer ({self.redis}), so no worker can be asked"
+        if self.redis_error is not None:
+            return f"{idle}; Redis does not answer ({self.redis_error}), so no worker can be asked"
         return f"{idle}; " + (self._reason or "is a worker running?")

@@ -1,6 +1,7 @@
-"""The table `attention`: when to look at an instance again, how often its current step has failed, and since when.
+"""The schedule of work on instances: when to look at each again, how often its current step has failed, and since when.
 
-It is kept in PostgreSQL, so that a timer or a backoff survives the loss of Redis and of the worker that set it.
+It is kept in PostgreSQL, in the table `attention`, so that a timer or a backoff survives the loss of Redis and of the worker that set
+it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from events.ids import lane_of
 from events.retries import run
 from events.sql import Statements
 
-_SQL = Statements("workers", "attention.sql")
+_SQL = Statements("workers", "work_schedule.sql")
 _POSTPONE = _SQL["postpone"]
 _RECORD_FAILURE = _SQL["record_failure"]
 _KEEP_AT_NEXT_VERSION = _SQL["keep_at_next_version"]
@@ -37,7 +38,7 @@ GRACE_S = 1.0
 CLAIM_MAX = 500
 
 
-class Attention:
+class WorkSchedule:
     def __init__(self, pool: AsyncConnectionPool) -> None:
         self._pool = pool
 

@@ -6,7 +6,7 @@ from structlog.testing import capture_logs
 from tests import lives
 from tests.stack import Stack
 from tests.strays import installation, recorded, stray
-from workers.observe import observe_actions
+from workers.action_polling import poll_actions
 from workers.providers.hetzner import HetznerProvider
 
 
@@ -21,7 +21,7 @@ async def test_a_server_is_observed_though_the_provider_fails_at_another(
         stack.cloudsim.fault("get_server", "error", server_id=int(servers[0]), times=None)
 
         with capture_logs() as logs:
-            await observe_actions(deps)
+            await poll_actions(deps)
 
     seen = await owner_conn.execute("SELECT stream_id FROM event WHERE type = 'server_observed'")
     assert await seen.fetchall() == [(second,)]
@@ -43,7 +43,7 @@ async def test_a_server_that_one_look_misses_is_not_given_up(
         await recorded(deps, 0, lives.created(server_id=server_id, action_id=f"99999{server_id}"))
         stack.cloudsim.fault("get_server", "error", server_id=int(server_id), status=404, code="not_found")
         for _ in range(2):
-            await observe_actions(deps)
+            await poll_actions(deps)
             told += await (await owner_conn.execute(newest)).fetchall()
 
     assert told == [("server_created",), ("server_observed",)]
@@ -60,7 +60,7 @@ async def test_a_provider_that_wants_to_be_left_alone_is_asked_of_no_other_serve
         before = stack.cloudsim.requests("get_server")
 
         with capture_logs() as logs:
-            await observe_actions(deps)
+            await poll_actions(deps)
 
     assert stack.cloudsim.requests("get_server") == before + 1
     assert [(line["event"], line["code"]) for line in logs] == [("observation_failed", "rate_limit_exceeded")]

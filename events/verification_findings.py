@@ -1,4 +1,4 @@
-"""The results of a verification: findings, each with its exact place, and notes about what was not compared."""
+"""The findings of a verification, each with its exact place, and its notes about what was not compared."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Note(NamedTuple):
-    """What was not compared, or was taken on trust. `there`: the details in `lane`; empty if the note is about the whole log."""
+    """What was not compared, or was taken on trust. `details`: those in `lane`; empty if the note is about the whole log."""
 
     what: str
     lane: int = -1
-    there: str = ""
+    details: str = ""
 
 
-def sentences(notes: Iterable[Note]) -> list[str]:
+def note_sentences(notes: Iterable[Note]) -> list[str]:
     """One sentence per `what`, with the details of all lanes. Sentences with lanes come first: there are few of them."""
     found: list[tuple[bool, str]] = []
     for what, alike in groupby(sorted(set(notes)), key=lambda note: note.what):
-        lanes = [f"lane {note.lane} ({note.there})" for note in alike if note.there]
+        lanes = [f"lane {note.lane} ({note.details})" for note in alike if note.details]
         found.append((not lanes, f"{what}: {', '.join(lanes)}" if lanes else what))
     return [sentence for _, sentence in sorted(found)]
