@@ -17,6 +17,7 @@ from hydracore.agent.boot_file import BootFile, read_boot_file
 from hydracore.agent.callbacks import deliver_leftovers
 from hydracore.agent.control_plane import ControlPlane, Gone
 from hydracore.agent.credentials import load_secrets, replace_refused_key
+from hydracore.agent.errors import DiskRefuses
 from hydracore.agent.expressclaw.runtime import ExpressClaw
 from hydracore.agent.expressclaw.setup import make_setup
 from hydracore.agent.expressclaw.store import STORE_FILE, Store
@@ -57,7 +58,11 @@ class Agent:
             boot_file = read_boot_file(self._root)
             with bound_contextvars(instance_id=str(boot_file.instance_id), attempt=boot_file.attempt):
                 await self._run_until_gone(state, boot_file)
-                state.retire()
+                try:
+                    state.retire()
+                except DiskRefuses as refusal:
+                    # A later start is refused at its enrolment, and tries to store this again.
+                    _log.warning("retirement_not_stored", what=refusal.what)
                 _log.info("agent_retired")
 
     async def _run_until_gone(self, state: StateDir, boot_file: BootFile) -> None:

@@ -18,7 +18,7 @@ from hydracore.agent.boot_file import BootFile
 from hydracore.agent.callbacks import Callbacks
 from hydracore.agent.chat_api import ChatApi
 from hydracore.agent.configuration import Configuration
-from hydracore.agent.control_plane import ControlPlane, Gone, retry_transient
+from hydracore.agent.control_plane import ControlPlane, Gone, retry_transient, retry_until_stored
 from hydracore.agent.credentials import Credentials
 from hydracore.agent.endpoints import Endpoints
 from hydracore.agent.errors import StateDamaged
@@ -38,8 +38,7 @@ START_S = 1.0
 
 
 class Boot:
-    """Call `enrol` once, then `work` once. Both raise `Gone`; `enrol` raises `DiskRefuses`, too, and `work`
-    `StateDamaged`. `work` never returns.
+    """Call `enrol` once, then `work` once. Both raise `Gone`, and `work` raises `StateDamaged`, too. `work` never returns.
 
     `uptime_s` returns the seconds since the process (or task) of this agent started.
     """
@@ -87,11 +86,14 @@ class Boot:
         self._server = AgentServer(AgentApi(self._routes(store), token=self._control_token), report=report)
 
     async def enrol(self) -> None:
-        """Enrol with the control plane. Before it has accepted this agent, no runtime runs and no port is open."""
-        self._spool.begin(self._boot_id)
+        """Enrol with the control plane. Before it has accepted this agent, no runtime runs and no port is open.
+
+        While the disk refuses, this waits: it may be full when a running agent's boot is superseded.
+        """
+        await retry_until_stored(lambda: self._spool.begin(self._boot_id))
         self._callbacks.reach("booted", f"Agent {VERSION} booted")
         await self._credentials.enrol()
-        self._spool.mark_enrolled(self._boot_id)
+        await retry_until_stored(lambda: self._spool.mark_enrolled(self._boot_id))
         self._callbacks.reach("enrolled", "Enrolled with the control plane")
 
     async def work(self) -> None:

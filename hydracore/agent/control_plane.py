@@ -188,6 +188,15 @@ async def retry_transient(call: Callable[[], Awaitable[T]]) -> T:
         await asyncio.sleep(wait_s)
 
 
+async def retry_until_stored(write: Callable[[], object]) -> None:
+    """Call `write` until the disk does not refuse it. Other errors are raised."""
+
+    async def call() -> None:
+        write()
+
+    await retry_transient(call)
+
+
 def retry_wait_s(error: AgentError, backoff: Backoff) -> float:
     """The backoff's wait, or the longer one that the answer asked for, up to the cap."""
     asked_s = error.retry_after_s if isinstance(error, Unavailable) else None

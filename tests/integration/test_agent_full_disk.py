@@ -13,11 +13,14 @@ from tests.agent_process import AgentProcess
 from tests.fake_control_plane import FakeControlPlane
 from tests.waiting import PATIENCE_S, until
 
+#: More bytes than an agent's log has in a test, and fewer than the write-ahead log of its spool has once it is healthy.
+LOG_ONLY_BYTES = 16 * 1024
 
-def disk(agent: AgentProcess, *, is_full: bool) -> None:
-    """Let no file of the agent's process be written, or every one again."""
+
+def disk(agent: AgentProcess, *, is_full: bool, file_max_bytes: int = 0) -> None:
+    """Let the agent's process write no file beyond `file_max_bytes`, or every one again."""
     _, hard = resource.prlimit(agent.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(agent.pid, resource.RLIMIT_FSIZE, (0 if is_full else hard, hard))
+    resource.prlimit(agent.pid, resource.RLIMIT_FSIZE, (file_max_bytes if is_full else hard, hard))
 
 
 def configuration_on_disk(agent: AgentProcess) -> int:
@@ -139,3 +142,43 @@ async def test_a_disk_that_is_full_while_callbacks_of_a_killed_boot_are_delivere
     await control_plane.until_healthy()
     before, after = control_plane.boots
     assert control_plane.stages(before) == control_plane.stages(after) == list(STAGES)
+
+
+async def test_an_agent_whose_boot_is_superseded_while_its_disk_is_full_boots_anew_once_there_is_room(
+    control_plane: FakeControlPlane, agent: AgentProcess
+) -> None:
+    agent.start()
+    await control_plane.until_healthy()
+    disk(agent, is_full=True, file_max_bytes=LOG_ONLY_BYTES)
+    control_plane.trouble("heartbeat", 410)
+
+    def waits() -> bool:
+        # Before that, it may have retried to note that its callbacks were accepted.
+        return '"event":"disk_retry"' in agent.output().partition('"event":"boot_superseded"')[2]
+
+    await until(lambda: waits() or not agent.is_alive)
+    assert agent.is_alive
+    assert len(control_plane.boots) == 1
+
+    disk(agent, is_full=False)
+    await control_plane.until(lambda: len(control_plane.boots) == 2)
+    await control_plane.until_healthy()
+    assert control_plane.stages() == list(STAGES)
+
+
+async def test_a_retired_agent_ends_in_order_though_its_disk_does_not_take_the_mark(
+    control_plane: FakeControlPlane, agent: AgentProcess
+) -> None:
+    agent.start()
+    await control_plane.until_healthy()
+    # A folder in the place of the file that is to be renamed, as some file systems have room for an empty file when full.
+    obstacle = agent.state / "retired.new"
+    obstacle.mkdir()
+    control_plane.gone = True
+    assert await agent.exit_code() == 0
+    assert not (agent.state / "retired").exists()
+
+    obstacle.rmdir()
+    agent.start()
+    assert await agent.exit_code() == 0
+    assert (agent.state / "retired").exists()
