@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import NamedTuple
 
-from hydracore.agent.expressclaw.memory import ChatMessage
+from hydracore.agent.expressclaw.context_window import ChatMessage
 from hydracore.agent.expressclaw.model_client import ModelCall, ModelClient
 from hydracore.agent.expressclaw.money import Tokens
 from tests.waiting import PATIENCE_S

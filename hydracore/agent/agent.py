@@ -17,7 +17,7 @@ from hydracore.agent.boot_file import BootFile, read_boot_file
 from hydracore.agent.callbacks import deliver_leftovers
 from hydracore.agent.control_plane import ControlPlane, Gone
 from hydracore.agent.credentials import load_secrets, replace_refused_key
-from hydracore.agent.errors import DiskRefuses
+from hydracore.agent.errors import DiskWriteFailed
 from hydracore.agent.expressclaw.runtime import ExpressClaw
 from hydracore.agent.expressclaw.setup import make_setup
 from hydracore.agent.expressclaw.store import STORE_FILE, Store
@@ -51,7 +51,7 @@ class Agent:
         Raises `StartRefused` (`BootFileInvalid`, `AlreadyRunning`, `StateDamaged`) when it cannot start.
         """
         state = StateDir(self._root)
-        with state.exclusive():
+        with state.locked():
             if state.retired:
                 _log.info("agent_retired_before")
                 return
@@ -60,7 +60,7 @@ class Agent:
                 await self._run_until_gone(state, boot_file)
                 try:
                     state.retire()
-                except DiskRefuses as refusal:
+                except DiskWriteFailed as refusal:
                     # A later start is refused at its enrolment, and tries to store this again.
                     _log.warning("retirement_not_stored", what=refusal.what)
                 _log.info("agent_retired")
@@ -75,7 +75,7 @@ class Agent:
         started_s = time.monotonic()
 
         async def replace_key(refused: str, boot_id: UUID) -> str:
-            # As in `Boot._renewed`: the control plane may have lost usage. The next boot cannot notice it, as it will
+            # As in `Boot._on_secrets_renewed`: the control plane may have lost usage. The next boot cannot notice it, as it will
             # find a key that is acknowledged already.
             store.ledger.resend_last()
             asked = SecretsRequest(instance_id=boot_file.instance_id, attempt=boot_file.attempt, boot_id=boot_id)
@@ -121,7 +121,7 @@ class Agent:
             except Gone:
                 return
             try:
-                await boot.work()
+                await boot.run()
             except Gone:
                 now_s = time.monotonic()
                 if superseded_s is not None and now_s - superseded_s < SUPERSEDED_AGAIN_S:

@@ -31,17 +31,17 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 #: configuration with its prompts.
 BODY_MAX_BYTES: Final = 2 * 1024 * 1024
 
-#: Placeholder in the table of routes for the last part of a path.
-LAST_PART: Final = "{last}"
+#: Placeholder in the table of routes for the last segment of a path.
+LAST_SEGMENT: Final = "{last}"
 
 
 class Request(NamedTuple):
-    """`last`: the last part of the path, for a route that ends in `LAST_PART`."""
+    """`last_segment`: the last segment of the path, for a route that ends in `LAST_SEGMENT`."""
 
     query: Mapping[str, str]
     headers: Mapping[str, str]
     body: bytes
-    last: str
+    last_segment: str
 
     def __repr__(self) -> str:
         return "Request()"
@@ -122,7 +122,7 @@ class AgentApi:
             )
         path: str = scope["path"]
         front, _, last = path.rpartition("/")
-        handlers = self._routes.get(path) or self._routes.get(f"{front}/{LAST_PART}")
+        handlers = self._routes.get(path) or self._routes.get(f"{front}/{LAST_SEGMENT}")
         if handlers is None:
             return problem(404, "not_found", "Not found")
         handler = handlers.get(scope["method"])

@@ -20,7 +20,7 @@ class Backoff:
         self._rand = rand
         self._next_s = base_s
 
-    def next_s(self) -> float:
+    def next_wait_s(self) -> float:
         """The wait before the next try, in seconds."""
         full = self._next_s
         self._next_s = min(full * 2, self._cap_s)

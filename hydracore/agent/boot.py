@@ -13,7 +13,7 @@ from uuid import UUID
 
 from hydracore.agent import VERSION
 from hydracore.agent import messages as m
-from hydracore.agent.api import LAST_PART, AgentApi, Handler
+from hydracore.agent.api import LAST_SEGMENT, AgentApi, Handler
 from hydracore.agent.boot_file import BootFile
 from hydracore.agent.callbacks import Callbacks
 from hydracore.agent.chat_api import ChatApi
@@ -34,11 +34,11 @@ from hydracore.agent.usage import UsageSender
 
 #: The longest that callbacks are held back until the agent is healthy. Those of a normal start then
 #: travel in one request.
-START_S = 1.0
+CALLBACKS_HELD_S = 1.0
 
 
 class Boot:
-    """Call `enrol` once, then `work` once. Both raise `Gone`, and `work` raises `StateDamaged`, too. `work` never returns.
+    """Call `enrol` once, then `run` once. Both raise `Gone`, and `run` raises `StateDamaged`, too. `run` never returns.
 
     `uptime_s` returns the seconds since the process (or task) of this agent started.
     """
@@ -70,7 +70,7 @@ class Boot:
             identity=identity,
             state=state,
             control_plane=control_plane,
-            on_renewed=self._renewed,
+            on_renewed=self._on_secrets_renewed,
         )
         report = self._callbacks.report
         self._supervisor = Supervisor(runtimes=runtimes, report=report, monotonic=uptime_s)
@@ -90,32 +90,32 @@ class Boot:
 
         While the disk refuses, this waits: it may be full when a running agent's boot is superseded.
         """
-        await retry_until_stored(lambda: self._spool.begin(self._boot_id))
-        self._callbacks.reach("booted", f"Agent {VERSION} booted")
+        await retry_until_stored(lambda: self._spool.add_boot(self._boot_id))
+        self._callbacks.enter_stage("booted", f"Agent {VERSION} booted")
         await self._credentials.enrol()
         await retry_until_stored(lambda: self._spool.mark_enrolled(self._boot_id))
-        self._callbacks.reach("enrolled", "Enrolled with the control plane")
+        self._callbacks.enter_stage("enrolled", "Enrolled with the control plane")
 
-    async def work(self) -> None:
-        secrets = await retry_transient(self._credentials.open)
-        self._callbacks.reach("secrets", "Secrets are stored")
-        self._configuration.begin(secrets)
+    async def run(self) -> None:
+        secrets = await retry_transient(self._credentials.load_or_fetch)
+        self._callbacks.enter_stage("secrets", "Secrets are stored")
+        self._configuration.start(secrets)
         if self._credentials.is_new:
-            # New by what is on disk. But an earlier boot may have ended while it replaced its key: see `_renewed`.
+            # New by what is on disk. But an earlier boot may have ended while it replaced its key: see `_on_secrets_renewed`.
             self._ledger.resend_last()
         self._server.listen_on(secrets.listen)
-        self._callbacks.reach("configured", f"Configuration {self._configuration.version} is in place")
+        self._callbacks.enter_stage("configured", f"Configuration {self._configuration.version} is in place")
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._deliver())
                 tasks.create_task(self._server.run())
                 tasks.create_task(self._supervisor.run())
-                tasks.create_task(self._become_healthy_and_beat())
-                tasks.create_task(self._configuration.follow(self._credentials))
+                tasks.create_task(self._report_healthy_and_heartbeat())
+                tasks.create_task(self._configuration.fetch_when_behind(self._credentials))
                 tasks.create_task(self._usage.deliver(self._credentials))
         except BaseExceptionGroup as group:
             # All tasks are over by now. A restart would not help against a damaged file, so that is raised first.
-            damage = _damage_in(group)
+            damage = _find_state_damage(group)
             if damage is not None:
                 raise damage from group
             # `Gone` is an answer of the control plane. Any other error beside it is a bug and must show.
@@ -139,12 +139,12 @@ class Boot:
             "/api/updates/apply": {"POST": agent.apply_updates},
             "/api/chat": {"POST": chats.chat},
             "/api/conversations": {"GET": chats.conversations},
-            f"/api/conversations/{LAST_PART}": {"GET": chats.conversation},
+            f"/api/conversations/{LAST_SEGMENT}": {"GET": chats.conversation},
         }
 
-    def _renewed(self, secrets: m.Secrets) -> None:
+    def _on_secrets_renewed(self, secrets: m.Secrets) -> None:
         self._callbacks.report("info", "The agent key was replaced")
-        self._configuration.renew(secrets)
+        self._configuration.adopt_renewed(secrets)
         # The old key may have been refused because the control plane was restored: then it has lost usage, too.
         self._ledger.resend_last()
         self._server.listen_on(secrets.listen)
@@ -154,18 +154,18 @@ class Boot:
 
     async def _deliver(self) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(START_S):
+            async with asyncio.timeout(CALLBACKS_HELD_S):
                 await self._healthy.wait()
         await self._callbacks.deliver(self._credentials)
 
-    async def _become_healthy_and_beat(self) -> None:
-        await self._supervisor.serving()
-        self._callbacks.reach("runtime_started", f"Runtime {self._supervisor.wanted.type} is running")
-        await self._server.listening()
-        self._callbacks.reach("healthy", "The agent answers on its address")
+    async def _report_healthy_and_heartbeat(self) -> None:
+        await self._supervisor.wait_until_serving()
+        self._callbacks.enter_stage("runtime_started", f"Runtime {self._supervisor.wanted_config.type} is running")
+        await self._server.wait_until_listening()
+        self._callbacks.enter_stage("healthy", "The agent answers on its address")
         self._healthy.set()
-        wanted = self._configuration.note_wanted
-        await send_heartbeats(self._credentials, self._control_plane, self._heartbeat, on_wanted=wanted)
+        wanted = self._configuration.check_wanted_version
+        await send_heartbeats(self._credentials, self._control_plane, self._heartbeat, on_wanted_version=wanted)
 
     def _status(self) -> m.AgentStatus:
         supervisor = self._supervisor
@@ -175,7 +175,7 @@ class Boot:
             boot_id=self._boot_id,
             stage=self._callbacks.stage,
             healthy=supervisor.is_serving and self._server.is_listening,
-            runtime=supervisor.wanted.type,
+            runtime=supervisor.wanted_config.type,
             uptime_seconds=int(self._uptime_s()),
             active_connections=supervisor.active_connections,
             versions=supervisor.versions,
@@ -202,13 +202,13 @@ class Boot:
     @property
     def _error(self) -> m.ReportedError | None:
         """The error to report, if any. A disk that refuses comes first, as it may be the cause of the others."""
-        refusal = self._state.refusal()
+        refusal = self._state.find_write_failure()
         if refusal is not None:
             return m.ReportedError(code="disk_refuses", message=f"The server's disk refuses writes: {refusal.what}")
         return self._supervisor.error
 
 
-def _damage_in(group: BaseExceptionGroup[BaseException]) -> StateDamaged | None:
+def _find_state_damage(group: BaseExceptionGroup[BaseException]) -> StateDamaged | None:
     found: BaseException | None = group.subgroup(StateDamaged)
     while isinstance(found, BaseExceptionGroup):
         found = cast("BaseExceptionGroup[BaseException]", found).exceptions[0]

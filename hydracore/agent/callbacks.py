@@ -25,14 +25,14 @@ from hydracore.agent.control_plane import (
     retry_wait_s,
 )
 from hydracore.agent.credentials import Credentials
-from hydracore.agent.errors import DiskRefuses, SpoolFull
+from hydracore.agent.errors import DiskWriteFailed, SpoolFull
 from hydracore.agent.messages import STAGES, Callback, Level, Stage
 from hydracore.agent.spool import CallbackSpool
 
 _log = structlog.get_logger(__name__)
 
 #: Seconds between two tries to write down a stage that the disk refused.
-DISK_AGAIN_S = 1.0
+STAGE_RETRY_S = 1.0
 
 #: The most times that the control plane may refuse callbacks of an earlier boot. Then they are dropped.
 _LEFTOVER_REFUSALS_MAX = 3
@@ -45,18 +45,18 @@ class Callbacks:
         self._spool = spool
         self._boot_id = boot_id
         self._control_plane = control_plane
-        self._news = asyncio.Event()
+        self._spool_changed = asyncio.Event()
         self.stage: Stage = STAGES[0]
         #: The message of the present stage if the disk refused it.
-        self._unspooled: str | None = None
+        self._unspooled_message: str | None = None
 
-    def reach(self, stage: Stage, message: str) -> None:
+    def enter_stage(self, stage: Stage, message: str) -> None:
         """Enter `stage`, which never lies before the present one, and report it."""
         assert STAGES.index(stage) >= STAGES.index(self.stage), f"{stage} after {self.stage}"
         self.stage = stage
-        self._unspooled = None if self.report("info", message) else message
-        if self._unspooled is not None:
-            self._news.set()
+        self._unspooled_message = None if self.report("info", message) else message
+        if self._unspooled_message is not None:
+            self._spool_changed.set()
 
     def report(self, level: Level, message: str) -> bool:
         """Spool a callback at the present stage. Returns False if the disk refused it; then it is in the log only."""
@@ -66,11 +66,11 @@ class Callbacks:
             # After months of errors without a control plane. The first ones say more than the latest repetition.
             _log.exception("callback_dropped", stage=self.stage, level=level)
             return True
-        except DiskRefuses as refusal:
+        except DiskWriteFailed as refusal:
             _log.error("callback_dropped", stage=self.stage, level=level, message=message, what=refusal.what)
             return False
         _log.info("callback_spooled", seq=callback.seq, stage=self.stage, level=level, message=callback.message)
-        self._news.set()
+        self._spool_changed.set()
         return True
 
     async def deliver(self, credentials: Credentials) -> NoReturn:
@@ -80,22 +80,22 @@ class Callbacks:
         came, the control plane would give the server up.
         """
         while True:
-            self._news.clear()
-            while (callback := self._spool.pending(self._boot_id)) is not None:
+            self._spool_changed.clear()
+            while (callback := self._spool.next_callback(self._boot_id)) is not None:
                 await retry_transient(lambda callback=callback: self._send(credentials, callback))
-            if self._unspooled is None:
-                await self._news.wait()
+            if self._unspooled_message is None:
+                await self._spool_changed.wait()
             else:
-                await asyncio.sleep(DISK_AGAIN_S)
-                self.reach(self.stage, self._unspooled)
+                await asyncio.sleep(STAGE_RETRY_S)
+                self.enter_stage(self.stage, self._unspooled_message)
 
     async def _send(self, credentials: Credentials, callback: Callback) -> None:
         """Send `callback` once, and set which one the spool gives out next.
 
-        Raises `ControlPlaneError` and `DiskRefuses`.
+        Raises `ControlPlaneError` and `DiskWriteFailed`.
         """
         try:
-            answer = await credentials.report(callback)
+            answer = await credentials.send_callback(callback)
         except Conflict as error:
             wanted = error.expected_seq
             # A 409 that expects the callback just sent counts as a bad answer, too: obeying it would be a tight loop.
@@ -103,7 +103,7 @@ class Callbacks:
                 raise BadAnswer(error.call, f"409 that expects {wanted} instead of {callback.seq}") from error
             _log.warning("callbacks_resent", sent_seq=callback.seq, expected_seq=wanted)
         else:
-            self._spool.accepted(callback.boot_id, answer.seq)
+            self._spool.mark_accepted(callback.boot_id, answer.seq)
 
 
 async def deliver_leftovers(
@@ -117,7 +117,7 @@ async def deliver_leftovers(
 
     Must be called before the new boot enrols: from then on the control plane accepts no callback of
     an older boot. `replace_key` takes the refused key and an earlier boot's id, makes one try to get
-    another key, and raises `ControlPlaneError` and `DiskRefuses`.
+    another key, and raises `ControlPlaneError` and `DiskWriteFailed`.
     """
     for boot_id in spool.boots_with_pending():
         deliver = partial(_deliver_boot, spool, control_plane, boot_id, agent_key=agent_key, replace_key=replace_key)
@@ -135,7 +135,7 @@ async def _deliver_boot(
     agent_key: str,
     replace_key: Callable[[str, UUID], Awaitable[str]],
 ) -> bool:
-    """Deliver one boot's callbacks. Returns False if the control plane refuses them. Raises `DiskRefuses`.
+    """Deliver one boot's callbacks. Returns False if the control plane refuses them. Raises `DiskWriteFailed`.
 
     A refusal must not keep the new boot from starting, so the number of refused tries is bounded. Nor
     does a 410 end the agent here: the enrolment that follows tells whether it is still wanted.
@@ -143,7 +143,7 @@ async def _deliver_boot(
     backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
     refusals = 0
     is_key_refused = False
-    while (callback := spool.pending(boot_id)) is not None:
+    while (callback := spool.next_callback(boot_id)) is not None:
         try:
             if is_key_refused:
                 agent_key = await replace_key(agent_key, boot_id)
@@ -162,6 +162,6 @@ async def _deliver_boot(
                 spool.resend_from(boot_id, error.expected_seq)
             await asyncio.sleep(retry_wait_s(error, backoff))
         else:
-            spool.accepted(boot_id, answer.seq)
+            spool.mark_accepted(boot_id, answer.seq)
             backoff.reset()
     return True

@@ -17,7 +17,7 @@ from hydracore.agent.chat_messages import (
     ChatRequest,
     Conversations,
 )
-from hydracore.agent.chats import Ask, BadRequest, ChatError, MessageTooLong, OpenChat
+from hydracore.agent.chats import BadRequest, ChatError, MessageTooLong, OpenChat, Question
 from hydracore.agent.expressclaw.turns import Turns
 from hydracore.json_input import JSON_ERRORS
 from hydracore.media_types import EVENT_STREAM
@@ -36,14 +36,14 @@ _KEY: Final = re.compile(rf"[\x20-\x7e]{{1,{NAME_MAX_CHARS}}}")
 class ChatApi:
     """`open_chat` raises `ChatError`."""
 
-    def __init__(self, turns: Turns, *, open_chat: Callable[[Ask], OpenChat]) -> None:
+    def __init__(self, turns: Turns, *, open_chat: Callable[[Question], OpenChat]) -> None:
         self._turns = turns
         self._open_chat = open_chat
 
     async def chat(self, request: Request) -> Response | Stream:
         """An error before the first word is answered with its own status; a later one is the stream's last event."""
-        ask = _read_ask(request)
-        chat = self._open_chat(ask)
+        question = _read_question(request)
+        chat = self._open_chat(question)
         if EVENT_STREAM in request.headers.get("accept", "").lower():
             events = _events(chat)
             return Stream(EVENT_STREAM, await anext(events), events)
@@ -54,12 +54,12 @@ class ChatApi:
         limit = request.query.get("limit", str(CONVERSATIONS_LISTED))
         if not (_LIMIT.fullmatch(limit) and 1 <= int(limit) <= CONVERSATIONS_LISTED_MAX):
             raise BadRequest(f"limit: must be a whole number from 1 to {CONVERSATIONS_LISTED_MAX}")
-        return Response(200, Conversations(await self._turns.newest(int(limit))))
+        return Response(200, Conversations(await self._turns.latest_conversations(int(limit))))
 
     async def conversation(self, request: Request) -> Response:
         found = None
-        if _CONVERSATION_ID.fullmatch(request.last):
-            found = await self._turns.conversation(request.last)
+        if _CONVERSATION_ID.fullmatch(request.last_segment):
+            found = await self._turns.conversation(request.last_segment)
         return problem(404, "not_found", "There is no such conversation") if found is None else Response(200, found)
 
 
@@ -71,7 +71,7 @@ def read_body(request: Request, body_type: type[T]) -> T:
         raise BadRequest(str(error)) from None
 
 
-def key_of_caller(end_user: str | None, key: str) -> str:
+def caller_key(end_user: str | None, key: str) -> str:
     """A caller's idempotency key as it is stored: with the end user, so that keys of two end users never clash.
 
     Nor do they clash with the keys that channels make up. `schema.sql` converts keys of earlier releases to this form.
@@ -80,7 +80,7 @@ def key_of_caller(end_user: str | None, key: str) -> str:
     return f"caller:{owner}:{key}"
 
 
-def _read_ask(request: Request) -> Ask:
+def _read_question(request: Request) -> Question:
     """Raises `BadRequest` and `MessageTooLong`."""
     body = read_body(request, ChatRequest)
     if len(body.message) > MESSAGE_MAX_CHARS:
@@ -88,12 +88,12 @@ def _read_ask(request: Request) -> Ask:
     key = request.headers.get("idempotency-key")
     if key is not None and not _KEY.fullmatch(key):
         raise BadRequest(f"Idempotency-Key: must be 1 to {NAME_MAX_CHARS} printable characters")
-    return Ask(
+    return Question(
         message=body.message,
         conversation_id=body.conversation_id,
         end_user=body.end_user,
         channel="api",
-        key=None if key is None else key_of_caller(body.end_user, key),
+        key=None if key is None else caller_key(body.end_user, key),
     )
 
 

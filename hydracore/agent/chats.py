@@ -86,8 +86,8 @@ class ModelTimeout(ChatError):
     code: ClassVar[str] = "model_timeout"
 
 
-class Ask(NamedTuple):
-    """One message to answer. `key`: asking again with it gives the same answer. `end_user`: None is the owner."""
+class Question(NamedTuple):
+    """One message to answer. `key`: the idempotency key, if any. `end_user`: None is the owner."""
 
     message: str
     conversation_id: str | None
@@ -96,33 +96,33 @@ class Ask(NamedTuple):
     key: str | None
 
     def __repr__(self) -> str:
-        return f"Ask(conversation_id={self.conversation_id!r}, channel={self.channel!r})"
+        return f"Question(conversation_id={self.conversation_id!r}, channel={self.channel!r})"
 
 
 class OpenChat:
-    """An answer while it is made. Any number of listeners get all of it. When the last one leaves, it is abandoned.
+    """An answer while it is made. Each listener gets all of it. When the last listener leaves, it is abandoned.
 
-    The maker calls `say`, and at last `finish` or `fail`. A listener reads `texts` or `answer` inside `listening`.
+    The producer calls `add_text`, and at last `finish` or `fail`. A listener reads `texts` or `answer` inside `listening`.
     """
 
     def __init__(self) -> None:
-        self._pieces: list[str] = []
+        self._texts: list[str] = []
         self._outcome: ChatAnswer | ChatError | None = None
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._listeners = 0
-        self._was_heard = False
+        self._was_delivered = False
         #: Set when nobody listens any more, and to end the chat early.
         self.abandoned = asyncio.Event()
 
-    def say(self, text: str) -> None:
-        self._pieces.append(text)
+    def add_text(self, text: str) -> None:
+        self._texts.append(text)
         self._wake()
 
     def retract(self) -> bool:
-        """Take back what was said, unless a listener has got some of it. Returns whether it was taken back."""
-        if not self._was_heard:
-            self._pieces.clear()
-        return not self._was_heard
+        """Drop the texts so far, unless a listener has read some of them. Returns whether they were dropped."""
+        if not self._was_delivered:
+            self._texts.clear()
+        return not self._was_delivered
 
     def finish(self, answer: ChatAnswer) -> None:
         assert self._outcome is None
@@ -136,7 +136,7 @@ class OpenChat:
             self._wake()
 
     @property
-    def is_over(self) -> bool:
+    def is_finished(self) -> bool:
         return self._outcome is not None
 
     @contextmanager
@@ -150,30 +150,30 @@ class OpenChat:
                 self.abandoned.set()
 
     async def texts(self) -> AsyncGenerator[str]:
-        """The answer as it is said. What was said since the last piece comes as one. Raises `ChatError`."""
-        heard = 0
+        """The answer in pieces: each is all text that was added since the piece before it. Raises `ChatError`."""
+        read_count = 0
         while True:
-            news = self._news
-            if heard < len(self._pieces):
-                self._was_heard = True
-                text = "".join(self._pieces[heard:])
-                heard = len(self._pieces)
+            changed = self._changed
+            if read_count < len(self._texts):
+                self._was_delivered = True
+                text = "".join(self._texts[read_count:])
+                read_count = len(self._texts)
                 yield text
             elif self._outcome is not None:
                 break
             else:
-                await news.wait()
+                await changed.wait()
         await self.answer()
 
     async def answer(self) -> ChatAnswer:
         """The whole answer, once there is one. Raises `ChatError`."""
         while self._outcome is None:
-            await self._news.wait()
+            await self._changed.wait()
         if isinstance(self._outcome, ChatError):
             # A new exception for each listener, as raising one adds a traceback to it.
             raise type(self._outcome)(self._outcome.detail)
         return self._outcome
 
     def _wake(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+        self._changed.set()
+        self._changed = asyncio.Event()

@@ -17,7 +17,7 @@ import structlog
 from hydracore.agent import messages as m
 from hydracore.agent.control_plane import BadAnswer, Conflict, ControlPlane, retry_transient
 from hydracore.agent.credentials import Credentials
-from hydracore.agent.errors import DiskRefuses, RuntimeFailed
+from hydracore.agent.errors import DiskWriteFailed, RuntimeFailed
 from hydracore.agent.messages import Level
 from hydracore.agent.runtime import DEFAULT_RUNTIME, RuntimeConfig
 from hydracore.agent.state import StateDir
@@ -41,7 +41,7 @@ class StoredConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Configuration:
-    """Call `begin` with the secrets first; then run `follow`, `adopt` pushes, and `note_wanted` after each heartbeat.
+    """Call `start` first; then run `fetch_when_behind`, `adopt` pushes, and `check_wanted_version` after each heartbeat.
 
     `configure` puts a configuration in force, and raises `RuntimeFailed` for one that cannot be used. If that one was
     not pushed, `report` gets the reason.
@@ -66,8 +66,8 @@ class Configuration:
         self._stored: StoredConfig | None = None
         self._key_id: str | None = None
         #: The version that the latest heartbeat's answer named, and the latest version that could not be used.
-        self._wanted: int | None = None
-        self._refused: int | None = None
+        self._wanted_version: int | None = None
+        self._refused_version: int | None = None
         self._behind = asyncio.Event()
         self._is_fetching = False
 
@@ -76,28 +76,29 @@ class Configuration:
         assert self._current is not None, "there is no configuration yet"
         return self._current.config_version
 
-    def shown(self) -> dict[str, Any]:
+    def masked_document(self) -> dict[str, Any]:
         """The document in force, for people: secrets masked."""
         assert self._current is not None, "there is no configuration yet"
         return masked(self._current.runtime)
 
-    def begin(self, secrets: m.Secrets) -> None:
+    def start(self, secrets: m.Secrets) -> None:
         """Start with the configuration on disk or with that of `secrets`, whichever is newer. If the latter is newer
         and cannot be used, the one on disk stays."""
         self._stored, self._key_id = self._load(), secrets.key_id
         if self._stored is not None:
             self._put_in_force(self._stored)
-        if self._stored is None or _brings_newer(secrets, self._stored):
-            self._take_or_report(self.adopt, secrets)
+        if self._stored is None or _has_newer_config(secrets, self._stored):
+            self._adopt_or_report(self.adopt, secrets)
 
-    def renew(self, secrets: m.Secrets) -> None:
+    def adopt_renewed(self, secrets: m.Secrets) -> None:
         """Adopt the configuration that came with new secrets. After a restore of the control plane it may have the
         version of the present one and another content."""
         self._key_id = secrets.key_id
-        self._take_or_report(self.adopt, secrets)
+        self._adopt_or_report(self.adopt, secrets)
 
     def adopt(self, version: int, runtime: dict[str, Any]) -> int:
-        """Run with this from now on. If a newer version is in force, that stays, and `follow` asks which one counts.
+        """Run with this from now on. If a newer version is in force, that stays, and `fetch_when_behind`
+        asks the control plane which of them to run.
 
         Returns the version in force. It is on disk then, unless the disk refused it: then each heartbeat has it fetched
         and stored again. The same version may come again with another content, such as new prices, which the control
@@ -107,23 +108,23 @@ class Configuration:
             # Either an older push came late, or the control plane was restored and no longer knows the newer version.
             self._behind.set()
             return self._current.config_version
-        self._take(version, runtime)
+        self._run_and_store(version, runtime)
         return version
 
-    def note_wanted(self, version: int) -> None:
+    def check_wanted_version(self, version: int) -> None:
         """The control plane wants this version to run. Fetch it if another one runs, or the present one is not on disk.
 
         A version that was fetched before and could not be used is not fetched again.
         """
-        if version != self._wanted:
-            self._wanted = version
+        if version != self._wanted_version:
+            self._wanted_version = version
             if version != self.version:
                 _log.warning("config_drift", wanted=version, running=self.version)
-        is_behind = version not in {self.version, self._refused} or self._current != self._stored
+        is_behind = version not in {self.version, self._refused_version} or self._current != self._stored
         if is_behind and not self._is_fetching:
             self._behind.set()
 
-    async def follow(self, credentials: Credentials) -> NoReturn:
+    async def fetch_when_behind(self, credentials: Credentials) -> NoReturn:
         """Fetch the configuration whenever another one may be wanted, and run with that. Raises `Gone`."""
         while True:
             await self._behind.wait()
@@ -134,9 +135,9 @@ class Configuration:
             self._is_fetching = False
             # A push that came meanwhile may be newer than this answer. Then `adopt` fetches again
             # instead of going back.
-            self._take_or_report(self._take if self._current is before else self.adopt, fetched)
+            self._adopt_or_report(self._run_and_store if self._current is before else self.adopt, fetched)
 
-    def _take_or_report(
+    def _adopt_or_report(
         self, take: Callable[[int, dict[str, Any]], object], config: m.Secrets | m.NewestConfig
     ) -> None:
         """Pass `config` to `take`. If it cannot be used, report why; then the one before stays."""
@@ -145,11 +146,11 @@ class Configuration:
             take(version, config.runtime)
         except RuntimeFailed as failure:
             # It was reported, so that it is not fetched again as long as the control plane wants this version.
-            self._refused = version
+            self._refused_version = version
             _log.warning("configuration_refused", config_version=version, reason=failure.message)
             self._report("error", f"Configuration {version} is not used: {failure.message}")
 
-    def _take(self, version: int, runtime: dict[str, Any]) -> None:
+    def _run_and_store(self, version: int, runtime: dict[str, Any]) -> None:
         """Run with this, whichever version is in force, and store it. Raises `RuntimeFailed`."""
         config = StoredConfig(config_version=version, runtime=runtime, key_id=self._key_id)
         if config != self._current:
@@ -163,7 +164,7 @@ class Configuration:
     def _store(self, config: StoredConfig) -> None:
         try:
             self._state.write(_FILE, msgspec.json.encode(config))
-        except DiskRefuses as refusal:
+        except DiskWriteFailed as refusal:
             # A restart would begin with the one before, until a heartbeat's answer names the version that ought to run.
             _log.warning("configuration_not_stored", config_version=config.config_version, what=refusal.what)
         else:
@@ -172,7 +173,7 @@ class Configuration:
     async def _fetch(self, credentials: Credentials) -> m.NewestConfig:
         request = m.ConfigRequest(boot_id=self._boot_id, config_version=self.version)
         try:
-            return await credentials.call(lambda key: self._control_plane.newest_config(key, request))
+            return await credentials.call_with_key(lambda key: self._control_plane.newest_config(key, request))
         except Conflict as error:
             raise BadAnswer(error.call, "409") from error
 
@@ -193,7 +194,7 @@ class Configuration:
             return None
 
 
-def _brings_newer(secrets: m.Secrets, stored: StoredConfig) -> bool:
+def _has_newer_config(secrets: m.Secrets, stored: StoredConfig) -> bool:
     """Whether the configuration of `secrets` is newer than `stored`. Of one version the later one is newer, which is
     that of `secrets` unless they were here already when `stored` came."""
     if secrets.config_version == stored.config_version:

@@ -21,7 +21,7 @@ import structlog
 
 from hydracore.agent import messages as m
 from hydracore.agent.backoff import Backoff
-from hydracore.agent.errors import AgentError, DiskRefuses
+from hydracore.agent.errors import AgentError, DiskWriteFailed
 from hydracore.agent.identity import Identity
 from hydracore.json_input import JSON_ERRORS
 from hydracore.transport import Answer, AnswerTooLarge, exchange, new_client
@@ -157,7 +157,7 @@ def _refusal(call: str, answer: Answer) -> ControlPlaneError:
 
 def _expected_seq(content: bytes) -> int | None:
     try:
-        return msgspec.json.decode(content, type=m.Refusal).expected_seq
+        return msgspec.json.decode(content, type=m.ErrorBody).expected_seq
     except JSON_ERRORS:
         return None
 
@@ -172,7 +172,7 @@ async def retry_transient(call: Callable[[], Awaitable[T]]) -> T:
     """Repeat `call` while it fails for a reason that may pass. Any other error is raised for the caller to handle.
 
     After `Unavailable` and `BadAnswer` it is repeated for ever: the agent has nothing better to do, and
-    all of its requests are idempotent. So it is after `DiskRefuses`, if `call` stores the answer: an agent
+    all of its requests are idempotent. So it is after `DiskWriteFailed`, if `call` stores the answer: an agent
     that lives can report what is wrong, and goes on by itself once there is room.
     """
     backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
@@ -182,8 +182,8 @@ async def retry_transient(call: Callable[[], Awaitable[T]]) -> T:
         except (Unavailable, BadAnswer) as error:
             wait_s = retry_wait_s(error, backoff)
             _log.warning("control_plane_retry", call=error.call, what=error.what, wait_s=round(wait_s, 2))
-        except DiskRefuses as error:
-            wait_s = backoff.next_s()
+        except DiskWriteFailed as error:
+            wait_s = backoff.next_wait_s()
             _log.warning("disk_retry", what=error.what, wait_s=round(wait_s, 2))
         await asyncio.sleep(wait_s)
 
@@ -200,4 +200,4 @@ async def retry_until_stored(write: Callable[[], object]) -> None:
 def retry_wait_s(error: AgentError, backoff: Backoff) -> float:
     """The backoff's wait, or the longer one that the answer asked for, up to the cap."""
     asked_s = error.retry_after_s if isinstance(error, Unavailable) else None
-    return max(backoff.next_s(), min(asked_s or 0.0, RETRY_CAP_S))
+    return max(backoff.next_wait_s(), min(asked_s or 0.0, RETRY_CAP_S))

@@ -14,7 +14,7 @@ from hydracore.agent import messages as m
 from hydracore.agent.backoff import Backoff
 from hydracore.agent.boot_file import BootFile
 from hydracore.agent.control_plane import BadAnswer, Conflict, ControlPlane, Unauthorized, retry_transient
-from hydracore.agent.errors import DiskRefuses, StateDamaged
+from hydracore.agent.errors import DiskWriteFailed, StateDamaged
 from hydracore.agent.identity import Identity
 from hydracore.agent.state import StateDir
 from hydracore.json_input import JSON_ERRORS
@@ -56,7 +56,7 @@ async def replace_refused_key(
 ) -> str:
     """Make one try to replace the agent key `refused`, and return the new key. The boot in `request` must be enrolled.
 
-    Raises `ControlPlaneError`, `DiskRefuses` and `StateDamaged`.
+    Raises `ControlPlaneError`, `DiskWriteFailed` and `StateDamaged`.
     """
     stored = load_secrets(state)
     if stored is not None and stored.secrets.agent_key != refused:
@@ -72,7 +72,8 @@ async def replace_refused_key(
 
 
 class Credentials:
-    """Enrolment and secrets of one boot. Call `enrol`, then `open`; from then on `current` is the secrets in force.
+    """Enrolment and secrets of one boot. Call `enrol`, then `load_or_fetch`; from then on `current` is the secrets
+    in force.
 
     `on_renewed` is called with secrets that have replaced refused ones.
     """
@@ -96,10 +97,10 @@ class Credentials:
         self._current: m.Secrets | None = None
         #: The secrets that the next callback acknowledges.
         self._unacknowledged: m.Secrets | None = None
-        #: Whether no earlier boot of this agent has acknowledged its secrets. Set by `open`.
+        #: Whether no earlier boot of this agent has acknowledged its secrets. Set by `load_or_fetch`.
         self.is_new = False
         self._renewing = asyncio.Lock()
-        self._refused = Backoff(base_s=REFUSED_BASE_S, cap_s=REFUSED_CAP_S)
+        self._refusal_backoff = Backoff(base_s=REFUSED_BASE_S, cap_s=REFUSED_CAP_S)
 
     @property
     def current(self) -> m.Secrets:
@@ -125,10 +126,10 @@ class Credentials:
             except (Unauthorized, Conflict) as error:
                 await self._wait_after_refusal(error)
             else:
-                self._refused.reset()
+                self._refusal_backoff.reset()
                 return
 
-    async def open(self) -> m.Secrets:
+    async def load_or_fetch(self) -> m.Secrets:
         """The secrets on disk if the control plane knows of them, or else new ones. This boot must have enrolled.
 
         New ones are acknowledged by the first callback, which follows in a moment. That saves a request per new agent.
@@ -140,12 +141,12 @@ class Credentials:
             return stored.secrets
         while (secrets := await self._fetch()) is None:
             pass
-        self._refused.reset()
+        self._refusal_backoff.reset()
         self._current = self._unacknowledged = secrets
         return secrets
 
-    async def report(self, callback: m.Callback) -> m.CallbackAccepted:
-        """Send a callback with the agent key, as `call` does. It acknowledges the secrets if none has done so yet."""
+    async def send_callback(self, callback: m.Callback) -> m.CallbackAccepted:
+        """Send a callback with the agent key, as `call_with_key` does. It acknowledges the secrets if none has done so yet."""
 
         async def send(key: str) -> m.CallbackAccepted:
             secrets = self._unacknowledged
@@ -159,9 +160,9 @@ class Credentials:
                     self._unacknowledged = None
             return answer
 
-        return await self.call(send)
+        return await self.call_with_key(send)
 
-    async def call(self, request: Callable[[str], Awaitable[T]]) -> T:
+    async def call_with_key(self, request: Callable[[str], Awaitable[T]]) -> T:
         """Make a request that shows the agent key; when the key is refused, get a fresh one and make it again."""
         while True:
             secrets = self.current
@@ -185,7 +186,7 @@ class Credentials:
             secrets = await self._fetch()
             # The old ones stay in force until the control plane knows that the agent has these.
             if secrets is not None and await self._acknowledge(secrets):
-                self._refused.reset()
+                self._refusal_backoff.reset()
                 self._current = secrets
                 self._on_renewed(secrets)
 
@@ -218,7 +219,7 @@ class Credentials:
             return False
         try:
             store_secrets(self._state, secrets, acknowledged=True)
-        except DiskRefuses as refusal:
+        except DiskWriteFailed as refusal:
             # The secrets are on disk, and in force. A later boot acknowledges them once more.
             _log.warning("acknowledgement_not_kept", key_id=secrets.key_id, what=refusal.what)
         return True
@@ -233,6 +234,6 @@ class Credentials:
             raise BadAnswer("enroll", "200 for another boot")
 
     async def _wait_after_refusal(self, error: Unauthorized | Conflict) -> None:
-        wait_s = self._refused.next_s()
+        wait_s = self._refusal_backoff.next_wait_s()
         _log.warning("control_plane_refuses", call=error.call, what=error.what, wait_s=round(wait_s, 2))
         await asyncio.sleep(wait_s)

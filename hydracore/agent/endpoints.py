@@ -20,7 +20,7 @@ from hydracore.agent.supervisor import Supervisor
 RESTART_DRAIN_S: Final = 10.0
 
 #: The longest that a drain with `cut` waits for the open chats to end and the control plane to have all usage.
-HAND_OVER_S_MAX: Final = 4.0
+INTERRUPT_TIMEOUT_S: Final = 4.0
 
 
 class Endpoints:
@@ -45,20 +45,20 @@ class Endpoints:
 
     async def drain(self, request: Request) -> Response:
         if request.body and read_body(request, m.Drain).cut:
-            unsent = not await self._hand_over()
+            unsent = not await self._interrupt_and_send_usage()
             return Response(200, m.Drained(active_connections=self._supervisor.active_connections, usage_unsent=unsent))
         # Counted before the ledger is read, so that no usage is missed: a chat's cost is in it before the chat is over.
         active = self._supervisor.drain()
         return Response(200, m.Drained(active_connections=active, usage_unsent=await self._ledger.has_unsent()))
 
-    async def _hand_over(self) -> bool:
+    async def _interrupt_and_send_usage(self) -> bool:
         """End the open chats, and have their usage sent. Returns whether the control plane has all usage now.
 
-        Returns False after `HAND_OVER_S_MAX`. Chats that take longer end all the same, as all are told to end at once.
+        Returns False after `INTERRUPT_TIMEOUT_S`. Chats that take longer end after that, as all were told to end.
         """
         try:
-            async with asyncio.timeout(HAND_OVER_S_MAX):
-                await self._supervisor.cut()
+            async with asyncio.timeout(INTERRUPT_TIMEOUT_S):
+                await self._supervisor.interrupt_chats()
                 await self._ledger.wait_until_sent()
         except TimeoutError:
             # The ledger is not asked once more: perhaps it took so long because the disk is stuck.
@@ -66,7 +66,9 @@ class Endpoints:
         return True
 
     async def get_config(self, _request: Request) -> Response:
-        return Response(200, {**self._configuration.shown(), "config_version": self._supervisor.config_version})
+        return Response(
+            200, {**self._configuration.masked_document(), "config_version": self._supervisor.config_version}
+        )
 
     async def put_config(self, request: Request) -> Response:
         self._adopt(read_body(request, PushedConfig))

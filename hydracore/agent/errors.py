@@ -7,10 +7,10 @@ AgentError
 │   └── StateDamaged          4  a file of the state directory cannot be read
 ├── RuntimeFailed             the runtime did not start, or stopped by itself
 ├── SpoolFull                 too many callbacks wait for the control plane
-├── DiskRefuses               the disk is full or broken; what was to be stored is not
+├── DiskWriteFailed           the disk is full or failing; nothing was stored
 ├── ControlPlaneError         see `control_plane`
 ├── ChatError                 see `chats`
-├── ModelTrouble              see `expressclaw.model_client`
+├── ModelCallError            see `expressclaw.model_client`
 └── TelegramError             see `expressclaw.telegram_api`
 """
 
@@ -62,7 +62,7 @@ class RuntimeFailed(AgentError):
         self.message = message
 
 
-class DiskRefuses(AgentError):
+class DiskWriteFailed(AgentError):
     """`what`: the message of the operating system or of SQLite."""
 
     def __init__(self, what: str) -> None:

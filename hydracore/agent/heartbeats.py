@@ -20,7 +20,7 @@ from hydracore.agent.control_plane import (
     retry_wait_s,
 )
 from hydracore.agent.credentials import Credentials
-from hydracore.agent.errors import DiskRefuses
+from hydracore.agent.errors import DiskWriteFailed
 from hydracore.agent.messages import Heartbeat
 
 _log = structlog.get_logger(__name__)
@@ -29,15 +29,15 @@ _log = structlog.get_logger(__name__)
 async def send_heartbeats(
     credentials: Credentials,
     control_plane: ControlPlane,
-    content: Callable[[], Heartbeat],
+    make_heartbeat: Callable[[], Heartbeat],
     *,
-    on_wanted: Callable[[int], None],
+    on_wanted_version: Callable[[int], None],
     rand: Callable[[], float] = random.random,
 ) -> NoReturn:
-    """Send `content()` now and at every interval. Raises `Gone`.
+    """Send `make_heartbeat()` now and at every interval. Raises `Gone`.
 
     After a failure the next one comes earlier, with backoff, so that the agent reports soon after an
-    outage. `on_wanted` gets the configuration version that ought to run from each answer.
+    outage. `on_wanted_version` gets from each answer the configuration version that ought to run.
 
     The first interval is the one in the secrets, which may be old; then the latest answer's counts,
     as the control plane judges silence by it.
@@ -52,13 +52,13 @@ async def send_heartbeats(
     backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
     while True:
         try:
-            reply = await credentials.call(lambda key: control_plane.heartbeat(key, content()))
-        except (Unavailable, BadAnswer, Conflict, DiskRefuses) as error:
+            reply = await credentials.call_with_key(lambda key: control_plane.heartbeat(key, make_heartbeat()))
+        except (Unavailable, BadAnswer, Conflict, DiskWriteFailed) as error:
             wait_s = min(interval_s, retry_wait_s(error, backoff))
             _log.warning("heartbeat_failed", what=error.what, wait_s=round(wait_s, 2))
         else:
             backoff.reset()
-            on_wanted(reply.config_version)
-            told_s = reply.heartbeat_interval_s
-            wait_s = interval_s = credentials.current.heartbeat_interval_s if told_s is None else told_s
+            on_wanted_version(reply.config_version)
+            new_interval_s = reply.heartbeat_interval_s
+            wait_s = interval_s = credentials.current.heartbeat_interval_s if new_interval_s is None else new_interval_s
         await asyncio.sleep(wait_s)

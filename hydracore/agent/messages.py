@@ -129,7 +129,7 @@ class CallbackAccepted(msgspec.Struct, frozen=True, kw_only=True):
     duplicate: bool
 
 
-class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
     """The body of an error answer, as far as an agent reads it."""
 
     expected_seq: Count | None = None

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from hydracore.agent.chats import Ask, OpenChat
+from hydracore.agent.chats import OpenChat, Question
 from hydracore.agent.messages import Ignored, ReportedError, Versions
 
 
@@ -29,7 +29,7 @@ class Runtime(Protocol):
     async def start(self) -> None:
         """Return as soon as it can serve. Raises `RuntimeFailed`."""
 
-    async def wait(self) -> None:
+    async def wait_until_stopped(self) -> None:
         """Wait until it no longer serves. Raises `RuntimeFailed` with the reason where it knows one."""
 
     async def stop(self) -> None:
@@ -45,16 +45,16 @@ class Runtime(Protocol):
     def drain(self) -> None:
         """Take no new chats from now on."""
 
-    async def idle(self) -> None:
+    async def wait_until_idle(self) -> None:
         """Wait until no chat is open."""
 
-    async def cut(self) -> None:
+    async def interrupt_chats(self) -> None:
         """Take no new chats, and end the open ones within seconds. When this returns, what they cost is in the ledger.
 
         Cancelling this ends the wait only: the chats end all the same.
         """
 
-    def open_chat(self, ask: Ask) -> OpenChat:
+    def open_chat(self, question: Question) -> OpenChat:
         """Begin to answer. Raises `ChatError` where it cannot even begin."""
         ...
 

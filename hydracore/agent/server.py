@@ -34,16 +34,16 @@ class AgentServer:
         self._api = api
         self._listen: Listen | None = None
         self._report = report
-        self._moved = asyncio.Event()
+        self._address_changed = asyncio.Event()
         self._listening = asyncio.Event()
 
     def listen_on(self, listen: Listen) -> None:
         """Listen at this address from now on, and no longer at the one before."""
         if listen != self._listen:
             self._listen = listen
-            self._moved.set()
+            self._address_changed.set()
 
-    async def listening(self) -> None:
+    async def wait_until_listening(self) -> None:
         """Wait until requests are answered."""
         await self._listening.wait()
 
@@ -53,9 +53,9 @@ class AgentServer:
 
     async def run(self) -> NoReturn:
         while True:
-            self._moved.clear()
+            self._address_changed.clear()
             assert self._listen is not None, "the server was not told where to listen"
-            moved = await run_until(self._moved, self._serve(self._listen))
+            moved = await run_until(self._address_changed, self._serve(self._listen))
             assert moved, "uvicorn ended though nobody asked it to"
 
     async def _serve(self, listen: Listen) -> None:
@@ -79,15 +79,15 @@ class AgentServer:
     async def _bind(self, listen: Listen) -> socket.socket:
         """Bind as soon as possible: the address comes with the VPN interface, and an ending agent may hold the port."""
         backoff = Backoff(base_s=BIND_BASE_S, cap_s=BIND_CAP_S)
-        told = False
+        is_reported = False
         while True:
             try:
                 return _listening_socket(listen)
             except OSError as error:
-                wait_s = backoff.next_s()
+                wait_s = backoff.next_wait_s()
                 _log.warning("cannot_listen", host=listen.host, port=listen.port, reason=error.strerror, wait_s=wait_s)
-                if not told:
-                    told = True
+                if not is_reported:
+                    is_reported = True
                     self._report("warning", f"Cannot listen on {listen.host} port {listen.port} yet: {error.strerror}")
                 await asyncio.sleep(wait_s)
 

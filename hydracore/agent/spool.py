@@ -27,13 +27,13 @@ _log = structlog.get_logger(__name__)
 SPOOL_FILE = "spool.sqlite"
 
 #: The most callbacks kept per boot, delivered ones included. A boot that goes well has six.
-KEPT_MAX = 1000
+CALLBACKS_KEPT_MAX = 1000
 
 #: The most callbacks per request. They are far smaller than the largest body that the control plane reads.
-TOGETHER_MAX = 10
+CALLBACKS_PER_REQUEST_MAX = 10
 
 #: The longest message, in characters; more is cut off. A callback that is too long would be refused and block the rest.
-MESSAGE_MAX = 500
+MESSAGE_MAX_CHARS = 500
 
 #: Added to the name of a damaged file that is set aside. It replaces the one that was set aside before.
 _DAMAGED = ".damaged"
@@ -42,13 +42,13 @@ _SQL = named_blocks(Path(__file__).with_name("spool.sql"))
 
 
 class CallbackSpool:
-    """One SQLite file in `state`. Its methods are called from one thread; those that write raise `DiskRefuses`."""
+    """One SQLite file in `state`. Its methods are called from one thread; those that write raise `DiskWriteFailed`."""
 
     def __init__(self, state: StateDir) -> None:
         """A damaged file is set aside: an agent that starts is worth more than the callbacks of earlier boots."""
         self._state = state
         path = state.path / SPOOL_FILE
-        with state.writing():
+        with state.translating_write_errors():
             try:
                 self._db = _open(path)
             except StateDamaged:
@@ -59,15 +59,15 @@ class CallbackSpool:
     def close(self) -> None:
         self._db.close()
 
-    def begin(self, boot_id: UUID) -> None:
+    def add_boot(self, boot_id: UUID) -> None:
         """Start a boot, and delete all other boots with their callbacks."""
         with self._transaction():
-            self._execute("begin", boot_id=str(boot_id))
-            self._execute("delete_others", boot_id=str(boot_id))
+            self._execute("add_boot", boot_id=str(boot_id))
+            self._execute("delete_other_boots", boot_id=str(boot_id))
 
     def mark_enrolled(self, boot_id: UUID) -> None:
         """Note that the control plane accepts this boot's callbacks. A restarted agent delivers those that are left."""
-        with self._state.writing():
+        with self._state.translating_write_errors():
             self._execute("mark_enrolled", boot_id=str(boot_id))
 
     def append(self, boot_id: UUID, stage: Stage, level: Level, message: str) -> Callback:
@@ -75,31 +75,33 @@ class CallbackSpool:
         boot = str(boot_id)
         with self._transaction():
             seq = self._one("last_seq", boot_id=boot)[0] + 1
-            self._execute("trim", boot_id=boot, seq=seq, keep=KEPT_MAX)
+            self._execute("trim", boot_id=boot, seq=seq, keep=CALLBACKS_KEPT_MAX)
             first, next_seq = self._one("first_kept_and_next", boot_id=boot)
-            if seq - first >= KEPT_MAX:
+            if seq - first >= CALLBACKS_KEPT_MAX:
                 raise SpoolFull
             assert next_seq <= seq, "a number was sent before it was given out"
-            callback = Callback(boot_id=boot_id, seq=seq, stage=stage, level=level, message=message[:MESSAGE_MAX])
-            self._execute("append", boot_id=boot, seq=seq, stage=stage, level=callback.level, message=callback.message)
+            callback = Callback(boot_id=boot_id, seq=seq, stage=stage, level=level, message=message[:MESSAGE_MAX_CHARS])
+            self._execute(
+                "add_callback", boot_id=boot, seq=seq, stage=stage, level=callback.level, message=callback.message
+            )
         return callback
 
-    def pending(self, boot_id: UUID) -> Callback | None:
+    def next_callback(self, boot_id: UUID) -> Callback | None:
         """The callback to send next, with those that follow it, or None when all are delivered."""
-        rows = self._execute("pending", boot_id=str(boot_id), limit=TOGETHER_MAX).fetchall()
+        rows = self._execute("next_callbacks", boot_id=str(boot_id), limit=CALLBACKS_PER_REQUEST_MAX).fetchall()
         if not rows:
             return None
-        told = [
+        entries = [
             msgspec.convert(dict(zip(CallbackEntry.__struct_fields__, values, strict=True)), CallbackEntry)
             for _, *values in rows
         ]
-        following = tuple(told[1:])
-        return Callback(boot_id=boot_id, seq=rows[0][0], following=following, **msgspec.structs.asdict(told[0]))
+        following = tuple(entries[1:])
+        return Callback(boot_id=boot_id, seq=rows[0][0], following=following, **msgspec.structs.asdict(entries[0]))
 
-    def accepted(self, boot_id: UUID, seq: int) -> None:
+    def mark_accepted(self, boot_id: UUID, seq: int) -> None:
         """Note that the control plane has this callback and all before it."""
-        with self._state.writing():
-            self._execute("send_next", boot_id=str(boot_id), seq=seq + 1)
+        with self._state.translating_write_errors():
+            self._execute("set_next_seq", boot_id=str(boot_id), seq=seq + 1)
 
     def resend_from(self, boot_id: UUID, seq: int) -> bool:
         """Go back (or on) to `seq`, as the control plane asked. Returns False if the spool has no such callback."""
@@ -107,8 +109,8 @@ class CallbackSpool:
         first, _ = self._one("first_kept_and_next", boot_id=boot)
         if not first <= seq <= self._one("last_seq", boot_id=boot)[0]:
             return False
-        with self._state.writing():
-            self._execute("send_next", boot_id=boot, seq=seq)
+        with self._state.translating_write_errors():
+            self._execute("set_next_seq", boot_id=boot, seq=seq)
         return True
 
     def boots_with_pending(self) -> list[UUID]:
@@ -117,7 +119,7 @@ class CallbackSpool:
 
     @contextmanager
     def _transaction(self) -> Generator[None]:
-        with self._state.writing(), self._db:
+        with self._state.translating_write_errors(), self._db:
             self._db.execute("BEGIN IMMEDIATE")
             yield
 

@@ -16,7 +16,7 @@ CREATE TABLE IF NOT EXISTS callback (
     PRIMARY KEY (boot_id, seq)
 ) STRICT, WITHOUT ROWID;
 
--- name: begin
+-- name: add_boot
 INSERT INTO boot (boot_id) VALUES (:boot_id) ON CONFLICT (boot_id) DO NOTHING;
 
 -- name: mark_enrolled
@@ -31,7 +31,7 @@ FROM boot LEFT JOIN callback USING (boot_id)
 WHERE boot.boot_id = :boot_id
 GROUP BY boot.boot_id;
 
--- name: append
+-- name: add_callback
 INSERT INTO callback (boot_id, seq, stage, level, message) VALUES (:boot_id, :seq, :stage, :level, :message);
 
 -- name: trim
@@ -39,14 +39,14 @@ INSERT INTO callback (boot_id, seq, stage, level, message) VALUES (:boot_id, :se
 DELETE FROM callback
 WHERE boot_id = :boot_id AND seq <= :seq - :keep AND seq < (SELECT next_seq FROM boot WHERE boot_id = :boot_id);
 
--- name: pending
+-- name: next_callbacks
 SELECT callback.seq, callback.stage, callback.level, callback.message
 FROM callback JOIN boot USING (boot_id)
 WHERE callback.boot_id = :boot_id AND callback.seq >= boot.next_seq
 ORDER BY callback.seq
 LIMIT :limit;
 
--- name: send_next
+-- name: set_next_seq
 UPDATE boot SET next_seq = :seq WHERE boot_id = :boot_id;
 
 -- name: boots_with_pending
@@ -56,5 +56,5 @@ WHERE boot.enrolled = 1
   AND EXISTS (SELECT 1 FROM callback WHERE callback.boot_id = boot.boot_id AND callback.seq >= boot.next_seq)
 ORDER BY boot.boot_id;
 
--- name: delete_others
+-- name: delete_other_boots
 DELETE FROM boot WHERE boot_id <> :boot_id;

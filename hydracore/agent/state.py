@@ -11,7 +11,7 @@ from pathlib import Path
 
 import structlog
 
-from hydracore.agent.errors import AlreadyRunning, DiskRefuses
+from hydracore.agent.errors import AlreadyRunning, DiskWriteFailed
 from hydracore.files import write_atomic
 
 _log = structlog.get_logger(__name__)
@@ -38,7 +38,7 @@ class StateDir:
         self.path.mkdir(parents=True, exist_ok=True)
         # mkdir's own mode is subject to the umask, and the directory may have come with the image.
         self.path.chmod(_PRIVATE_DIR)
-        self._refusal: DiskRefuses | None = None
+        self._write_failure: DiskWriteFailed | None = None
 
     def read(self, name: str) -> bytes | None:
         """The content of a file, or None when there is none."""
@@ -51,38 +51,38 @@ class StateDir:
         """Replace a file so that a crash or power cut at any moment leaves the old content or the new, never a part.
 
         When this returns, the new content is on the disk: the data before the rename, and the rename itself. Raises
-        `DiskRefuses`.
+        `DiskWriteFailed`.
         """
-        with self.writing():
+        with self.translating_write_errors():
             draft = self.path / f"{name}.new"
             # A draft that a crash left behind may have a wider mode; a fresh inode cannot.
             draft.unlink(missing_ok=True)
             write_atomic(self.path / name, content, draft=draft)
 
     @contextmanager
-    def writing(self) -> Generator[None]:
-        """Around all writes in the directory: raises `DiskRefuses` in place of errors of the system and of SQLite."""
+    def translating_write_errors(self) -> Generator[None]:
+        """Around all writes in the directory: raises `DiskWriteFailed` in place of errors of the system and of SQLite."""
         try:
             yield
         except (OSError, sqlite3.OperationalError) as error:
-            refusal = DiskRefuses(str(getattr(error, "strerror", None) or error))
-            if self._refusal is None:
+            refusal = DiskWriteFailed(str(getattr(error, "strerror", None) or error))
+            if self._write_failure is None:
                 _log.error("disk_refuses", what=refusal.what)
-            self._refusal = refusal
+            self._write_failure = refusal
             raise refusal from error
 
-    def refusal(self) -> DiskRefuses | None:
+    def find_write_failure(self) -> DiskWriteFailed | None:
         """The latest failure of a write, or None. After a failure this tries to write, and forgets it if that works."""
-        if self._refusal is not None:
-            with suppress(DiskRefuses):
+        if self._write_failure is not None:
+            with suppress(DiskWriteFailed):
                 self.write(_PROBE, bytes(_PROBE_BYTES))
                 (self.path / _PROBE).unlink()
-                self._refusal = None
+                self._write_failure = None
                 _log.info("disk_takes_again")
-        return self._refusal
+        return self._write_failure
 
     @contextmanager
-    def exclusive(self) -> Generator[None]:
+    def locked(self) -> Generator[None]:
         """Hold the directory for this process. Raises `AlreadyRunning` at once when another one does.
 
         The kernel frees the lock with the process, however it ends, so there is no stale lock to clean up.

@@ -11,7 +11,7 @@ import structlog
 
 from hydracore.agent import VERSION
 from hydracore.agent.backoff import Backoff
-from hydracore.agent.chats import Ask, NotServing, OpenChat
+from hydracore.agent.chats import NotServing, OpenChat, Question
 from hydracore.agent.errors import RuntimeFailed
 from hydracore.agent.messages import Ignored, Level, ReportedError, Versions
 from hydracore.agent.runtime import Runtime, RuntimeConfig, RuntimeKind
@@ -26,7 +26,7 @@ RESTART_CAP_S = 60.0
 START_MAX_S = 5.0
 
 #: A run that lasted this long was healthy: its failure is a new one, and the backoff starts from its shortest wait.
-STEADY_S = 60.0
+STABLE_RUN_S = 60.0
 
 
 class _Run(NamedTuple):
@@ -35,7 +35,8 @@ class _Run(NamedTuple):
 
 
 class Supervisor:
-    """Call `configure`, then run `run` as a task. `configure`, `drain` and `cut` may be called at any time.
+    """Call `configure`, then run `run` as a task. `configure`, `drain` and `interrupt_chats` may be called at any
+    time.
 
     `report` is called once when the runtime fails in a new way, and once when it serves again.
     `monotonic` returns seconds.
@@ -55,7 +56,7 @@ class Supervisor:
         self._changed = asyncio.Event()
         self._serving = asyncio.Event()
         #: Set when a start has succeeded or failed.
-        self._tried = asyncio.Event()
+        self._start_attempted = asyncio.Event()
         self._run: _Run | None = None
         self._draining = False
         self._backoff = Backoff(base_s=RESTART_BASE_S, cap_s=RESTART_CAP_S)
@@ -90,14 +91,14 @@ class Supervisor:
             runtime.drain()
             try:
                 async with asyncio.timeout(drain_s):
-                    await runtime.idle()
+                    await runtime.wait_until_idle()
             except TimeoutError:
                 drained = False
-        self._tried.clear()
+        self._start_attempted.clear()
         self._changed.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(START_MAX_S):
-                await self._tried.wait()
+                await self._start_attempted.wait()
         return drained
 
     def drain(self) -> int:
@@ -107,16 +108,16 @@ class Supervisor:
             self._run.runtime.drain()
         return self.active_connections
 
-    async def cut(self) -> None:
+    async def interrupt_chats(self) -> None:
         """Take no new chats, and end the open ones. When this returns, what they cost is in the ledger.
 
         Cancelling this ends the wait only: the chats end all the same.
         """
         self._draining = True
         if self._run is not None:
-            await self._run.runtime.cut()
+            await self._run.runtime.interrupt_chats()
 
-    async def serving(self) -> None:
+    async def wait_until_serving(self) -> None:
         """Wait until a runtime serves."""
         await self._serving.wait()
 
@@ -125,7 +126,7 @@ class Supervisor:
         return self._run is not None
 
     @property
-    def wanted(self) -> RuntimeConfig:
+    def wanted_config(self) -> RuntimeConfig:
         """The configuration that ought to run, whether it does or not."""
         assert self._wanted is not None, "the supervisor was not configured"
         return self._wanted
@@ -164,11 +165,11 @@ class Supervisor:
         """The failure that keeps the runtime from running, or else the error that it reports while it runs."""
         return self._failure or (None if self._run is None else self._run.runtime.error)
 
-    def open_chat(self, ask: Ask) -> OpenChat:
+    def open_chat(self, question: Question) -> OpenChat:
         """Begin to answer. Raises `ChatError`."""
         if self._run is None:
             raise NotServing("The agent's runtime does not run")
-        return self._run.runtime.open_chat(ask)
+        return self._run.runtime.open_chat(question)
 
     async def run(self) -> NoReturn:
         """Start the runtime, and again after each failure or change. Cancelling this stops the runtime."""
@@ -176,12 +177,12 @@ class Supervisor:
             self._changed.clear()
             started_s = self._monotonic()
             try:
-                await self._serve(self.wanted)
+                await self._serve(self.wanted_config)
                 self._backoff.reset()
             except RuntimeFailed as failure:
-                if self._monotonic() - started_s >= STEADY_S:
+                if self._monotonic() - started_s >= STABLE_RUN_S:
                     self._backoff.reset()
-                wait_s = self._backoff.next_s()
+                wait_s = self._backoff.next_wait_s()
                 self._note_failure(failure, wait_s)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait_s):
@@ -195,7 +196,7 @@ class Supervisor:
             if self._draining:
                 runtime.drain()
             self._note_serving(runtime, config)
-            if not await run_until(self._changed, runtime.wait()):
+            if not await run_until(self._changed, runtime.wait_until_stopped()):
                 raise RuntimeFailed("runtime_stopped", "The runtime stopped by itself")
         finally:
             self._run = None
@@ -213,7 +214,7 @@ class Supervisor:
         self._run = _Run(runtime, config)
         self._serving.set()
         _log.info("runtime_serving", type=config.type, config_version=config.version)
-        self._tried.set()
+        self._start_attempted.set()
         if self._failure is not None:
             self._failure = None
             self._report("info", "The runtime is running again")
@@ -221,7 +222,7 @@ class Supervisor:
     def _note_failure(self, failure: RuntimeFailed, wait_s: float) -> None:
         error = ReportedError(code=failure.code, message=failure.message)
         _log.error("runtime_failed", code=error.code, message=error.message, wait_s=round(wait_s, 2))
-        self._tried.set()
+        self._start_attempted.set()
         if error != self._failure:
             self._failure = error
             self._report("error", f"{error.code}: {error.message}")

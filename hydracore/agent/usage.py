@@ -21,7 +21,7 @@ _log = structlog.get_logger(__name__)
 GATHER_S = 0.25
 
 #: The longest time between two looks at the ledger, if there is no news.
-LOOK_EVERY_S = 60.0
+CHECK_EVERY_S = 60.0
 
 
 class UsageSender:
@@ -38,32 +38,32 @@ class UsageSender:
         while True:
             # The first round does not wait for news: the boot before this one may have ended before it had sent all.
             await asyncio.sleep(GATHER_S)
-            self._ledger.news.clear()
+            self._ledger.entries_added.clear()
             while (batch := await retry_transient(self._next_batch)) is not None:
                 await retry_transient(lambda batch=batch: self._send(credentials, batch))
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EVERY_S):
-                    await self._ledger.news.wait()
+                async with asyncio.timeout(CHECK_EVERY_S):
+                    await self._ledger.entries_added.wait()
 
     async def _next_batch(self) -> Batch | None:
-        with self._state.writing():
+        with self._state.translating_write_errors():
             return await self._ledger.next_batch()
 
     async def _send(self, credentials: Credentials, batch: Batch) -> None:
         """Send `batch` once, and set which one the ledger gives out next.
 
-        Raises `ControlPlaneError` and `DiskRefuses`.
+        Raises `ControlPlaneError` and `DiskWriteFailed`.
         """
         request = UsageBatch(boot_id=self._boot_id, ledger_id=batch.ledger_id, seq=batch.seq, entries=batch.entries)
         try:
-            await credentials.call(lambda key: self._control_plane.usage(key, request))
+            await credentials.call_with_key(lambda key: self._control_plane.usage(key, request))
         except Conflict as error:
             wanted = error.expected_seq
             # A 409 that expects the batch just sent counts as a bad answer, too: obeying it would be a tight loop.
-            with self._state.writing():
+            with self._state.translating_write_errors():
                 if wanted is None or wanted == batch.seq or not await self._ledger.resend_from(wanted):
                     raise BadAnswer(error.call, f"409 that expects {wanted} instead of {batch.seq}") from error
             _log.warning("usage_resent", sent_seq=batch.seq, expected_seq=wanted)
         else:
-            with self._state.writing():
-                await self._ledger.accepted(batch.seq)
+            with self._state.translating_write_errors():
+                await self._ledger.mark_accepted(batch.seq)

@@ -21,7 +21,7 @@ from hydracore.agent.chat_messages import (
     ConversationSummary,
     TokenUsage,
 )
-from hydracore.agent.chats import Ask as Question
+from hydracore.agent.chats import Question
 from hydracore.agent.expressclaw.model_client import ANSWER_MAX_CHARS
 from hydracore.agent.expressclaw.store import STORE_FILE, Store
 from hydracore.agent.expressclaw.turns import PREVIEW_CHARS, TURNS_MAX, OpenTurn, Reply

@@ -47,8 +47,10 @@ class Heart:
             on_renewed=lambda secrets: None,
         )
         await credentials.enrol()
-        await credentials.open()
-        await credentials.report(m.Callback(boot_id=boot_id, seq=1, stage="secrets", level="info", message="Stored"))
+        await credentials.load_or_fetch()
+        await credentials.send_callback(
+            m.Callback(boot_id=boot_id, seq=1, stage="secrets", level="info", message="Stored")
+        )
         report = m.Heartbeat(
             boot_id=boot_id,
             uptime_seconds=1,
@@ -59,7 +61,9 @@ class Heart:
             error=None,
         )
         beating = asyncio.create_task(
-            send_heartbeats(credentials, control_plane, lambda: report, on_wanted=lambda version: None, rand=self._rand)
+            send_heartbeats(
+                credentials, control_plane, lambda: report, on_wanted_version=lambda version: None, rand=self._rand
+            )
         )
         await self._fake.until(lambda: any(each["boot_id"] == str(boot_id) for each in self._fake.heartbeats))
         beating.cancel()

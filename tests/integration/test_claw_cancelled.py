@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 
-from hydracore.agent.chats import Ask
+from hydracore.agent.chats import Question
 from hydracore.agent.expressclaw.database import Database
 from hydracore.agent.expressclaw.service import ChatService
 from hydracore.agent.expressclaw.setup import Setup, make_setup
@@ -112,7 +112,7 @@ async def test_the_failure_of_what_a_cancelled_caller_has_given_is_the_cause_and
 
 async def test_whoever_only_wants_to_know_waits_for_no_disk_once_cancelled(database: Database) -> None:
     with busy(database):
-        asking = asyncio.create_task(database.run_if_awaited(note))
+        asking = asyncio.create_task(database.run_cancellable(note))
         await turn_of_the_loop()
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
@@ -146,11 +146,11 @@ async def test_callers_that_hang_up_after_the_last_word_are_metered_each_and_tha
     store = Store(path, now_ms=now_ms, new_id=uuid4)
     setup = make_setup(RuntimeConfig(type="expressclaw", version=1, settings=document(modelsim)))
     chats = ChatService(store)
-    store.ledger.news.clear()
+    store.ledger.entries_added.clear()
 
     await asyncio.gather(*(hear_the_last_word(chats, setup, f"Hello {number}") for number in range(count)))
-    await chats.idle()
-    is_news = store.ledger.news.is_set()
+    await chats.wait_until_idle()
+    is_news = store.ledger.entries_added.is_set()
 
     await chats.stop()
     store.close()
@@ -168,8 +168,8 @@ async def test_a_caller_who_hangs_up_as_the_next_model_is_noted_pays_for_the_one
     chats = ChatService(store)
     await modelsim.fault("hold", after_tokens=2, then="cut")
 
-    ask = Ask(message="Hello", conversation_id=None, end_user=None, channel="api", key=None)
-    with chats.open(ask, setup).listening():
+    question = Question(message="Hello", conversation_id=None, end_user=None, channel="api", key=None)
+    with chats.open(question, setup).listening():
         await modelsim.until_requests(1, tokens_sent=2)
         disk = ExitStack()
         disk.enter_context(busy(store._database))
@@ -178,7 +178,7 @@ async def test_a_caller_who_hangs_up_as_the_next_model_is_noted_pays_for_the_one
         await until(store._database._thread._work_queue.qsize)
     with disk:
         await turn_of_the_loop()
-    await chats.idle()
+    await chats.wait_until_idle()
     batch = await store.ledger.next_batch()
 
     await chats.stop()
@@ -190,8 +190,10 @@ async def test_a_caller_who_hangs_up_as_the_next_model_is_noted_pays_for_the_one
 
 async def hear_the_last_word(chats: ChatService, setup: Setup, message: str) -> None:
     """And leave, while the answer is being written down."""
-    ask = Ask(message=message, conversation_id=message.replace(" ", "-"), end_user=None, channel="api", key=None)
-    chat, heard = chats.open(ask, setup), ""
+    question = Question(
+        message=message, conversation_id=message.replace(" ", "-"), end_user=None, channel="api", key=None
+    )
+    chat, heard = chats.open(question, setup), ""
     with chat.listening():
         async with aclosing(chat.texts()) as texts:
             async for text in texts:

@@ -114,7 +114,7 @@ async def test_a_drain_that_cuts_answers_once_the_control_plane_knows_what_the_o
 async def test_a_drain_that_cuts_waits_for_a_control_plane_that_takes_nothing_but_not_for_ever(
     control_plane: FakeControlPlane, claw: Claw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoints, "HAND_OVER_S_MAX", 0.1)
+    monkeypatch.setattr(endpoints, "INTERRUPT_TIMEOUT_S", 0.1)
     telling = control_plane.hold("usage", "before")
     await claw.chat("Hello")
     await telling.reached.wait()
@@ -158,7 +158,7 @@ async def test_a_drain_whose_body_is_cut_off_drains_nothing(
 async def test_a_drain_that_cuts_does_not_wait_for_ever_for_a_disk_on_which_no_chat_can_end(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoints, "HAND_OVER_S_MAX", 0.1)
+    monkeypatch.setattr(endpoints, "INTERRUPT_TIMEOUT_S", 0.1)
     await modelsim.fault("hold", after_tokens=2)
     asking = asyncio.create_task(claw.ask("Hello"))
     await modelsim.until_requests(1, tokens_sent=2)

@@ -96,7 +96,7 @@ async def test_damage_in_what_the_runtime_reads_ends_it_as_damage_and_not_as_a_f
 
     with pytest.raises((StateDamaged, ExceptionGroup)) as ended:
         await runtime.start()
-        await runtime.wait()
+        await runtime.wait_until_stopped()
 
     await runtime.stop()
     store.close()

@@ -10,7 +10,7 @@ import pytest
 
 from hydracore.agent.expressclaw import model_client, turn
 from hydracore.agent.expressclaw.embedding_client import EmbeddingCall, embed
-from hydracore.agent.expressclaw.model_client import ModelClient, ModelRefused, ModelSlow
+from hydracore.agent.expressclaw.model_client import ModelCallFailed, ModelCallTimedOut, ModelClient
 from hydracore.agent.expressclaw.money import Tokens
 from hydracore.modelsim.script import MARK
 from tests.claw_fixtures import Claw, claw_fixture, control_plane_fixture, document, modelsim_fixture
@@ -53,7 +53,7 @@ async def test_an_empty_reason_with_every_word_ends_no_answer() -> None:
     said: list[str] = []
 
     async with raw_endpoint(HEAD, piece("Hello ", ""), piece("you", "")) as broken:
-        with pytest.raises(ModelRefused, match="the stream broke off"):
+        with pytest.raises(ModelCallFailed, match="the stream broke off"):
             await heard(broken.base_url, said)
     async with raw_endpoint(HEAD, piece("Good ", ""), piece("bye", "stop")) as whole:
         await heard(whole.base_url, said)
@@ -65,7 +65,7 @@ async def test_the_first_word_and_those_after_it_have_limits_of_their_own() -> N
     said: list[str] = []
 
     async with raw_endpoint(HEAD, piece("Well", None), pause_s=0.1, stays=True) as slow:
-        with pytest.raises(ModelSlow, match=r"no word for 0\.05 s"):
+        with pytest.raises(ModelCallTimedOut, match=r"no word for 0\.05 s"):
             await heard(slow.base_url, said, next_word_s=0.05)
 
     assert said == ["Well"]
@@ -74,7 +74,7 @@ async def test_the_first_word_and_those_after_it_have_limits_of_their_own() -> N
 async def test_what_is_left_for_first_words_does_not_hurry_an_answer_that_has_begun(
     claw: Claw, modelsim: ModelSim, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turn, "FIRST_WORD_MAX_S", 2.0)
+    monkeypatch.setattr(turn, "FIRST_WORD_TIMEOUT_S", 2.0)
     clock = asyncio.get_running_loop().time
     await modelsim.fault("hold", after_tokens=1)
 
@@ -149,7 +149,7 @@ async def test_a_connection_that_breaks_behind_a_whole_answer_breaks_nothing() -
 async def test_what_goes_on_behind_a_whole_answer_keeps_nobody_waiting(
     end: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_client, "LAST_FIGURES_S", 0.1)
+    monkeypatch.setattr(model_client, "TRAILING_USAGE_TIMEOUT_S", 0.1)
     said: list[str] = []
 
     async with raw_endpoint(HEAD, end, goes_on_with=piece("", "stop")) as endpoint:
@@ -172,7 +172,7 @@ async def test_a_whole_answer_has_a_limit() -> None:
     answer = json.dumps({"choices": [{"message": {"content": "x" * model_client.WHOLE_MAX_BYTES}}]}).encode()
 
     async with raw_endpoint(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", answer) as endpoint:
-        with pytest.raises(ModelRefused, match="the answer is too large"):
+        with pytest.raises(ModelCallFailed, match="the answer is too large"):
             await heard(endpoint.base_url, [])
 
 

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from uuid import uuid4
 
-from hydracore.agent.chats import Ask
+from hydracore.agent.chats import Question
 from hydracore.agent.expressclaw.service import ChatService
 from hydracore.agent.expressclaw.setup import make_setup
 from hydracore.agent.expressclaw.store import Store
@@ -82,12 +82,12 @@ async def test_who_leaves_and_comes_back_with_the_key_at_once_is_answered_and_ha
     store = Store(tmp_path / "chats.sqlite", now_ms=now_ms, new_id=uuid4)
     setup = make_setup(RuntimeConfig(type="expressclaw", version=1, settings=document(modelsim)))
     chats = ChatService(store)
-    ask = Ask(message="Hello", conversation_id=None, end_user=None, channel="api", key="k")
+    question = Question(message="Hello", conversation_id=None, end_user=None, channel="api", key="k")
     await modelsim.fault("hang")
 
-    with chats.open(ask, setup).listening():
+    with chats.open(question, setup).listening():
         await modelsim.until_requests(1)
-    again = chats.open(ask, setup)
+    again = chats.open(question, setup)
     async with asyncio.timeout(PATIENCE_S):
         with again.listening():
             answer = await again.answer()
@@ -108,14 +108,14 @@ async def test_who_leaves_comes_back_with_the_key_and_leaves_again_upsets_nothin
     store = Store(tmp_path / "chats.sqlite", now_ms=now_ms, new_id=uuid4)
     setup = make_setup(RuntimeConfig(type="expressclaw", version=1, settings=document(modelsim)))
     chats = ChatService(store)
-    ask = Ask(message="Hello", conversation_id=None, end_user=None, channel="api", key="k")
+    question = Question(message="Hello", conversation_id=None, end_user=None, channel="api", key="k")
     await modelsim.fault("hang")
 
-    with chats.open(ask, setup).listening():
+    with chats.open(question, setup).listening():
         await modelsim.until_requests(1)
-    with chats.open(ask, setup).listening():
+    with chats.open(question, setup).listening():
         pass
-    await chats.idle()
+    await chats.wait_until_idle()
 
     await chats.stop()
     store.close()

@@ -259,7 +259,7 @@ async def test_usage_that_a_restore_has_lost_is_sent_again_by_an_agent_that_was_
 async def test_usage_that_a_superseded_boot_has_left_is_sent_by_the_next_one_without_any_news(
     control_plane: FakeControlPlane, claw: Claw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hydracore.agent.usage.LOOK_EVERY_S", 3600.0)
+    monkeypatch.setattr("hydracore.agent.usage.CHECK_EVERY_S", 3600.0)
     control_plane.trouble("usage", *[503] * 1000)
     await claw.chat("Hello")
     await control_plane.until(lambda: any(call.endpoint == "usage" for call in control_plane.calls))

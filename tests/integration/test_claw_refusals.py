@@ -15,7 +15,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from hydracore.agent.chats import Ask, BudgetSpent, ModelFailed, OpenChat
+from hydracore.agent.chats import BudgetSpent, ModelFailed, OpenChat, Question
 from hydracore.agent.expressclaw.service import ChatService
 from hydracore.agent.expressclaw.setup import Setup, make_setup
 from hydracore.agent.expressclaw.store import Store
@@ -28,7 +28,7 @@ from tests.waiting import until
 
 __all__ = ["modelsim_fixture"]
 
-ASK = Ask(message="Hello", conversation_id="c-1", end_user="anna", channel="api", key="k")
+QUESTION = Question(message="Hello", conversation_id="c-1", end_user="anna", channel="api", key="k")
 
 
 class Chats(NamedTuple):
@@ -37,14 +37,14 @@ class Chats(NamedTuple):
     service: ChatService
     setup: Setup
 
-    def open(self, ask: Ask = ASK) -> OpenChat:
-        return self.service.open(ask, self.setup)
+    def open(self, question: Question = QUESTION) -> OpenChat:
+        return self.service.open(question, self.setup)
 
-    async def answer(self, ask: Ask = ASK) -> str:
-        chat = self.open(ask)
+    async def answer(self, question: Question = QUESTION) -> str:
+        chat = self.open(question)
         with chat.listening():
             said = (await chat.answer()).message
-        await self.service.idle()
+        await self.service.wait_until_idle()
         return said
 
     def rows(self, statement: str) -> list[tuple[Any, ...]]:
@@ -102,13 +102,13 @@ async def test_a_try_whose_end_the_disk_refused_counts_against_the_budget_of_the
 async def test_a_try_that_its_caller_has_left_is_metered_once_though_the_next_one_comes_before_it_is_over(
     chats: Chats, modelsim: ModelSim
 ) -> None:
-    ask = ASK._replace(conversation_id=None)
+    question = QUESTION._replace(conversation_id=None)
     await modelsim.fault("hold", after_tokens=2)
-    chat = chats.open(ask)
+    chat = chats.open(question)
     with chat.listening():
         assert await anext(chat.texts())
 
-    await chats.answer(ask)
+    await chats.answer(question)
 
     assert [row[:3] for row in chats.metered()] == [("first", 1, "anna")] * 2
     assert chats.rows("SELECT role FROM message ORDER BY id") == [("user",), ("assistant",)]
@@ -143,7 +143,7 @@ async def test_a_model_that_failed_is_metered_once_where_the_caller_leaves_befor
         for _ in range(10):
             await asyncio.sleep(0)
         other.rollback()
-        await chats.service.idle()
+        await chats.service.wait_until_idle()
 
     assert [request["model"] for request in await modelsim.requests()] == ["first"]
     assert chats.metered() == [("first", 1, "anna", "c-1")]
@@ -154,7 +154,7 @@ async def test_words_that_the_disk_does_not_take_for_now_end_no_chat_and_are_not
     chats: Chats, modelsim: ModelSim
 ) -> None:
     await modelsim.fault("hold", after_tokens=2)
-    noting = asyncio.create_task(chats.service.note_partials())
+    noting = asyncio.create_task(chats.service.save_partials_periodically())
     chat = chats.open()
     with chat.listening():
         with refusing(chats.path, "UPDATE OF partial ON turn WHEN NEW.partial <> ''"), capture_logs() as told:

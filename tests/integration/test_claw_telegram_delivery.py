@@ -133,8 +133,8 @@ async def test_more_than_may_wait_is_left_with_telegram_until_there_is_room(
     telegram: FakeTelegram,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(telegram_answers, "WAITING_MAX", 1)
-    monkeypatch.setattr(telegram_channel, "FULL_S", 0.01)
+    monkeypatch.setattr(telegram_answers, "BACKLOG_MAX", 1)
+    monkeypatch.setattr(telegram_channel, "BACKLOG_FULL_WAIT_S", 0.01)
     monkeypatch.setattr(telegram_delivery, "RETRY_BASE_S", 0.01)
     monkeypatch.setattr(telegram_api, "RETRY_AFTER_MAX_S", 0.01)
     await use(claw, control_plane, with_bot(modelsim, telegram))

@@ -168,10 +168,10 @@ async def test_the_latest_notices_are_kept_and_only_of_webhooks_that_are_there(
 
     Webhooks(notices).use((Webhook(id="crm", url="https://crm.test/hook"),))
 
-    kept = await notices.next("crm")
+    kept = await notices.oldest("crm")
     assert kept is not None
     assert kept.content == "2"
-    assert await notices.next("gone") is None
+    assert await notices.oldest("gone") is None
 
 
 async def test_a_webhook_that_sends_elsewhere_has_taken_nothing(database: Database, receiver: Receiver) -> None:
@@ -255,11 +255,11 @@ async def test_a_webhook_whose_notices_the_disk_refuses_is_in_trouble_and_goes_o
         running = asyncio.create_task(webhooks.run())
         await until(lambda: webhooks.error is not None)
     await until(lambda: webhooks.states == {"integration:crm": "connected"})
-    assert await notices.next("crm") is None
+    assert await notices.oldest("crm") is None
 
     # Not to be read, and nothing to tell.
     await database.run(lambda db: db.execute("ALTER TABLE notice RENAME TO hidden"))
-    notices.news.set()
+    notices.notices_added.set()
     await until(lambda: webhooks.error is not None)
     await database.run(lambda db: db.execute("ALTER TABLE hidden RENAME TO notice"))
     await until(lambda: webhooks.states == {"integration:crm": "ready"})

@@ -14,8 +14,8 @@ import pytest
 from hydracore.agent import messages as m
 from hydracore.agent.control_plane import BadAnswer, Conflict, ControlPlane
 from hydracore.agent.expressclaw.embedding_client import EmbeddingCall, embed
-from hydracore.agent.expressclaw.model_client import ModelClient, ModelRefused
-from hydracore.agent.expressclaw.telegram_api import TelegramApi, TelegramAway, TelegramBusy
+from hydracore.agent.expressclaw.model_client import ModelCallFailed, ModelClient
+from hydracore.agent.expressclaw.telegram_api import TelegramApi, TelegramBusy, TelegramUnavailable
 from hydracore.agent_client import AgentAddress, AgentBadAnswer, AgentClient
 from tests.fake_telegram import TOKEN
 from tests.modelsim_fixtures import ModelSim, modelsim_fixture
@@ -101,9 +101,9 @@ async def order_at_provider(url: str) -> None:
         (config_of_agent, 200, AgentBadAnswer),
         (control_plane, 200, BadAnswer),
         (control_plane, 409, Conflict),
-        (model, 200, ModelRefused),
-        (embedding, 200, ModelRefused),
-        (telegram, 200, TelegramAway),
+        (model, 200, ModelCallFailed),
+        (embedding, 200, ModelCallFailed),
+        (telegram, 200, TelegramUnavailable),
         (telegram, 429, TelegramBusy),
         (provider, 200, ProviderRetry),
         (provider, 502, ProviderRetry),

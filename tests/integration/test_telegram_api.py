@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from hydracore.agent.expressclaw.telegram_api import RETRY_AFTER_MAX_S, TelegramApi, TelegramAway, TelegramBusy
+from hydracore.agent.expressclaw.telegram_api import RETRY_AFTER_MAX_S, TelegramApi, TelegramBusy, TelegramUnavailable
 from tests.agent_process import free_address
 from tests.fake_telegram import TOKEN
 from tests.raw_endpoint import raw_endpoint
@@ -21,10 +21,10 @@ async def api_at(base_url: str) -> AsyncGenerator[TelegramApi]:
     await api.aclose()
 
 
-async def away(base_url: str) -> TelegramAway:
+async def away(base_url: str) -> TelegramUnavailable:
     """What sending there comes to."""
     async with api_at(base_url) as api:
-        with pytest.raises(TelegramAway) as caught:
+        with pytest.raises(TelegramUnavailable) as caught:
             await api.send(5, "Hello")
     return caught.value
 
@@ -34,7 +34,7 @@ async def test_what_a_gateway_says_tells_nothing_of_what_is_behind_it(status: in
     async with raw_endpoint(f"HTTP/1.1 {status} x\r\nContent-Length: 0\r\n\r\n".encode()) as endpoint:
         error = await away(endpoint.base_url)
 
-    assert not error.again
+    assert not error.is_unsent
 
 
 async def test_what_found_no_connection_may_be_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,16 +47,16 @@ async def test_what_found_no_connection_may_be_sent_again(monkeypatch: pytest.Mo
 
     nowhere = await away("http://[")
 
-    assert refused.again
-    assert unanswered.again
-    assert nowhere.again
+    assert refused.is_unsent
+    assert unanswered.is_unsent
+    assert nowhere.is_unsent
 
 
 async def test_what_was_sent_and_not_answered_may_have_arrived() -> None:
     async with raw_endpoint() as endpoint:
         error = await away(endpoint.base_url)
 
-    assert not error.again
+    assert not error.is_unsent
 
 
 @pytest.mark.parametrize(

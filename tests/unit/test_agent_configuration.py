@@ -54,9 +54,9 @@ class Start:
             config_version=version,
             runtime=runtime,
         )
-        self.configuration.begin(secrets)
-        self.wanted = supervisor.wanted.version
-        self.settings = supervisor.wanted.settings
+        self.configuration.start(secrets)
+        self.wanted = supervisor.wanted_config.version
+        self.settings = supervisor.wanted_config.settings
         assert self.configuration.version == self.wanted
 
     def _report(self, _level: str, message: str) -> None:

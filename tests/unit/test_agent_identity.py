@@ -116,9 +116,9 @@ def test_a_draft_left_by_a_crash_is_no_hindrance_and_no_content(state: StateDir)
 def test_a_root_belongs_to_one_at_a_time(tmp_path: Path) -> None:
     first, second = StateDir(tmp_path), StateDir(tmp_path)
 
-    with first.exclusive(), pytest.raises(AlreadyRunning), second.exclusive():
+    with first.locked(), pytest.raises(AlreadyRunning), second.locked():
         pass
-    with second.exclusive():
+    with second.locked():
         pass
 
 

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 
 from hydracore.agent.errors import SpoolFull
 from hydracore.agent.messages import Callback, CallbackEntry
-from hydracore.agent.spool import KEPT_MAX, MESSAGE_MAX, SPOOL_FILE, TOGETHER_MAX, CallbackSpool
+from hydracore.agent.spool import (
+    CALLBACKS_KEPT_MAX,
+    CALLBACKS_PER_REQUEST_MAX,
+    MESSAGE_MAX_CHARS,
+    SPOOL_FILE,
+    CallbackSpool,
+)
 from hydracore.agent.sqlite_file import open_sqlite
 from hydracore.agent.state import StateDir
 
@@ -39,16 +45,16 @@ def spool(state: StateDir) -> Iterator[CallbackSpool]:
 @pytest.fixture
 def boot_id(spool: CallbackSpool) -> UUID:
     boot_id = uuid4()
-    spool.begin(boot_id)
+    spool.add_boot(boot_id)
     return boot_id
 
 
 def deliver_all(spool: CallbackSpool, boot_id: UUID) -> list[int]:
     """The numbers that go out, in their order."""
     sent: list[int] = []
-    while (callback := spool.pending(boot_id)) is not None:
+    while (callback := spool.next_callback(boot_id)) is not None:
         sent += range(callback.seq, callback.last_seq + 1)
-        spool.accepted(boot_id, callback.last_seq)
+        spool.mark_accepted(boot_id, callback.last_seq)
     return sent
 
 
@@ -59,20 +65,20 @@ def test_what_is_committed_is_on_the_disk(path: Path) -> None:
 
 
 def test_what_waits_goes_out_together_up_to_a_limit(spool: CallbackSpool, boot_id: UUID) -> None:
-    for _ in range(TOGETHER_MAX + 1):
+    for _ in range(CALLBACKS_PER_REQUEST_MAX + 1):
         spool.append(boot_id, "booted", "info", "x")
 
-    first = spool.pending(boot_id)
+    first = spool.next_callback(boot_id)
 
     assert first is not None
-    assert (first.seq, first.last_seq) == (1, TOGETHER_MAX)
-    assert deliver_all(spool, boot_id) == list(range(1, TOGETHER_MAX + 2))
+    assert (first.seq, first.last_seq) == (1, CALLBACKS_PER_REQUEST_MAX)
+    assert deliver_all(spool, boot_id) == list(range(1, CALLBACKS_PER_REQUEST_MAX + 2))
 
 
 def test_numbers_are_dense_from_1_for_each_boot(spool: CallbackSpool, boot_id: UUID) -> None:
     first = [spool.append(boot_id, "booted", "info", "x").seq for _ in range(3)]
     other = uuid4()
-    spool.begin(other)
+    spool.add_boot(other)
 
     assert first == [1, 2, 3]
     assert spool.append(other, "booted", "info", "x").seq == 1
@@ -90,18 +96,20 @@ def test_a_callback_is_pending_until_it_is_accepted(spool: CallbackSpool, boot_i
         message="up",
         following=(CallbackEntry(stage="enrolled", level="warning", message="in"),),
     )
-    assert spool.pending(boot_id) == both
-    assert spool.pending(boot_id) == both
-    spool.accepted(boot_id, 1)
-    assert spool.pending(boot_id) == Callback(boot_id=boot_id, seq=2, stage="enrolled", level="warning", message="in")
-    spool.accepted(boot_id, 2)
-    assert spool.pending(boot_id) is None
+    assert spool.next_callback(boot_id) == both
+    assert spool.next_callback(boot_id) == both
+    spool.mark_accepted(boot_id, 1)
+    assert spool.next_callback(boot_id) == Callback(
+        boot_id=boot_id, seq=2, stage="enrolled", level="warning", message="in"
+    )
+    spool.mark_accepted(boot_id, 2)
+    assert spool.next_callback(boot_id) is None
 
 
 def test_what_was_appended_is_there_after_reopening(state: StateDir, spool: CallbackSpool, boot_id: UUID) -> None:
     spool.append(boot_id, "booted", "info", "x")
     spool.append(boot_id, "enrolled", "info", "x")
-    spool.accepted(boot_id, 1)
+    spool.mark_accepted(boot_id, 1)
     # Opened beside the first connection, which never closes cleanly: as after kill -9.
     reopened = CallbackSpool(state)
 
@@ -132,9 +140,9 @@ def test_a_new_boot_forgets_the_others(spool: CallbackSpool, boot_id: UUID) -> N
     spool.append(boot_id, "booted", "info", "x")
     spool.mark_enrolled(boot_id)
 
-    spool.begin(uuid4())
+    spool.add_boot(uuid4())
 
-    assert spool.pending(boot_id) is None
+    assert spool.next_callback(boot_id) is None
     assert spool.boots_with_pending() == []
 
 
@@ -150,31 +158,31 @@ def test_only_enrolled_boots_with_something_untold_are_left_over(spool: Callback
 
 
 def test_a_full_spool_takes_no_more_and_keeps_what_it_has(spool: CallbackSpool, boot_id: UUID) -> None:
-    for _ in range(KEPT_MAX):
+    for _ in range(CALLBACKS_KEPT_MAX):
         spool.append(boot_id, "healthy", "info", "x")
 
     with pytest.raises(SpoolFull):
         spool.append(boot_id, "healthy", "info", "one too many")
 
-    spool.accepted(boot_id, 1)
-    assert spool.append(boot_id, "healthy", "info", "x").seq == KEPT_MAX + 1
-    assert deliver_all(spool, boot_id) == list(range(2, KEPT_MAX + 2))
+    spool.mark_accepted(boot_id, 1)
+    assert spool.append(boot_id, "healthy", "info", "x").seq == CALLBACKS_KEPT_MAX + 1
+    assert deliver_all(spool, boot_id) == list(range(2, CALLBACKS_KEPT_MAX + 2))
     assert not spool.resend_from(boot_id, 1), "trimmed"
 
 
 def test_a_long_message_is_cut(spool: CallbackSpool, boot_id: UUID) -> None:
-    spool.append(boot_id, "booted", "error", "x" * (MESSAGE_MAX + 1))
+    spool.append(boot_id, "booted", "error", "x" * (MESSAGE_MAX_CHARS + 1))
 
-    callback = spool.pending(boot_id)
+    callback = spool.next_callback(boot_id)
 
     assert callback is not None
-    assert len(callback.message) == MESSAGE_MAX
+    assert len(callback.message) == MESSAGE_MAX_CHARS
 
 
 @pytest.mark.parametrize("begin", [0, 4096])
 def test_a_damaged_file_is_set_aside_and_a_new_one_begun(state: StateDir, path: Path, begin: int) -> None:
     before = CallbackSpool(state)
-    before.begin(uuid4())
+    before.add_boot(uuid4())
     before.close()
     content = path.read_bytes()
     damaged = content[:begin] + b"something else altogether" * 400
@@ -182,7 +190,7 @@ def test_a_damaged_file_is_set_aside_and_a_new_one_begun(state: StateDir, path: 
 
     spool = CallbackSpool(state)
     boot_id = uuid4()
-    spool.begin(boot_id)
+    spool.add_boot(boot_id)
 
     assert spool.append(boot_id, "booted", "info", "x").seq == 1
     assert path.with_name("spool.sqlite.damaged").read_bytes() == damaged
@@ -208,12 +216,12 @@ def test_a_receiver_that_refuses_gaps_gets_everything_once_and_in_order(
     path.unlink(missing_ok=True)
     spool = CallbackSpool(state)
     boot_id = uuid4()
-    spool.begin(boot_id)
+    spool.add_boot(boot_id)
     appended = 0
     received: list[int] = []
 
     def send(*, reply_arrives: bool) -> None:
-        callback = spool.pending(boot_id)
+        callback = spool.next_callback(boot_id)
         if callback is None:
             return
         if callback.seq > len(received) + 1:
@@ -222,7 +230,7 @@ def test_a_receiver_that_refuses_gaps_gets_everything_once_and_in_order(
         if callback.seq == len(received) + 1:
             received.append(callback.seq)
         if reply_arrives:
-            spool.accepted(boot_id, callback.seq)
+            spool.mark_accepted(boot_id, callback.seq)
 
     for action in actions:
         if action == "append":
@@ -236,7 +244,7 @@ def test_a_receiver_that_refuses_gaps_gets_everything_once_and_in_order(
             send(reply_arrives=action == "accept")
     # One more callback makes a receiver that was restored ask for what it lost.
     appended = spool.append(boot_id, "healthy", "info", "x").seq
-    while spool.pending(boot_id) is not None:
+    while spool.next_callback(boot_id) is not None:
         send(reply_arrives=True)
     spool.close()
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from hydracore.agent.backoff import Backoff
-from hydracore.agent.chats import Ask, NotServing, OpenChat
+from hydracore.agent.chats import NotServing, OpenChat, Question
 from hydracore.agent.errors import RuntimeFailed
 from hydracore.agent.messages import Versions
 from hydracore.agent.runtime import RuntimeConfig, RuntimeKind
@@ -30,7 +30,7 @@ class ScriptedRuntime:
         self.ended = asyncio.Event()
         self.is_stopped = False
         self.is_drained = False
-        self.is_cut = False
+        self.is_interrupted = False
         self.is_idle = asyncio.Event()
         self._start_failures = start_failures
 
@@ -38,7 +38,7 @@ class ScriptedRuntime:
         if self._start_failures:
             raise self._start_failures.pop(0)
 
-    async def wait(self) -> None:
+    async def wait_until_stopped(self) -> None:
         await self.ended.wait()
 
     async def stop(self) -> None:
@@ -51,13 +51,13 @@ class ScriptedRuntime:
     def drain(self) -> None:
         self.is_drained = True
 
-    async def idle(self) -> None:
+    async def wait_until_idle(self) -> None:
         await self.is_idle.wait()
 
-    async def cut(self) -> None:
-        self.is_cut = True
+    async def interrupt_chats(self) -> None:
+        self.is_interrupted = True
 
-    def open_chat(self, ask: Ask) -> OpenChat:
+    def open_chat(self, question: Question) -> OpenChat:
         return OpenChat()
 
     error = None
@@ -111,7 +111,7 @@ def config(version: int, kind: str = "scripted", **settings: bool) -> RuntimeCon
     return RuntimeConfig(type=kind, version=version, settings=settings)
 
 
-ASK = Ask(message="Hello", conversation_id=None, end_user=None, channel="api", key=None)
+QUESTION = Question(message="Hello", conversation_id=None, end_user=None, channel="api", key=None)
 
 
 async def test_the_runtimes_own_figures_are_passed_on() -> None:
@@ -119,7 +119,7 @@ async def test_the_runtimes_own_figures_are_passed_on() -> None:
     assert (stage.supervisor.skills_loaded, stage.supervisor.config_version) == ((), None)
 
     async with stage.running() as supervisor:
-        await supervisor.serving()
+        await supervisor.wait_until_serving()
         assert (supervisor.skills_loaded, supervisor.active_connections) == (("notes",), 2)
         assert (supervisor.versions.node, supervisor.config_version, supervisor.is_serving) == ("22", 1, True)
 
@@ -133,7 +133,7 @@ async def test_a_runtime_that_does_not_start_is_tried_again_and_told_once() -> N
     )
 
     async with stage.running() as supervisor:
-        await supervisor.serving()
+        await supervisor.wait_until_serving()
 
     assert len(stage.runs) == 3
     assert all(run.is_stopped for run in stage.runs)
@@ -144,13 +144,13 @@ async def test_a_runtime_that_stops_by_itself_is_started_again() -> None:
     stage = Stage()
 
     async with stage.running() as supervisor:
-        await supervisor.serving()
+        await supervisor.wait_until_serving()
         stage.runs[0].ended.set()
         await until(lambda: not supervisor.is_serving)
         assert supervisor.error is not None
         assert supervisor.error.code == "runtime_stopped"
         assert supervisor.config_version is None
-        await supervisor.serving()
+        await supervisor.wait_until_serving()
         assert supervisor.error is None
 
     assert len(stage.runs) == 2
@@ -160,7 +160,7 @@ async def test_another_configuration_restarts_the_runtime_and_the_same_does_not(
     stage = Stage()
 
     async with stage.running() as supervisor:
-        await supervisor.serving()
+        await supervisor.wait_until_serving()
         supervisor.configure(config(1))
         supervisor.configure(config(2))
         await until(lambda: supervisor.config_version == 2)
@@ -174,12 +174,12 @@ async def test_a_runtime_that_can_goes_on_with_another_configuration() -> None:
     stage = Stage()
 
     async with stage.running() as supervisor:
-        await supervisor.serving()
+        await supervisor.wait_until_serving()
         supervisor.configure(config(2, gentle=True))
         assert supervisor.config_version == 2
         with pytest.raises(RuntimeFailed):
             supervisor.configure(config(3, wrong=True))
-        assert supervisor.config_version == supervisor.wanted.version == 2
+        assert supervisor.config_version == supervisor.wanted_config.version == 2
 
     assert len(stage.runs) == 1
 
@@ -193,10 +193,10 @@ async def test_what_cannot_be_used_is_refused_also_while_nothing_runs(wrong: Run
     stage.supervisor.configure(config(3))
 
     async with stage.running() as supervisor:
-        await supervisor.serving()
+        await supervisor.wait_until_serving()
         with pytest.raises(RuntimeFailed):
             supervisor.configure(wrong)
-        assert supervisor.config_version == supervisor.wanted.version == 3
+        assert supervisor.config_version == supervisor.wanted_config.version == 3
     assert len(stage.runs) == 1
 
 
@@ -204,7 +204,7 @@ async def test_a_restart_waits_for_open_chats_and_then_starts_anew() -> None:
     stage = Stage()
 
     async with stage.running() as supervisor:
-        await supervisor.serving()
+        await supervisor.wait_until_serving()
         restarting = asyncio.create_task(supervisor.restart(drain_s=10))
         await until(lambda: stage.runs[0].is_drained)
         assert not stage.runs[0].is_stopped
@@ -220,7 +220,7 @@ async def test_a_restart_does_not_wait_for_ever_and_says_so() -> None:
     stage = Stage()
 
     async with stage.running() as supervisor:
-        await supervisor.serving()
+        await supervisor.wait_until_serving()
         assert not await supervisor.restart(drain_s=0.01)
         assert supervisor.is_serving
 
@@ -230,12 +230,12 @@ async def test_a_restart_does_not_wait_for_ever_and_says_so() -> None:
 async def test_without_a_runtime_there_are_no_chats() -> None:
     stage = Stage()
     with pytest.raises(NotServing):
-        stage.supervisor.open_chat(ASK)
+        stage.supervisor.open_chat(QUESTION)
     assert stage.supervisor.connections == {}
 
     async with stage.running() as supervisor:
-        await supervisor.serving()
-        assert isinstance(supervisor.open_chat(ASK), OpenChat)
+        await supervisor.wait_until_serving()
+        assert isinstance(supervisor.open_chat(QUESTION), OpenChat)
         assert supervisor.connections == {"telegram": "off"}
 
 
@@ -247,7 +247,7 @@ async def test_a_configuration_that_names_no_known_runtime_is_an_error_until_it_
         assert supervisor.error is not None
         assert supervisor.error.code == "runtime_unknown"
         supervisor.configure(config(2))
-        await supervisor.serving()
+        await supervisor.wait_until_serving()
 
     assert stage.runs[0].config.version == 2
 
@@ -256,7 +256,7 @@ async def test_draining_outlasts_a_restart_of_the_runtime() -> None:
     stage = Stage()
 
     async with stage.running() as supervisor:
-        await supervisor.serving()
+        await supervisor.wait_until_serving()
         assert supervisor.drain() == 2
         supervisor.configure(config(2))
         await until(lambda: supervisor.config_version == 2)
@@ -266,15 +266,15 @@ async def test_draining_outlasts_a_restart_of_the_runtime() -> None:
 
 async def test_cut_chats_are_followed_by_none_also_after_a_restart_of_the_runtime() -> None:
     stage = Stage()
-    await stage.supervisor.cut()
+    await stage.supervisor.interrupt_chats()
 
     async with stage.running() as supervisor:
-        await supervisor.serving()
-        await supervisor.cut()
+        await supervisor.wait_until_serving()
+        await supervisor.interrupt_chats()
         supervisor.configure(config(2))
         await until(lambda: supervisor.config_version == 2)
 
-    assert [(run.is_cut, run.is_drained) for run in stage.runs] == [(True, True), (False, True)]
+    assert [(run.is_interrupted, run.is_drained) for run in stage.runs] == [(True, True), (False, True)]
 
 
 # --- waits -----------------------------------------------------------------------------------------------------------
@@ -284,8 +284,8 @@ async def test_cut_chats_are_followed_by_none_also_after_a_restart_of_the_runtim
 def test_waits_double_up_to_the_cap_and_start_anew_after_a_success(rand: Callable[[], float], share: float) -> None:
     backoff = Backoff(base_s=1, cap_s=5, rand=rand)
 
-    waits = [backoff.next_s() for _ in range(5)]
+    waits = [backoff.next_wait_s() for _ in range(5)]
     backoff.reset()
 
     assert waits == pytest.approx([1 * share, 2 * share, 4 * share, 5 * share, 5 * share], rel=1e-5)
-    assert backoff.next_s() == pytest.approx(share, rel=1e-5)
+    assert backoff.next_wait_s() == pytest.approx(share, rel=1e-5)

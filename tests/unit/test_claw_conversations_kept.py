@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from hydracore.agent.chats import Ask
+from hydracore.agent.chats import Question
 from hydracore.agent.expressclaw import turns
 from hydracore.agent.expressclaw.store import STORE_FILE, Store
 from hydracore.agent.expressclaw.turns import OpenTurn, Reply
@@ -19,7 +19,7 @@ from tests.unit.test_claw_ledger import entry
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Store]:
     monkeypatch.setattr(turns, "CONVERSATIONS_MAX", 5)
-    monkeypatch.setattr(turns, "GIVEN_UP_AT_ONCE", 2)
+    monkeypatch.setattr(turns, "DELETED_AT_ONCE", 2)
     # It goes back all the time.
     clock = count(2_000_000_000_000, -1000)
     store = Store(tmp_path / STORE_FILE, now_ms=lambda: next(clock), new_id=uuid4)
@@ -28,9 +28,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Store]:
 
 
 async def begin(store: Store, conversation_id: str, *, key: str | None = None) -> OpenTurn:
-    ask = Ask(message="Hello", conversation_id=conversation_id, end_user=None, channel="api", key=key)
+    question = Question(message="Hello", conversation_id=conversation_id, end_user=None, channel="api", key=key)
     begun = await store.turns.begin(
-        ask, conversation_id=conversation_id, digest="d", estimate=lambda left: None, check_budget=lambda db: None
+        question, conversation_id=conversation_id, digest="d", estimate=lambda left: None, check_budget=lambda db: None
     )
     assert isinstance(begun, OpenTurn)
     return begun
@@ -42,7 +42,7 @@ async def finish(store: Store, begun: OpenTurn) -> None:
 
 
 async def kept(store: Store) -> set[str]:
-    return {summary.id for summary in await store.turns.newest(100)}
+    return {summary.id for summary in await store.turns.latest_conversations(100)}
 
 
 async def test_those_used_longest_ago_are_given_up_whatever_the_clock_says(store: Store) -> None:

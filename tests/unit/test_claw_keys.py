@@ -10,9 +10,9 @@ from uuid import uuid4
 
 import pytest
 
-from hydracore.agent.chat_api import key_of_caller
+from hydracore.agent.chat_api import caller_key
 from hydracore.agent.chat_messages import ChatAnswer, TokenUsage
-from hydracore.agent.chats import Ask
+from hydracore.agent.chats import Question
 from hydracore.agent.expressclaw.store import Store
 from hydracore.agent.expressclaw.turns import OpenTurn, Reply
 from hydracore.clock import now_ms
@@ -22,7 +22,7 @@ def test_no_two_callers_share_a_key() -> None:
     users = [None, "a", "a:b", "1:a", "", "é"]
     keys = ["k", "a:k", "1:a:k", ":k"]
 
-    made = [key_of_caller(user, key) for user, key in itertools.product(users, keys)]
+    made = [caller_key(user, key) for user, key in itertools.product(users, keys)]
 
     assert len(set(made)) == len(made)
 
@@ -32,13 +32,13 @@ async def test_an_answer_under_a_key_of_old_is_found_again_and_only_by_who_had_i
     tmp_path: Path, end_user: str | None
 ) -> None:
     path = tmp_path / "chats.sqlite"
-    key = key_of_caller(end_user, "k")
+    key = caller_key(end_user, "k")
     first = await begin(path, end_user, key)
     with closing(sqlite3.connect(path)) as db, db:
         db.execute("UPDATE turn SET key = 'api:k'")
 
     again = await begin(path, end_user, key)
-    somebody_else = await begin(path, "bert", key_of_caller("bert", "k"))
+    somebody_else = await begin(path, "bert", caller_key("bert", "k"))
 
     assert (first, again) == (None, "Hello you")
     assert somebody_else is None
@@ -47,9 +47,9 @@ async def test_an_answer_under_a_key_of_old_is_found_again_and_only_by_who_had_i
 async def begin(path: Path, end_user: str | None, key: str) -> str | None:
     """Ask in a fresh process: the answer that is on disk; where there is none, one is put there."""
     store = Store(path, now_ms=now_ms, new_id=uuid4)
-    ask = Ask(message="Hello", conversation_id=None, end_user=end_user, channel="api", key=key)
+    question = Question(message="Hello", conversation_id=None, end_user=end_user, channel="api", key=key)
     begun = await store.turns.begin(
-        ask, conversation_id="c-1", digest="d", estimate=lambda left: None, check_budget=lambda db: None
+        question, conversation_id="c-1", digest="d", estimate=lambda left: None, check_budget=lambda db: None
     )
     if isinstance(begun, OpenTurn):
         usage = TokenUsage(prompt_tokens=1, completion_tokens=2, cost_usd="0")

@@ -13,9 +13,15 @@ import pytest
 from hydracore.agent.chats import BudgetSpent
 from hydracore.agent.expressclaw.database import Database
 from hydracore.agent.expressclaw.document import ModelPolicy, Price, Spent
-from hydracore.agent.expressclaw.ledger import BATCH_MAX, PRUNE_EVERY, Ledger, add_entries, spend_now
+from hydracore.agent.expressclaw.ledger import (
+    BATCH_MAX_ENTRIES,
+    PRUNE_EVERY_BATCHES,
+    Ledger,
+    add_entries,
+    current_spend,
+)
 from hydracore.agent.expressclaw.money import Spend, Tokens, cost_usd, require_budget
-from hydracore.agent.expressclaw.times import day_of
+from hydracore.agent.expressclaw.times import utc_day
 from hydracore.agent.messages import UsageEntry
 from hydracore.money import decimal_text
 
@@ -64,7 +70,7 @@ async def spend(database: Database, *costs: str, at_ms: int = NOON_MS) -> None:
 
 
 async def spent(database: Database, told: Spent | None = None, *, today: str = "2026-11-23") -> Spend:
-    return await database.run(lambda db: spend_now(db, told or Spent(), today=today))
+    return await database.run(lambda db: current_spend(db, told or Spent(), today=today))
 
 
 async def deliver(ledger: Ledger) -> list[int]:
@@ -72,7 +78,7 @@ async def deliver(ledger: Ledger) -> list[int]:
     sizes = []
     while (batch := await ledger.next_batch()) is not None:
         sizes.append(len(batch.entries))
-        await ledger.accepted(batch.seq)
+        await ledger.mark_accepted(batch.seq)
     return sizes
 
 
@@ -90,7 +96,7 @@ def test_costs_are_exact_and_a_model_without_a_price_costs_what_the_dearest_do()
 
 
 def test_days_are_utc() -> None:
-    assert [day_of(NOON_MS + shift) for shift in (0, DAY_MS // 2 - 1, DAY_MS // 2)] == [
+    assert [utc_day(NOON_MS + shift) for shift in (0, DAY_MS // 2 - 1, DAY_MS // 2)] == [
         "2026-11-23",
         "2026-11-23",
         "2026-11-24",
@@ -133,21 +139,21 @@ async def test_what_the_control_plane_tells_covers_what_it_had_and_no_more(datab
 
     # Nothing was said of when these figures were made: our own sum may be in them or not, so it is added.
     assert await spent(database, told) == (Decimal(13), Decimal(33))
-    ledger.note_config("config-1")
+    ledger.set_spend_base("config-1")
     assert await spent(database, told) == (Decimal(12), Decimal(32))
     await deliver(ledger)
     await spend(database, "4")
     # The same configuration after a restart is as old as it was.
-    ledger.note_config("config-1")
+    ledger.set_spend_base("config-1")
     assert await spent(database, told) == (Decimal(16), Decimal(36))
-    ledger.note_config("config-2")
+    ledger.set_spend_base("config-2")
     assert await spent(database, told) == (Decimal(14), Decimal(34))
 
 
 async def test_our_own_sum_is_the_least_that_is_spent(database: Database, ledger: Ledger) -> None:
     await spend(database, "5")
     await deliver(ledger)
-    ledger.note_config("config-1")
+    ledger.set_spend_base("config-1")
 
     told = Spent(day="2026-11-23", daily_usd=Decimal(1), month="2026-11", monthly_usd=Decimal(1))
 
@@ -157,7 +163,7 @@ async def test_our_own_sum_is_the_least_that_is_spent(database: Database, ledger
 async def test_yesterday_s_figures_and_base_are_no_part_of_today(database: Database, ledger: Ledger) -> None:
     await spend(database, "5")
     await deliver(ledger)
-    ledger.note_config("config-1")
+    ledger.set_spend_base("config-1")
     told = Spent(day="2026-11-23", daily_usd=Decimal(7), month="2026-11", monthly_usd=Decimal(9))
 
     assert await spent(database, told, today="2026-11-24") == (Decimal(0), Decimal(9))
@@ -166,14 +172,14 @@ async def test_yesterday_s_figures_and_base_are_no_part_of_today(database: Datab
 
 async def test_batches_are_dense_bounded_and_the_same_until_accepted(database: Database, ledger: Ledger) -> None:
     assert await ledger.next_batch() is None
-    await spend(database, *["1"] * (BATCH_MAX + 1))
+    await spend(database, *["1"] * (BATCH_MAX_ENTRIES + 1))
     first = await ledger.next_batch()
     await spend(database, "2")
 
     assert first is not None
-    assert (first.seq, len(first.entries)) == (1, BATCH_MAX)
+    assert (first.seq, len(first.entries)) == (1, BATCH_MAX_ENTRIES)
     assert await ledger.next_batch() == first
-    assert await deliver(ledger) == [BATCH_MAX, 2]
+    assert await deliver(ledger) == [BATCH_MAX_ENTRIES, 2]
     assert await ledger.next_batch() is None
 
 
@@ -222,7 +228,7 @@ async def test_old_batches_are_dropped_whole_once_they_are_delivered(
     clock.now_ms += 100 * DAY_MS
     await spend(database, "2", at_ms=clock.now_ms)
     await deliver(ledger)
-    for _ in range(PRUNE_EVERY - 2):
+    for _ in range(PRUNE_EVERY_BATCHES - 2):
         await spend(database, "3", at_ms=clock.now_ms)
         await deliver(ledger)
 
@@ -241,7 +247,7 @@ async def test_an_entry_of_a_clock_that_went_ahead_keeps_no_old_batches(
     await spend(database, "2")
     await deliver(ledger)
     clock.now_ms += 100 * DAY_MS
-    for _ in range(PRUNE_EVERY - 2):
+    for _ in range(PRUNE_EVERY_BATCHES - 2):
         await spend(database, "3", at_ms=clock.now_ms)
         await deliver(ledger)
 
@@ -251,16 +257,19 @@ async def test_an_entry_of_a_clock_that_went_ahead_keeps_no_old_batches(
 async def test_old_batches_that_are_wanted_again_stay_until_they_are_delivered(
     database: Database, ledger: Ledger, clock: Clock
 ) -> None:
-    for _ in range(PRUNE_EVERY + 1):
+    for _ in range(PRUNE_EVERY_BATCHES + 1):
         await spend(database, "1")
         await deliver(ledger)
     clock.now_ms += 100 * DAY_MS
     await spend(database, "2", at_ms=clock.now_ms)
     await ledger.next_batch()
-    await ledger.resend_from(PRUNE_EVERY)
+    await ledger.resend_from(PRUNE_EVERY_BATCHES)
 
     assert await deliver(ledger) == [1, 1, 1]
-    assert [await ledger.resend_from(seq) for seq in (PRUNE_EVERY - 1, PRUNE_EVERY + 1)] == [False, True]
+    assert [await ledger.resend_from(seq) for seq in (PRUNE_EVERY_BATCHES - 1, PRUNE_EVERY_BATCHES + 1)] == [
+        False,
+        True,
+    ]
 
 
 # --- the database ----------------------------------------------------------------------------------------------------

@@ -28,12 +28,12 @@ async def test_whoever_listens_late_hears_it_all() -> None:
     early = asyncio.create_task(heard(chat))
     await asyncio.sleep(0)
 
-    chat.say("Hello ")
+    chat.add_text("Hello ")
     await asyncio.sleep(0)
     late = asyncio.create_task(heard(chat))
     await asyncio.sleep(0)
-    chat.say("the")
-    chat.say("re")
+    chat.add_text("the")
+    chat.add_text("re")
     chat.finish(ANSWER)
 
     assert await early == await late == ["Hello ", "there"]
@@ -42,9 +42,9 @@ async def test_whoever_listens_late_hears_it_all() -> None:
 
 async def test_what_nobody_has_heard_can_be_taken_back() -> None:
     chat = OpenChat()
-    chat.say("Wrong")
+    chat.add_text("Wrong")
     assert chat.retract()
-    chat.say("Right")
+    chat.add_text("Right")
     chat.finish(ANSWER)
     assert await heard(chat) == ["Right"]
     assert not chat.retract()
@@ -52,7 +52,7 @@ async def test_what_nobody_has_heard_can_be_taken_back() -> None:
 
 async def test_an_error_comes_after_what_was_said_and_to_everybody() -> None:
     chat = OpenChat()
-    chat.say("Hel")
+    chat.add_text("Hel")
     chat.fail(ModelFailed("It broke"))
 
     texts = chat.texts()

@@ -7,6 +7,15 @@ from pathlib import Path
 import pytest
 
 from hydracore.agent.errors import RuntimeFailed
+from hydracore.agent.expressclaw.context_window import (
+    CONTEXT_MAX_MESSAGES,
+    CONTEXT_MAX_TOKENS,
+    ChatMessage,
+    estimate_message_tokens,
+    estimate_text_tokens,
+    latest_that_fit,
+    merge_same_role,
+)
 from hydracore.agent.expressclaw.document import (
     MODEL_TIMEOUT_S,
     Document,
@@ -15,15 +24,6 @@ from hydracore.agent.expressclaw.document import (
     Preset,
     enabled_skills,
     read_document,
-)
-from hydracore.agent.expressclaw.memory import (
-    MEMORY_MAX_MESSAGES,
-    MEMORY_MAX_TOKENS,
-    ChatMessage,
-    alternating,
-    message_tokens,
-    remembered,
-    text_tokens,
 )
 from hydracore.agent.expressclaw.prompt import system_prompt
 from hydracore.agent.expressclaw.skills import (
@@ -167,24 +167,24 @@ def test_a_prompt_leaves_out_what_is_not_there() -> None:
 def test_memory_is_bounded_by_messages_and_begins_with_the_user() -> None:
     past = [ChatMessage("user" if index % 2 == 0 else "assistant", str(index)) for index in range(200)]
 
-    kept = remembered(past)
+    kept = latest_that_fit(past)
 
-    assert len(kept) == MEMORY_MAX_MESSAGES
+    assert len(kept) == CONTEXT_MAX_MESSAGES
     assert kept[-1] == past[-1]
-    assert remembered(past[1:2]) == []
-    assert remembered(past[-61:])[0].role == "user"
+    assert latest_that_fit(past[1:2]) == []
+    assert latest_that_fit(past[-61:])[0].role == "user"
 
 
 def test_memory_is_bounded_by_tokens_and_never_holds_half_a_message() -> None:
     long = ChatMessage("user", "x" * 8000)
     past = [long, ChatMessage("assistant", "short")] * 20
 
-    kept = remembered(past)
+    kept = latest_that_fit(past)
 
-    assert sum(map(message_tokens, kept)) <= MEMORY_MAX_TOKENS
+    assert sum(map(estimate_message_tokens, kept)) <= CONTEXT_MAX_TOKENS
     assert set(kept) == {long, ChatMessage("assistant", "short")}
     assert len(kept) == 10
-    assert remembered([ChatMessage("user", "x" * 5 * MEMORY_MAX_TOKENS)]) == []
+    assert latest_that_fit([ChatMessage("user", "x" * 5 * CONTEXT_MAX_TOKENS)]) == []
 
 
 def test_neighbours_of_one_role_become_one() -> None:
@@ -195,7 +195,7 @@ def test_neighbours_of_one_role_become_one() -> None:
         ChatMessage("user", "d"),
     ]
 
-    assert alternating(messages) == [
+    assert merge_same_role(messages) == [
         ChatMessage("user", "a\n\nb"),
         ChatMessage("assistant", "c"),
         ChatMessage("user", "d"),
@@ -203,4 +203,4 @@ def test_neighbours_of_one_role_become_one() -> None:
 
 
 def test_estimates_round_up() -> None:
-    assert [text_tokens(text) for text in ("", "a", "abcd", "abcde")] == [0, 1, 1, 2]
+    assert [estimate_text_tokens(text) for text in ("", "a", "abcd", "abcde")] == [0, 1, 1, 2]

@@ -12,7 +12,7 @@ from hydracore.agent.expressclaw import telegram_delivery
 from hydracore.agent.expressclaw.database import Database
 from hydracore.agent.expressclaw.inbox import Inbox
 from hydracore.agent.expressclaw.telegram_api import TelegramApi
-from hydracore.agent.expressclaw.telegram_delivery import Deliveries, Unsent, box_of_unsent
+from hydracore.agent.expressclaw.telegram_delivery import Deliveries, UnsentAnswer, unsent_inbox
 from hydracore.cloudsim.main import STOP_GRACE_S
 from tests.fake_telegram import TOKEN, running_telegram
 from tests.waiting import until
@@ -30,7 +30,7 @@ async def test_what_is_struck_out_as_its_sender_ends_is_put_back(
     monkeypatch.setattr(telegram_delivery, "SEND_GRACE_S", 0)
     database = Database(tmp_path / "chats.sqlite", new_id=uuid4)
     inbox = Inbox(database)
-    unsent = Unsent(5, "Hello")
+    unsent = UnsentAnswer(5, "Hello")
     async with running_telegram() as telegram:
         api = TelegramApi(token=TOKEN, base_url=telegram.url)
         await inbox.store(BOT, {1: "{}"}, next_update=2)
@@ -53,6 +53,6 @@ async def test_what_is_struck_out_as_its_sender_ends_is_put_back(
         await api.aclose()
 
         assert telegram.sent == []
-    assert await inbox.waiting(BOT) == []
-    assert await inbox.waiting(box_of_unsent(BOT)) == [(1, msgspec.json.encode(unsent).decode())]
+    assert await inbox.stored_updates(BOT) == []
+    assert await inbox.stored_updates(unsent_inbox(BOT)) == [(1, msgspec.json.encode(unsent).decode())]
     database.close()

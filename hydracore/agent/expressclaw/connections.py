@@ -9,13 +9,13 @@ READY: Final = "ready"
 CONNECTED: Final = "connected"
 UNSUPPORTED: Final = "unsupported"
 
-_FAILED: Final = "error: "
+_ERROR_PREFIX: Final = "error: "
 
 
-def failing(reason: object) -> str:
-    return f"{_FAILED}{reason}"
+def error_state(reason: object) -> str:
+    return f"{_ERROR_PREFIX}{reason}"
 
 
-def reason_of(state: str) -> str | None:
+def error_reason(state: str) -> str | None:
     """The reason in a state that was made by `failing`, or None for any other state."""
-    return state.removeprefix(_FAILED) if state.startswith(_FAILED) else None
+    return state.removeprefix(_ERROR_PREFIX) if state.startswith(_ERROR_PREFIX) else None

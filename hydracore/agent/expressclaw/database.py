@@ -62,7 +62,7 @@ class Database:
                 _log_failure(failure)
             raise cancelled from failure
 
-    async def run_if_awaited(self, work: Work[T]) -> T:
+    async def run_cancellable(self, work: Work[T]) -> T:
         """As `run`, for work that only its caller needs, such as reading. A cancelled caller does not
         wait for the disk, and the work is dropped unless it has begun."""
         return await asyncio.wrap_future(self._thread.submit(self._transact, work))

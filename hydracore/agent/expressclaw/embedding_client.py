@@ -12,8 +12,14 @@ from typing import Any, NamedTuple, TypeAlias
 import httpx
 import msgspec
 
-from hydracore.agent.expressclaw.figures import Figure, read_figures
-from hydracore.agent.expressclaw.model_client import ModelClient, ModelRefused, ModelSlow, failed, refused
+from hydracore.agent.expressclaw.model_client import (
+    ModelCallFailed,
+    ModelCallTimedOut,
+    ModelClient,
+    error_of_status,
+    error_of_transport,
+)
+from hydracore.agent.expressclaw.token_counts import TokenCount, read_token_counts
 from hydracore.json_input import JSON_ERRORS
 from hydracore.transport import AnswerTooLarge, exchange
 
@@ -34,7 +40,7 @@ class EmbeddingCall(NamedTuple):
         return f"EmbeddingCall(model={self.model!r})"
 
 
-class Embedded(NamedTuple):
+class EmbeddingAnswer(NamedTuple):
     """The vectors in the order of the texts. `prompt_tokens`: the endpoint's own figure, 0 where it has none."""
 
     vectors: list[Vector]
@@ -46,8 +52,8 @@ class _Datum(msgspec.Struct, frozen=True):
     embedding: list[float]
 
 
-class _Figures(msgspec.Struct, frozen=True):
-    prompt_tokens: Figure
+class _Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: TokenCount
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -55,9 +61,9 @@ class _Answer(msgspec.Struct, frozen=True):
     usage: Any = None
 
 
-async def embed(client: ModelClient, call: EmbeddingCall) -> Embedded:
-    """Raises `ModelTrouble`."""
-    http = client.http_for(call.base_url)
+async def embed(client: ModelClient, call: EmbeddingCall) -> EmbeddingAnswer:
+    """Raises `ModelCallError`."""
+    http = client.http_client(call.base_url)
     headers = {"Content-Type": "application/json"}
     if call.api_key is not None:
         headers["Authorization"] = f"Bearer {call.api_key}"
@@ -67,13 +73,13 @@ async def embed(client: ModelClient, call: EmbeddingCall) -> Embedded:
     try:
         answer = await exchange(http, request, timeout_s=call.timeout_s, answer_max_bytes=ANSWER_MAX_BYTES)
     except TimeoutError:
-        raise ModelSlow(f"no answer within {call.timeout_s:g} s") from None
+        raise ModelCallTimedOut(f"no answer within {call.timeout_s:g} s") from None
     except AnswerTooLarge:
-        raise ModelRefused("the answer is too large") from None
+        raise ModelCallFailed("the answer is too large") from None
     except httpx.HTTPError as error:
-        raise failed(error) from None
+        raise error_of_transport(error) from None
     if answer.status != HTTPStatus.OK:
-        raise refused(answer.status)
+        raise error_of_status(answer.status)
     # In a thread, as parsing some megabytes of numbers would block every chat.
     return await asyncio.to_thread(_read, answer.content, len(call.texts))
 
@@ -83,20 +89,20 @@ def cosine_similarity(one: Vector, other: Vector) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True))
 
 
-def _read(content: bytes, count: int) -> Embedded:
+def _read(content: bytes, count: int) -> EmbeddingAnswer:
     try:
         answer = msgspec.json.decode(content, type=_Answer)
     except JSON_ERRORS:
-        raise ModelRefused("the endpoint sent an answer that cannot be read") from None
+        raise ModelCallFailed("the endpoint sent an answer that cannot be read") from None
     data = sorted(answer.data, key=lambda datum: datum.index)
     sizes = {len(datum.embedding) for datum in data}
     if [datum.index for datum in data] != list(range(count)) or len(sizes) != 1:
-        raise ModelRefused("the endpoint sent an answer that cannot be read")
-    figures = read_figures(answer.usage, _Figures)
-    vectors = [_of_length_one(datum.embedding) for datum in data]
-    return Embedded(vectors, 0 if figures is None else figures.prompt_tokens)
+        raise ModelCallFailed("the endpoint sent an answer that cannot be read")
+    figures = read_token_counts(answer.usage, _Usage)
+    vectors = [_normalized(datum.embedding) for datum in data]
+    return EmbeddingAnswer(vectors, 0 if figures is None else figures.prompt_tokens)
 
 
-def _of_length_one(numbers: list[float]) -> Vector:
+def _normalized(numbers: list[float]) -> Vector:
     length = math.sqrt(sum(number * number for number in numbers)) or 1.0
     return array("f", [number / length for number in numbers])

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
-from hydracore.agent.expressclaw.connections import UNSUPPORTED, failing
+from hydracore.agent.expressclaw.connections import UNSUPPORTED, error_state
 from hydracore.agent.expressclaw.document import (
     MODEL_TIMEOUT_MAX_S,
     Document,
@@ -174,7 +174,7 @@ class _Reader:
             if problem is None:
                 self._ignore_unknown(path, given, Webhook)
                 return webhook
-        self._states[name] = failing(problem)
+        self._states[name] = error_state(problem)
         self._ignore(path, problem)
         return None
 

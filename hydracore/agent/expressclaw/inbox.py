@@ -13,7 +13,7 @@ from hydracore.sql import named_blocks
 _SQL = named_blocks(Path(__file__).with_name("inbox.sql"))
 
 
-class Waiting(NamedTuple):
+class StoredUpdate(NamedTuple):
     update_id: int
     content: str
 
@@ -31,23 +31,23 @@ class Inbox:
             row = db.execute(_SQL["next_update"], {"bot_id": bot_id}).fetchone()
             return None if row is None else row[0]
 
-        return await self._database.run_if_awaited(work)
+        return await self._database.run_cancellable(work)
 
     async def store(self, bot_id: str, contents: Mapping[int, str], *, next_update: int | None) -> None:
         """Store these updates, and `next_update` as the offset of the next poll."""
 
         def work(db: sqlite3.Connection) -> None:
-            db.execute(_SQL["keep_next"], {"bot_id": bot_id, "next_update": next_update})
+            db.execute(_SQL["set_next_update"], {"bot_id": bot_id, "next_update": next_update})
             rows = [{"bot_id": bot_id, "update_id": number, "content": content} for number, content in contents.items()]
             db.executemany(_SQL["add"], rows)
 
         await self._database.run(work)
 
-    async def waiting(self, bot_id: str) -> list[Waiting]:
+    async def stored_updates(self, bot_id: str) -> list[StoredUpdate]:
         """The updates that wait for an answer, in order."""
         values = {"bot_id": bot_id}
-        return await self._database.run_if_awaited(
-            lambda db: [Waiting(*row) for row in db.execute(_SQL["waiting"], values)]
+        return await self._database.run_cancellable(
+            lambda db: [StoredUpdate(*row) for row in db.execute(_SQL["stored_updates"], values)]
         )
 
     async def delete(self, bot_id: str, update_id: int) -> None:

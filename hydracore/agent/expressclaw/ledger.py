@@ -16,7 +16,7 @@ import msgspec
 from hydracore.agent.expressclaw.database import Database
 from hydracore.agent.expressclaw.document import Document, Spent
 from hydracore.agent.expressclaw.money import Spend, require_budget
-from hydracore.agent.expressclaw.times import day_of
+from hydracore.agent.expressclaw.times import utc_day
 from hydracore.agent.messages import UsageEntry
 from hydracore.clock import NowMs
 from hydracore.money import decimal_text
@@ -25,12 +25,12 @@ from hydracore.sql import named_blocks
 _SQL = named_blocks(Path(__file__).with_name("ledger.sql"))
 
 #: The most entries per batch, which is one request to the control plane.
-BATCH_MAX = 100
+BATCH_MAX_ENTRIES = 100
 
 #: Days that accepted batches are kept, because a control plane that was restored from a backup may ask for them again.
 KEPT_DAYS = 62
 #: Accepted batches between two deletions of old ones.
-PRUNE_EVERY = 100
+PRUNE_EVERY_BATCHES = 100
 
 
 class Batch(NamedTuple):
@@ -40,15 +40,15 @@ class Batch(NamedTuple):
 
 
 class Ledger:
-    """`news` is set when there may be something to send."""
+    """`entries_added` is set when there may be something to send."""
 
     def __init__(self, database: Database, *, now_ms: NowMs) -> None:
         self._database = database
         self._now_ms = now_ms
-        self.news = asyncio.Event()
-        self.news.set()
+        self.entries_added = asyncio.Event()
+        self.entries_added.set()
         #: Set, and replaced, when the control plane has one more batch.
-        self._accepted = asyncio.Event()
+        self._batch_accepted = asyncio.Event()
 
     async def next_batch(self) -> Batch | None:
         """The batch to send next, or None if there are no entries. It stays the same until it is accepted."""
@@ -56,28 +56,28 @@ class Ledger:
 
     async def has_unsent(self) -> bool:
         """Whether there are entries that the control plane does not have."""
-        return await self._database.run_if_awaited(lambda db: db.execute(_SQL["unsent"]).fetchone()[0] == 1)
+        return await self._database.run_cancellable(lambda db: db.execute(_SQL["has_unsent"]).fetchone()[0] == 1)
 
     async def wait_until_sent(self) -> None:
         """Wait until the control plane has all entries."""
-        accepted = self._accepted
+        accepted = self._batch_accepted
         while await self.has_unsent():
             await accepted.wait()
-            accepted = self._accepted
+            accepted = self._batch_accepted
 
-    async def accepted(self, seq: int) -> None:
+    async def mark_accepted(self, seq: int) -> None:
         """Note that the control plane has this batch and all before it."""
-        today = day_of(self._now_ms())
+        today = utc_day(self._now_ms())
         first_day = date.fromisoformat(today) - timedelta(days=KEPT_DAYS)
 
         def work(db: sqlite3.Connection) -> None:
-            db.execute(_SQL["send_next"], {"batch": seq + 1})
-            if seq % PRUNE_EVERY == 0:
+            db.execute(_SQL["set_next_batch"], {"batch": seq + 1})
+            if seq % PRUNE_EVERY_BATCHES == 0:
                 db.execute(_SQL["prune"], {"first_day": first_day.isoformat(), "today": today})
 
         await self._database.run(work)
-        self._accepted.set()
-        self._accepted = asyncio.Event()
+        self._batch_accepted.set()
+        self._batch_accepted = asyncio.Event()
 
     async def resend_from(self, seq: int) -> bool:
         """Go back (or on) to `seq`, as the control plane asked. Returns False if it is neither there nor the next."""
@@ -86,7 +86,7 @@ class Ledger:
             last = db.execute(_SQL["last_batch"]).fetchone()[0]
             if seq != last + 1 and not db.execute(_SQL["entries_of"], {"batch": seq}).fetchall():
                 return False
-            db.execute(_SQL["send_next"], {"batch": seq})
+            db.execute(_SQL["set_next_batch"], {"batch": seq})
             return True
 
         return await self._database.run(work)
@@ -101,45 +101,45 @@ class Ledger:
             db.execute(_SQL["resend_last"])
 
         self._database.submit(work)
-        self.news.set()
+        self.entries_added.set()
 
     async def check_budget(self, document: Document) -> None:
         """Raises `BudgetSpent` if no money is left for another call."""
-        today = day_of(self._now_ms())
-        await self._database.run_if_awaited(lambda db: check_budget(db, document, today=today))
+        today = utc_day(self._now_ms())
+        await self._database.run_cancellable(lambda db: check_budget(db, document, today=today))
 
-    def note_config(self, config: str) -> None:
-        """Note that the configuration with the digest `config` is in force. All entries that the control plane has
-        accepted by now are taken to be in its figures. Does nothing if the same configuration was noted last."""
-        today = day_of(self._now_ms())
-        self._database.submit(lambda db: _note_config(db, config, today))
+    def set_spend_base(self, config: str) -> None:
+        """Store the sums of the entries that the control plane has accepted so far, as those that its figures in the
+        configuration with the digest `config` include. Does nothing if the base is that of this configuration already."""
+        today = utc_day(self._now_ms())
+        self._database.submit(lambda db: _set_spend_base(db, config, today))
 
 
 def add_entries(db: sqlite3.Connection, entries: Iterable[UsageEntry]) -> None:
     """Insert entries and add them to the sums of their days, in the caller's transaction."""
     for entry in entries:
-        day = day_of(entry.at_ms)
+        day = utc_day(entry.at_ms)
         db.execute(_SQL["add_entry"], {**msgspec.structs.asdict(entry), "day": day})
-        total = _amount(db.execute(_SQL["spend_of"], {"day": day}).fetchone()) + Decimal(entry.cost_usd)
+        total = _amount(db.execute(_SQL["spend_of_day"], {"day": day}).fetchone()) + Decimal(entry.cost_usd)
         db.execute(_SQL["set_spend"], {"day": day, "cost_usd": decimal_text(total)})
 
 
 def check_budget(db: sqlite3.Connection, document: Document, *, today: str) -> None:
     """Raises `BudgetSpent` if no money is left for another call."""
-    require_budget(spend_now(db, document.spent, today=today), document.model_policy)
+    require_budget(current_spend(db, document.spent, today=today), document.model_policy)
 
 
-def spend_now(db: sqlite3.Connection, spent: Spent, *, today: str) -> Spend:
+def current_spend(db: sqlite3.Connection, spent: Spent, *, today: str) -> Spend:
     """What has been spent in the present day and month, as far as this agent knows.
 
     The control plane's figures include what earlier servers of this instance have spent; our sums
     include what it does not know yet. So the result is its figure plus our entries that are not in
-    the base (`note_config`), and never less than our own sum.
+    the base (`set_spend_base`), and never less than our own sum.
     """
     month = today[:7]
     days = {day: Decimal(cost) for day, cost in db.execute(_SQL["spend_of_month"], {"month": month})}
     ours = Spend(days.get(today, Decimal(0)), sum(days.values(), Decimal(0)))
-    base = db.execute(_SQL["base"]).fetchone()
+    base = db.execute(_SQL["spend_base"]).fetchone()
     _, base_day, base_daily, base_monthly = base if base is not None else ("", "", "0", "0")
     daily, monthly = ours
     if spent.day == today:
@@ -151,8 +151,8 @@ def spend_now(db: sqlite3.Connection, spent: Spent, *, today: str) -> Spend:
     return Spend(daily, monthly)
 
 
-def _note_config(db: sqlite3.Connection, config: str, today: str) -> None:
-    base = db.execute(_SQL["base"]).fetchone()
+def _set_spend_base(db: sqlite3.Connection, config: str, today: str) -> None:
+    base = db.execute(_SQL["spend_base"]).fetchone()
     if base is not None and base[0] == config:
         return
     first_day = f"{today[:7]}-01"
@@ -160,14 +160,14 @@ def _note_config(db: sqlite3.Connection, config: str, today: str) -> None:
     daily = sum((Decimal(cost) for day, cost in rows if day == today), Decimal(0))
     monthly = sum((Decimal(cost) for _, cost in rows), Decimal(0))
     figures = {"config": config, "day": today, "daily_usd": decimal_text(daily), "monthly_usd": decimal_text(monthly)}
-    db.execute(_SQL["set_base"], figures)
+    db.execute(_SQL["set_spend_base"], figures)
 
 
 def _next_batch(db: sqlite3.Connection) -> Batch | None:
     ledger_id, seq = db.execute(_SQL["next_batch"]).fetchone()
     rows = db.execute(_SQL["entries_of"], {"batch": seq}).fetchall()
     if not rows:
-        db.execute(_SQL["fill_batch"], {"batch": seq, "size": BATCH_MAX})
+        db.execute(_SQL["fill_batch"], {"batch": seq, "size": BATCH_MAX_ENTRIES})
         rows = db.execute(_SQL["entries_of"], {"batch": seq}).fetchall()
     if not rows:
         return None

@@ -2,7 +2,7 @@
 INSERT INTO entry (at_ms, day, model, prompt_tokens, completion_tokens, cost_usd, end_user, channel, conversation_id)
 VALUES (:at_ms, :day, :model, :prompt_tokens, :completion_tokens, :cost_usd, :end_user, :channel, :conversation_id);
 
--- name: spend_of
+-- name: spend_of_day
 SELECT cost_usd FROM spend WHERE day = :day;
 
 -- name: set_spend
@@ -12,10 +12,10 @@ ON CONFLICT (day) DO UPDATE SET cost_usd = excluded.cost_usd;
 -- name: spend_of_month
 SELECT day, cost_usd FROM spend WHERE substr(day, 1, 7) = :month ORDER BY day;
 
--- name: base
+-- name: spend_base
 SELECT config, day, daily_usd, monthly_usd FROM spend_base WHERE only = 1;
 
--- name: set_base
+-- name: set_spend_base
 INSERT INTO spend_base (only, config, day, daily_usd, monthly_usd)
 VALUES (1, :config, :day, :daily_usd, :monthly_usd)
 ON CONFLICT (only) DO UPDATE
@@ -30,7 +30,7 @@ ORDER BY entry.id;
 -- name: next_batch
 SELECT ledger_id, next_batch FROM ledger WHERE only = 1;
 
--- name: unsent
+-- name: has_unsent
 -- Two queries, so that each uses the index.
 SELECT EXISTS (SELECT 1 FROM entry WHERE batch IS NULL)
     OR EXISTS (SELECT 1 FROM entry WHERE batch >= (SELECT next_batch FROM ledger WHERE only = 1));
@@ -45,7 +45,7 @@ ORDER BY id;
 UPDATE entry SET batch = :batch
 WHERE id IN (SELECT id FROM entry WHERE batch IS NULL ORDER BY id LIMIT :size);
 
--- name: send_next
+-- name: set_next_batch
 UPDATE ledger SET next_batch = :batch WHERE only = 1;
 
 -- name: resend_last

@@ -1,8 +1,8 @@
 """Asks a model behind any OpenAI-compatible endpoint, and reads its answer as it comes.
 
-ModelTrouble      the call gave no complete answer; `reason` says why in a few words
-├── ModelRefused  the endpoint refused, broke off or sent an invalid answer
-└── ModelSlow     its first or next word did not come in time
+ModelCallError         the call gave no complete answer; `reason` says why in a few words
+├── ModelCallFailed    the endpoint refused, broke off or sent an invalid answer
+└── ModelCallTimedOut  its first or next word did not come in time
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import httpx
 import msgspec
 
 from hydracore.agent.errors import AgentError
-from hydracore.agent.expressclaw.figures import Figure, read_figures
-from hydracore.agent.expressclaw.memory import ChatMessage
+from hydracore.agent.expressclaw.context_window import ChatMessage
 from hydracore.agent.expressclaw.money import Tokens
 from hydracore.agent.expressclaw.sse import EventReader, EventTooLong
+from hydracore.agent.expressclaw.token_counts import TokenCount, read_token_counts
 from hydracore.json_input import JSON_ERRORS
 from hydracore.media_types import EVENT_STREAM, media_type
 from hydracore.transport import CONNECT_TIMEOUT_S, new_client
@@ -32,7 +32,7 @@ EVENT_MAX_BYTES = 256 * 1024
 WHOLE_MAX_BYTES = 4 * 1024 * 1024
 
 #: Seconds to wait for the usage figures and the end of the stream once the last word has come.
-LAST_FIGURES_S = 2.0
+TRAILING_USAGE_TIMEOUT_S = 2.0
 
 #: The longest answer. A longer one is cut off there.
 ANSWER_MAX_CHARS = 100_000
@@ -45,7 +45,7 @@ _REASONS = {
 }
 
 
-class ModelTrouble(AgentError):
+class ModelCallError(AgentError):
     """`reason` never quotes the endpoint, as some endpoints quote the key in their refusals.
     `is_free`: the call costs nothing, because the endpoint was not reached or refused it."""
 
@@ -55,11 +55,11 @@ class ModelTrouble(AgentError):
         self.is_free = is_free
 
 
-class ModelRefused(ModelTrouble):
+class ModelCallFailed(ModelCallError):
     pass
 
 
-class ModelSlow(ModelTrouble):
+class ModelCallTimedOut(ModelCallError):
     pass
 
 
@@ -79,24 +79,24 @@ class ModelCall(NamedTuple):
         return f"ModelCall(model={self.model!r})"
 
 
-class _Words(msgspec.Struct, frozen=True):
+class _Content(msgspec.Struct, frozen=True):
     content: str | None = None
 
 
 class _Choice(msgspec.Struct, frozen=True):
     """`delta` in a stream, `message` in a whole answer."""
 
-    delta: _Words | None = None
-    message: _Words | None = None
+    delta: _Content | None = None
+    message: _Content | None = None
     finish_reason: str | None = None
 
 
-class _Figures(msgspec.Struct, frozen=True):
-    prompt_tokens: Figure
-    completion_tokens: Figure
+class _Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: TokenCount
+    completion_tokens: TokenCount
 
 
-class _Piece(msgspec.Struct, frozen=True):
+class _Chunk(msgspec.Struct, frozen=True):
     """The fields that are read of an event of a stream, or of an answer in one piece."""
 
     choices: tuple[_Choice, ...] | None = None
@@ -104,9 +104,9 @@ class _Piece(msgspec.Struct, frozen=True):
     error: Any = None
 
 
-_PIECE = msgspec.json.Decoder(_Piece)
+_CHUNK_DECODER = msgspec.json.Decoder(_Chunk)
 
-#: What `_read_piece` may meet: also the errors of the lenient JSON parser.
+#: What `_read_chunk` catches: also the errors of the lenient JSON parser.
 _UNREADABLE = (*JSON_ERRORS, ValueError)
 
 _UTF16 = getincrementaldecoder("utf-16-le")
@@ -122,18 +122,18 @@ class ModelAnswer:
         self._finished = False
         self._is_over = False
         #: Holds back the first half of a surrogate pair until the second comes, and replaces a lone one.
-        self._halves = _UTF16(errors="replace")
+        self._surrogate_decoder = _UTF16(errors="replace")
         #: The endpoint's own figures, which come last, or None before that or if it sends none.
         self.tokens: Tokens | None = None
 
     async def texts(self) -> AsyncGenerator[str]:
-        """The words as they come. Raises `ModelTrouble`. Closing the generator ends the call."""
+        """The words as they come. Raises `ModelCallError`. Closing the generator ends the call."""
         silence_s, was_finished = self._call.first_word_s, False
         limit = asyncio.timeout(silence_s)
         loop = asyncio.get_running_loop()
         try:
-            async with limit, aclosing(self._pieces()) as pieces:
-                async for text in pieces:
+            async with limit, aclosing(self._chunk_texts()) as texts:
+                async for text in texts:
                     if text:
                         # The time that our reader takes does not count.
                         limit.reschedule(None)
@@ -141,61 +141,63 @@ class ModelAnswer:
                     # Only words and the end extend the time: some endpoints send empty events while they make us wait.
                     if text or self._finished is not was_finished:
                         was_finished = self._finished
-                        silence_s = LAST_FIGURES_S if self._finished else self._call.next_word_s
+                        silence_s = TRAILING_USAGE_TIMEOUT_S if self._finished else self._call.next_word_s
                         limit.reschedule(loop.time() + silence_s)
         except httpx.ConnectTimeout:
-            raise ModelSlow(f"no connection within {CONNECT_TIMEOUT_S:g} s", is_free=True) from None
+            raise ModelCallTimedOut(f"no connection within {CONNECT_TIMEOUT_S:g} s", is_free=True) from None
         except TimeoutError:
             if not self._finished:
-                raise ModelSlow(f"no word for {silence_s:g} s") from None
-        except ModelRefused:
+                raise ModelCallTimedOut(f"no word for {silence_s:g} s") from None
+        except ModelCallFailed:
             # A failure behind the end of the answer does not matter, here and below.
             if not self._finished:
                 raise
         except httpx.HTTPError as error:
             if not self._finished:
-                raise failed(error) from None
+                raise error_of_transport(error) from None
 
-    async def _pieces(self) -> AsyncGenerator[str]:
+    async def _chunk_texts(self) -> AsyncGenerator[str]:
         """The words of each JSON document, empty if it has none."""
         response = await self._client.send(self._request, stream=True)
         try:
             if response.status_code != HTTPStatus.OK:
-                raise refused(response.status_code)
+                raise error_of_status(response.status_code)
             streamed = media_type(response.headers.get("content-type", "")) == EVENT_STREAM
             read = _read_stream(response) if streamed else _read_whole(response)
             async with aclosing(read) as contents:
-                said = 0
+                char_count = 0
                 async for content in contents:
-                    text = self._note(content)
-                    yield text[: ANSWER_MAX_CHARS - said]
-                    said += len(text)
-                    if said > ANSWER_MAX_CHARS:
+                    text = self._process_document(content)
+                    yield text[: ANSWER_MAX_CHARS - char_count]
+                    char_count += len(text)
+                    if char_count > ANSWER_MAX_CHARS:
                         return
         finally:
             await response.aclose()
         if streamed and not self._finished:
-            raise ModelRefused("the stream broke off")
+            raise ModelCallFailed("the stream broke off")
 
-    def _note(self, content: bytes) -> str:
+    def _process_document(self, content: bytes) -> str:
         """Process one JSON document. Returns the words in it."""
         if content == b"[DONE]":
             self._finished = self._is_over = True
         if self._is_over:
             # The stream is read to its end all the same, so that the connection can be used again.
             return ""
-        piece = _read_piece(content)
-        if piece.error is not None:
-            raise ModelRefused("the endpoint broke off with an error")
-        figures = read_figures(piece.usage, _Figures)
+        chunk = _read_chunk(content)
+        if chunk.error is not None:
+            raise ModelCallFailed("the endpoint broke off with an error")
+        figures = read_token_counts(chunk.usage, _Usage)
         if figures is not None and figures.prompt_tokens > 0:
             self.tokens = Tokens(figures.prompt_tokens, figures.completion_tokens)
-        choices = piece.choices or ()
+        choices = chunk.choices or ()
         # Some endpoints send an empty `finish_reason` with every word.
         self._finished |= any(choice.finish_reason for choice in choices)
         words = [part.content for choice in choices for part in (choice.delta, choice.message) if part is not None]
         # JSON escapes a character beyond U+FFFF as a surrogate pair, and some endpoints send its halves in two events.
-        return self._halves.decode("".join(word for word in words if word).encode("utf-16-le", "surrogatepass"))
+        return self._surrogate_decoder.decode(
+            "".join(word for word in words if word).encode("utf-16-le", "surrogatepass")
+        )
 
 
 class ModelClient:
@@ -205,9 +207,9 @@ class ModelClient:
         self._clients: dict[bool, httpx.AsyncClient] = {}
 
     def ask(self, call: ModelCall) -> ModelAnswer:
-        return ModelAnswer(self.http_for(call.base_url), call)
+        return ModelAnswer(self.http_client(call.base_url), call)
 
-    def http_for(self, base_url: str) -> httpx.AsyncClient:
+    def http_client(self, base_url: str) -> httpx.AsyncClient:
         tls = base_url.startswith("https:")
         if tls not in self._clients:
             # `ModelAnswer` has its own timeouts, by words. The number of calls at once is limited by that of chats.
@@ -219,21 +221,21 @@ class ModelClient:
             await client.aclose()
 
 
-def refused(status: int) -> ModelRefused:
+def error_of_status(status: int) -> ModelCallFailed:
     """The error for an answer with another status than 200."""
-    return ModelRefused(_REASONS.get(status, f"the endpoint answers HTTP {status}"), is_free=True)
+    return ModelCallFailed(_REASONS.get(status, f"the endpoint answers HTTP {status}"), is_free=True)
 
 
-def failed(error: httpx.HTTPError) -> ModelRefused:
+def error_of_transport(error: httpx.HTTPError) -> ModelCallFailed:
     """The error for a call that failed in transport. It is free if no connection was made."""
     is_free = isinstance(error, httpx.ConnectError)
-    return ModelRefused(f"the connection failed ({type(error).__name__})", is_free=is_free)
+    return ModelCallFailed(f"the connection failed ({type(error).__name__})", is_free=is_free)
 
 
 def _request(client: httpx.AsyncClient, call: ModelCall) -> httpx.Request:
     body: dict[str, Any] = {
         "model": call.model,
-        "messages": [{"role": said.role, "content": said.content} for said in call.messages],
+        "messages": [{"role": message.role, "content": message.content} for message in call.messages],
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -249,16 +251,16 @@ def _request(client: httpx.AsyncClient, call: ModelCall) -> httpx.Request:
     return client.build_request("POST", url, content=msgspec.json.encode(body), headers=headers, timeout=timeout)
 
 
-def _read_piece(content: bytes) -> _Piece:
-    """Raises `ModelRefused`."""
+def _read_chunk(content: bytes) -> _Chunk:
+    """Raises `ModelCallFailed`."""
     try:
         try:
-            return _PIECE.decode(content)
+            return _CHUNK_DECODER.decode(content)
         except JSON_ERRORS:
             # msgspec refuses lone surrogates and a byte order mark; the standard library takes both.
-            return msgspec.convert(json.loads(content), _Piece)
+            return msgspec.convert(json.loads(content), _Chunk)
     except _UNREADABLE:
-        raise ModelRefused("the endpoint sent an answer that cannot be read") from None
+        raise ModelCallFailed("the endpoint sent an answer that cannot be read") from None
 
 
 async def _read_stream(response: httpx.Response) -> AsyncGenerator[bytes]:
@@ -268,7 +270,7 @@ async def _read_stream(response: httpx.Response) -> AsyncGenerator[bytes]:
             for data in events.feed(chunk):
                 yield data
         except EventTooLong:
-            raise ModelRefused("the endpoint sent an answer that cannot be read") from None
+            raise ModelCallFailed("the endpoint sent an answer that cannot be read") from None
     for data in events.end():
         yield data
 
@@ -279,5 +281,5 @@ async def _read_whole(response: httpx.Response) -> AsyncGenerator[bytes]:
     async for chunk in response.aiter_raw():
         content += chunk
         if len(content) > WHOLE_MAX_BYTES:
-            raise ModelRefused("the answer is too large")
+            raise ModelCallFailed("the answer is too large")
     yield bytes(content)

@@ -25,21 +25,21 @@ class Notice(NamedTuple):
 
 
 class Notices:
-    """`news` is set when there may be something to deliver."""
+    """`notices_added` is set when there may be something to deliver."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self.news = asyncio.Event()
-        self.news.set()
+        self.notices_added = asyncio.Event()
+        self.notices_added.set()
 
-    async def next(self, integration: str) -> Notice | None:
+    async def oldest(self, integration: str) -> Notice | None:
         """The oldest notice for this integration, or None. It stays the same until it is deleted or trimmed."""
 
         def work(db: sqlite3.Connection) -> Notice | None:
-            row = db.execute(_SQL["next"], {"integration": integration}).fetchone()
+            row = db.execute(_SQL["oldest"], {"integration": integration}).fetchone()
             return None if row is None else Notice(*row)
 
-        return await self._database.run_if_awaited(work)
+        return await self._database.run_cancellable(work)
 
     async def delete(self, notice: Notice) -> None:
         """Delete a notice that was delivered."""
@@ -49,7 +49,7 @@ class Notices:
 
         await self._database.run(work)
 
-    def keep_only(self, integrations: Iterable[str]) -> None:
+    def delete_all_except(self, integrations: Iterable[str]) -> None:
         """Delete the notices for all other integrations."""
         names = msgspec.json.encode(list(integrations)).decode()
 

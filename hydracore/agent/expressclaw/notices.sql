@@ -6,7 +6,7 @@ DELETE FROM notice
 WHERE integration = :integration
   AND id <= (SELECT id FROM notice WHERE integration = :integration ORDER BY id DESC LIMIT 1 OFFSET :keep);
 
--- name: next
+-- name: oldest
 SELECT id, content FROM notice WHERE integration = :integration ORDER BY id LIMIT 1;
 
 -- name: delete

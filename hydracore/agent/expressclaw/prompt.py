@@ -21,21 +21,21 @@ def system_prompt(
         document.system_prompt or "",
         *(_skill_part(skill) for skill in skills),
         *(_workflow_part(workflow) for workflow in workflows),
-        _headed("How you talk to the people you serve", document.customer_facing_prompt),
+        _section("How you talk to the people you serve", document.customer_facing_prompt),
         f"Today is {today} (UTC).",
     ]
     return "\n\n".join(part.strip() for part in parts if part.strip())
 
 
 def _skill_part(skill: Skill) -> str:
-    return _headed(f"Skill: {skill.name}", f"{skill.description}\n\n{skill.instructions}")
+    return _section(f"Skill: {skill.name}", f"{skill.description}\n\n{skill.instructions}")
 
 
 def _workflow_part(workflow: Workflow) -> str:
     steps = "\n".join(f"{number}. {step}" for number, step in enumerate(workflow.steps, 1))
     when = f"Follow these steps in their order, one message each where you need an answer, when {workflow.when}:"
-    return _headed(f"Workflow: {workflow.name or workflow.slug}", f"{when}\n\n{steps}")
+    return _section(f"Workflow: {workflow.name or workflow.slug}", f"{when}\n\n{steps}")
 
 
-def _headed(title: str, text: str | None) -> str:
+def _section(title: str, text: str | None) -> str:
     return f"## {title}\n\n{text.strip()}" if text and text.strip() else ""

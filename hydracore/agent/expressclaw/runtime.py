@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 import structlog
 
 from hydracore.agent import VERSION
-from hydracore.agent.chats import Ask, OpenChat
+from hydracore.agent.chats import OpenChat, Question
 from hydracore.agent.errors import RuntimeFailed, StateDamaged
 from hydracore.agent.expressclaw.connections import OFF
 from hydracore.agent.expressclaw.service import ChatService
@@ -47,11 +47,11 @@ class ExpressClaw:
             raise RuntimeFailed("store_broke", "The conversations on disk cannot be read") from error
         self._adopt(setup)
 
-    async def wait(self) -> None:
+    async def wait_until_stopped(self) -> None:
         """Do the work beside the chats, for ever. Raises `RuntimeFailed`, or an exception group of `StateDamaged`."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._service.note_partials())
+                tasks.create_task(self._service.save_partials_periodically())
                 tasks.create_task(self._run_telegram())
                 tasks.create_task(self._webhooks.run())
         except* StateDamaged:
@@ -71,15 +71,15 @@ class ExpressClaw:
     def drain(self) -> None:
         self._service.drain()
 
-    async def idle(self) -> None:
-        await self._service.idle()
+    async def wait_until_idle(self) -> None:
+        await self._service.wait_until_idle()
 
-    async def cut(self) -> None:
-        await self._service.cut()
+    async def interrupt_chats(self) -> None:
+        await self._service.interrupt_chats()
 
-    def open_chat(self, ask: Ask) -> OpenChat:
+    def open_chat(self, question: Question) -> OpenChat:
         assert self._setup is not None, "the runtime was not started"
-        return self._service.open(ask, self._setup)
+        return self._service.open(question, self._setup)
 
     @property
     def active_connections(self) -> int:
@@ -117,7 +117,7 @@ class ExpressClaw:
 
     def _adopt(self, setup: Setup) -> None:
         self._setup = setup
-        self._store.ledger.note_config(setup.digest)
+        self._store.ledger.set_spend_base(setup.digest)
         features = setup.features
         if self._telegram is None and features.bot.is_wanted:
             # Imported only here, as most agents have no bot, and the import would slow down their start.

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from hydracore.agent.expressclaw.context_window import ChatMessage, merge_same_role
 from hydracore.agent.expressclaw.document import Document, read_document
 from hydracore.agent.expressclaw.features import Features, read_features
-from hydracore.agent.expressclaw.memory import ChatMessage, alternating
 from hydracore.agent.expressclaw.money import Tokens, cost_usd
 from hydracore.agent.expressclaw.prompt import system_prompt
 from hydracore.agent.runtime import RuntimeConfig
@@ -30,7 +30,7 @@ class Setup(NamedTuple):
         """The messages to send to a model: the system prompt, the chosen past messages, the new message."""
         prompt = system_prompt(self.document, self.features.skills, self.features.workflows, today=today)
         system = [ChatMessage("system", prompt)] if prompt else []
-        return [*system, *alternating([*past, ChatMessage("user", message)])]
+        return [*system, *merge_same_role([*past, ChatMessage("user", message)])]
 
     def cost(self, model: str, tokens: Tokens) -> str:
         return decimal_text(cost_usd(model, tokens, self.document.prices))

@@ -7,9 +7,9 @@ from pathlib import Path
 from uuid import UUID
 
 from hydracore.agent.expressclaw.database import Database
+from hydracore.agent.expressclaw.embedding_store import EmbeddingStore
 from hydracore.agent.expressclaw.inbox import Inbox
 from hydracore.agent.expressclaw.ledger import Ledger
-from hydracore.agent.expressclaw.memories import Memories
 from hydracore.agent.expressclaw.notices import Notices
 from hydracore.agent.expressclaw.turns import Turns
 from hydracore.clock import NowMs
@@ -29,7 +29,7 @@ class Store:
         self.ledger = Ledger(self._database, now_ms=now_ms)
         self.inbox = Inbox(self._database)
         self.notices = Notices(self._database)
-        self.memories = Memories(self._database)
+        self.embeddings = EmbeddingStore(self._database)
 
     def close(self) -> None:
         """Finish all work that was given, and close the file."""

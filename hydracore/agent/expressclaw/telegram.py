@@ -14,13 +14,13 @@ from typing import NoReturn
 import structlog
 
 from hydracore.agent.backoff import Backoff
-from hydracore.agent.chats import Ask, OpenChat
-from hydracore.agent.errors import AgentError, DiskRefuses
-from hydracore.agent.expressclaw.connections import CONNECTED, OFF, failing, reason_of
+from hydracore.agent.chats import OpenChat, Question
+from hydracore.agent.errors import AgentError, DiskWriteFailed
+from hydracore.agent.expressclaw.connections import CONNECTED, OFF, error_reason, error_state
 from hydracore.agent.expressclaw.document import Telegram
 from hydracore.agent.expressclaw.features import Bot
 from hydracore.agent.expressclaw.inbox import Inbox
-from hydracore.agent.expressclaw.telegram_answers import Answering
+from hydracore.agent.expressclaw.telegram_answers import TelegramAnswers
 from hydracore.agent.expressclaw.telegram_api import (
     POLL_S,
     TelegramApi,
@@ -30,26 +30,26 @@ from hydracore.agent.expressclaw.telegram_api import (
     Update,
     bot_id,
 )
-from hydracore.agent.expressclaw.telegram_delivery import RETRY_BASE_S, RETRY_CAP_S, box_of_unsent
+from hydracore.agent.expressclaw.telegram_delivery import RETRY_BASE_S, RETRY_CAP_S, unsent_inbox
 from hydracore.agent.messages import ReportedError
 from hydracore.waiting import run_until
 
 _log = structlog.get_logger(__name__)
 
 #: Seconds between two looks for room while too many messages wait. Telegram is not polled meanwhile.
-FULL_S = 1.0
+BACKLOG_FULL_WAIT_S = 1.0
 
 
 class TelegramChannel:
     """Set the bot with `use`, and run `run` as a task. `open_chat` raises `ChatError`."""
 
-    def __init__(self, inbox: Inbox, *, open_chat: Callable[[Ask], OpenChat]) -> None:
+    def __init__(self, inbox: Inbox, *, open_chat: Callable[[Question], OpenChat]) -> None:
         self._inbox = inbox
         self._open_chat = open_chat
         self._wanted = Bot(Telegram())
         self._changed = asyncio.Event()
         self._state = OFF
-        self._answering: Answering | None = None
+        self._answering: TelegramAnswers | None = None
 
     def use(self, bot: Bot) -> None:
         """Run this bot from now on."""
@@ -60,12 +60,12 @@ class TelegramChannel:
     @property
     def state(self) -> str:
         """`off`, `connected` or `error: ...`."""
-        refusal = None if self._answering is None else self._answering.refusal
-        return self._state if refusal is None else failing(refusal)
+        refusal = None if self._answering is None else self._answering.disk_failure
+        return self._state if refusal is None else error_state(refusal)
 
     @property
     def error(self) -> ReportedError | None:
-        reason = reason_of(self.state)
+        reason = error_reason(self.state)
         return None if reason is None else ReportedError(code="telegram_failed", message=reason)
 
     async def run(self) -> NoReturn:
@@ -88,29 +88,31 @@ class TelegramChannel:
 
     async def _poll(self, bot: str, api: TelegramApi, wanted: Bot) -> NoReturn:
         backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
-        answering = self._answering = Answering(bot, api, self._inbox, self._open_chat, allowed=wanted.allowed_user_ids)
+        answering = self._answering = TelegramAnswers(
+            bot, api, self._inbox, self._open_chat, allowed=wanted.allowed_user_ids
+        )
         try:
             async with asyncio.TaskGroup() as tasks:
                 has_unsent = True
                 while True:
                     try:
                         if has_unsent:
-                            answering.resume(tasks, await self._inbox.waiting(box_of_unsent(bot)))
+                            answering.resend_unsent(tasks, await self._inbox.stored_updates(unsent_inbox(bot)))
                             has_unsent = False
                         if answering.has_room:
                             await self._poll_once(bot, api)
                         else:
-                            await asyncio.sleep(FULL_S)
-                        answering.begin(tasks, await self._inbox.waiting(bot))
+                            await asyncio.sleep(BACKLOG_FULL_WAIT_S)
+                        answering.answer_new(tasks, await self._inbox.stored_updates(bot))
                         backoff.reset()
                     except TelegramError as error:
                         self._note(error)
                         asked_s = error.retry_after_s if isinstance(error, TelegramBusy) else 0.0
-                        await asyncio.sleep(max(backoff.next_s(), asked_s))
+                        await asyncio.sleep(max(backoff.next_wait_s(), asked_s))
                     except sqlite3.OperationalError as error:
                         # Telegram keeps what the disk did not take, and the next poll brings it again.
-                        self._note(DiskRefuses(str(error)))
-                        await asyncio.sleep(backoff.next_s())
+                        self._note(DiskWriteFailed(str(error)))
+                        await asyncio.sleep(backoff.next_wait_s())
         finally:
             self._answering = None
             await api.aclose()
@@ -139,7 +141,7 @@ class TelegramChannel:
         await self._inbox.store(bot, contents, next_update=next_update or None)
 
     def _note(self, error: AgentError) -> None:
-        state = failing(error)
+        state = error_state(error)
         if state != self._state:
             _log.warning("telegram_failed", reason=str(error))
         self._state = state

@@ -1,9 +1,9 @@
 """Telegram's bot API, as far as a channel needs it (https://core.telegram.org/bots/api).
 
 TelegramError
-├── TelegramRefused    the token is not valid, or no longer
-├── TelegramBusy       another program polls with this token, or there were too many calls; `retry_after_s`
-└── TelegramAway       no usable answer. `again`: the request surely did not arrive, so that it may be repeated
+├── TelegramRefused      the token is not valid, or no longer
+├── TelegramBusy         another program polls with this token, or there were too many calls; `retry_after_s`
+└── TelegramUnavailable  no usable answer. `is_unsent`: the request surely did not arrive, so that it may be repeated
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class TelegramBusy(TelegramError):
         self.retry_after_s = retry_after_s
 
 
-class TelegramAway(TelegramError):
-    def __init__(self, message: str, *, again: bool) -> None:
+class TelegramUnavailable(TelegramError):
+    def __init__(self, message: str, *, is_unsent: bool) -> None:
         super().__init__(message)
-        self.again = again
+        self.is_unsent = is_unsent
 
 
 #: Telegram's numbers have 52 bits at most.
@@ -142,15 +142,15 @@ class TelegramApi:
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, TimeoutError, AnswerTooLarge) as error:
             # A timeout has what timed out as its cause.
             cause = error.__cause__ if isinstance(error.__cause__, httpx.HTTPError) else error
-            again = isinstance(cause, _NOT_SENT)
-            what = "cannot be reached" if again else "does not answer"
-            raise TelegramAway(f"Telegram {what} ({type(cause).__name__})", again=again) from None
+            is_unsent = isinstance(cause, _NOT_SENT)
+            what = "cannot be reached" if is_unsent else "does not answer"
+            raise TelegramUnavailable(f"Telegram {what} ({type(cause).__name__})", is_unsent=is_unsent) from None
         if answer.status != HTTPStatus.OK:
             raise _refusal(answer.status, answer.content)
         try:
             return msgspec.json.decode(msgspec.json.decode(answer.content, type=_Result).result, type=answer_type)
         except JSON_ERRORS:
-            raise TelegramAway("Telegram sent an answer that cannot be read", again=False) from None
+            raise TelegramUnavailable("Telegram sent an answer that cannot be read", is_unsent=False) from None
 
 
 def _refusal(status: int, content: bytes) -> TelegramError:
@@ -164,7 +164,7 @@ def _refusal(status: int, content: bytes) -> TelegramError:
             return TelegramBusy("Telegram is called too often", retry_after_s=_retry_after_s(content))
         case _:
             # Even behind a gateway's 502 or 503 the request may have been carried out.
-            return TelegramAway(f"Telegram answers HTTP {status}", again=False)
+            return TelegramUnavailable(f"Telegram answers HTTP {status}", is_unsent=False)
 
 
 def _retry_after_s(content: bytes) -> float:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 
-def moment(at_ms: int) -> datetime:
+def utc_datetime(at_ms: int) -> datetime:
     return datetime.fromtimestamp(at_ms / 1000, UTC)
 
 
-def day_of(at_ms: int) -> str:
+def utc_day(at_ms: int) -> str:
     """YYYY-MM-DD; its first seven characters are the month."""
-    return moment(at_ms).strftime("%Y-%m-%d")
+    return utc_datetime(at_ms).strftime("%Y-%m-%d")

@@ -9,34 +9,34 @@ from typing import Literal, NamedTuple
 import structlog
 
 from hydracore.agent.chat_messages import ChatAnswer
-from hydracore.agent.chats import Ask, ModelFailed, ModelTimeout, OpenChat
-from hydracore.agent.expressclaw.memory import ChatMessage, message_tokens, text_tokens
+from hydracore.agent.chats import ModelFailed, ModelTimeout, OpenChat, Question
+from hydracore.agent.expressclaw.context_window import ChatMessage, estimate_message_tokens, estimate_text_tokens
 from hydracore.agent.expressclaw.model_client import (
     ModelAnswer,
     ModelCall,
+    ModelCallError,
+    ModelCallFailed,
+    ModelCallTimedOut,
     ModelClient,
-    ModelRefused,
-    ModelSlow,
-    ModelTrouble,
 )
 from hydracore.agent.expressclaw.money import Tokens
 from hydracore.agent.expressclaw.recall import Recall
 from hydracore.agent.expressclaw.setup import Setup
 from hydracore.agent.expressclaw.store import Store
-from hydracore.agent.expressclaw.times import day_of
+from hydracore.agent.expressclaw.times import utc_day
 from hydracore.agent.expressclaw.turns import OpenTurn, Reply
-from hydracore.agent.expressclaw.webhooks import chat_done
+from hydracore.agent.expressclaw.webhooks import chat_done_notice
 from hydracore.agent.messages import UsageEntry
 
 _log = structlog.get_logger(__name__)
 
 #: The longest that all models together may take to the first word.
-FIRST_WORD_MAX_S = 90.0
+FIRST_WORD_TIMEOUT_S = 90.0
 
 
-class _Failure(NamedTuple):
+class _FailedCall(NamedTuple):
     model: str
-    trouble: ModelTrouble
+    error: ModelCallError
 
 
 class Turn:
@@ -44,8 +44,8 @@ class Turn:
 
     def __init__(
         self,
-        begun: OpenTurn,
-        ask: Ask,
+        open_turn: OpenTurn,
+        question: Question,
         *,
         chat: OpenChat,
         setup: Setup,
@@ -53,8 +53,8 @@ class Turn:
         recall: Recall,
         store: Store,
     ) -> None:
-        self._begun = begun
-        self._ask = ask
+        self._open_turn = open_turn
+        self._question = question
         self._chat = chat
         self._setup = setup
         self._client = client
@@ -68,7 +68,7 @@ class Turn:
 
     @property
     def id(self) -> int:
-        return self._begun.turn_id
+        return self._open_turn.turn_id
 
     @property
     def partial(self) -> str:
@@ -78,7 +78,7 @@ class Turn:
     async def run(self) -> ChatAnswer:
         """Raises `ModelFailed`, `ModelTimeout` and `BudgetSpent`; on cancellation the partial answer is kept."""
         try:
-            await self._remind()
+            await self._prepare_messages()
             await self._ask_models()
         except BaseException:
             # A partial answer is kept, as somebody may have seen it. Without one, only the question is kept.
@@ -88,19 +88,19 @@ class Turn:
         assert reply is not None
         return self._answer(reply)
 
-    async def _remind(self) -> None:
-        past = await self._recall.reminders(self._begun, self._ask, self._setup)
-        self._messages = self._setup.messages(past, self._ask.message, today=day_of(self._store.now_ms()))
-        self._prompt_tokens = sum(map(message_tokens, self._messages))
+    async def _prepare_messages(self) -> None:
+        past = await self._recall.past_messages(self._open_turn, self._question, self._setup)
+        self._messages = self._setup.messages(past, self._question.message, today=utc_day(self._store.now_ms()))
+        self._prompt_tokens = sum(map(estimate_message_tokens, self._messages))
 
     async def _ask_models(self) -> None:
         """Ask models until one has answered. Raises `ModelFailed`, `ModelTimeout` and `BudgetSpent`."""
         policy, model = self._setup.document.model_policy, self._setup.document.model
         if model.base_url is None or not policy.models:
             raise ModelFailed("No model is configured")
-        deadline_s = asyncio.get_running_loop().time() + FIRST_WORD_MAX_S
+        deadline_s = asyncio.get_running_loop().time() + FIRST_WORD_TIMEOUT_S
         silence_s = self._setup.document.platform.model_timeout_s
-        failures: list[_Failure] = []
+        failures: list[_FailedCall] = []
         for name in policy.models:
             left_s = deadline_s - asyncio.get_running_loop().time()
             if failures and left_s <= 0:
@@ -117,9 +117,9 @@ class Turn:
             )
             try:
                 await self._ask_model(call)
-            except ModelTrouble as trouble:
-                _log.warning("model_failed", model=name, reason=trouble.reason)
-                failures.append(_Failure(name, trouble))
+            except ModelCallError as error:
+                _log.warning("model_failed", model=name, reason=error.reason)
+                failures.append(_FailedCall(name, error))
                 if not self._chat.retract():
                     raise _as_chat_error(failures[-1:]) from None
             else:
@@ -127,9 +127,9 @@ class Turn:
         raise _as_chat_error(failures)
 
     async def _ask_model(self, call: ModelCall) -> None:
-        """Raises `ModelTrouble` and `BudgetSpent`."""
+        """Raises `ModelCallError` and `BudgetSpent`."""
         spent = self._spent()
-        await self._note_call(call.model, spent)
+        await self._record_call(call.model, spent)
         if spent is not None:
             # The model before it has failed, and may have used up the budget.
             await self._store.ledger.check_budget(self._setup.document)
@@ -138,22 +138,22 @@ class Turn:
             async with aclosing(self._call.texts()) as texts:
                 async for text in texts:
                     self._said.append(text)
-                    self._chat.say(text)
-        except ModelTrouble as trouble:
-            if trouble.is_free:
+                    self._chat.add_text(text)
+        except ModelCallError as error:
+            if error.is_free:
                 self._call = None
             raise
         if not self._said:
-            raise ModelRefused("an empty answer")
+            raise ModelCallFailed("an empty answer")
 
-    async def _note_call(self, model: str, spent: UsageEntry | None) -> None:
+    async def _record_call(self, model: str, spent: UsageEntry | None) -> None:
         """Store that `model` is about to be asked, and what the call before it has `spent`.
 
         Once that is on disk, the earlier call is dropped here, so that closing the turn does not meter it again.
         """
         is_on_disk = False
         try:
-            await self._store.turns.note_call(self.id, model, self._prompt_tokens, spent=spent)
+            await self._store.turns.record_call(self.id, model, self._prompt_tokens, spent=spent)
             is_on_disk = True
         except asyncio.CancelledError as cancelled:
             # Without a cause, the work was done all the same (see `Database.run`).
@@ -168,24 +168,26 @@ class Turn:
         reply = Reply.of(self.partial, spent) if self._said and spent is not None else None
         notices = self._notices(reply) if reply is not None and state == "done" else {}
         try:
-            await self._store.turns.close(self._begun, state, reply=reply, spent=spent, notices=notices)
+            await self._store.turns.close(self._open_turn, state, reply=reply, spent=spent, notices=notices)
         finally:
             # Also if this is cancelled, as the work is done all the same (see `Database.run`).
-            self._store.ledger.news.set()
+            self._store.ledger.entries_added.set()
             if notices:
-                self._store.notices.news.set()
+                self._store.notices.notices_added.set()
         return reply
 
     def _answer(self, reply: Reply) -> ChatAnswer:
         return ChatAnswer(
-            conversation_id=self._begun.conversation_id, message=reply.text, model=reply.model, usage=reply.usage
+            conversation_id=self._open_turn.conversation_id, message=reply.text, model=reply.model, usage=reply.usage
         )
 
     def _notices(self, reply: Reply) -> dict[str, str]:
         """The notice of the answered question for each webhook, by the webhook's id."""
-        at_ms, channel = self._store.now_ms(), self._ask.channel
+        at_ms, channel = self._store.now_ms(), self._question.channel
         return {
-            webhook.id: chat_done(self._answer(reply), notice_id=self._store.new_id(), at_ms=at_ms, channel=channel)
+            webhook.id: chat_done_notice(
+                self._answer(reply), notice_id=self._store.new_id(), at_ms=at_ms, channel=channel
+            )
             for webhook in self._setup.features.webhooks
         }
 
@@ -197,21 +199,21 @@ class Turn:
         """
         if self._call is None:
             return None
-        tokens = self._call.tokens or Tokens(self._prompt_tokens, text_tokens(self.partial))
+        tokens = self._call.tokens or Tokens(self._prompt_tokens, estimate_text_tokens(self.partial))
         return UsageEntry(
             at_ms=self._store.now_ms(),
             model=self._model,
             prompt_tokens=tokens.prompt,
             completion_tokens=tokens.completion,
             cost_usd=self._setup.cost(self._model, tokens),
-            end_user=self._ask.end_user,
-            channel=self._ask.channel,
-            conversation_id=self._begun.conversation_id,
+            end_user=self._question.end_user,
+            channel=self._question.channel,
+            conversation_id=self._open_turn.conversation_id,
         )
 
 
-def _as_chat_error(failures: list[_Failure]) -> ModelFailed | ModelTimeout:
-    reasons = "; ".join(f"{failure.model}: {failure.trouble.reason}" for failure in failures)
-    if all(isinstance(failure.trouble, ModelSlow) for failure in failures):
+def _as_chat_error(failures: list[_FailedCall]) -> ModelFailed | ModelTimeout:
+    reasons = "; ".join(f"{failure.model}: {failure.error.reason}" for failure in failures)
+    if all(isinstance(failure.error, ModelCallTimedOut) for failure in failures):
         return ModelTimeout(f"No model answered in time: {reasons}")
     return ModelFailed(f"No model gave an answer: {reasons}")

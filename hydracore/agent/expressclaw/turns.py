@@ -15,12 +15,12 @@ from hydracore.agent.chat_messages import (
     ConversationSummary,
     TokenUsage,
 )
-from hydracore.agent.chats import Ask, KeyMismatch
+from hydracore.agent.chats import KeyMismatch, Question
+from hydracore.agent.expressclaw.context_window import CONTEXT_MAX_MESSAGES, ChatMessage
 from hydracore.agent.expressclaw.database import Database
 from hydracore.agent.expressclaw.ledger import add_entries
-from hydracore.agent.expressclaw.memory import MEMORY_MAX_MESSAGES, ChatMessage
 from hydracore.agent.expressclaw.notices import add_notices
-from hydracore.agent.expressclaw.times import moment
+from hydracore.agent.expressclaw.times import utc_datetime
 from hydracore.agent.messages import Channel, UsageEntry
 from hydracore.clock import NowMs
 from hydracore.sql import named_blocks
@@ -33,7 +33,7 @@ TURNS_MAX = 1000
 #: The most conversations kept, and how many of those used longest ago are deleted at once beyond
 #: that. Several at once, as finding them takes the most time.
 CONVERSATIONS_MAX = 10_000
-GIVEN_UP_AT_ONCE = 10
+DELETED_AT_ONCE = 10
 
 #: The most bytes that the shown messages of a conversation take as JSON. Of a longer one, the newest
 #: messages are shown.
@@ -67,7 +67,7 @@ class Reply(NamedTuple):
         return cls(text, spent.model, usage)
 
 
-class LeftOpen(NamedTuple):
+class UnfinishedTurn(NamedTuple):
     """A turn that is still open on disk, because the process died or the disk refused its end.
     `model`: the model that was asked, if any; `partial`: what it had said."""
 
@@ -87,60 +87,60 @@ class Turns:
 
     async def begin(
         self,
-        ask: Ask,
+        question: Question,
         *,
         conversation_id: str,
         digest: str,
-        estimate: Callable[[LeftOpen], UsageEntry | None],
+        estimate: Callable[[UnfinishedTurn], UsageEntry | None],
         check_budget: Callable[[sqlite3.Connection], None],
     ) -> OpenTurn | ChatAnswer:
         """Store the question, and open a turn for it. If its key has an answer already, return that instead.
 
-        `conversation_id`: the id of the conversation if `ask` begins one. An earlier turn under the same
+        `conversation_id`: the id of the conversation if `question` begins one. An earlier turn under the same
         key that has no complete answer is deleted. If it was left open, it is metered by `estimate`, as
         nobody works on it any more. `check_budget` raises `BudgetSpent`. Raises `KeyMismatch`, too.
         """
         at_ms = self._now_ms()
 
         def work(db: sqlite3.Connection) -> OpenTurn | ChatAnswer:
-            where = ask.conversation_id or conversation_id
-            earlier = db.execute(_SQL["by_key"], {"key": ask.key}).fetchone() if ask.key is not None else None
+            conversation = question.conversation_id or conversation_id
+            earlier = db.execute(_SQL["by_key"], {"key": question.key}).fetchone() if question.key is not None else None
             if earlier is not None:
-                turn_id, state, earlier_digest, where, *answer = earlier
+                turn_id, state, earlier_digest, conversation, *answer = earlier
                 if earlier_digest != digest:
                     raise KeyMismatch("The idempotency key was used for another request")
                 if state == "done":
-                    return _answer(where, tuple(answer))
-                left = db.execute(_SQL["left_open"], {"turn_id": turn_id}).fetchone()
-                spent = estimate(LeftOpen(*left)) if left is not None else None
+                    return _answer(conversation, tuple(answer))
+                left = db.execute(_SQL["unfinished"], {"turn_id": turn_id}).fetchone()
+                spent = estimate(UnfinishedTurn(*left)) if left is not None else None
                 add_entries(db, [] if spent is None else [spent])
                 db.execute(_SQL["delete"], {"turn_id": turn_id})
             check_budget(db)
-            return _open(db, ask, where, digest=digest, at_ms=at_ms)
+            return _open(db, question, conversation, digest=digest, at_ms=at_ms)
 
         return await self._database.run(work)
 
-    async def note_call(self, turn_id: int, model: str, prompt_tokens: int, *, spent: UsageEntry | None) -> None:
+    async def record_call(self, turn_id: int, model: str, prompt_tokens: int, *, spent: UsageEntry | None) -> None:
         """Note that `model` is about to be asked, and meter `spent`, which is what the call before it has cost."""
 
         def work(db: sqlite3.Connection) -> None:
-            db.execute(_SQL["note_call"], {"turn_id": turn_id, "model": model, "prompt_tokens": prompt_tokens})
+            db.execute(_SQL["record_call"], {"turn_id": turn_id, "model": model, "prompt_tokens": prompt_tokens})
             add_entries(db, [] if spent is None else [spent])
 
         await self._database.run(work)
 
-    async def note_partials(self, partials: Mapping[int, str]) -> None:
+    async def save_partials(self, partials: Mapping[int, str]) -> None:
         """Store partial answers, by turn id."""
 
         def work(db: sqlite3.Connection) -> None:
             rows = [{"turn_id": turn_id, "partial": partial} for turn_id, partial in partials.items()]
-            db.executemany(_SQL["note_partial"], rows)
+            db.executemany(_SQL["save_partial"], rows)
 
         await self._database.run(work)
 
     async def close(
         self,
-        begun: OpenTurn | LeftOpen,
+        turn: OpenTurn | UnfinishedTurn,
         state: Literal["done", "cut", "failed"],
         *,
         reply: Reply | None,
@@ -153,31 +153,33 @@ class Turns:
 
         def work(db: sqlite3.Connection) -> None:
             # The turn may have been trimmed after later ones of its conversation. Its cost is stored all the same.
-            is_there = db.execute(_SQL["close"], {"turn_id": begun.turn_id, "state": state}).rowcount == 1
+            is_there = db.execute(_SQL["close"], {"turn_id": turn.turn_id, "state": state}).rowcount == 1
             if reply is not None and is_there:
-                _add_message(db, begun, "assistant", reply.text, at_ms=at_ms, reply=reply)
-            db.execute(_SQL["touch_conversation"], {"conversation_id": begun.conversation_id, "at_ms": at_ms})
-            db.execute(_SQL["trim"], {"conversation_id": begun.conversation_id, "keep": TURNS_MAX})
+                _add_message(db, turn, "assistant", reply.text, at_ms=at_ms, reply=reply)
+            db.execute(_SQL["touch_conversation"], {"conversation_id": turn.conversation_id, "at_ms": at_ms})
+            db.execute(_SQL["trim"], {"conversation_id": turn.conversation_id, "keep": TURNS_MAX})
             add_entries(db, [] if spent is None else [spent])
             add_notices(db, notices)
 
         await self._database.run(work)
 
-    async def left_open(self) -> list[LeftOpen]:
+    async def unfinished(self) -> list[UnfinishedTurn]:
         """All open turns. Call it before the first turn begins: then nobody works on them any more."""
         values = {"turn_id": None}
-        return await self._database.run_if_awaited(
-            lambda db: [LeftOpen(*row) for row in db.execute(_SQL["left_open"], values)]
+        return await self._database.run_cancellable(
+            lambda db: [UnfinishedTurn(*row) for row in db.execute(_SQL["unfinished"], values)]
         )
 
-    async def newest(self, limit: int) -> tuple[ConversationSummary, ...]:
+    async def latest_conversations(self, limit: int) -> tuple[ConversationSummary, ...]:
         values = {"limit": limit, "preview": PREVIEW_CHARS}
-        rows = await self._database.run_if_awaited(lambda db: db.execute(_SQL["newest"], values).fetchall())
+        rows = await self._database.run_cancellable(
+            lambda db: db.execute(_SQL["latest_conversations"], values).fetchall()
+        )
         return tuple(
             ConversationSummary(
                 id=one,
-                created_at=moment(created),
-                updated_at=moment(updated),
+                created_at=utc_datetime(created),
+                updated_at=utc_datetime(updated),
                 message_count=count,
                 preview=preview or "",
             )
@@ -194,30 +196,34 @@ class Turns:
             rows = db.execute(_SQL["messages"], {**values, "max_bytes": SHOWN_MAX_BYTES})
             messages = tuple(_message(row) for row in rows)
             one, created, updated = found
-            return Conversation(id=one, created_at=moment(created), updated_at=moment(updated), messages=messages)
+            return Conversation(
+                id=one, created_at=utc_datetime(created), updated_at=utc_datetime(updated), messages=messages
+            )
 
-        return await self._database.run_if_awaited(work)
+        return await self._database.run_cancellable(work)
 
 
-def _open(db: sqlite3.Connection, ask: Ask, where: str, *, digest: str, at_ms: int) -> OpenTurn:
-    db.execute(_SQL["touch_conversation"], {"conversation_id": where, "at_ms": at_ms})
-    past = db.execute(_SQL["history"], {"conversation_id": where, "limit": MEMORY_MAX_MESSAGES}).fetchall()
+def _open(db: sqlite3.Connection, question: Question, conversation: str, *, digest: str, at_ms: int) -> OpenTurn:
+    db.execute(_SQL["touch_conversation"], {"conversation_id": conversation, "at_ms": at_ms})
+    past = db.execute(
+        _SQL["latest_messages"], {"conversation_id": conversation, "limit": CONTEXT_MAX_MESSAGES}
+    ).fetchall()
     values = {
-        "conversation_id": where,
-        "channel": ask.channel,
-        "end_user": ask.end_user,
-        "key": ask.key,
+        "conversation_id": conversation,
+        "channel": question.channel,
+        "end_user": question.end_user,
+        "key": question.key,
         "request_digest": digest,
     }
     turn_id = db.execute(_SQL["open"], values).fetchone()[0]
-    begun = OpenTurn(turn_id, where, [ChatMessage(role, content) for role, content in past])
-    _add_message(db, begun, "user", ask.message, at_ms=at_ms, reply=None)
-    db.execute(_SQL["give_up_conversations"], {"keep": CONVERSATIONS_MAX, "at_once": GIVEN_UP_AT_ONCE})
-    return begun
+    turn = OpenTurn(turn_id, conversation, [ChatMessage(role, content) for role, content in past])
+    _add_message(db, turn, "user", question.message, at_ms=at_ms, reply=None)
+    db.execute(_SQL["delete_oldest_conversations"], {"keep": CONVERSATIONS_MAX, "at_once": DELETED_AT_ONCE})
+    return turn
 
 
 def _add_message(
-    db: sqlite3.Connection, turn: OpenTurn | LeftOpen, role: str, content: str, *, at_ms: int, reply: Reply | None
+    db: sqlite3.Connection, turn: OpenTurn | UnfinishedTurn, role: str, content: str, *, at_ms: int, reply: Reply | None
 ) -> None:
     values: dict[str, Any] = {
         "turn_id": turn.turn_id,
@@ -241,7 +247,9 @@ def _answer(conversation_id: str, row: tuple[Any, ...]) -> ChatAnswer:
 def _message(row: tuple[Any, ...]) -> ConversationMessage:
     role, content, created_ms, model, *figures = row
     usage = _usage(*figures) if model is not None else None
-    return ConversationMessage(role=role, content=content, created_at=moment(created_ms), model=model, usage=usage)
+    return ConversationMessage(
+        role=role, content=content, created_at=utc_datetime(created_ms), model=model, usage=usage
+    )
 
 
 def _usage(prompt: int, completion: int, cost: str) -> TokenUsage:

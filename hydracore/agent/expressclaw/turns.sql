@@ -11,7 +11,7 @@ DELETE FROM turn WHERE id = :turn_id;
 INSERT INTO conversation (id, created_ms, updated_ms) VALUES (:conversation_id, :at_ms, :at_ms)
 ON CONFLICT (id) DO UPDATE SET updated_ms = excluded.updated_ms;
 
--- name: history
+-- name: latest_messages
 SELECT role, content
 FROM (
     SELECT id, role, content FROM message WHERE conversation_id = :conversation_id ORDER BY id DESC LIMIT :limit
@@ -31,10 +31,10 @@ VALUES (
     :turn_id, :conversation_id, :role, :content, :created_ms, :model, :prompt_tokens, :completion_tokens, :cost_usd
 );
 
--- name: note_call
+-- name: record_call
 UPDATE turn SET model = :model, prompt_tokens = :prompt_tokens, partial = '' WHERE id = :turn_id;
 
--- name: note_partial
+-- name: save_partial
 UPDATE turn SET partial = :partial WHERE id = :turn_id AND state = 'open';
 
 -- name: close
@@ -47,7 +47,7 @@ WHERE conversation_id = :conversation_id
       SELECT id FROM turn WHERE conversation_id = :conversation_id ORDER BY id DESC LIMIT 1 OFFSET :keep
   );
 
--- name: give_up_conversations
+-- name: delete_oldest_conversations
 -- If there are too many, deletes those whose latest turn has the lowest id (a clock may go back), but
 -- none with an open turn.
 DELETE FROM conversation
@@ -59,14 +59,14 @@ WHERE id IN (
     LIMIT CASE WHEN (SELECT count(*) FROM conversation) > :keep THEN :at_once ELSE 0 END
 );
 
--- name: left_open
+-- name: unfinished
 -- All open turns, or only :turn_id if that is open.
 SELECT id, conversation_id, channel, end_user, model, prompt_tokens, partial
 FROM turn
 WHERE state = 'open' AND (:turn_id IS NULL OR id = :turn_id)
 ORDER BY id;
 
--- name: newest
+-- name: latest_conversations
 SELECT conversation.id, conversation.created_ms, conversation.updated_ms,
        (SELECT count(*) FROM message WHERE message.conversation_id = conversation.id),
        (SELECT substr(message.content, 1, :preview) FROM message

@@ -23,10 +23,10 @@ import structlog
 from hydracore.agent import VERSION
 from hydracore.agent.backoff import Backoff
 from hydracore.agent.chat_messages import ChatAnswer, TokenUsage
-from hydracore.agent.expressclaw.connections import CONNECTED, READY, failing, reason_of
+from hydracore.agent.expressclaw.connections import CONNECTED, READY, error_reason, error_state
 from hydracore.agent.expressclaw.features import Webhook, integration_name
 from hydracore.agent.expressclaw.notices import Notices
-from hydracore.agent.expressclaw.times import moment
+from hydracore.agent.expressclaw.times import utc_datetime
 from hydracore.agent.messages import Channel, ReportedError
 from hydracore.transport import AnswerTooLarge, new_client, read_answer
 from hydracore.waiting import run_until
@@ -65,7 +65,7 @@ class Webhooks:
         if webhooks != self._wanted:
             self._wanted = webhooks
             self._states = {webhook.id: READY for webhook in webhooks}
-            self._notices.keep_only(webhook.id for webhook in webhooks)
+            self._notices.delete_all_except(webhook.id for webhook in webhooks)
             self._changed.set()
 
     @property
@@ -76,72 +76,72 @@ class Webhooks:
     @property
     def error(self) -> ReportedError | None:
         for name, state in self.states.items():
-            if (reason := reason_of(state)) is not None:
+            if (reason := error_reason(state)) is not None:
                 return ReportedError(code="integration_failed", message=f"{name}: {reason}")
         return None
 
     async def run(self) -> NoReturn:
         while True:
             self._changed.clear()
-            await run_until(self._changed, self._tell_all(self._wanted or ()))
+            await run_until(self._changed, self._deliver_all(self._wanted or ()))
 
-    async def _tell_all(self, webhooks: tuple[Webhook, ...]) -> None:
+    async def _deliver_all(self, webhooks: tuple[Webhook, ...]) -> None:
         """Run a task per webhook, so that one that is away does not hold up the others."""
-        news = {webhook.id: asyncio.Event() for webhook in webhooks}
+        wakeups = {webhook.id: asyncio.Event() for webhook in webhooks}
         async with asyncio.TaskGroup() as tasks:
             for webhook in webhooks:
-                tasks.create_task(self._tell(webhook, news[webhook.id]))
+                tasks.create_task(self._deliver(webhook, wakeups[webhook.id]))
             while True:
-                await self._notices.news.wait()
-                self._notices.news.clear()
-                for each in news.values():
-                    each.set()
+                await self._notices.notices_added.wait()
+                self._notices.notices_added.clear()
+                for wakeup in wakeups.values():
+                    wakeup.set()
 
-    async def _tell(self, webhook: Webhook, news: asyncio.Event) -> NoReturn:
+    async def _deliver(self, webhook: Webhook, wakeup: asyncio.Event) -> NoReturn:
         client = new_client(tls=webhook.url.startswith("https:"), timeout_s=CALL_TIMEOUT_S)
         backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
         try:
             while True:
-                news.clear()
+                wakeup.clear()
                 try:
-                    while (notice := await self._notices.next(webhook.id)) is not None:
-                        trouble = await _send(client, webhook, notice.content.encode())
-                        if trouble is None:
+                    while (notice := await self._notices.oldest(webhook.id)) is not None:
+                        problem = await _send(client, webhook, notice.content.encode())
+                        if problem is None:
                             await self._notices.delete(notice)
                             self._states[webhook.id] = CONNECTED
                             backoff.reset()
                         else:
-                            self._note(webhook, trouble)
-                            await asyncio.sleep(backoff.next_s())
+                            self._note(webhook, problem)
+                            await asyncio.sleep(backoff.next_wait_s())
                 except sqlite3.OperationalError as error:
                     # A notice that was accepted and could not be deleted is sent again, with the same `id`.
                     self._note(webhook, f"the agent's disk refuses ({error})")
-                    await asyncio.sleep(backoff.next_s())
+                    await asyncio.sleep(backoff.next_wait_s())
                     continue
                 if self._states[webhook.id] != CONNECTED:
                     self._states[webhook.id] = READY
-                await news.wait()
+                await wakeup.wait()
         finally:
             await client.aclose()
 
-    def _note(self, webhook: Webhook, trouble: str) -> None:
-        state = failing(trouble)
+    def _note(self, webhook: Webhook, problem: str) -> None:
+        state = error_state(problem)
         if state != self._states[webhook.id]:
-            _log.warning("webhook_failed", webhook=webhook.id, reason=trouble)
+            _log.warning("webhook_failed", webhook=webhook.id, reason=problem)
         self._states[webhook.id] = state
 
 
-def chat_done(answer: ChatAnswer, *, notice_id: UUID, at_ms: int, channel: Channel) -> str:
+def chat_done_notice(answer: ChatAnswer, *, notice_id: UUID, at_ms: int, channel: Channel) -> str:
     """The notice of an answered chat, as JSON."""
-    told = ChatDone(
+    notice = ChatDone(
         id=notice_id,
-        at=moment(at_ms),
+        at=utc_datetime(at_ms),
         conversation_id=answer.conversation_id,
         channel=channel,
         model=answer.model,
         usage=answer.usage,
     )
-    return msgspec.json.encode(told).decode()
+    return msgspec.json.encode(notice).decode()
 
 
 def signature(secret: str, content: bytes) -> str:

@@ -8,42 +8,42 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from hydracore.agent.expressclaw.context_window import ChatMessage
 from hydracore.agent.expressclaw.database import Database
 from hydracore.agent.expressclaw.embedding_client import Vector
 from hydracore.agent.expressclaw.ledger import add_entries
-from hydracore.agent.expressclaw.memory import ChatMessage
 from hydracore.agent.expressclaw.turns import OpenTurn
 from hydracore.agent.messages import UsageEntry
 from hydracore.sql import named_blocks
 
-_SQL = named_blocks(Path(__file__).with_name("memories.sql"))
+_SQL = named_blocks(Path(__file__).with_name("embedding_store.sql"))
 
 #: The most older messages of a conversation that are looked through.
-OLDER_MAX = 500
+OLDER_MESSAGES_MAX = 500
 
 
 class OlderMessage(NamedTuple):
     """A message that is older than those that are sent in any case. `vector`: its embedding, if there is one."""
 
     message_id: int
-    said: ChatMessage
+    message: ChatMessage
     vector: Vector | None
 
 
-class Memories:
+class EmbeddingStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def older(self, begun: OpenTurn, *, kept: int, model: str) -> list[OlderMessage]:
-        """The messages before the `kept` latest ones, at most `OLDER_MAX`, in order, with embeddings by this model."""
+    async def older_messages(self, open_turn: OpenTurn, *, kept: int, model: str) -> list[OlderMessage]:
+        """The messages before the `kept` latest ones, at most `OLDER_MESSAGES_MAX`, in order, with embeddings by this model."""
         values = {
-            "conversation_id": begun.conversation_id,
-            "turn_id": begun.turn_id,
+            "conversation_id": open_turn.conversation_id,
+            "turn_id": open_turn.turn_id,
             "kept": kept,
-            "limit": OLDER_MAX,
+            "limit": OLDER_MESSAGES_MAX,
             "model": model,
         }
-        rows = await self._database.run_if_awaited(lambda db: db.execute(_SQL["older"], values).fetchall())
+        rows = await self._database.run_cancellable(lambda db: db.execute(_SQL["older_messages"], values).fetchall())
         return [
             OlderMessage(message_id, ChatMessage(role, content), None if vector is None else array("f", vector))
             for message_id, role, content, vector in rows

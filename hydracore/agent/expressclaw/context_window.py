@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 #: The most past messages that are sent, and the most tokens of them, by our own estimate.
-MEMORY_MAX_MESSAGES = 60
-MEMORY_MAX_TOKENS = 12_000
+CONTEXT_MAX_MESSAGES = 60
+CONTEXT_MAX_TOKENS = 12_000
 
 #: Tokens that an endpoint adds to each message, and the average length of a token in European languages.
 _TOKENS_PER_MESSAGE = 4
@@ -24,35 +24,35 @@ class ChatMessage(NamedTuple):
         return f"ChatMessage(role={self.role!r})"
 
 
-def remembered(past: Sequence[ChatMessage]) -> list[ChatMessage]:
+def latest_that_fit(past: Sequence[ChatMessage]) -> list[ChatMessage]:
     """The latest messages of `past` (in order) that fit. They begin with one of the user, as some models require."""
-    budget = MEMORY_MAX_TOKENS
+    budget = CONTEXT_MAX_TOKENS
     kept: list[ChatMessage] = []
-    for said in reversed(past[-MEMORY_MAX_MESSAGES:]):
-        budget -= message_tokens(said)
+    for message in reversed(past[-CONTEXT_MAX_MESSAGES:]):
+        budget -= estimate_message_tokens(message)
         if budget < 0:
             break
-        kept.append(said)
+        kept.append(message)
     while kept and kept[-1].role != "user":
         kept.pop()
     return kept[::-1]
 
 
-def alternating(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+def merge_same_role(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
     """Join neighbours of the same role, such as a question that was never answered and the next question."""
     merged: list[ChatMessage] = []
-    for said in messages:
-        if merged and merged[-1].role == said.role:
-            merged[-1] = ChatMessage(said.role, f"{merged[-1].content}\n\n{said.content}")
+    for message in messages:
+        if merged and merged[-1].role == message.role:
+            merged[-1] = ChatMessage(message.role, f"{merged[-1].content}\n\n{message.content}")
         else:
-            merged.append(said)
+            merged.append(message)
     return merged
 
 
-def text_tokens(text: str) -> int:
+def estimate_text_tokens(text: str) -> int:
     """An estimate, for choosing past messages, and for calls that ended before the endpoint sent its own figure."""
     return -(-len(text) // _CHARS_PER_TOKEN)
 
 
-def message_tokens(said: ChatMessage) -> int:
-    return _TOKENS_PER_MESSAGE + text_tokens(said.content)
+def estimate_message_tokens(message: ChatMessage) -> int:
+    return _TOKENS_PER_MESSAGE + estimate_text_tokens(message.content)

@@ -1,4 +1,4 @@
--- name: older
+-- name: older_messages
 -- The messages of a conversation before the present turn, except the :kept latest ones.
 SELECT message.id, message.role, message.content, memory.vector
 FROM (
