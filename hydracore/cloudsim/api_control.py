@@ -40,8 +40,8 @@ async def show_servers(request: AnyRequest) -> Response[bytes]:
             "location": server.location,
             "server_type": server.server_type,
             "ipv4": server.ipv4,
-            "pid": sim.keeper.pid(server.id),
-            "alive": sim.keeper.alive(server.id),
+            "pid": sim.reconciler.pid(server.id),
+            "alive": sim.reconciler.alive(server.id),
         }
         for server in sim.store.servers()
     ]
@@ -103,7 +103,7 @@ async def set_rate_limit(request: AnyRequest) -> Response[bytes]:
 async def vanish(request: AnyRequest, server_id: int) -> Response[bytes]:
     sim = sim_of(request)
     _check_exists(sim, server_id)
-    await sim.keeper.vanish(server_id)
+    await sim.reconciler.vanish(server_id)
     return respond(Reply(200, {"vanished": server_id}))
 
 
@@ -111,13 +111,13 @@ async def vanish(request: AnyRequest, server_id: int) -> Response[bytes]:
 async def kill_agent(request: AnyRequest, server_id: int) -> Response[bytes]:
     sim = sim_of(request)
     _check_exists(sim, server_id)
-    return respond(Reply(200, {"killed": await sim.keeper.kill_agent(server_id)}))
+    return respond(Reply(200, {"killed": await sim.reconciler.kill_agent(server_id)}))
 
 
 @post("/shutdown", status_code=200)
 async def shutdown(request: AnyRequest) -> Response[bytes]:
     """Stop all agents, and answer when they are gone. cloudsim itself runs until a signal ends it."""
-    return respond(Reply(200, {"stopped": await sim_of(request).keeper.stop_agents()}))
+    return respond(Reply(200, {"stopped": await sim_of(request).reconciler.stop_agents()}))
 
 
 def _check_exists(sim: Sim, server_id: int) -> None:

@@ -52,7 +52,7 @@ async def create_server(request: AnyRequest) -> Response[bytes]:
             if not any(str(key) in {known.name, str(known.id)} for known in sim.store.ssh_keys()):
                 raise invalid_input("ssh_keys", "SSH key not found")
         server, actions = sim.store.create_server(order)
-        sim.keeper.schedule_reconcile(server.id)
+        sim.reconciler.schedule_reconcile(server.id)
         action, *next_actions = map(render_action, actions)
         rendered = {"server": render_server(server), "action": action, "next_actions": next_actions}
         # The password is made up. What matters is that there is one if no key was sent.
@@ -114,8 +114,10 @@ async def delete_server(request: AnyRequest, server_id: int) -> Response[bytes]:
     sim = sim_of(request)
 
     def apply(effects: Effects) -> Reply:
-        _unlocked(_server(sim, server_id))
-        return Reply(200, {"action": render_action(_begin(sim, server_id, "delete_server", "deleting", effects))})
+        _require_unlocked(_server(sim, server_id))
+        return Reply(
+            200, {"action": render_action(_begin_action(sim, server_id, "delete_server", "deleting", effects))}
+        )
 
     return await sim.perform(request, "delete_server", _facts(sim, server_id), apply)
 
@@ -129,10 +131,10 @@ async def power_server(request: AnyRequest, server_id: int, verb: str) -> Respon
 
     def apply(effects: Effects) -> Reply:
         server = _server(sim, server_id)
-        _unlocked(server)
+        _require_unlocked(server)
         # As with a real machine, switching on what is on does nothing, successfully.
         meanwhile = status if server.status == status_before else None
-        return Reply(201, {"action": render_action(_begin(sim, server_id, command, meanwhile, effects))})
+        return Reply(201, {"action": render_action(_begin_action(sim, server_id, command, meanwhile, effects))})
 
     return await sim.perform(request, "power_server", _facts(sim, server_id), apply)
 
@@ -188,9 +190,9 @@ def _action_page(request: AnyRequest, actions: list[ActionRecord]) -> Reply:
     return Reply(200, {"actions": [render_action(action) for action in found], "meta": meta})
 
 
-def _begin(sim: Sim, server_id: int, command: str, status: str | None, effects: Effects) -> ActionRecord:
+def _begin_action(sim: Sim, server_id: int, command: str, status: str | None, effects: Effects) -> ActionRecord:
     action = sim.store.begin_action(server_id, command, status=status, fail_with=effects.fail_with)
-    sim.keeper.schedule_reconcile(server_id)
+    sim.reconciler.schedule_reconcile(server_id)
     return action
 
 
@@ -201,7 +203,7 @@ def _server(sim: Sim, server_id: int) -> ServerRecord:
     return server
 
 
-def _unlocked(server: ServerRecord) -> None:
+def _require_unlocked(server: ServerRecord) -> None:
     """Raises `ApiError` if an action is running on the server: there is one at a time."""
     if server.locked:
         raise locked()

@@ -17,7 +17,7 @@ USER_DATA_BYTES_MAX: Final = 32 * 1024
 HOST_NAME: Final = re.compile(
     r"(?=.{1,253}\Z)[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)*"
 )
-FIELD_IN_PROBLEM: Final = re.compile(r"field `([a-z_0-9]+)`|`\$\.([a-z_0-9]+)")
+FIELD_IN_MESSAGE: Final = re.compile(r"field `([a-z_0-9]+)`|`\$\.([a-z_0-9]+)")
 
 Body = TypeVar("Body")
 
@@ -75,7 +75,7 @@ def read_body(raw: bytes, kind: type[Body]) -> Body:
     try:
         return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
-        match = FIELD_IN_PROBLEM.search(str(error))
+        match = FIELD_IN_MESSAGE.search(str(error))
         field = (match[1] or match[2]) if match else "body"
         raise invalid_input(field, str(error)) from None
     except JSON_ERRORS:

@@ -35,8 +35,8 @@ NICENESS: Final = 5
 SPAWN_PAUSE_S: Final = 0.02
 
 #: The longest time until a process that holds the lock can be found among the processes.
-SIGHT_S_MAX: Final = 5.0
-UNSEEN: Final = "something holds the lock, and no agent is to be seen"
+FIND_PROCESS_S_MAX: Final = 5.0
+NO_PROCESS_FOUND: Final = "something holds the lock, and no agent is to be seen"
 
 REAP_INTERVAL_S: Final = 0.5
 
@@ -58,7 +58,7 @@ class Booter(Protocol):
         """Make sure that no agent runs: ask it to end, and kill it after `grace_s`. Returns whether there was one."""
         ...
 
-    def forget(self, server_id: int) -> None:
+    def remove_server(self, server_id: int) -> None:
         """Drop what is kept for a server that is gone. Its agent must have been stopped."""
         ...
 
@@ -78,7 +78,7 @@ class ProcessBooter:
         self._locks = locks
         self._store = store
         self._agents: dict[int, AgentProcess] = {}
-        self._turn = asyncio.Lock()
+        self._spawn_lock = asyncio.Lock()
         self._reaper: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -86,12 +86,12 @@ class ProcessBooter:
         self._reaper = asyncio.create_task(self._reap())
 
     async def start(self, server_id: int) -> None:
-        async with self._turn:
+        async with self._spawn_lock:
             if await self._start_or_adopt(server_id):
                 await asyncio.sleep(SPAWN_PAUSE_S)
 
     async def stop(self, server_id: int, *, grace_s: float) -> bool:
-        deadline_s = asyncio.get_running_loop().time() + SIGHT_S_MAX
+        deadline_s = asyncio.get_running_loop().time() + FIND_PROCESS_S_MAX
         stopped = False
         while (descriptor := _try_lock(self._lock_path(server_id))) is None:
             agent = self._find(server_id)
@@ -99,13 +99,13 @@ class ProcessBooter:
                 stopped = True
                 await agent.end(grace_s)
             elif asyncio.get_running_loop().time() > deadline_s:
-                raise BootError(UNSEEN)
+                raise BootError(NO_PROCESS_FOUND)
             else:
                 await asyncio.sleep(POLL_S)
         os.close(descriptor)
         return stopped
 
-    def forget(self, server_id: int) -> None:
+    def remove_server(self, server_id: int) -> None:
         self._agents.pop(server_id, None)
         self._lock_path(server_id).unlink(missing_ok=True)
 
@@ -126,12 +126,12 @@ class ProcessBooter:
 
     async def _start_or_adopt(self, server_id: int) -> bool:
         """Returns whether a new agent was started. Raises `BootError`."""
-        deadline_s = asyncio.get_running_loop().time() + SIGHT_S_MAX
+        deadline_s = asyncio.get_running_loop().time() + FIND_PROCESS_S_MAX
         while (descriptor := _try_lock(self._lock_path(server_id))) is None:
             if self._find(server_id) is not None:
                 return False
             if asyncio.get_running_loop().time() > deadline_s:
-                raise BootError(UNSEEN)
+                raise BootError(NO_PROCESS_FOUND)
             await asyncio.sleep(POLL_S)
         try:
             self._spawn(server_id, descriptor)

@@ -36,9 +36,9 @@ class InlineBooter:
         await asyncio.wait([agent])
         return True
 
-    def forget(self, server_id: int) -> None:
+    def remove_server(self, server_id: int) -> None:
         self._agents.pop(server_id, None)
-        self._detached.forget(server_id)
+        self._detached.remove_server(server_id)
 
     def alive(self, server_id: int) -> bool:
         agent = self._agents.get(server_id)

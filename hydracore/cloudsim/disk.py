@@ -24,7 +24,7 @@ DISKS: Final = "servers"
 FILES_MAX: Final = 100
 
 #: Errors of a path that no later try can mend.
-_NO_FILE: Final = frozenset({errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP})
+_PERMANENT_PATH_ERRORS: Final = frozenset({errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP})
 
 
 class _File(msgspec.Struct):
@@ -53,7 +53,7 @@ def write_disk(root: Path, user_data: str) -> None:
     if len(files) > FILES_MAX:
         raise UserDataError(f"more than {FILES_MAX} files")
     for file in files:
-        _write_file(_below(root, file.path), file)
+        _write_file(_path_on_disk(root, file.path), file)
 
 
 def has_agent(root: Path) -> bool:
@@ -65,7 +65,7 @@ def remove_disk(root: Path) -> None:
     shutil.rmtree(root)
 
 
-def _below(root: Path, path: str) -> Path:
+def _path_on_disk(root: Path, path: str) -> Path:
     """The real path of `path` on a server's disk. Raises `UserDataError` for one that may lead outside of the disk."""
     pure = PurePosixPath(path)
     if not pure.is_absolute() or ".." in pure.parts or "\0" in path:
@@ -82,7 +82,7 @@ def _write_file(path: Path, file: _File) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
     except OSError as error:
-        if error.errno not in _NO_FILE:
+        if error.errno not in _PERMANENT_PATH_ERRORS:
             raise  # A full disk, say: there may be room later.
         raise UserDataError("a path that can be no file's") from None
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:

@@ -60,7 +60,7 @@ REFUSALS: Final[dict[str, tuple[int, str]]] = {
     "error": (422, "invalid_input"),
 }
 CREATE_FAULTS: Final = frozenset({"slow_boot", "dead_boot", "start_error"})
-EFFECTS: Final = CREATE_FAULTS | {"action_error"}
+EFFECT_FAULTS: Final = CREATE_FAULTS | {"action_error"}
 
 FAULTS_MAX: Final = 1000
 
@@ -98,7 +98,7 @@ class FaultOrder(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         )
 
 
-class Taken(msgspec.Struct, frozen=True, kw_only=True):
+class MatchedFaults(msgspec.Struct, frozen=True, kw_only=True):
     """The faults of one operation. `order`: a refusal or disturbed connection, if any. `effects`: on the server."""
 
     order: FaultOrder | None = None
@@ -136,21 +136,21 @@ class Faults:
         self._orders.clear()
         return count
 
-    def take(self, operation: str, facts: Mapping[str, Any]) -> Taken:
+    def take(self, operation: str, facts: Mapping[str, Any]) -> MatchedFaults:
         """The faults that this operation meets, the oldest orders first. Each is used up by one."""
         first: FaultOrder | None = None
         effects = Effects()
         for number, order in list(self._orders.items()):
-            in_its_place = order.fault not in EFFECTS
-            if not order.matches(operation, facts) or (in_its_place and first is not None):
+            replaces_reply = order.fault not in EFFECT_FAULTS
+            if not order.matches(operation, facts) or (replaces_reply and first is not None):
                 continue
             if not self._use(number, order):
                 continue
-            if in_its_place:
+            if replaces_reply:
                 first = order
             else:
-                effects = _with(effects, order)
-        return Taken(order=first, effects=effects)
+                effects = _add_effect(effects, order)
+        return MatchedFaults(order=first, effects=effects)
 
     def _use(self, number: int, order: FaultOrder) -> bool:
         if order.skip > 0:
@@ -163,7 +163,7 @@ class Faults:
         return True
 
 
-def _with(effects: Effects, order: FaultOrder) -> Effects:
+def _add_effect(effects: Effects, order: FaultOrder) -> Effects:
     code = order.code or "action_failed"
     match order.fault:
         case "slow_boot":

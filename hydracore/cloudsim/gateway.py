@@ -31,23 +31,23 @@ class Gateway:
             await self._app(scope, receive, send)
             return
         refusal = self._refusal(scope)
-        marks: Headers = [(name.encode(), value.encode()) for name, value in self._quota.headers()]
-        marks.append((b"x-correlation-id", self._new_id().encode()))
+        extra_headers: Headers = [(name.encode(), value.encode()) for name, value in self._quota.headers()]
+        extra_headers.append((b"x-correlation-id", self._new_id().encode()))
 
-        async def send_marked(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *marks]
+                message["headers"] = [*message["headers"], *extra_headers]
             await send(message)
 
         if refusal is None:
-            await self._app(scope, receive, send_marked)
+            await self._app(scope, receive, send_with_headers)
             return
-        await respond(refusal.reply()).to_asgi_response(None, None)(scope, receive, send_marked)
+        await respond(refusal.reply()).to_asgi_response(None, None)(scope, receive, send_with_headers)
 
     def _refusal(self, scope: HTTPScope) -> ApiError | None:
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         if not secrets.compare_digest(given, self._authorization):
             return ApiError(401, "unauthorized", "unable to authenticate")
-        if scope["path"].startswith(LIMITED_PREFIX) and not self._quota.spend():
+        if scope["path"].startswith(LIMITED_PREFIX) and not self._quota.take():
             return ApiError(429, "rate_limit_exceeded", "rate limit exceeded", headers={"retry-after": "1"})
         return None

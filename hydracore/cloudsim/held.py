@@ -45,7 +45,7 @@ class HeldRequest:
         }
 
 
-class Held:
+class HeldRequests:
     """All held requests. They stay until they are released, even if their client disconnects."""
 
     def __init__(self) -> None:

@@ -20,8 +20,8 @@ from hydracore.cloudsim.app import make_app
 from hydracore.cloudsim.boot import Booter, ProcessBooter
 from hydracore.cloudsim.boot_inline import InlineBooter
 from hydracore.cloudsim.disk import DISKS
-from hydracore.cloudsim.keeper import Keeper
 from hydracore.cloudsim.quota import Quota
+from hydracore.cloudsim.reconciler import ServerReconciler
 from hydracore.cloudsim.sim import CONNECTION_KEY, Sim
 from hydracore.cloudsim.store import Store
 from hydracore.gc_tuning import freeze_and_collect_less_often
@@ -31,7 +31,7 @@ from hydracore.signals import stop_event
 
 _log = structlog.get_logger(__name__)
 
-BOOTS: Final = ("process", "inline")
+BOOT_MODES: Final = ("process", "inline")
 
 #: The longest wait for the lock of a home, which is free within moments after its last cloudsim was killed.
 HOME_WAIT_S_MAX: Final = 2.0
@@ -41,7 +41,7 @@ HOME_POLL_S: Final = 0.05
 STOP_GRACE_S: Final = 3.0
 
 #: Seconds that open requests get at the end.
-GRACEFUL_S: Final = 1
+SHUTDOWN_GRACE_S: Final = 1
 BACKLOG: Final = 1024
 
 
@@ -84,26 +84,30 @@ async def serve(
     At the end, agents go on unless `stop_servers_on_exit` is set, and the next start adopts them.
     `stop_grace_s`: how long they may take to end. Raises `StartRefusedError`.
     """
-    assert boot in BOOTS
-    home = _made(home)
+    assert boot in BOOT_MODES
+    home = _make_home(home)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(await _own(home))
-        listener = stack.enter_context(_listener(host, port))
-        store = _store(home / "cloudsim.sqlite")
+        stack.enter_context(await _lock_home(home))
+        listener = stack.enter_context(_open_listener(host, port))
+        store = _open_store(home / "cloudsim.sqlite")
         stack.callback(store.close)
-        keeper = _keeper(home, store, boot=boot, action_delay_s=action_delay_ms / 1000, stop_grace_s=stop_grace_s)
-        sim = Sim(store=store, keeper=keeper, quota=Quota(monotonic=time.monotonic, wall=time.time), token=token)
-        await keeper.open()
+        reconciler = _make_reconciler(
+            home, store, boot=boot, action_delay_s=action_delay_ms / 1000, stop_grace_s=stop_grace_s
+        )
+        sim = Sim(
+            store=store, reconciler=reconciler, quota=Quota(monotonic=time.monotonic, wall=time.time), token=token
+        )
+        await reconciler.open()
         try:
-            async with _served(sim, listener):
+            async with _running_app(sim, listener):
                 yield f"http://{host}:{listener.getsockname()[1]}"
             if stop_servers_on_exit:
-                await keeper.stop_agents()
+                await reconciler.stop_agents()
         finally:
-            await keeper.aclose()
+            await reconciler.aclose()
 
 
-def _made(home: Path) -> Path:
+def _make_home(home: Path) -> Path:
     """The home as an absolute path, which identifies its agents. Created for its owner only, as it holds tokens."""
     home = home.resolve()
     try:
@@ -113,21 +117,23 @@ def _made(home: Path) -> Path:
     return home
 
 
-def _store(path: Path) -> Store:
+def _open_store(path: Path) -> Store:
     try:
         return Store(path, now=lambda: datetime.now(UTC), pick=secrets.randbelow)
     except sqlite3.Error as error:
         raise StartRefusedError(f"{path} cannot be used: {error}") from None
 
 
-def _keeper(home: Path, store: Store, *, boot: str, action_delay_s: float, stop_grace_s: float) -> Keeper:
+def _make_reconciler(
+    home: Path, store: Store, *, boot: str, action_delay_s: float, stop_grace_s: float
+) -> ServerReconciler:
     disks = home / DISKS
     processes = ProcessBooter(disks=disks, locks=home / "locks", store=store)
     booter: Booter = processes if boot == "process" else InlineBooter(disks=disks, detached=processes)
-    return Keeper(store, booter, disks=disks, action_delay_s=action_delay_s, stop_grace_s=stop_grace_s)
+    return ServerReconciler(store, booter, disks=disks, action_delay_s=action_delay_s, stop_grace_s=stop_grace_s)
 
 
-async def _own(home: Path) -> contextlib.AbstractContextManager[object]:
+async def _lock_home(home: Path) -> contextlib.AbstractContextManager[object]:
     """Lock the home. The kernel releases the lock when the process ends, however that happens."""
     stream = (home / "cloudsim.lock").open("w")
     deadline_s = time.monotonic() + HOME_WAIT_S_MAX
@@ -143,7 +149,7 @@ async def _own(home: Path) -> contextlib.AbstractContextManager[object]:
             return contextlib.closing(stream)
 
 
-def _listener(host: str, port: int) -> socket.socket:
+def _open_listener(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), backlog=BACKLOG)
     except OSError as error:
@@ -151,8 +157,8 @@ def _listener(host: str, port: int) -> socket.socket:
 
 
 @contextlib.asynccontextmanager
-async def _served(sim: Sim, listener: socket.socket) -> AsyncGenerator[None]:
-    config = uvicorn_config(make_app(sim), http=_Protocol, lifespan="on", timeout_graceful_shutdown=GRACEFUL_S)
+async def _running_app(sim: Sim, listener: socket.socket) -> AsyncGenerator[None]:
+    config = uvicorn_config(make_app(sim), http=_Protocol, lifespan="on", timeout_graceful_shutdown=SHUTDOWN_GRACE_S)
     async with running_server(config, listener):
         try:
             yield

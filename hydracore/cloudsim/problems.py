@@ -48,7 +48,7 @@ def not_found(kind: str, number: object) -> ApiError:
     return ApiError(404, "not_found", f"{kind} with ID '{number}' not found")
 
 
-def name_taken(field: str) -> ApiError:
+def already_used(field: str) -> ApiError:
     details = {"fields": [{"name": field}]}
     return ApiError(409, "uniqueness_error", f"{field} is already used", details=details)
 

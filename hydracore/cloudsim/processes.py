@@ -69,7 +69,7 @@ def process_with_pid(root: Path, pid: int | None, started: float | None) -> psut
         return None
     try:
         process = psutil.Process(pid)
-        same = abs(process.create_time() - started) < START_TOLERANCE_S and _serves(process.cmdline(), root)
+        same = abs(process.create_time() - started) < START_TOLERANCE_S and _is_agent_of(process.cmdline(), root)
     except psutil.Error:
         return None
     return process if same else None
@@ -78,10 +78,10 @@ def process_with_pid(root: Path, pid: int | None, started: float | None) -> psut
 def find_process(root: Path) -> psutil.Process | None:
     """The process that runs an agent on this disk."""
     for process in psutil.process_iter(["cmdline", "status"]):
-        if process.info["status"] != psutil.STATUS_ZOMBIE and _serves(process.info["cmdline"] or [], root):
+        if process.info["status"] != psutil.STATUS_ZOMBIE and _is_agent_of(process.info["cmdline"] or [], root):
             return process
     return None
 
 
-def _serves(command: list[str], root: Path) -> bool:
+def _is_agent_of(command: list[str], root: Path) -> bool:
     return "hydracore.agent" in command and command[-2:] == ["--root", str(root)]

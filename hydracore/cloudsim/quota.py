@@ -28,7 +28,7 @@ class Quota:
         self._remaining = float(min(remaining, limit))
         self._filled_at = self._monotonic()
 
-    def spend(self) -> bool:
+    def take(self) -> bool:
         """Take one request out of the bucket. Returns False if none is left."""
         now = self._monotonic()
         self._remaining = min(float(self._limit), self._remaining + (now - self._filled_at) * self._refill_per_s)

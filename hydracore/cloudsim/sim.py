@@ -8,10 +8,10 @@ import msgspec
 from litestar import MediaType, Request, Response
 
 from hydracore.cloudsim.faults import REFUSALS, FaultOrder, Faults, refusal
-from hydracore.cloudsim.held import Connection, Held, HeldRequest
-from hydracore.cloudsim.keeper import Keeper
+from hydracore.cloudsim.held import Connection, HeldRequest, HeldRequests
 from hydracore.cloudsim.problems import ApiError, Reply
 from hydracore.cloudsim.quota import Quota
+from hydracore.cloudsim.reconciler import ServerReconciler
 from hydracore.cloudsim.records import Effects, ServerRecord
 from hydracore.cloudsim.store import Store
 
@@ -25,13 +25,13 @@ CONNECTION_KEY = "cloudsim.connection"
 class Sim:
     """One cloudsim. `token` is the API token of its one project."""
 
-    def __init__(self, *, store: Store, keeper: Keeper, quota: Quota, token: str) -> None:
+    def __init__(self, *, store: Store, reconciler: ServerReconciler, quota: Quota, token: str) -> None:
         self.store = store
-        self.keeper = keeper
+        self.reconciler = reconciler
         self.quota = quota
         self.token = token
         self.faults = Faults()
-        self.held = Held()
+        self.held = HeldRequests()
         #: How often each operation was asked for since this process began.
         self.requests: Counter[str] = Counter()
 
@@ -50,14 +50,14 @@ class Sim:
 
         if taken.order is None:
             return respond(attempt())
-        reply = await self._disturbed(request, operation, facts, taken.order, attempt)
+        reply = await self._reply_under_fault(request, operation, facts, taken.order, attempt)
         if reply is None:
             # This answer is never sent, as the connection is closed, but the framework needs one.
             _connection(request).abort()
             reply = Reply(500, None)
         return respond(reply)
 
-    async def _disturbed(
+    async def _reply_under_fault(
         self,
         request: AnyRequest,
         operation: str,

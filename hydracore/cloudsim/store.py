@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Final, cast
 
-from hydracore.cloudsim.problems import name_taken
+from hydracore.cloudsim.problems import already_used
 from hydracore.cloudsim.records import ActionRecord, KeyRecord, NewServer, PastServer, ServerRecord
 from hydracore.cloudsim.rows import action_of, key_of, past_of, server_of
 from hydracore.sql import named_blocks
@@ -37,7 +37,7 @@ class Store:
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")
         self._database.executescript(_SCHEMA)
-        self._run("write_address_offset", value=pick(ADDRESS_COUNT))
+        self._execute("write_address_offset", value=pick(ADDRESS_COUNT))
         self._address_offset = cast("int", self._rows("read_address_offset")[0]["value"])
 
     def close(self) -> None:
@@ -65,11 +65,13 @@ class Store:
             host = (self._address_offset + server_id) % ADDRESS_COUNT + 1
             ipv4 = str(IPv4Address(ADDRESS_BASE + host)) if order.want_ipv4 else None
             ipv6 = f"2001:db8:{host >> 16:x}:{host & 0xFFFF:x}::/64" if order.want_ipv6 else None
-            self._run("set_addresses", id=server_id, ipv4=ipv4, ipv6=ipv6)
+            self._execute("set_addresses", id=server_id, ipv4=ipv4, ipv6=ipv6)
             effects = order.effects
-            actions = [self._begin(server_id, "create_server", effects.fail_with)]
+            actions = [self._insert_action(server_id, "create_server", effects.fail_with)]
             if order.start:
-                actions.append(self._begin(server_id, "start_server", effects.fail_with or effects.fail_start_with))
+                actions.append(
+                    self._insert_action(server_id, "start_server", effects.fail_with or effects.fail_start_with)
+                )
         server = self.server(server_id)
         assert server is not None
         return server, actions
@@ -95,20 +97,20 @@ class Store:
             if name is not None:
                 self._write_unique("set_name", "name", id=server_id, name=name)
             if labels is not None:
-                self._run("set_labels", id=server_id, labels=json.dumps(labels))
+                self._execute("set_labels", id=server_id, labels=json.dumps(labels))
 
     def set_disk_written(self, server_id: int) -> None:
-        self._run("set_disk_written", id=server_id)
+        self._execute("set_disk_written", id=server_id)
 
     def set_agent(self, server_id: int, *, pid: int | None, started: float | None) -> None:
         """Remember the agent process of a server; `started` tells it from a later process of the same pid."""
-        self._run("set_agent", id=server_id, pid=pid, started=started)
+        self._execute("set_agent", id=server_id, pid=pid, started=started)
 
-    def end_server(self, server_id: int) -> None:
+    def mark_deleted(self, server_id: int) -> None:
         """Mark the server as deleted, end its actions, and erase its user_data, which holds a token."""
         with self._transaction():
-            self._run("end_server", id=server_id, now=self._now_text())
-            self._run("finish_actions", id=server_id, now=self._now_text())
+            self._execute("mark_deleted", id=server_id, now=self._now_text())
+            self._execute("finish_actions", id=server_id, now=self._now_text())
 
     # Actions
 
@@ -116,15 +118,15 @@ class Store:
         """Start an action. An action that will fail leaves the server's status as it is."""
         with self._transaction():
             if status is not None and fail_with is None:
-                self._run("set_status", id=server_id, status=status)
-            return self._begin(server_id, command, fail_with)
+                self._execute("set_status", id=server_id, status=status)
+            return self._insert_action(server_id, command, fail_with)
 
     def finish_actions(self, server_id: int, *, status: str | None) -> None:
         """End all running actions of a server, and set its status unless that is None."""
         with self._transaction():
             if status is not None:
-                self._run("set_status", id=server_id, status=status)
-            self._run("finish_actions", id=server_id, now=self._now_text())
+                self._execute("set_status", id=server_id, status=status)
+            self._execute("finish_actions", id=server_id, now=self._now_text())
 
     def action(self, action_id: int) -> ActionRecord | None:
         rows = self._rows("read_action", id=action_id)
@@ -164,14 +166,14 @@ class Store:
             if name is not None:
                 self._write_unique("set_key_name", "name", id=key_id, name=name)
             if labels is not None:
-                self._run("set_key_labels", id=key_id, labels=json.dumps(labels))
+                self._execute("set_key_labels", id=key_id, labels=json.dumps(labels))
 
     def delete_key(self, key_id: int) -> None:
-        self._run("delete_key", id=key_id)
+        self._execute("delete_key", id=key_id)
 
     # The file
 
-    def _begin(self, server_id: int, command: str, fail_with: str | None) -> ActionRecord:
+    def _insert_action(self, server_id: int, command: str, fail_with: str | None) -> ActionRecord:
         action_id = self._write_unique(
             "insert_action", "id", server_id=server_id, command=command, now=self._now_text(), fail_with=fail_with
         )
@@ -182,10 +184,10 @@ class Store:
         try:
             number = self._database.execute(_SQL[statement], values).lastrowid
         except sqlite3.IntegrityError:
-            raise name_taken(unique_field) from None
+            raise already_used(unique_field) from None
         return number or 0
 
-    def _run(self, statement: str, **values: Any) -> None:
+    def _execute(self, statement: str, **values: Any) -> None:
         self._database.execute(_SQL[statement], values)
 
     def _rows(self, statement: str, **values: Any) -> Sequence[sqlite3.Row]:

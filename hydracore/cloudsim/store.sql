@@ -44,7 +44,7 @@ UPDATE server SET disk_written = 1 WHERE id = :id;
 -- name: set_agent
 UPDATE server SET agent_pid = :pid, agent_started = :started WHERE id = :id;
 
--- name: end_server
+-- name: mark_deleted
 UPDATE server SET deleted_at = :now, user_data = '' WHERE id = :id AND deleted_at IS NULL;
 
 -- name: insert_action

@@ -17,7 +17,7 @@ from hydracore.modelsim.completion import Completion, Record
 from hydracore.modelsim.embedding import Embeddings
 from hydracore.modelsim.exchange import BodyTooLarge, CallerLeft, Exchange, Receive, Scope, Send
 from hydracore.modelsim.faults import Fault, Faults
-from hydracore.modelsim.latest import Latest
+from hydracore.modelsim.recent_records import RecentRecords
 from hydracore.modelsim.script import Rule, count_tokens
 from hydracore.waiting import first_of
 
@@ -32,8 +32,8 @@ class ModelSim:
         self.faults = Faults()
         self._rules = rules
         self._embeddings = Embeddings()
-        self._records = Latest[Record](count_max=RECORDS_MAX)
-        self._served = 0
+        self._records = RecentRecords[Record](count_max=RECORDS_MAX)
+        self._request_count = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http", "the server runs with lifespan and websockets off"
@@ -41,7 +41,9 @@ class ModelSim:
         try:
             await self._route(exchange, await exchange.body())
         except BodyTooLarge:
-            await exchange.answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, wire.problem("Too large", "invalid_request"))
+            await exchange.answer(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, wire.error_document("Too large", "invalid_request")
+            )
         except CallerLeft:
             pass
 
@@ -63,9 +65,9 @@ class ModelSim:
                 self._records.clear()
                 await exchange.answer(HTTPStatus.OK, {})
             case "GET", "/_sim/faults":
-                await exchange.answer(HTTPStatus.OK, {"faults": self.faults.listed()})
+                await exchange.answer(HTTPStatus.OK, {"faults": self.faults.as_json()})
             case "POST", "/_sim/faults":
-                await self._order_fault(exchange, body)
+                await self._add_fault(exchange, body)
             case "DELETE", "/_sim/faults":
                 self.faults.clear()
                 await exchange.answer(HTTPStatus.OK, {})
@@ -73,13 +75,13 @@ class ModelSim:
                 self.faults.release()
                 await exchange.answer(HTTPStatus.OK, {})
             case _:
-                await exchange.answer(HTTPStatus.NOT_FOUND, wire.problem("No such address here", "not_found"))
+                await exchange.answer(HTTPStatus.NOT_FOUND, wire.error_document("No such address here", "not_found"))
 
-    async def _order_fault(self, exchange: Exchange, body: bytes) -> None:
+    async def _add_fault(self, exchange: Exchange, body: bytes) -> None:
         try:
             accepted = self.faults.add(msgspec.json.decode(body, type=Fault))
         except JSON_ERRORS as error:
-            await exchange.answer(HTTPStatus.BAD_REQUEST, wire.problem(str(error), "bad_fault"))
+            await exchange.answer(HTTPStatus.BAD_REQUEST, wire.error_document(str(error), "bad_fault"))
             return
         await exchange.answer(HTTPStatus.OK if accepted else HTTPStatus.CONFLICT, {})
 
@@ -87,13 +89,13 @@ class ModelSim:
         try:
             request = msgspec.json.decode(body, type=wire.CompletionRequest)
         except JSON_ERRORS as error:
-            await exchange.answer(HTTPStatus.BAD_REQUEST, wire.problem(str(error), "invalid_request_error"))
+            await exchange.answer(HTTPStatus.BAD_REQUEST, wire.error_document(str(error), "invalid_request_error"))
             return
         record = self._record(exchange, request, body)
         completion = Completion(exchange, request, record, rules=self._rules)
         fault = self.faults.take(request.model, request.latest)
         answering = asyncio.create_task(completion.run(fault, self.faults.released))
-        leaving = asyncio.create_task(exchange.left())
+        leaving = asyncio.create_task(exchange.wait_until_left())
         if answering not in await first_of(answering, leaving):
             record.ended = "left"
         for task in (answering, leaving):
@@ -102,23 +104,23 @@ class ModelSim:
                 task.result()
 
     def _record(self, exchange: Exchange, request: wire.CompletionRequest, body: bytes) -> Record:
-        self._served += 1
+        self._request_count += 1
         key = exchange.header("authorization")
         messages: list[dict[str, Any]] = [msgspec.to_builtins(message) for message in request.messages]
         record = Record(
-            number=self._served,
+            number=self._request_count,
             model=request.model,
             messages=messages,
             stream=request.stream,
             temperature=request.temperature,
             max_tokens=request.max_tokens,
-            key_digest=None if key is None else digest(key),
+            key_digest=None if key is None else key_digest(key),
             prompt_tokens=count_tokens(request.messages),
         )
         self._records.add(record, body=body)
         return record
 
 
-def digest(authorization: str) -> str:
+def key_digest(authorization: str) -> str:
     """The digest of an `Authorization` header that records show in its place."""
     return hashlib.sha256(authorization.encode()).hexdigest()[:12]

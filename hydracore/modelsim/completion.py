@@ -45,10 +45,10 @@ class Completion:
         self._exchange = exchange
         self._request = request
         self._record = record
-        self._pieces = tokens(answer(request.messages, rules))
+        self._tokens = tokens(answer(request.messages, rules))
         self._finish = "stop"
-        if request.max_tokens is not None and len(self._pieces) > request.max_tokens:
-            self._pieces = self._pieces[: request.max_tokens]
+        if request.max_tokens is not None and len(self._tokens) > request.max_tokens:
+            self._tokens = self._tokens[: request.max_tokens]
             self._finish = "length"
 
     async def run(self, fault: Fault | None, released: asyncio.Event) -> None:
@@ -59,9 +59,9 @@ class Completion:
             case Fault(kind="hang"):
                 await released.wait()
             case Fault(kind="empty"):
-                self._pieces = []
+                self._tokens = []
             case Fault(kind="endless"):
-                self._pieces = self._pieces[:-1] + self._pieces[-1:] * TOKENS_MAX
+                self._tokens = self._tokens[:-1] + self._tokens[-1:] * TOKENS_MAX
             case _:
                 pass
         if self._request.stream and not (fault is not None and fault.kind == "whole"):
@@ -74,42 +74,44 @@ class Completion:
     async def _refuse(self, fault: Fault) -> None:
         self._record.ended = f"status {fault.status}"
         # The refusal quotes the key, as those of some real endpoints do, so that tests show that nobody passes it on.
-        said = f"Scripted refusal of the request with {self._exchange.header('authorization') or 'no key'}"
+        message = f"Scripted refusal of the request with {self._exchange.header('authorization') or 'no key'}"
         headers = {} if fault.retry_after_s is None else {"retry-after": str(fault.retry_after_s)}
-        await self._exchange.answer(fault.status, wire.problem(said, "scripted_refusal"), headers=headers)
+        await self._exchange.answer(fault.status, wire.error_document(message, "scripted_refusal"), headers=headers)
 
     async def _send_whole(self, fault: Fault | None, released: asyncio.Event) -> None:
-        kept: list[str] = []
-        for index, token in enumerate(self._pieces):
-            await self._suffer(fault, released, index)
-            kept.append(token)
-        self._record.tokens_sent = len(kept)
-        used = self._usage() if fault is None or fault.kind != "no_usage" else None
-        document = wire.whole(self._record.number, self._request.model, "".join(kept), self._finish, used)
+        sent: list[str] = []
+        for index, token in enumerate(self._tokens):
+            await self._apply_fault(fault, released, index)
+            sent.append(token)
+        self._record.tokens_sent = len(sent)
+        usage = self._usage() if fault is None or fault.kind != "no_usage" else None
+        document = wire.completion_document(
+            self._record.number, self._request.model, "".join(sent), self._finish, usage
+        )
         await self._exchange.answer(HTTPStatus.OK, document)
 
     async def _stream(self, fault: Fault | None, released: asyncio.Event) -> None:
         number, model = self._record.number, self._request.model
         await self._exchange.begin("text/event-stream")
-        await self._send(wire.piece(number, model, {"role": "assistant", "content": ""}))
-        for index, token in enumerate(self._pieces):
-            match await self._suffer(fault, released, index):
+        await self._send(wire.completion_chunk(number, model, {"role": "assistant", "content": ""}))
+        for index, token in enumerate(self._tokens):
+            match await self._apply_fault(fault, released, index):
                 case "error":
-                    await self._send(wire.problem("Scripted error", "scripted_error"))
+                    await self._send(wire.error_document("Scripted error", "scripted_error"))
                     return await self._exchange.end()
                 case "garbage":
                     await self._exchange.send(b"data: {scripted garbage\n\n")
                 case _:
                     pass
-            await self._send(wire.piece(number, model, {"content": token}))
+            await self._send(wire.completion_chunk(number, model, {"content": token}))
             self._record.tokens_sent += 1
-        await self._send(wire.piece(number, model, {}, self._finish))
+        await self._send(wire.completion_chunk(number, model, {}, self._finish))
         if self._request.wants_usage and not (fault is not None and fault.kind == "no_usage"):
-            await self._send(wire.usage_piece(number, model, self._usage()))
-        await self._exchange.send(wire.event(None))
+            await self._send(wire.usage_chunk(number, model, self._usage()))
+        await self._exchange.send(wire.encode_event(None))
         return await self._exchange.end()
 
-    async def _suffer(self, fault: Fault | None, released: asyncio.Event, index: int) -> str:
+    async def _apply_fault(self, fault: Fault | None, released: asyncio.Event, index: int) -> str:
         """Wait as ordered before token `index`. Returns what to do then. Raises `ConnectionError` to cut the answer."""
         if fault is None:
             return "go_on"
@@ -127,7 +129,7 @@ class Completion:
         return end
 
     async def _send(self, content: dict[str, Any]) -> None:
-        await self._exchange.send(wire.event(content))
+        await self._exchange.send(wire.encode_event(content))
 
     def _usage(self) -> dict[str, int]:
-        return wire.usage(prompt=count_tokens(self._request.messages), completion=self._record.tokens_sent)
+        return wire.usage_document(prompt=count_tokens(self._request.messages), completion=self._record.tokens_sent)

@@ -51,7 +51,7 @@ class Exchange:
             if not message.get("more_body", False):
                 return bytes(content)
 
-    async def left(self) -> None:
+    async def wait_until_left(self) -> None:
         """Wait until the caller has gone away."""
         while (await self._receive())["type"] != "http.disconnect":
             pass

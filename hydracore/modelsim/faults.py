@@ -58,7 +58,7 @@ class Faults:
         self._orders.clear()
         self.release()
 
-    def listed(self) -> list[dict[str, Any]]:
+    def as_json(self) -> list[dict[str, Any]]:
         return [msgspec.to_builtins(fault) for fault in self._orders]
 
     def take(self, model: str, latest: str) -> Fault | None:

@@ -12,14 +12,14 @@ import msgspec
 from hydracore.json_input import JSON_ERRORS
 
 #: Every answer begins with this, so that nobody takes it for a model's.
-MARK: Final = "[scripted]"
+ANSWER_PREFIX: Final = "[scripted]"
 
 #: The file in a home with the user's rules, which are tried before the ones here.
 SCRIPT_FILE: Final = "script.json"
 
 #: What counts as a token here: a word with the blanks behind it.
 _TOKEN: Final = re.compile(r"\S+\s*|\s+")
-_OPENING: Final = re.compile(r'begin every answer with "([^"]{1,80})"', re.IGNORECASE)
+_REQUESTED_PREFIX: Final = re.compile(r'begin every answer with "([^"]{1,80})"', re.IGNORECASE)
 _COUNT: Final = re.compile(r"\bcount to (\d{1,5})\b", re.IGNORECASE)
 
 
@@ -57,14 +57,14 @@ def answer(messages: Sequence[Message], rules: Sequence[Rule] = ()) -> str:
     what was said "before" lists the user's earlier messages, and anything else is repeated. A system prompt that says
     'Begin every answer with "WORDS"' is obeyed.
     """
-    ordered = (_OPENING.search(message.content) for message in messages if message.role == "system")
-    opening = "".join(f"{match[1]} " for match in ordered if match is not None)
-    return f"{MARK} {opening}{_said(messages, rules)}"
+    matches = (_REQUESTED_PREFIX.search(message.content) for message in messages if message.role == "system")
+    opening = "".join(f"{match[1]} " for match in matches if match is not None)
+    return f"{ANSWER_PREFIX} {opening}{_answer_text(messages, rules)}"
 
 
-def _said(messages: Sequence[Message], rules: Sequence[Rule]) -> str:
-    said = [message.content for message in messages if message.role == "user"]
-    latest = said[-1] if said else ""
+def _answer_text(messages: Sequence[Message], rules: Sequence[Rule]) -> str:
+    user_messages = [message.content for message in messages if message.role == "user"]
+    latest = user_messages[-1] if user_messages else ""
     for rule in rules:
         if rule.contains.lower() in latest.lower():
             return rule.answer
@@ -75,7 +75,7 @@ def _said(messages: Sequence[Message], rules: Sequence[Rule]) -> str:
         instructions = "\n\n".join(message.content for message in messages if message.role == "system")
         return f"My instructions are:\n\n{instructions or '(none)'}"
     if "before" in latest.lower():
-        earlier = "; ".join(said[:-1]) or "(nothing)"
+        earlier = "; ".join(user_messages[:-1]) or "(nothing)"
         return f"Before that you said: {earlier}"
     return f"You said: {latest}"
 

@@ -38,29 +38,31 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-def usage(*, prompt: int, completion: int) -> dict[str, int]:
+def usage_document(*, prompt: int, completion: int) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def whole(number: int, model: str, text: str, finish: str, used: dict[str, int] | None) -> dict[str, Any]:
+def completion_document(
+    number: int, model: str, text: str, finish: str, usage: dict[str, int] | None
+) -> dict[str, Any]:
     """An answer in one piece."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
     document = {**_head(number, model, "chat.completion"), "choices": [choice]}
-    return document if used is None else {**document, "usage": used}
+    return document if usage is None else {**document, "usage": usage}
 
 
-def piece(number: int, model: str, delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:
+def completion_chunk(number: int, model: str, delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:
     """One piece of a stream."""
     choice = {"index": 0, "delta": delta, "finish_reason": finish}
     return {**_head(number, model, "chat.completion.chunk"), "choices": [choice]}
 
 
-def usage_piece(number: int, model: str, used: dict[str, int]) -> dict[str, Any]:
+def usage_chunk(number: int, model: str, usage: dict[str, int]) -> dict[str, Any]:
     """The piece with the figures, which comes last and has no choice."""
-    return {**_head(number, model, "chat.completion.chunk"), "choices": [], "usage": used}
+    return {**_head(number, model, "chat.completion.chunk"), "choices": [], "usage": usage}
 
 
-def problem(message: str, kind: str) -> dict[str, Any]:
+def error_document(message: str, kind: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 
@@ -69,7 +71,7 @@ def model_list() -> dict[str, Any]:
     return {"object": "list", "data": models}
 
 
-def event(content: dict[str, Any] | None) -> bytes:
+def encode_event(content: dict[str, Any] | None) -> bytes:
     """A server-sent event; None is the end of a stream."""
     return b"data: " + (b"[DONE]" if content is None else msgspec.json.encode(content)) + b"\n\n"
 

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from hydracore.cloudsim.main import _keeper, _served
+from hydracore.cloudsim.main import _make_reconciler, _running_app
 from hydracore.cloudsim.quota import Quota
 from hydracore.cloudsim.sim import Sim
 from hydracore.cloudsim.store import Store
@@ -104,16 +104,16 @@ async def test_an_answer_of_modelsim_ends_with_whoever_asked_for_it() -> None:
 @contextlib.contextmanager
 def an_unserved_cloudsim(home: Path) -> Generator[Sim]:
     store = Store(home / "cloudsim.sqlite", now=lambda: datetime.now(UTC), pick=secrets.randbelow)
-    keeper = _keeper(home, store, boot="inline", action_delay_s=0, stop_grace_s=1)
+    reconciler = _make_reconciler(home, store, boot="inline", action_delay_s=0, stop_grace_s=1)
     with contextlib.closing(store):
-        yield Sim(store=store, keeper=keeper, quota=Quota(monotonic=time.monotonic, wall=time.time), token="t")
+        yield Sim(store=store, reconciler=reconciler, quota=Quota(monotonic=time.monotonic, wall=time.time), token="t")
 
 
 # Its handlers declare parameters as this release of Litestar no longer likes it.
 @pytest.mark.filterwarnings("ignore::litestar.exceptions.LitestarDeprecationWarning")
 async def test_a_cloudsim_that_is_cancelled_as_it_starts_serves_no_longer(tmp_path: Path) -> None:
     with an_unserved_cloudsim(tmp_path) as sim, socket.create_server(("127.0.0.1", 0)) as listener:
-        serving = _served(sim, listener)
+        serving = _running_app(sim, listener)
         starting = asyncio.create_task(serving.__aenter__())
         # The server is begun within its first step, and needs more of them until it answers.
         await asyncio.sleep(0)

@@ -19,7 +19,7 @@ from hydracore.agent.expressclaw.setup import Setup, make_setup
 from hydracore.agent.expressclaw.store import Store
 from hydracore.agent.runtime import RuntimeConfig
 from hydracore.clock import now_ms
-from hydracore.modelsim.script import MARK
+from hydracore.modelsim.script import ANSWER_PREFIX
 from tests.claw_fixtures import document, modelsim_fixture
 from tests.modelsim_fixtures import ModelSim
 from tests.waiting import until
@@ -198,5 +198,5 @@ async def hear_the_last_word(chats: ChatService, setup: Setup, message: str) -> 
         async with aclosing(chat.texts()) as texts:
             async for text in texts:
                 heard += text
-                if heard == f"{MARK} You said: {message}":
+                if heard == f"{ANSWER_PREFIX} You said: {message}":
                     return

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from hydracore.modelsim.app import digest
-from hydracore.modelsim.script import MARK
+from hydracore.modelsim.app import key_digest
+from hydracore.modelsim.script import ANSWER_PREFIX
 from tests.claw_fixtures import (
     API_KEY,
     Claw,
@@ -32,14 +32,14 @@ async def test_a_chat_is_answered_with_what_it_cost(claw: Claw, modelsim: ModelS
     answer = await claw.chat("Hello there", "c-1")
 
     assert answer["conversation_id"] == "c-1"
-    assert answer["message"] == f"{MARK} You said: Hello there"
+    assert answer["message"] == f"{ANSWER_PREFIX} You said: Hello there"
     assert answer["model"] == "first"
     (request,) = await modelsim.requests()
     usage = answer["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (request["prompt_tokens"], 5)
     assert Decimal(usage["cost_usd"]) == (request["prompt_tokens"] * 1000 + 5 * 2000) / Decimal(1_000_000)
     assert (request["temperature"], request["max_tokens"], request["stream"]) == (0.5, 500, True)
-    assert request["key_digest"] == digest(f"Bearer {API_KEY}")
+    assert request["key_digest"] == key_digest(f"Bearer {API_KEY}")
 
 
 async def test_the_prompt_has_all_parts_in_order(
@@ -75,7 +75,7 @@ async def test_a_conversation_is_remembered_and_listed(claw: Claw, modelsim: Mod
     other = await claw.chat("Unrelated", "other:1")
     answer = await claw.chat("What did I say before?", conversation_id)
 
-    assert answer["message"] == f"{MARK} Before that you said: My cat is called Tom"
+    assert answer["message"] == f"{ANSWER_PREFIX} Before that you said: My cat is called Tom"
     listed = (await claw.http.get("/api/conversations", params={"limit": 2})).json()["conversations"]
     assert [(one["id"], one["message_count"]) for one in listed] == [
         (conversation_id, 4),
@@ -98,14 +98,14 @@ async def test_a_stream_comes_token_by_token_and_ends_with_the_whole_answer(claw
         first = await anext(events)
         # The model has said three words and no more, and they are here already.
         said = first[1]["text"]
-        while said != f"{MARK} You said: ":
+        while said != f"{ANSWER_PREFIX} You said: ":
             said += (await anext(events))[1]["text"]
         await modelsim.release()
         rest, (name, done) = await texts(events)
 
     assert first[0] == "token"
     assert name == "done"
-    assert done["message"] == said + rest == f"{MARK} You said: Hello there you"
+    assert done["message"] == said + rest == f"{ANSWER_PREFIX} You said: Hello there you"
     assert await claw.conversation("s-1") == [("user", "Hello there you"), ("assistant", done["message"])]
     assert set(done) == {"conversation_id", "message", "model", "usage"}
 
@@ -134,7 +134,7 @@ async def test_a_model_that_fails_gives_way_to_the_next(claw: Claw, modelsim: Mo
             assert said == answer["message"]
         else:
             answer = await claw.chat("Hello")
-        assert (answer["model"], answer["message"]) == ("second", f"{MARK} You said: Hello"), fault
+        assert (answer["model"], answer["message"]) == ("second", f"{ANSWER_PREFIX} You said: Hello"), fault
         assert [request["model"] for request in await modelsim.requests()] == ["first", "second"], fault
 
 
@@ -183,7 +183,7 @@ async def test_questions_of_one_conversation_are_answered_one_after_the_other(cl
     await modelsim.release()
 
     await first
-    assert (await second)["message"] == f"{MARK} Before that you said: This is one"
+    assert (await second)["message"] == f"{ANSWER_PREFIX} Before that you said: This is one"
 
 
 BAD_BODIES: list[tuple[bytes, int]] = [

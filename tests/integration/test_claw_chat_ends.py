@@ -12,7 +12,7 @@ import pytest
 from hydracore.agent import endpoints
 from hydracore.agent.expressclaw.store import STORE_FILE
 from hydracore.agent.state import STATE_DIR
-from hydracore.modelsim.script import MARK
+from hydracore.modelsim.script import ANSWER_PREFIX
 from tests.claw_fixtures import Claw, be_impatient, claw_fixture, control_plane_fixture, modelsim_fixture, texts
 from tests.fake_control_plane import FakeControlPlane
 from tests.modelsim_fixtures import ModelSim
@@ -52,7 +52,7 @@ async def test_an_error_after_the_first_words_is_an_event_and_the_words_are_kept
     assert name == "error"
     assert error["code"] == "model_failed"
     said = token["text"] + rest
-    assert said == f"{MARK} You "
+    assert said == f"{ANSWER_PREFIX} You "
     assert await claw.conversation("e-1") == [("user", "Hello"), ("assistant", said)]
     # Somebody has heard the words, so no other model is asked, and they are paid for.
     assert len(await modelsim.requests()) == 1
@@ -66,7 +66,7 @@ async def test_a_caller_that_leaves_a_stream_stops_the_model_and_the_words_are_k
 
     async with aclosing(claw.stream("Hello", "left-1")) as events:
         said = ""
-        while said != f"{MARK} You said: ":
+        while said != f"{ANSWER_PREFIX} You said: ":
             said += (await anext(events))[1]["text"]
 
     (request,) = await modelsim.until_requests(1, ended="left")
@@ -152,7 +152,7 @@ async def test_a_drain_whose_body_is_cut_off_drains_nothing(
     writer.close()
 
     assert heard == b""
-    assert (await claw.chat("Hello"))["message"] == f"{MARK} You said: Hello"
+    assert (await claw.chat("Hello"))["message"] == f"{ANSWER_PREFIX} You said: Hello"
 
 
 async def test_a_drain_that_cuts_does_not_wait_for_ever_for_a_disk_on_which_no_chat_can_end(
@@ -188,7 +188,7 @@ async def test_an_endpoint_that_does_not_stream_will_do(claw: Claw, modelsim: Mo
     said, (name, answer) = await texts(claw.stream("Hello"))
 
     assert (name, answer["message"]) == ("done", said)
-    assert said == f"{MARK} You said: Hello"
+    assert said == f"{ANSWER_PREFIX} You said: Hello"
 
 
 async def test_an_answer_without_end_is_ended(claw: Claw, modelsim: ModelSim) -> None:

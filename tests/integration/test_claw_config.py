@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from hydracore.agent_client import AgentAddress, AgentBadAnswer, AgentClient
-from hydracore.modelsim.script import MARK
+from hydracore.modelsim.script import ANSWER_PREFIX
 from tests.agent_process import AgentProcess
 from tests.claw_fixtures import (
     API_KEY,
@@ -75,7 +75,7 @@ async def test_an_open_stream_goes_on_with_what_it_began_with(claw: Claw, models
         await modelsim.release()
         rest, (name, answer) = await texts(events)
 
-    assert (name, answer["model"], said + rest) == ("done", "first", f"{MARK} You said: Hello")
+    assert (name, answer["model"], said + rest) == ("done", "first", f"{ANSWER_PREFIX} You said: Hello")
 
 
 async def test_what_cannot_be_used_is_refused_and_changes_nothing(claw: Claw, modelsim: ModelSim) -> None:

@@ -12,7 +12,7 @@ from hydracore.agent.expressclaw import model_client, turn
 from hydracore.agent.expressclaw.embedding_client import EmbeddingCall, embed
 from hydracore.agent.expressclaw.model_client import ModelCallFailed, ModelCallTimedOut, ModelClient
 from hydracore.agent.expressclaw.money import Tokens
-from hydracore.modelsim.script import MARK
+from hydracore.modelsim.script import ANSWER_PREFIX
 from tests.claw_fixtures import Claw, claw_fixture, control_plane_fixture, document, modelsim_fixture
 from tests.fake_control_plane import FakeControlPlane
 from tests.modelsim_fixtures import ModelSim
@@ -84,7 +84,7 @@ async def test_what_is_left_for_first_words_does_not_hurry_an_answer_that_has_be
     await modelsim.release()
 
     answer = await asking
-    assert (answer["model"], answer["message"]) == ("first", f"{MARK} You said: Hello")
+    assert (answer["model"], answer["message"]) == ("first", f"{ANSWER_PREFIX} You said: Hello")
 
 
 WAVE = "\N{WAVING HAND SIGN}"

@@ -7,8 +7,8 @@ import json
 
 from hydracore.agent.expressclaw.features import IGNORED_MAX
 from hydracore.agent_client import AgentAddress, AgentClient
-from hydracore.modelsim.embedding import BROKEN
-from hydracore.modelsim.script import MARK
+from hydracore.modelsim.embedding import BROKEN_MODEL
+from hydracore.modelsim.script import ANSWER_PREFIX
 from tests.claw_fixtures import (
     Claw,
     agent_client_fixture,
@@ -85,7 +85,7 @@ async def test_a_channel_answers_those_it_may_and_tells_the_others_their_number(
         runtime["platform"] = platform(channels={"telegram": {**channel, "enabled": False}})
         await use(claw, control_plane, runtime)
 
-        assert sent[5] == f"{MARK} You said: Hello"
+        assert sent[5] == f"{ANSWER_PREFIX} You said: Hello"
         assert "78" in sent[6]
         assert "unknown" in sent[7]
         await until_connection(claw, "telegram", "off")
@@ -143,14 +143,17 @@ async def test_a_memory_that_fails_keeps_no_chat_from_its_answer(
 ) -> None:
     await fill(claw)
     runtime = document(modelsim)
-    runtime["model_policy"] |= {"embedding_model": BROKEN}
+    runtime["model_policy"] |= {"embedding_model": BROKEN_MODEL}
     await use(claw, control_plane, runtime)
 
     answers = [await claw.chat(f"Hello {number}", "c-1") for number in range(2)]
     status = await claw.status()
 
-    assert [answer["message"] for answer in answers] == [f"{MARK} You said: Hello 0", f"{MARK} You said: Hello 1"]
-    assert status["connections"]["memory"] == f"error: {BROKEN}: the endpoint answers HTTP 503"
+    assert [answer["message"] for answer in answers] == [
+        f"{ANSWER_PREFIX} You said: Hello 0",
+        f"{ANSWER_PREFIX} You said: Hello 1",
+    ]
+    assert status["connections"]["memory"] == f"error: {BROKEN_MODEL}: the endpoint answers HTTP 503"
     assert status["error"]["code"] == "memory_failed"
     # It is left alone for a while, so that not every chat pays for its trouble.
     assert len((await modelsim.http.get("/_sim/embeddings")).json()["requests"]) == 1

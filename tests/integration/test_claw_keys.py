@@ -12,7 +12,7 @@ from hydracore.agent.expressclaw.setup import make_setup
 from hydracore.agent.expressclaw.store import Store
 from hydracore.agent.runtime import RuntimeConfig
 from hydracore.clock import now_ms
-from hydracore.modelsim.script import MARK
+from hydracore.modelsim.script import ANSWER_PREFIX
 from tests.claw_fixtures import Claw, claw_fixture, control_plane_fixture, document, modelsim_fixture, texts
 from tests.modelsim_fixtures import ModelSim
 from tests.waiting import PATIENCE_S
@@ -95,7 +95,7 @@ async def test_who_leaves_and_comes_back_with_the_key_at_once_is_answered_and_ha
 
     await chats.stop()
     store.close()
-    assert answer.message == f"{MARK} You said: Hello"
+    assert answer.message == f"{ANSWER_PREFIX} You said: Hello"
     assert batch is not None
     assert len(batch.entries) == 2
 

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from hydracore.agent.expressclaw.store import STORE_FILE
 from hydracore.agent.state import STATE_DIR
-from hydracore.modelsim.script import MARK
+from hydracore.modelsim.script import ANSWER_PREFIX
 from tests.agent_process import AgentProcess
 from tests.claw_fixtures import (
     API_KEY,
@@ -82,7 +82,7 @@ async def test_a_turn_that_was_open_at_kill_9_is_closed_and_metered_once(
     await modelsim.fault("hold", after_tokens=3)
     async with connected(control_plane) as claw, aclosing(claw.stream("Hello", "cut-1", key="cut")) as events:
         said = ""
-        while said != f"{MARK} You said: ":
+        while said != f"{ANSWER_PREFIX} You said: ":
             said += (await anext(events))[1]["text"]
         await until(lambda: partial_on_disk(agent) == said)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hydracore.agent.expressclaw.telegram_answers import SORRY, TEXT_ONLY
-from hydracore.modelsim.script import MARK
+from hydracore.modelsim.script import ANSWER_PREFIX
 from tests.claw_fixtures import (
     Claw,
     agent_fixture,
@@ -34,10 +34,10 @@ async def test_a_message_is_answered_in_a_conversation_of_its_chat(
     await telegram.write("Hello from elsewhere", chat=-6)
     sent = await telegram.until_sent(3)
 
-    assert sent[0] == (5, f"{MARK} You said: Hello bot")
+    assert sent[0] == (5, f"{ANSWER_PREFIX} You said: Hello bot")
     assert set(sent[1:]) == {
-        (5, f"{MARK} Before that you said: Hello bot"),
-        (-6, f"{MARK} You said: Hello from elsewhere"),
+        (5, f"{ANSWER_PREFIX} Before that you said: Hello bot"),
+        (-6, f"{ANSWER_PREFIX} You said: Hello from elsewhere"),
     }
     assert (await claw.conversation("telegram:5"))[0] == ("user", "Hello bot")
     assert len(await claw.conversation("telegram:-6")) == 2
@@ -58,7 +58,7 @@ async def test_long_answers_come_in_pieces_and_pictures_are_declined(
     sent = await telegram.until_sent(3)
 
     assert sent[0] == (5, TEXT_ONLY)
-    assert "".join(text for _, text in sent[1:]) == f"{MARK} You said: {'x' * 4096}"
+    assert "".join(text for _, text in sent[1:]) == f"{ANSWER_PREFIX} You said: {'x' * 4096}"
     assert len(sent[1][1]) == 4096
 
 
@@ -72,12 +72,15 @@ async def test_odd_updates_do_not_stand_in_the_way(
     await telegram.update({"message": {"chat": {"id": 10**30}, "text": "of nobody"}})
     await telegram.write("Bo\udcff")
     await telegram.write("Hello")
-    assert await telegram.until_sent(2) == [(5, f"{MARK} You said: Bo\ufffd"), (5, f"{MARK} You said: Hello")]
+    assert await telegram.until_sent(2) == [
+        (5, f"{ANSWER_PREFIX} You said: Bo\ufffd"),
+        (5, f"{ANSWER_PREFIX} You said: Hello"),
+    ]
     # After a week of silence Telegram starts from another number, which may be lower.
     await telegram.until(lambda: telegram.unconfirmed == [])
     await telegram.until(lambda: "offset" not in telegram.polls[-1])
     await telegram.update({"message": {"chat": {"id": 5}, "text": "Again"}}, number=3)
-    assert (await telegram.until_sent(3))[2] == (5, f"{MARK} You said: Again")
+    assert (await telegram.until_sent(3))[2] == (5, f"{ANSWER_PREFIX} You said: Again")
 
 
 async def test_updates_with_numbers_that_are_none_of_telegram_s_stop_no_chat(
@@ -88,7 +91,7 @@ async def test_updates_with_numbers_that_are_none_of_telegram_s_stop_no_chat(
     await use(claw, control_plane, with_bot(modelsim, telegram))
 
     await until_connection(claw, "telegram", "error: Telegram sent an answer that cannot be read")
-    assert (await claw.chat("Hello"))["message"] == f"{MARK} You said: Hello"
+    assert (await claw.chat("Hello"))["message"] == f"{ANSWER_PREFIX} You said: Hello"
     assert (await claw.status())["error"]["code"] == "telegram_failed"
 
 

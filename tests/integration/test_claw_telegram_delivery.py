@@ -12,7 +12,7 @@ import pytest
 from hydracore.agent.expressclaw import telegram as telegram_channel
 from hydracore.agent.expressclaw import telegram_answers, telegram_api, telegram_delivery
 from hydracore.agent.expressclaw.store import STORE_FILE
-from hydracore.modelsim.script import MARK
+from hydracore.modelsim.script import ANSWER_PREFIX
 from tests.agent_process import AgentProcess
 from tests.claw_fixtures import (
     Claw,
@@ -70,10 +70,10 @@ async def test_an_inbox_that_takes_nothing_stops_nothing_else_and_is_tried_again
     await telegram.write("Hello")
     await until_connection(claw, "telegram", REFUSED)
     await modelsim.release()
-    assert (await held)["message"].startswith(MARK)
+    assert (await held)["message"].startswith(ANSWER_PREFIX)
     execute(chats, "DROP TRIGGER refused")
 
-    assert await telegram.until_sent(1) == [(5, f"{MARK} You said: Hello")]
+    assert await telegram.until_sent(1) == [(5, f"{ANSWER_PREFIX} You said: Hello")]
     await until_connection(claw, "telegram", "connected")
 
 
@@ -89,7 +89,9 @@ async def test_an_answer_is_sent_again_only_where_it_cannot_have_arrived(
     sent = await telegram.until_sent(4)
 
     # The last one is sent when all that was to be sent before it in its chat was.
-    assert [text for _, text in sent] == [f"{MARK} You said: {word}" for word in words if "blocked" not in word]
+    assert [text for _, text in sent] == [
+        f"{ANSWER_PREFIX} You said: {word}" for word in words if "blocked" not in word
+    ]
 
 
 async def test_an_answer_that_telegram_puts_off_goes_out_once_though_others_write_meanwhile(
@@ -106,7 +108,10 @@ async def test_an_answer_that_telegram_puts_off_goes_out_once_though_others_writ
     await telegram.write("Bye", chat=5)
     sent = await telegram.until_sent(4)
 
-    assert [text for chat, text in sent if chat == 5] == [f"{MARK} You said: Hello", f"{MARK} You said: Bye"]
+    assert [text for chat, text in sent if chat == 5] == [
+        f"{ANSWER_PREFIX} You said: Hello",
+        f"{ANSWER_PREFIX} You said: Bye",
+    ]
 
 
 async def test_an_answer_that_telegram_puts_off_goes_out_under_other_settings_too(
@@ -122,8 +127,8 @@ async def test_an_answer_that_telegram_puts_off_goes_out_under_other_settings_to
     await telegram.write("Next")
     sent = await telegram.until_sent(3)
 
-    assert "".join(text for _, text in sent[:2]) == f"{MARK} You said: {'x' * 4096}"
-    assert sent[2][1] == f"{MARK} You said: Next"
+    assert "".join(text for _, text in sent[:2]) == f"{ANSWER_PREFIX} You said: {'x' * 4096}"
+    assert sent[2][1] == f"{ANSWER_PREFIX} You said: Next"
 
 
 async def test_more_than_may_wait_is_left_with_telegram_until_there_is_room(
@@ -154,7 +159,10 @@ async def test_more_than_may_wait_is_left_with_telegram_until_there_is_room(
     while_sending = len(telegram.polls)
     telegram.released.set()
 
-    assert await telegram.until_sent(2) == [(5, f"{MARK} You said: One"), (6, f"{MARK} You said: Two")]
+    assert await telegram.until_sent(2) == [
+        (5, f"{ANSWER_PREFIX} You said: One"),
+        (6, f"{ANSWER_PREFIX} You said: Two"),
+    ]
     assert (while_answering, while_sending) == (polls, polls)
 
 
@@ -176,7 +184,7 @@ async def test_what_comes_while_the_runtime_restarts_is_answered_afterwards(
     await modelsim.release()
     await asyncio.gather(held, restarting)
 
-    assert await telegram.until_sent(1) == [(5, f"{MARK} You said: Hello")]
+    assert await telegram.until_sent(1) == [(5, f"{ANSWER_PREFIX} You said: Hello")]
 
 
 async def refuses(claw: Claw) -> bool:
@@ -200,7 +208,7 @@ async def test_a_try_that_is_under_way_may_end_when_the_settings_change(
     await use(claw, control_plane, with_bot(modelsim, telegram, platform=platform))
     telegram.released.set()
 
-    assert await telegram.until_sent(1) == [(5, f"{MARK} You said: Hello")]
+    assert await telegram.until_sent(1) == [(5, f"{ANSWER_PREFIX} You said: Hello")]
 
 
 async def test_an_answer_that_is_not_struck_out_is_not_sent(
@@ -215,7 +223,7 @@ async def test_an_answer_that_is_not_struck_out_is_not_sent(
     assert telegram.sent == []
     execute(chats, "DROP TRIGGER refused")
 
-    assert await telegram.until_sent(1) == [(5, f"{MARK} You said: Hello")]
+    assert await telegram.until_sent(1) == [(5, f"{ANSWER_PREFIX} You said: Hello")]
     await until_connection(claw, "telegram", "connected")
 
 
@@ -239,7 +247,7 @@ async def test_nothing_is_answered_twice_or_forgotten_over_kill_9(
     await telegram.write("Three", chat=6)
     sent = await telegram.until_sent(3)
 
-    assert sorted(text for _, text in sent) == [f"{MARK} You said: {word}" for word in ("One", "Three", "Two")]
+    assert sorted(text for _, text in sent) == [f"{ANSWER_PREFIX} You said: {word}" for word in ("One", "Three", "Two")]
     async with connected(control_plane) as claw:
         assert [role for role, _ in await claw.conversation("telegram:5")] == ["user", "assistant"] * 2
     assert TOKEN not in agent.output()
@@ -264,7 +272,7 @@ async def test_what_telegram_put_off_is_answered_once_over_kill_9(
     await telegram.write("Two")
     sent = await telegram.until_sent(2)
 
-    assert [text for _, text in sent] == [f"{MARK} You said: {word}" for word in ("One", "Two")]
+    assert [text for _, text in sent] == [f"{ANSWER_PREFIX} You said: {word}" for word in ("One", "Two")]
     await until(lambda: unsent_on_disk(agent) == 0)
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from hydracore.modelsim import latest
+from hydracore.modelsim import recent_records
 from hydracore.modelsim.main import serve
-from hydracore.modelsim.script import MARK, ScriptError
+from hydracore.modelsim.script import ANSWER_PREFIX, ScriptError
 from hydracore.transport import EMPTY_TRUST_STORE
 from tests.agent_process import free_address
 from tests.command import Command
@@ -48,7 +48,7 @@ async def test_it_says_what_it_is_in_its_list_and_in_every_answer(modelsim: Mode
     answer = (await modelsim.http.post("/v1/chat/completions", json=ask("Hello there"))).json()
 
     assert all("scripted" in model["owned_by"] for model in listed)
-    assert answer["choices"][0]["message"] == {"role": "assistant", "content": f"{MARK} You said: Hello there"}
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": f"{ANSWER_PREFIX} You said: Hello there"}
     assert "scripted" in answer["system_fingerprint"]
     assert answer["model"] == "any-name"
 
@@ -59,7 +59,7 @@ async def test_it_says_what_it_is_in_its_list_and_in_every_answer(modelsim: Mode
 async def test_of_long_requests_it_remembers_fewer(
     modelsim: ModelSim, monkeypatch: pytest.MonkeyPatch, address: str, seen: str
 ) -> None:
-    monkeypatch.setattr(latest, "LATEST_MAX_BYTES", 20_000)
+    monkeypatch.setattr(recent_records, "BODIES_MAX_BYTES", 20_000)
 
     async def remembered_after(*lengths: int) -> int:
         for length in lengths:
@@ -78,7 +78,7 @@ async def test_it_obeys_a_prompt_that_says_how_to_begin(modelsim: ModelSim) -> N
 
     answer = (await modelsim.http.post("/v1/chat/completions", json={"model": "m", "messages": messages})).json()
 
-    assert answer["choices"][0]["message"]["content"] == f"{MARK} Ahoy! You said: Hello"
+    assert answer["choices"][0]["message"]["content"] == f"{ANSWER_PREFIX} Ahoy! You said: Hello"
 
 
 async def test_whole_and_streamed_answers_are_the_same_words_and_figures(modelsim: ModelSim) -> None:
@@ -95,7 +95,7 @@ async def test_whole_and_streamed_answers_are_the_same_words_and_figures(modelsi
 async def test_an_answer_ends_at_max_tokens(modelsim: ModelSim) -> None:
     pieces = await streamed(modelsim, "count to 50", max_tokens=4)
 
-    assert text_of(pieces).split() == [MARK, "1", "2", "3"]
+    assert text_of(pieces).split() == [ANSWER_PREFIX, "1", "2", "3"]
     assert pieces[-1]["choices"][0]["finish_reason"] == "length"
 
 
@@ -115,8 +115,8 @@ async def test_a_script_of_ones_own_goes_first(tmp_path: Path) -> None:
     (tmp_path / "script.json").write_text('[{"contains": "weather", "answer": "Sunny."}]')
 
     async with running_modelsim(tmp_path) as sim:
-        assert text_of(await streamed(sim, "How is the WEATHER?")) == f"{MARK} Sunny."
-        assert text_of(await streamed(sim, "And you?")) == f"{MARK} You said: And you?"
+        assert text_of(await streamed(sim, "How is the WEATHER?")) == f"{ANSWER_PREFIX} Sunny."
+        assert text_of(await streamed(sim, "And you?")) == f"{ANSWER_PREFIX} You said: And you?"
 
 
 async def test_a_script_that_cannot_be_read_is_said_at_the_start(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ async def test_what_waits_goes_on_when_released(modelsim: ModelSim, kind: str) -
     await modelsim.until_requests(1, ended="open")
     await modelsim.release()
 
-    assert text_of(await answering) == f"{MARK} You said: Hello"
+    assert text_of(await answering) == f"{ANSWER_PREFIX} You said: Hello"
 
 
 async def test_a_caller_that_leaves_is_noticed(modelsim: ModelSim) -> None:

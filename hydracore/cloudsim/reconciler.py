@@ -20,15 +20,15 @@ from hydracore.log_files import rotate_periodically
 _log = structlog.get_logger(__name__)
 
 #: The action that kills the agent without a grace, and those that restart it.
-CUT_POWER: Final = "stop_server"
-RESTARTS: Final = frozenset({"reboot_server", "reset_server"})
+POWER_OFF_COMMAND: Final = "stop_server"
+RESTART_COMMANDS: Final = frozenset({"reboot_server", "reset_server"})
 
 #: Seconds before a failed task is tried again: doubling from the first to the longest.
 RETRY_S_FIRST: Final = 0.2
 RETRY_S_MAX: Final = 10.0
 
 
-class Keeper:
+class ServerReconciler:
     """`disks` holds the servers' folders.
 
     `action_delay_s` is how long an action takes before it shows any effect, `stop_grace_s` how long an agent may take to end
@@ -44,24 +44,24 @@ class Keeper:
         self._action_delay_s = action_delay_s
         self._stop_grace_s = stop_grace_s
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._trimming: asyncio.Task[None] | None = None
+        self._log_trimmer: asyncio.Task[None] | None = None
         self._stopping = False
 
     async def open(self) -> None:
         """Start, and go on with the work on every server that exists."""
         self._disks.mkdir(mode=0o700, exist_ok=True)
         await self._booter.open()
-        self._trimming = asyncio.create_task(rotate_periodically(self._logs))
+        self._log_trimmer = asyncio.create_task(rotate_periodically(self._log_paths))
         for server in self._store.servers():
             self.schedule_reconcile(server.id)
 
     def schedule_reconcile(self, server_id: int) -> None:
         """Start a task that does what the server's record requires. Call it whenever the record has changed."""
-        self._replace(server_id, lambda: self._reconcile(server_id))
+        self._replace_task(server_id, lambda: self._reconcile(server_id))
 
     async def vanish(self, server_id: int) -> None:
         """Remove the server without an action, as if its disk had failed. Returns when it is gone."""
-        await asyncio.wait([self._replace(server_id, lambda: self._remove(server_id, grace_s=0.0))])
+        await asyncio.wait([self._replace_task(server_id, lambda: self._remove(server_id, grace_s=0.0))])
 
     async def kill_agent(self, server_id: int) -> bool:
         """Kill the agent only. Returns whether there was one. A reboot, or cloudsim's next start, boots it again."""
@@ -88,12 +88,12 @@ class Keeper:
         return self._booter.pid(server_id)
 
     async def aclose(self) -> None:
-        if self._trimming:
-            self._trimming.cancel()
+        if self._log_trimmer:
+            self._log_trimmer.cancel()
         await self._cancel_tasks()
         await self._booter.aclose()
 
-    def _logs(self) -> list[Path]:
+    def _log_paths(self) -> list[Path]:
         return [self._disks / str(server.id) / AGENT_LOG for server in self._store.servers()]
 
     # One server
@@ -104,12 +104,12 @@ class Keeper:
             return
         if server.locked:
             await asyncio.sleep(self._action_delay_s)
-            await self._finish(server)
+            await self._carry_out_actions(server)
             server = self._store.server(server_id)
         if server is not None and server.status == "running":
             await self._boot(server)
 
-    async def _finish(self, server: ServerRecord) -> None:
+    async def _carry_out_actions(self, server: ServerRecord) -> None:
         """Carry out the server's running actions, and end them."""
         running = [action for action in self._store.server_actions(server.id) if action.status == "running"]
         commands = {action.command for action in running}
@@ -122,10 +122,10 @@ class Keeper:
         elif server.status == "starting":
             self._store.finish_actions(server.id, status="running")
         elif server.status == "stopping":
-            await self._booter.stop(server.id, grace_s=0.0 if CUT_POWER in commands else self._stop_grace_s)
+            await self._booter.stop(server.id, grace_s=0.0 if POWER_OFF_COMMAND in commands else self._stop_grace_s)
             self._store.finish_actions(server.id, status="off")
         else:
-            if commands & RESTARTS and not failing:
+            if commands & RESTART_COMMANDS and not failing:
                 await self._booter.stop(server.id, grace_s=self._stop_grace_s)
             self._store.finish_actions(server.id, status=None)
 
@@ -145,19 +145,19 @@ class Keeper:
         root = self._disks / str(server_id)
         if root.exists():
             await asyncio.to_thread(remove_disk, root)
-        self._booter.forget(server_id)
-        self._store.end_server(server_id)
+        self._booter.remove_server(server_id)
+        self._store.mark_deleted(server_id)
 
     # Tasks
 
-    def _replace(self, server_id: int, work: Callable[[], Coroutine[None, None, None]]) -> asyncio.Task[None]:
+    def _replace_task(self, server_id: int, work: Callable[[], Coroutine[None, None, None]]) -> asyncio.Task[None]:
         previous = self._tasks.get(server_id)
         if previous is not None:
             previous.cancel()
-        task = self._tasks[server_id] = asyncio.create_task(self._run(server_id, previous, work))
+        task = self._tasks[server_id] = asyncio.create_task(self._run_until_done(server_id, previous, work))
         return task
 
-    async def _run(
+    async def _run_until_done(
         self, server_id: int, previous: asyncio.Task[None] | None, work: Callable[[], Coroutine[None, None, None]]
     ) -> None:
         try:
@@ -165,14 +165,14 @@ class Keeper:
                 await asyncio.wait([previous])
             retry_s = RETRY_S_FIRST
             # Repeated, as a server is locked as long as an action is running, and could never be used again.
-            while not await self._done(server_id, work):
+            while not await self._try_once(server_id, work):
                 await asyncio.sleep(retry_s)
                 retry_s = min(2 * retry_s, RETRY_S_MAX)
         finally:
             if self._tasks.get(server_id) is asyncio.current_task():
                 del self._tasks[server_id]
 
-    async def _done(self, server_id: int, work: Callable[[], Coroutine[None, None, None]]) -> bool:
+    async def _try_once(self, server_id: int, work: Callable[[], Coroutine[None, None, None]]) -> bool:
         """Do `work` once. Returns False if it failed and may succeed later. A failure does not affect other servers."""
         try:
             await work()

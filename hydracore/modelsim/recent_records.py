@@ -9,10 +9,10 @@ from typing import Final, Generic, TypeVar
 T = TypeVar("T")
 
 #: The most bytes of all kept requests' bodies together.
-LATEST_MAX_BYTES: Final = 32 * 1024 * 1024
+BODIES_MAX_BYTES: Final = 32 * 1024 * 1024
 
 
-class Latest(Generic[T]):
+class RecentRecords(Generic[T]):
     """Records, oldest first. The latest one is kept however long its request was."""
 
     def __init__(self, *, count_max: int) -> None:
@@ -27,7 +27,7 @@ class Latest(Generic[T]):
         """Add the record of a request with this body, and delete the oldest ones while the bounds are exceeded."""
         self._kept.append((record, len(body)))
         self._bytes += len(body)
-        while len(self._kept) > self._count_max or (self._bytes > LATEST_MAX_BYTES and len(self._kept) > 1):
+        while len(self._kept) > self._count_max or (self._bytes > BODIES_MAX_BYTES and len(self._kept) > 1):
             _, gone_bytes = self._kept.popleft()
             self._bytes -= gone_bytes
 
