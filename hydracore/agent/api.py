@@ -102,7 +102,7 @@ class AgentApi:
         try:
             body = await _read_body(receive)
         except _TooLarge:
-            await _send_response(send, problem(413, "too_large", f"More than {BODY_MAX_BYTES} bytes"))
+            await _send_response(send, problem(413, "too_large", f"The body is larger than {BODY_MAX_BYTES} bytes"))
             return
         except _CallerGone:
             return
@@ -142,7 +142,7 @@ class AgentApi:
             response = problem(error.status, error.code, error.detail)
         except Exception:  # noqa: BLE001 - a request that fails gets a 500, and affects no other
             _log.exception("request_failed", method=scope["method"], path=scope["path"])
-            response = problem(500, "failed", "The agent failed; its log has the reason")
+            response = problem(500, "failed", "The agent failed; see its log for the reason")
         if isinstance(response, Stream):
             await _send_stream(send, response)
         else:

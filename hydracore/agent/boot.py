@@ -162,7 +162,7 @@ class Boot:
         await self._supervisor.wait_until_serving()
         self._callbacks.enter_stage("runtime_started", f"Runtime {self._supervisor.wanted_config.type} is running")
         await self._server.wait_until_listening()
-        self._callbacks.enter_stage("healthy", "The agent answers on its address")
+        self._callbacks.enter_stage("healthy", "The agent listens on its address")
         self._healthy.set()
         wanted = self._configuration.check_wanted_version
         await send_heartbeats(self._credentials, self._control_plane, self._heartbeat, on_wanted_version=wanted)

@@ -35,7 +35,7 @@ def read_boot_file(root: Path) -> BootFile:
         content = path.read_bytes()
     except FileNotFoundError:
         raise BootFileInvalid(
-            path, "there is no such file; a server writes it at its first boot, of its user_data"
+            path, "no such file; cloud-init writes it from the server's user_data at the first boot"
         ) from None
     except OSError as error:
         raise BootFileInvalid(path, error.strerror or type(error).__name__) from error

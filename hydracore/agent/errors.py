@@ -49,7 +49,7 @@ class StateDamaged(StartRefused):
     exit_code: ClassVar[int] = 4
 
     def __init__(self, path: Path) -> None:
-        super().__init__(f"{path}: is damaged, and the agent does not replace it by itself")
+        super().__init__(f"{path} is damaged, and the agent does not replace it by itself")
         self.path = path
 
 

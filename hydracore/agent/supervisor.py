@@ -168,7 +168,7 @@ class Supervisor:
     def open_chat(self, question: Question) -> OpenChat:
         """Begin to answer. Raises `ChatError`."""
         if self._run is None:
-            raise NotServing("The agent's runtime does not run")
+            raise NotServing("The agent's runtime is not running")
         return self._run.runtime.open_chat(question)
 
     async def run(self) -> NoReturn:
@@ -197,7 +197,7 @@ class Supervisor:
                 runtime.drain()
             self._note_serving(runtime, config)
             if not await run_until(self._changed, runtime.wait_until_stopped()):
-                raise RuntimeFailed("runtime_stopped", "The runtime stopped by itself")
+                raise RuntimeFailed("runtime_stopped", "The runtime stopped unexpectedly")
         finally:
             self._run = None
             self._serving.clear()

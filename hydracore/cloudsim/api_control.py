@@ -85,7 +85,7 @@ async def show_held(request: AnyRequest) -> Response[bytes]:
 async def release(request: AnyRequest) -> Response[bytes]:
     body = read_body(await request.body(), ReleaseBody)
     if (body.id is None) != body.all:
-        raise invalid_input("id", "give either an id or all")
+        raise invalid_input("id", "give either id, or all: true")
     released = sim_of(request).held.release(body.id, apply=body.apply)
     if body.id is not None and not released:
         raise not_found("held request", body.id)

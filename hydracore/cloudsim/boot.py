@@ -36,7 +36,7 @@ SPAWN_PAUSE_S: Final = 0.02
 
 #: The longest time until a process that holds the lock can be found among the processes.
 FIND_PROCESS_S_MAX: Final = 5.0
-NO_PROCESS_FOUND: Final = "something holds the lock, and no agent is to be seen"
+NO_PROCESS_FOUND: Final = "a process holds the server's lock, but no agent process was found"
 
 REAP_INTERVAL_S: Final = 0.5
 

@@ -49,7 +49,7 @@ def write_disk(root: Path, user_data: str) -> None:
     try:
         files = msgspec.json.decode(user_data[len(HEADER) :], type=_CloudConfig).write_files
     except msgspec.DecodeError:
-        raise UserDataError("user_data is not the JSON that is understood here") from None
+        raise UserDataError("user_data is not valid cloud-config JSON") from None
     if len(files) > FILES_MAX:
         raise UserDataError(f"more than {FILES_MAX} files")
     for file in files:
@@ -69,7 +69,7 @@ def _path_on_disk(root: Path, path: str) -> Path:
     """The real path of `path` on a server's disk. Raises `UserDataError` for one that may lead outside of the disk."""
     pure = PurePosixPath(path)
     if not pure.is_absolute() or ".." in pure.parts or "\0" in path:
-        raise UserDataError("a path is not absolute")
+        raise UserDataError("a path is not absolute, or contains ..")
     return root.joinpath(*pure.parts[1:])
 
 
@@ -84,6 +84,6 @@ def _write_file(path: Path, file: _File) -> None:
     except OSError as error:
         if error.errno not in _PERMANENT_PATH_ERRORS:
             raise  # A full disk, say: there may be room later.
-        raise UserDataError("a path that can be no file's") from None
+        raise UserDataError("a path cannot be that of a file") from None
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
         stream.write(file.content)

@@ -121,7 +121,7 @@ class Faults:
                 422, "invalid_input", "action_error is a fault of create_server, delete_server and power_server"
             )
         if len(self._orders) >= FAULTS_MAX:
-            raise ApiError(422, "invalid_input", f"at most {FAULTS_MAX} faults can wait")
+            raise ApiError(422, "invalid_input", f"at most {FAULTS_MAX} faults can be active")
         number, self._next_id = self._next_id, self._next_id + 1
         self._orders[number] = order
         return number

@@ -113,7 +113,7 @@ def _make_home(home: Path) -> Path:
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise StartRefusedError(f"{home} cannot be made: {error.strerror}") from None
+        raise StartRefusedError(f"{home} cannot be created: {error.strerror}") from None
     return home
 
 
@@ -143,7 +143,7 @@ async def _lock_home(home: Path) -> contextlib.AbstractContextManager[object]:
         except BlockingIOError:
             if time.monotonic() > deadline_s:
                 stream.close()
-                raise StartRefusedError(f"another cloudsim serves {home}") from None
+                raise StartRefusedError(f"another cloudsim is running on {home}") from None
             await asyncio.sleep(HOME_POLL_S)
         else:
             return contextlib.closing(stream)

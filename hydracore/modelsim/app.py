@@ -42,7 +42,7 @@ class ModelSim:
             await self._route(exchange, await exchange.body())
         except BodyTooLarge:
             await exchange.answer(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, wire.error_document("Too large", "invalid_request")
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, wire.error_document("The body is too large", "invalid_request")
             )
         except CallerLeft:
             pass
@@ -75,7 +75,7 @@ class ModelSim:
                 self.faults.release()
                 await exchange.answer(HTTPStatus.OK, {})
             case _:
-                await exchange.answer(HTTPStatus.NOT_FOUND, wire.error_document("No such address here", "not_found"))
+                await exchange.answer(HTTPStatus.NOT_FOUND, wire.error_document("No such path", "not_found"))
 
     async def _add_fault(self, exchange: Exchange, body: bytes) -> None:
         try:

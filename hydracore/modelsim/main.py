@@ -29,7 +29,7 @@ def run(*, host: str, port: int, home: Path, slow_counting: bool) -> int:
     async def until_signalled() -> None:
         ended = stop_event()
         async with serve(host=host, port=port, home=home, slow_counting=slow_counting) as url:
-            sys.stderr.write(f"Scripted models (no real one among them) at {url}/v1\n")
+            sys.stderr.write(f"Scripted models (no real models) at {url}/v1\n")
             await ended.wait()
 
     try:

@@ -280,7 +280,7 @@ async def test_what_is_enabled_is_loaded_and_shown_and_what_cannot_be_is_told(wh
     paths = ["platform.channels.slack", *(f"workflow_slugs.{which}" for which in (1, 2, 3)), "platform.skills.1"]
     assert [each["path"] for each in after["config_ignored"]] == paths
     assert (
-        "does not use platform.channels.slack (this runtime has no such channel); workflow_slugs.1"
+        "does not use platform.channels.slack (this runtime does not support this channel); workflow_slugs.1"
         in (enabled.json()["message"])
     )
     assert (

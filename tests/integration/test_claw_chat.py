@@ -157,8 +157,8 @@ async def test_when_all_models_fail_the_reason_is_plain_and_without_secrets(claw
     assert answer.status_code == 502
     assert answer.json() == {
         "code": "model_failed",
-        "detail": "No model gave an answer: first: the endpoint refuses our key (HTTP 401); "
-        "second: the endpoint refuses our key (HTTP 401)",
+        "detail": "No model gave an answer: first: the endpoint rejects the API key (HTTP 401); "
+        "second: the endpoint rejects the API key (HTTP 401)",
     }
     assert await claw.conversation("f-1") == [("user", "Hello")]
 

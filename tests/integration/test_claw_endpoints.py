@@ -53,7 +53,7 @@ async def test_an_empty_reason_with_every_word_ends_no_answer() -> None:
     said: list[str] = []
 
     async with raw_endpoint(HEAD, piece("Hello ", ""), piece("you", "")) as broken:
-        with pytest.raises(ModelCallFailed, match="the stream broke off"):
+        with pytest.raises(ModelCallFailed, match="the stream ended before the answer was complete"):
             await heard(broken.base_url, said)
     async with raw_endpoint(HEAD, piece("Good ", ""), piece("bye", "stop")) as whole:
         await heard(whole.base_url, said)
@@ -65,7 +65,7 @@ async def test_the_first_word_and_those_after_it_have_limits_of_their_own() -> N
     said: list[str] = []
 
     async with raw_endpoint(HEAD, piece("Well", None), pause_s=0.1, stays=True) as slow:
-        with pytest.raises(ModelCallTimedOut, match=r"no word for 0\.05 s"):
+        with pytest.raises(ModelCallTimedOut, match=r"no output for 0\.05 s"):
             await heard(slow.base_url, said, next_word_s=0.05)
 
     assert said == ["Well"]

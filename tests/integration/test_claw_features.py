@@ -153,7 +153,7 @@ async def test_a_memory_that_fails_keeps_no_chat_from_its_answer(
         f"{ANSWER_PREFIX} You said: Hello 0",
         f"{ANSWER_PREFIX} You said: Hello 1",
     ]
-    assert status["connections"]["memory"] == f"error: {BROKEN_MODEL}: the endpoint answers HTTP 503"
+    assert status["connections"]["memory"] == f"error: {BROKEN_MODEL}: the endpoint answered HTTP 503"
     assert status["error"]["code"] == "memory_failed"
     # It is left alone for a while, so that not every chat pays for its trouble.
     assert len((await modelsim.http.get("/_sim/embeddings")).json()["requests"]) == 1

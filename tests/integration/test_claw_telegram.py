@@ -90,7 +90,7 @@ async def test_updates_with_numbers_that_are_none_of_telegram_s_stop_no_chat(
 
     await use(claw, control_plane, with_bot(modelsim, telegram))
 
-    await until_connection(claw, "telegram", "error: Telegram sent an answer that cannot be read")
+    await until_connection(claw, "telegram", "error: Telegram's answer cannot be parsed")
     assert (await claw.chat("Hello"))["message"] == f"{ANSWER_PREFIX} You said: Hello"
     assert (await claw.status())["error"]["code"] == "telegram_failed"
 
@@ -107,7 +107,7 @@ async def test_a_bad_token_shows_and_does_not_stop_the_agent(
     await control_plane.until(lambda: control_plane.heartbeats[-1]["error"] == status["error"])
     await claw.chat("Hello")
     await use(claw, control_plane, with_bot(modelsim, telegram, "no token/at all"))
-    await until_connection(claw, "telegram", "error: The bot token is not one")
+    await until_connection(claw, "telegram", "error: The bot token does not have the form of a Telegram bot token")
     await use(claw, control_plane, with_bot(modelsim, telegram))
     await until_connection(claw, "telegram", "connected")
     assert (await claw.status())["error"] is None
@@ -123,8 +123,8 @@ async def test_trouble_with_polling_shows_and_passes(
     await use(claw, control_plane, with_bot(modelsim, telegram))
 
     await until_connection(claw, "telegram", "error: Another program polls with this bot token")
-    await until_connection(claw, "telegram", "error: Telegram is called too often")
-    await until_connection(claw, "telegram", "error: Telegram answers HTTP 502")
+    await until_connection(claw, "telegram", "error: Telegram's rate limit is reached")
+    await until_connection(claw, "telegram", "error: Telegram answered HTTP 502")
     await until_connection(claw, "telegram", "connected")
 
 

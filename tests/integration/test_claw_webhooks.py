@@ -129,7 +129,7 @@ async def test_a_webhook_that_is_away_is_told_afterwards_in_order_also_by_the_ne
         for number in range(3):
             await claw.chat("Hello", f"c-{number}")
         await until(lambda: receiver.refused > 0)
-        await until_connection(claw, "integration:crm", "error: it answers HTTP 503")
+        await until_connection(claw, "integration:crm", "error: the receiver answered HTTP 503")
         assert (await claw.status())["error"]["code"] == "integration_failed"
 
     await agent.kill()
@@ -181,7 +181,7 @@ async def test_a_webhook_that_sends_elsewhere_has_taken_nothing(database: Databa
     await database.run(lambda db: add_notices(db, {"crm": "1"}))
 
     running = asyncio.create_task(webhooks.run())
-    await until(lambda: webhooks.states == {"integration:crm": "error: it answers HTTP 302"})
+    await until(lambda: webhooks.states == {"integration:crm": "error: the receiver answered HTTP 302"})
     receiver.status = 200
 
     assert await receiver.until_taken(1) == [1]
@@ -218,8 +218,8 @@ def database(tmp_path: Path) -> Generator[Database]:
 @pytest.mark.parametrize(
     ("url", "state"),
     [
-        ("http://xn--ls8h.test/hook", "error: it cannot be reached (InvalidCodepoint)"),
-        ("http://127.0.0.1:70000/hook", "error: it cannot be told (ExceptionGroup)"),
+        ("http://xn--ls8h.test/hook", "error: the receiver cannot be reached (InvalidCodepoint)"),
+        ("http://127.0.0.1:70000/hook", "error: the request failed (ExceptionGroup)"),
     ],
 )
 async def test_a_webhook_whose_address_breaks_the_libraries_below_is_in_trouble_alone(

@@ -231,7 +231,7 @@ async def test_a_request_that_is_held_does_not_keep_cloudsim_from_ending(cloudsi
 async def test_a_home_has_one_cloudsim(cloudsim: CloudsimProcess) -> None:
     second = CloudsimProcess(cloudsim.home)
 
-    with pytest.raises(AssertionError, match="cloudsim: another cloudsim serves"):
+    with pytest.raises(AssertionError, match="cloudsim: another cloudsim is running on"):
         await second.start()
 
     second.close()

@@ -234,7 +234,7 @@ async def test_it_runs_as_a_command_until_it_is_told_to_end(tmp_path: Path) -> N
         ended = await command.ended()
 
     assert ended.status == 0
-    assert f"Scripted models (no real one among them) at http://{host}:{port}/v1" in ended.stderr
+    assert f"Scripted models (no real models) at http://{host}:{port}/v1" in ended.stderr
 
 
 async def answers(http: httpx.AsyncClient) -> bool:

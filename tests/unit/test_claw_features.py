@@ -12,7 +12,7 @@ from hydracore.agent.expressclaw.prompt import system_prompt
 
 TOKEN = "4711:token-of-the-installation"
 
-A_SKILL = "a skill is its id, or an object with an id and perhaps enabled, which is true or false"
+A_SKILL = "a skill must be an id, or an object with id and, optionally, enabled (true or false)"
 
 
 def features(**platform: Any) -> Features:
@@ -79,9 +79,9 @@ def test_channels_and_settings_that_there_are_not_are_told() -> None:
     assert found.bot.telegram.base_url == "http://telegram.test"
     assert ignored(found) == {
         "platform.advanced.model_timeout_s": "must be a number of seconds above 0, at most 300",
-        "platform.advanced.turbo": "there is no such setting here",
-        "platform.channels.slack": "this runtime has no such channel",
-        "platform.channels.telegram.base_url": "there is no such setting here",
+        "platform.advanced.turbo": "unknown setting",
+        "platform.channels.slack": "this runtime does not support this channel",
+        "platform.channels.telegram.base_url": "unknown setting",
     }
     assert "xoxb" not in str(found.ignored)
 

@@ -93,11 +93,11 @@ def _read(content: bytes, count: int) -> EmbeddingAnswer:
     try:
         answer = msgspec.json.decode(content, type=_Answer)
     except JSON_ERRORS:
-        raise ModelCallFailed("the endpoint sent an answer that cannot be read") from None
+        raise ModelCallFailed("the endpoint's answer cannot be parsed") from None
     data = sorted(answer.data, key=lambda datum: datum.index)
     sizes = {len(datum.embedding) for datum in data}
     if [datum.index for datum in data] != list(range(count)) or len(sizes) != 1:
-        raise ModelCallFailed("the endpoint sent an answer that cannot be read")
+        raise ModelCallFailed("the endpoint's answer cannot be parsed")
     figures = read_token_counts(answer.usage, _Usage)
     vectors = [_normalized(datum.embedding) for datum in data]
     return EmbeddingAnswer(vectors, 0 if figures is None else figures.prompt_tokens)

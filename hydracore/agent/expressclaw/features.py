@@ -115,14 +115,14 @@ class _Reader:
 
     def _ignore_unknown(self, path: str, given: Any, known: type[msgspec.Struct]) -> None:
         for name in cast("dict[str, Any]", given).keys() - set(known.__struct_fields__):
-            self._ignore(f"{path}.{name}", "there is no such setting here")
+            self._ignore(f"{path}.{name}", "unknown setting")
 
     def _advanced(self) -> None:
         platform = self._document.platform
         for name, given in platform.advanced.items():
             path = f"platform.advanced.{name}"
             if name != "model_timeout_s":
-                self._ignore(path, "there is no such setting here")
+                self._ignore(path, "unknown setting")
             elif platform.model_timeout_s != given:
                 self._ignore(path, f"must be a number of seconds above 0, at most {MODEL_TIMEOUT_MAX_S:g}")
 
@@ -131,7 +131,7 @@ class _Reader:
         for name, wanted in channels.items():
             if name != "telegram" and not _is_off(wanted):
                 self._states[name[:NAME_MAX_CHARS]] = UNSUPPORTED
-                self._ignore(f"platform.channels.{name}", "this runtime has no such channel")
+                self._ignore(f"platform.channels.{name}", "this runtime does not support this channel")
         path, given = "platform.channels.telegram", channels.get("telegram", {})
         telegram = self._document.telegram
         try:
@@ -153,15 +153,17 @@ class _Reader:
             name = integration_name((_id_of(given) or str(index))[:NAME_MAX_CHARS])
             if not (isinstance(given, dict) and cast("dict[str, Any]", given).get("type") == "webhook"):
                 self._states[name] = UNSUPPORTED
-                self._ignore(path, "this runtime has integrations of type 'webhook' only")
+                self._ignore(path, "this runtime supports only integrations of type 'webhook'")
                 continue
             webhook = self._webhook(path, name, given)
             if webhook is None:
                 continue
-            if webhook.id in webhooks or len(webhooks) == WEBHOOKS_MAX:
-                self._ignore(path, f"another one has its id, or there are more than {WEBHOOKS_MAX}")
-                continue
-            webhooks[webhook.id] = webhook
+            if webhook.id in webhooks:
+                self._ignore(path, f"another webhook has the id {webhook.id!r}")
+            elif len(webhooks) == WEBHOOKS_MAX:
+                self._ignore(path, f"an agent has at most {WEBHOOKS_MAX} webhooks")
+            else:
+                webhooks[webhook.id] = webhook
         return tuple(webhooks.values())
 
     def _webhook(self, path: str, name: str, given: Any) -> Webhook | None:
@@ -193,7 +195,7 @@ class _Reader:
         for index, given in enumerate(self._document.platform.skills or ()):
             setting = skill_setting(given)
             if setting is None:
-                reason = "a skill is its id, or an object with an id and perhaps enabled, which is true or false"
+                reason = "a skill must be an id, or an object with id and, optionally, enabled (true or false)"
                 self._ignore(f"platform.skills.{index}", reason)
             elif setting.enabled and setting.id in loaded.missing:
                 self._ignore(f"platform.skills.{index}", loaded.missing.pop(setting.id))
@@ -223,9 +225,9 @@ def _url_problem(url: str) -> str | None:
         _ = parts.port  # Raises if the port is invalid.
         _ = httpx.URL(url).host  # Raises if an international name is invalid.
     except (ValueError, httpx.InvalidURL):
-        return "url must be an address"
+        return "url is not a valid URL"
     if not host or parts.username is not None or not url.isprintable() or " " in url:
-        return "url must be an https:// address without a user"
+        return "url must be an https:// URL with a host, without user name and blanks"
     if parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host)):
         return None
-    return "url must begin with https:// (http:// is for this machine alone)"
+    return "url must begin with https:// (http:// is allowed only for the agent's own machine)"

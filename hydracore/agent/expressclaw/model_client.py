@@ -38,10 +38,10 @@ TRAILING_USAGE_TIMEOUT_S = 2.0
 ANSWER_MAX_CHARS = 100_000
 
 _REASONS = {
-    401: "the endpoint refuses our key (HTTP 401)",
-    403: "the endpoint refuses our key (HTTP 403)",
-    404: "the endpoint does not know it (HTTP 404)",
-    429: "the endpoint is too busy (HTTP 429)",
+    401: "the endpoint rejects the API key (HTTP 401)",
+    403: "the endpoint rejects the API key (HTTP 403)",
+    404: "the endpoint does not have this model (HTTP 404)",
+    429: "the endpoint's rate limit is reached (HTTP 429)",
 }
 
 
@@ -147,7 +147,7 @@ class ModelAnswer:
             raise ModelCallTimedOut(f"no connection within {CONNECT_TIMEOUT_S:g} s", is_free=True) from None
         except TimeoutError:
             if not self._finished:
-                raise ModelCallTimedOut(f"no word for {silence_s:g} s") from None
+                raise ModelCallTimedOut(f"no output for {silence_s:g} s") from None
         except ModelCallFailed:
             # A failure behind the end of the answer does not matter, here and below.
             if not self._finished:
@@ -175,7 +175,7 @@ class ModelAnswer:
         finally:
             await response.aclose()
         if streamed and not self._finished:
-            raise ModelCallFailed("the stream broke off")
+            raise ModelCallFailed("the stream ended before the answer was complete")
 
     def _process_document(self, content: bytes) -> str:
         """Process one JSON document. Returns the words in it."""
@@ -186,7 +186,7 @@ class ModelAnswer:
             return ""
         chunk = _read_chunk(content)
         if chunk.error is not None:
-            raise ModelCallFailed("the endpoint broke off with an error")
+            raise ModelCallFailed("the endpoint sent an error instead of the rest of the answer")
         figures = read_token_counts(chunk.usage, _Usage)
         if figures is not None and figures.prompt_tokens > 0:
             self.tokens = Tokens(figures.prompt_tokens, figures.completion_tokens)
@@ -223,7 +223,7 @@ class ModelClient:
 
 def error_of_status(status: int) -> ModelCallFailed:
     """The error for an answer with another status than 200."""
-    return ModelCallFailed(_REASONS.get(status, f"the endpoint answers HTTP {status}"), is_free=True)
+    return ModelCallFailed(_REASONS.get(status, f"the endpoint answered HTTP {status}"), is_free=True)
 
 
 def error_of_transport(error: httpx.HTTPError) -> ModelCallFailed:
@@ -260,7 +260,7 @@ def _read_chunk(content: bytes) -> _Chunk:
             # msgspec refuses lone surrogates and a byte order mark; the standard library takes both.
             return msgspec.convert(json.loads(content), _Chunk)
     except _UNREADABLE:
-        raise ModelCallFailed("the endpoint sent an answer that cannot be read") from None
+        raise ModelCallFailed("the endpoint's answer cannot be parsed") from None
 
 
 async def _read_stream(response: httpx.Response) -> AsyncGenerator[bytes]:
@@ -270,7 +270,7 @@ async def _read_stream(response: httpx.Response) -> AsyncGenerator[bytes]:
             for data in events.feed(chunk):
                 yield data
         except EventTooLong:
-            raise ModelCallFailed("the endpoint sent an answer that cannot be read") from None
+            raise ModelCallFailed("the endpoint's answer cannot be parsed") from None
     for data in events.end():
         yield data
 

@@ -59,7 +59,7 @@ class ExpressClaw:
             raise
         except* Exception as failures:
             _log.exception("runtime_broke")
-            raise RuntimeFailed("runtime_broke", "The runtime broke; the agent's log has the reason") from failures
+            raise RuntimeFailed("runtime_broke", "The runtime failed; see the agent's log for the reason") from failures
 
     async def stop(self) -> None:
         await self._service.stop()

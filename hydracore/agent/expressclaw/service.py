@@ -93,9 +93,9 @@ class ChatService:
             if not under_way.chat.abandoned.is_set():
                 return under_way.chat
         if self._draining:
-            raise Draining("The agent takes no new chats now")
+            raise Draining("The agent is draining and accepts no new chats")
         if len(self._tasks) >= OPEN_CHATS_MAX:
-            raise TooManyChats("The agent has too many chats at once")
+            raise TooManyChats("Too many chats are open on this agent")
         chat = OpenChat()
         if question.key is not None:
             self._in_progress[question.key] = _ChatInProgress(chat, digest)
@@ -155,16 +155,16 @@ class ChatService:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 await run_until(chat.abandoned, self._answer(chat, question, setup, digest))
             if self._is_interrupted:
-                chat.fail(Interrupted("The runtime was stopped before the answer was whole"))
+                chat.fail(Interrupted("The runtime was stopped before the answer was complete"))
             elif not chat.is_finished:
                 _log.info("chat_abandoned")
         except ChatError as error:
             chat.fail(error)
         except TimeoutError:
-            chat.fail(ModelTimeout(f"There was no whole answer within {ANSWER_TIMEOUT_S:g} s"))
+            chat.fail(ModelTimeout(f"The answer was not complete within {ANSWER_TIMEOUT_S:g} s"))
         except Exception:  # noqa: BLE001 - whatever it is, the listeners have to learn of it
             # The listeners come first: the log may be on the very disk that failed.
-            chat.fail(ModelFailed("The agent failed; its log has the reason"))
+            chat.fail(ModelFailed("The agent failed; see its log for the reason"))
             _log.exception("chat_failed")
 
     async def _answer(self, chat: OpenChat, question: Question, setup: Setup, digest: str) -> None:

@@ -83,7 +83,7 @@ class TelegramChannel:
             bot = bot_id(token)
             if bot is not None:
                 await self._poll(bot, TelegramApi(token=token, base_url=wanted.telegram.base_url), wanted)
-            self._note(TelegramRefused("The bot token is not one"))
+            self._note(TelegramRefused("The bot token does not have the form of a Telegram bot token"))
         await asyncio.Event().wait()
 
     async def _poll(self, bot: str, api: TelegramApi, wanted: Bot) -> NoReturn:

@@ -27,7 +27,7 @@ ANSWERS_MAX = 16
 BACKLOG_MAX = 1000
 
 SORRY = "Sorry, I cannot answer right now. Please try again later."
-NOT_ALLOWED = "I answer only people whom my owner has named. Your Telegram user id is {}."
+NOT_ALLOWED = "I answer only people whom my owner has allowed. Your Telegram user id is {}."
 TEXT_ONLY = "I can read text messages only."
 
 

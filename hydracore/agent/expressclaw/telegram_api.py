@@ -150,7 +150,7 @@ class TelegramApi:
         try:
             return msgspec.json.decode(msgspec.json.decode(answer.content, type=_Result).result, type=answer_type)
         except JSON_ERRORS:
-            raise TelegramUnavailable("Telegram sent an answer that cannot be read", is_unsent=False) from None
+            raise TelegramUnavailable("Telegram's answer cannot be parsed", is_unsent=False) from None
 
 
 def _refusal(status: int, content: bytes) -> TelegramError:
@@ -161,10 +161,10 @@ def _refusal(status: int, content: bytes) -> TelegramError:
         case 409:
             return TelegramBusy("Another program polls with this bot token", retry_after_s=0)
         case 429:
-            return TelegramBusy("Telegram is called too often", retry_after_s=_retry_after_s(content))
+            return TelegramBusy("Telegram's rate limit is reached", retry_after_s=_retry_after_s(content))
         case _:
             # Even behind a gateway's 502 or 503 the request may have been carried out.
-            return TelegramUnavailable(f"Telegram answers HTTP {status}", is_unsent=False)
+            return TelegramUnavailable(f"Telegram answered HTTP {status}", is_unsent=False)
 
 
 def _retry_after_s(content: bytes) -> float:

@@ -115,7 +115,7 @@ class Webhooks:
                             await asyncio.sleep(backoff.next_wait_s())
                 except sqlite3.OperationalError as error:
                     # A notice that was accepted and could not be deleted is sent again, with the same `id`.
-                    self._note(webhook, f"the agent's disk refuses ({error})")
+                    self._note(webhook, f"the agent cannot write to its disk ({error})")
                     await asyncio.sleep(backoff.next_wait_s())
                     continue
                 if self._states[webhook.id] != CONNECTED:
@@ -160,11 +160,11 @@ async def _send(client: httpx.AsyncClient, webhook: Webhook, content: bytes) -> 
     except (TimeoutError, httpx.TimeoutException):
         return f"no answer within {CALL_TIMEOUT_S:g} s"
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-        return f"it cannot be reached ({type(error).__name__})"
+        return f"the receiver cannot be reached ({type(error).__name__})"
     except Exception as error:  # noqa: BLE001 - an address that breaks the libraries below must not stop the others
         _log.exception("webhook_broke", webhook=webhook.id)
-        return f"it cannot be told ({type(error).__name__})"
-    return None if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES else f"it answers HTTP {status}"
+        return f"the request failed ({type(error).__name__})"
+    return None if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES else f"the receiver answered HTTP {status}"
 
 
 async def _status(client: httpx.AsyncClient, request: httpx.Request) -> int:
