@@ -1,4 +1,4 @@
-"""Waits for the first of several tasks, and cancels the others."""
+"""Waits for the first of several tasks, and cancels the others; or for all of them."""
 
 from __future__ import annotations
 
@@ -35,3 +35,13 @@ async def run_until(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> bo
         return True
     working.result()
     return False
+
+
+async def run_concurrently(*steps: Coroutine[Any, Any, None]) -> None:
+    """Run all steps concurrently. When one fails, the others are cancelled and its error is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for step in steps:
+                group.create_task(step)
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import psutil
 
 from hydracore.embedded.errors import AgentsPortTaken, EmbeddedError
 from hydracore.embedded.files import write_json
@@ -33,6 +34,8 @@ class Ports:
             self._ports = msgspec.json.decode(path.read_bytes(), type=dict[str, int])
         except (FileNotFoundError, ValueError):  # No JSON, or no UTF-8 in it.
             self._ports = {}
+        self._claimed: set[str] = set()
+        self._drawn: set[str] = set()
 
     def claim(self, name: str) -> int:
         """The port that `name` had last time if it is free, otherwise a new one, which is saved."""
@@ -41,7 +44,9 @@ class Ports:
         if port is None or port in others or not is_free(port):
             port = free_port(avoid=others)
             self._ports[name] = port
+            self._drawn.add(name)
             write_json(self._path, self._ports)
+        self._claimed.add(name)
         return port
 
     def claim_for_agents(self) -> int:
@@ -53,6 +58,18 @@ class Ports:
         if known is not None and not is_free(known):
             raise AgentsPortTaken(LOOPBACK, known)
         return self.claim(AGENTS_PORT)
+
+    def taken_since(self) -> list[int]:
+        """The claimed ports that another program has taken before we listened there. Call it with our parts stopped.
+
+        If there are any, all ports that were newly drawn are forgotten: no agent has been given one, and a home that
+        has drawn one of them at the same moment may have drawn the others, too.
+        """
+        taken = [self._ports[name] for name in sorted(self._claimed) if not is_free(self._ports[name])]
+        if taken and self._drawn:
+            self._ports = {name: port for name, port in self._ports.items() if name not in self._drawn}
+            write_json(self._path, self._ports)
+        return taken
 
 
 def free_port(*, avoid: set[int] | None = None) -> int:
@@ -76,3 +93,12 @@ def is_free(port: int, host: str = LOOPBACK) -> bool:
         except OSError:
             return False
     return True
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether the process `pid`, which has to be of our own account, listens on `port`."""
+    try:
+        connections = psutil.Process(pid).net_connections("tcp4")
+    except psutil.Error:
+        return False
+    return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in connections)

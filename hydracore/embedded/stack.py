@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Final, Self
@@ -12,14 +12,15 @@ import httpx
 from hydracore import catalogue as catalogues
 from hydracore import settings as configuration
 from hydracore.embedded import agents, stores
-from hydracore.embedded.errors import PortTaken
+from hydracore.embedded.errors import PartFailed, PortTaken
 from hydracore.embedded.home import Home
 from hydracore.embedded.part import Part, Ready
-from hydracore.embedded.ports import LOOPBACK, Ports, is_free
+from hydracore.embedded.ports import LOOPBACK, Ports, is_free, listens
 from hydracore.embedded.postgres import Postgres
 from hydracore.embedded.supervisor import Supervisor
 from hydracore.embedded.valkey import Valkey
 from hydracore.transport import EMPTY_TRUST_STORE
+from hydracore.waiting import run_concurrently
 
 #: Where `-m hydracore` is found, installed or not.
 PACKAGE_ROOT: Final = Path(configuration.__file__).parent.parent
@@ -65,19 +66,23 @@ class Stack:
     def __init__(
         self, home: Home, supervisor: Supervisor, *, port: int, workers: int, environ: Mapping[str, str]
     ) -> None:
-        """Raises `AgentsPortTaken`; `SettingsError` and `CatalogueError` where `environ` sets what no part could work with."""
+        """Raises `PortTaken`; `SettingsError` and `CatalogueError` where `environ` sets what no part could work with."""
         assert workers > 0
+        if not is_free(port):
+            raise PortTaken(LOOPBACK, port)
         self.home = home
         self.supervisor = supervisor
         self.secrets = home.secrets()
         self.url = f"http://{LOOPBACK}:{port}"
-        ports = Ports(home.ports_file)
+        self._port = port
+        self._ports = Ports(home.ports_file)
         #: Agents call this port, not `port`, which may be another at the next start.
-        self._port_for_agents = ports.claim_for_agents()
-        self._cloudsim_port = ports.claim("cloudsim")
+        self._port_for_agents = self._ports.claim_for_agents()
+        self._cloudsim_port = self._ports.claim("cloudsim")
         self.cloudsim_url = f"http://{LOOPBACK}:{self._cloudsim_port}"
         #: The URL of the scripted models; None where the environment names real ones.
         self.modelsim_url: str | None = None
+        self._modelsim_port = 0
         #: The directory of the embedded PostgreSQL, inside the home or outside of it;
         #: None where the user's database is used.
         self.data: Path | None = None
@@ -88,7 +93,7 @@ class Stack:
         fields = {configuration.variable_name(name): name for name in MANAGED}
         self._environ = {name: value for name, value in environ.items() if name not in fields}
         self._managed = self._choose_settings(
-            {fields[name]: value for name, value in environ.items() if name in fields and value}, ports
+            {fields[name]: value for name, value in environ.items() if name in fields and value}
         )
         needs = (*configuration.API_NEEDS, *configuration.WORKER_NEEDS)
         everything = self._environ_with(*MANAGED)
@@ -111,17 +116,29 @@ class Stack:
 
         Raises `HomeInUse`, `PortTaken`, `PartFailed`, `StoresRefused`, `SettingsError` and `CatalogueError`.
         """
-        async with Supervisor.running(
-            home=home.path, logs=home.logs, on_change=on_change, on_failure=on_failure
-        ) as supervisor:
-            if not is_free(port):  # Not before: a leftover of this home may have held it until now.
-                raise PortTaken(LOOPBACK, port)
+        async with (
+            # First: a leftover of this home may hold its ports until then.
+            Supervisor.running(
+                home=home.path, logs=home.logs, on_change=on_change, on_failure=on_failure
+            ) as supervisor,
+            AsyncExitStack() as until_stopped,
+        ):
             stack = cls(home, supervisor, port=port, workers=workers, environ=environ)
-            async with stack._http, AsyncExitStack() as until_stopped:
-                until_stopped.enter_context(stack._data_lock)
-                until_stopped.push_async_callback(stack._stop)
-                await stack._start()
-                yield stack
+            try:
+                await stack._start(until_stopped)
+            except PartFailed:
+                await until_stopped.aclose()
+                taken = stack._ports.taken_since()
+                if not taken and is_free(port):
+                    raise
+                # Once more: another home may have drawn the same port at the same moment.
+                stack = cls(home, supervisor, port=port, workers=workers, environ=environ)
+                lost = (taken or [port])[0]
+                supervisor.report_failure(
+                    f"another program has taken port {lost} meanwhile: starting again with another port"
+                )
+                await stack._start(until_stopped)
+            yield stack
 
     def managed_settings(self) -> dict[str, str]:
         """The values of `MANAGED` by environment variable.
@@ -130,7 +147,7 @@ class Stack:
         """
         return {configuration.variable_name(name): self._managed[name] for name in MANAGED if name in self._managed}
 
-    def _choose_settings(self, given: dict[str, str], ports: Ports) -> dict[str, str]:
+    def _choose_settings(self, given: dict[str, str]) -> dict[str, str]:
         """The managed settings: those of the environment that it may set, otherwise the home's.
 
         Adds an embedded store to the parts for each store that the environment does not name.
@@ -144,7 +161,7 @@ class Stack:
             **given,
             "public_url": f"http://{LOOPBACK}:{self._port_for_agents}",
             "api_host": LOOPBACK,
-            "api_port": self.url.rpartition(":")[2],
+            "api_port": str(self._port),
             "api_port_for_agents": str(self._port_for_agents),
             "cloudsim_url": self.cloudsim_url,
             "cloudsim_token": self.secrets.cloudsim_token,
@@ -154,31 +171,38 @@ class Stack:
                 base=self.home.postgres,
                 data_id=self.secrets.home_id,
                 password=self.secrets.database_password,
-                port=ports.claim("postgres"),
+                port=self._ports.claim("postgres"),
             )
             managed["database_url"] = postgres.url()
             self.data = postgres.base
             self._data_lock = postgres.lock()
             self._stores.append(postgres.part())
         if "redis_url" not in given:
-            valkey = Valkey(base=self.home.valkey, password=self.secrets.redis_password, port=ports.claim("valkey"))
+            valkey = Valkey(
+                base=self.home.valkey, password=self.secrets.redis_password, port=self._ports.claim("valkey")
+            )
             managed["redis_url"] = valkey.url()
             self._stores.append(valkey.part())
         if "model_base_url" not in given:
-            self.modelsim_url = f"http://{LOOPBACK}:{ports.claim('modelsim')}"
+            self._modelsim_port = self._ports.claim("modelsim")
+            self.modelsim_url = f"http://{LOOPBACK}:{self._modelsim_port}"
             managed["model_base_url"] = f"{self.modelsim_url}/v1"
         for name in configuration.PATH_FIELDS & given.keys():  # Parts run in another directory.
             managed[name] = str(Path(given[name]).resolve())
         return managed
 
-    async def _start(self) -> None:
+    async def _start(self, until_stopped: AsyncExitStack) -> None:
+        """Start everything in order. What is to be undone at the end goes to `until_stopped` before it is done."""
+        await until_stopped.enter_async_context(self._http)
+        until_stopped.enter_context(self._data_lock)
+        until_stopped.push_async_callback(self._stop)
         simulators = [self._cloudsim()] if self.modelsim_url is None else [self._cloudsim(), self._modelsim()]
-        await _run_concurrently(*(self.supervisor.start(part) for part in simulators), self._start_control_plane())
+        await run_concurrently(*(self.supervisor.start(part) for part in simulators), self._start_control_plane())
 
     async def _start_control_plane(self) -> None:
-        await _run_concurrently(*(self.supervisor.start(store) for store in self._stores))
+        await run_concurrently(*(self.supervisor.start(store) for store in self._stores))
         await stores.check_and_migrate(self.settings)
-        await _run_concurrently(*(self.supervisor.start(part) for part in self._control_plane()))
+        await run_concurrently(*(self.supervisor.start(part) for part in self._control_plane()))
 
     async def _stop(self) -> None:
         """Stop the control plane, which orders servers, then agents and simulators, then the stores.
@@ -240,9 +264,8 @@ class Stack:
 
     def _modelsim(self) -> Part:
         """The scripted models. The user may put a script.json into their directory."""
-        assert self.modelsim_url is not None
         self.home.modelsim.mkdir(exist_ok=True)
-        options = ("--home", str(self.home.modelsim), "--port", self.modelsim_url.rpartition(":")[2], "--slow-counting")
+        options = ("--home", str(self.home.modelsim), "--port", str(self._modelsim_port), "--slow-counting")
         return self._simulator("modelsim", options, {}, ready=self._modelsim_is_ready)
 
     def _simulator(self, name: str, options: tuple[str, ...], settings: dict[str, str], *, ready: Ready) -> Part:
@@ -276,13 +299,18 @@ class Stack:
         }
 
     async def _api_is_ready(self) -> bool:
-        return await self._answers(f"{self.url}/health/ready", {})
+        return self._listens("api", self._port) and await self._answers(f"{self.url}/health/ready", {})
 
     async def _cloudsim_is_ready(self) -> bool:
         return await self._answers(f"{self.cloudsim_url}/v1/servers", self._cloudsim_headers())
 
     async def _modelsim_is_ready(self) -> bool:
-        return await self._answers(f"{self.modelsim_url}/v1/models", {})
+        listens_there = self._listens("modelsim", self._modelsim_port)
+        return listens_there and await self._answers(f"{self.modelsim_url}/v1/models", {})
+
+    def _listens(self, kind: str, port: int) -> bool:
+        """Whether it is our part that listens. Another home's would answer just the same, where it needs no secret."""
+        return any(listens(pid, port) for pid in self.supervisor.pids().get(kind, []))
 
     async def _answers(self, url: str, headers: dict[str, str]) -> bool:
         try:
@@ -293,13 +321,3 @@ class Stack:
 
     def _cloudsim_headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.secrets.cloudsim_token}"}
-
-
-async def _run_concurrently(*steps: Coroutine[None, None, None]) -> None:
-    """Run all steps concurrently. When one fails, the others are cancelled and its error is raised."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for step in steps:
-                group.create_task(step)
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None

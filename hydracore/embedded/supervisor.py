@@ -67,7 +67,7 @@ class Supervisor:
         """
         assert part.name not in self._keepers
         log = self._logs / f"{part.name}.log"
-        keeper = Keeper(self._marked(part), log=log, on_change=self._changed, on_failure=self._report_failure)
+        keeper = Keeper(self._marked(part), log=log, on_change=self._changed, on_failure=self.report_failure)
         self._keepers[part.name] = keeper
         keeper.begin()
         try:
@@ -125,7 +125,8 @@ class Supervisor:
     def _failure(self, keeper: Keeper, reason: str) -> PartFailed:
         return PartFailed(keeper.part.name, reason, keeper.log, tail(keeper.log))
 
-    def _report_failure(self, failure: str) -> None:
+    def report_failure(self, failure: str) -> None:
+        """Pass on one line about a failure."""
         if self._on_failure:
             # A closed terminal takes no more lines. The parts run until the signal that comes with its closing.
             with suppress(OSError):
@@ -138,4 +139,4 @@ class Supervisor:
                 self._listener()
         except OSError as error:
             # The listener writes pids to a file for other programs. The parts do not depend on it.
-            self._report_failure(f"cannot record which parts run: {error.strerror}")
+            self.report_failure(f"cannot record which parts run: {error.strerror}")
