@@ -17,6 +17,9 @@ from hydracore.http_protocol import BoundedProtocol
 #: first. A request that arrives while we close the connection is lost, and not every client may send it again.
 KEEP_ALIVE_S: Final = 75
 
+#: How often a server that ends looks for idle connections.
+IDLE_LOOK_S: Final = 0.1
+
 
 def uvicorn_config(app: Any, **overrides: Any) -> Config:
     """The configuration that serves the ASGI application `app`.
@@ -68,6 +71,24 @@ class EmbeddedServer(Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End as uvicorn does, and close idle connections until then.
+
+        uvicorn closes them once. A connection that is just being accepted is not among them: it would be served for the
+        whole grace period, which it would keep from ending, and even longer where the program goes on.
+        """
+        closing = asyncio.create_task(self._keep_closing_idle())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            closing.cancel()
+
+    async def _keep_closing_idle(self) -> None:
+        while True:
+            await asyncio.sleep(IDLE_LOOK_S)
+            for connection in list(self.server_state.connections):
+                connection.shutdown()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
