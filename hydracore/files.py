@@ -18,16 +18,21 @@ def write_atomic(path: Path, content: bytes, *, durable: bool = True, draft: Pat
 
     `durable`: that also holds after a crash of the machine, and the new content is on disk when this returns. Not
     needed for a file that only matters while its processes live; syncing can take seconds on a busy disk. `draft`:
-    the file in the same folder that is written first and then renamed, by default one per process. Raises `OSError`.
+    the file in the same folder that is written first and then renamed, by default one per process. Raises `OSError`
+    with the name of `path` or the draft, and leaves no draft then.
     """
     draft = draft or path.with_name(f".{path.name}.{os.getpid()}.new")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
-    draft.replace(path)
+    try:
+        with disk_errors_named(path), os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
     if durable:
         sync_folder(path.parent)
 

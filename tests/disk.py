@@ -1,8 +1,11 @@
-"""Records the order in which files are synced and renamed."""
+"""A disk that is full, and the order in which files are synced and renamed."""
 
 from __future__ import annotations
 
 import os
+import resource
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,3 +28,14 @@ def steps_fixture(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(os, "fsync", noting_fsync)
     monkeypatch.setattr(Path, "replace", noting_replace)
     return steps
+
+
+@contextmanager
+def room_in_files(size: int) -> Generator[None]:
+    """No file may grow beyond `size` bytes, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from hydracore.embedded.errors import HomeInUse
-from hydracore.files import write_atomic
+from hydracore.files import disk_errors_named, write_atomic
 
 
 def write_json(path: Path, value: object, *, durable: bool = True) -> None:
@@ -19,7 +19,7 @@ def write_json(path: Path, value: object, *, durable: bool = True) -> None:
 
 @contextmanager
 def lock_directory(lock: Path) -> Generator[None]:
-    """Lock the directory of the file `lock` exclusively. Raises `HomeInUse`.
+    """Lock the directory of the file `lock` exclusively. Raises `HomeInUse`, and `OSError` where its disk is full.
 
     The kernel releases the lock when its holder ends, however that ends.
     """
@@ -30,9 +30,10 @@ def lock_directory(lock: Path) -> Generator[None]:
         except BlockingIOError:
             holder = file.read().strip()
             raise HomeInUse(lock.parent, int(holder) if holder.isdigit() else None) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        with disk_errors_named(lock):
+            file.truncate(0)
+            # Not through the file's buffer, which would be written once more, and fail again, as the file is closed.
+            os.write(file.fileno(), f"{os.getpid()}\n".encode())
         yield
 
 

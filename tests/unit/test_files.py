@@ -6,9 +6,11 @@ import os
 import stat
 from pathlib import Path
 
-from hydracore.embedded.files import write_json
+import pytest
+
+from hydracore.embedded.files import lock_directory, write_json
 from hydracore.files import write_atomic
-from tests.disk import steps_fixture
+from tests.disk import room_in_files, steps_fixture
 
 __all__ = ["steps_fixture"]
 
@@ -35,3 +37,21 @@ def test_a_replaced_file_is_its_owner_s_alone_and_no_draft_is_left(tmp_path: Pat
     assert (tmp_path / "a").read_bytes() == b"new"
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_file_that_finds_no_room_keeps_its_old_content_and_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+
+    with room_in_files(3), pytest.raises(OSError, match=rf"File too large: '{tmp_path / 'a'}'"):
+        write_atomic(tmp_path / "a", b"newer")
+
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old"}
+
+
+def test_a_lock_that_finds_no_room_is_named(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+
+    with room_in_files(0), pytest.raises(OSError, match=f"File too large: '{lock}'"), lock_directory(lock):
+        pass
+    with lock_directory(lock):
+        assert lock.read_text() == f"{os.getpid()}\n"

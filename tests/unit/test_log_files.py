@@ -3,14 +3,12 @@
 import asyncio
 import errno
 import os
-import resource
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from hydracore.log_files import LOG_BYTES_MAX, rotate, rotate_periodically
+from tests.disk import room_in_files
 from tests.waiting import until
 
 
@@ -46,17 +44,6 @@ def test_of_a_large_one_the_last_content_is_kept_beside_and_its_writer_goes_on(l
         "part.log": "third\n",
         "part.log.old": "second\n",
     }
-
-
-@contextmanager
-def room_in_files(size: int) -> Generator[None]:
-    """No file may grow beyond `size` bytes, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_one_that_finds_no_room_beside_it_stays_and_takes_no_more(log: Path) -> None:
