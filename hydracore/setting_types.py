@@ -36,7 +36,11 @@ FormerMasterKeys = Annotated[
 WritableFile = Annotated[Path | None, Meta(description="the path of a writable file")]
 JwtSecret = Annotated[str, Meta(min_length=32, description="at least 32 characters (make one: openssl rand -hex 32)")]
 HttpUrl = Annotated[
-    str, Meta(pattern=r"^https?://[^/\s]\S*\Z", description="an http:// or https:// URL without spaces or line breaks")
+    str,
+    Meta(
+        pattern=r"^https?://[^/\s]\S*\Z",
+        description="an http:// or https:// URL with a host (an IPv6 address in brackets), without spaces or line breaks",
+    ),
 ]
 #: Sent in a header of each call.
 ApiToken = Annotated[
@@ -60,7 +64,13 @@ SshPublicKey = Annotated[
         description="an OpenSSH public key, in one line without a line break",
     ),
 ]
-Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:%-]{1,253}\Z", description="an address or host name to listen on")]
+Host = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9._:%-]{1,253}\Z",
+        description="an address or host name to listen on, without brackets or a port",
+    ),
+]
 Port = Annotated[int, Meta(ge=0, le=65_535, description="a port from 0 (any free one) to 65535")]
 SecondPort = Annotated[Annotated[int, Meta(ge=1, le=65_535)] | None, Meta(description="a port from 1 to 65535")]
 Seconds = Annotated[float, Meta(gt=0, le=604_800, description="a number of seconds above 0, at most 604800")]

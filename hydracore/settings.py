@@ -212,7 +212,10 @@ def _parsed(name: str, raw: str) -> object:
     if name in _URLS:
         # `port` raises `ValueError` where it is no number: a slash in a password makes a part of that
         # look like the port.
-        _ = urlsplit(raw).port
+        parts = urlsplit(raw)
+        _ = parts.port
+        if name in _ROOT_URLS and not parts.hostname:
+            raise ValueError
     if name == "api_host":
         _ = raw.encode("idna")  # As it will be when it is looked up.
     if name in {"master_key", "seal_key"}:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -47,8 +48,9 @@ _log = structlog.get_logger(__name__)
 def run(settings: Settings) -> int:
     """Serve until a signal. Returns the exit code of the process.
 
-    2: the catalogue is wrong, with a line for each problem. 3: the list of erased customers cannot be read. Raises
-    `SettingsError` where the master key is not this database's, and `DatabaseUnusable`.
+    2: the catalogue is wrong, with a line for each problem. 3: the list of erased customers cannot be read, or the host
+    to listen on cannot be looked up. Raises `SettingsError` where the master key is not this database's, and
+    `DatabaseUnusable`.
     """
     logs.configure(settings.log_level)
     try:
@@ -56,6 +58,13 @@ def run(settings: Settings) -> int:
     except CatalogueError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    try:
+        # uvicorn would say only that a name is not known.
+        socket.getaddrinfo(settings.api_host, None)
+    except OSError as error:
+        hint = f"{error.strerror}: check HYDRACORE_API_HOST"
+        _log.error("api_host_unknown", host=settings.api_host, hint=hint)
+        return 3
     try:
         uvloop.run(_serve(settings, catalogue))
     except ErasuresUnknown as error:

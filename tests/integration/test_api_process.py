@@ -106,6 +106,16 @@ async def test_nobody_starts_with_another_master_key_than_the_customers_keys_wer
     assert "Traceback" not in refused.stderr
 
 
+async def test_a_host_that_nobody_knows_is_named(database_url: str, redis_url: str) -> None:
+    env = environ(database_url, redis_url, free_port(), HYDRACORE_API_HOST="127.0.0.1:80")
+
+    refused = await asyncio.to_thread(run_forked, "api", env=env)
+
+    (*_, line) = map(msgspec.json.decode, refused.stderr.splitlines())
+    assert (refused.status, line["event"], line["host"]) == (3, "api_host_unknown", "127.0.0.1:80")
+    assert line["hint"].endswith(": check HYDRACORE_API_HOST")
+
+
 async def test_what_is_logged_about_a_request_has_its_id_and_nothing_else_has(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:

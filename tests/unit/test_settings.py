@@ -70,6 +70,12 @@ def test_an_api_listens_at_an_address_or_a_name(host: str) -> None:
     assert load({"HYDRACORE_API_HOST": host}).api_host == host
 
 
+@pytest.mark.parametrize("url", ["http://[::1]:8080", "https://[fd00::1]", "http://[fe80::1%25eth0]:80"])
+def test_a_url_may_have_an_ipv6_address_in_brackets(url: str) -> None:
+    assert load({"HYDRACORE_PUBLIC_URL": url}).public_url == url
+    assert "an IPv6 address in brackets" in problems_of({"HYDRACORE_PUBLIC_URL": url.translate({91: "", 93: ""})})[0]
+
+
 def test_the_models_and_telegram_are_reached_below_their_urls() -> None:
     settings = load({"HYDRACORE_MODEL_BASE_URL": "https://models.example/v1/"})
 
@@ -148,6 +154,8 @@ def test_an_empty_role_means_the_login_role() -> None:
         ("MASTER_KEY", "ü" * 43),
         ("JWT_SECRET", "x" * 31),
         ("PUBLIC_URL", "control.example"),
+        ("PUBLIC_URL", "http://:8080"),
+        ("PUBLIC_URL", "http://fd00::1"),
         ("MODEL_BASE_URL", "api.openai.com/v1"),
         ("MODEL_BASE_URL", "https://api.openai.com/v1\n"),
         ("MODEL_API_KEY", "sk-abc\n"),
@@ -173,6 +181,7 @@ def test_an_empty_role_means_the_login_role() -> None:
         ("SSH_PUBLIC_KEY", "ssh-ed25519 AAAAC3Nz \x1b[2J"),
         ("API_HOST", "0.0.0.0\n"),
         ("API_HOST", "an address"),
+        ("API_HOST", "[::1]"),
         ("API_HOST", "api..example"),
         ("API_PORT", "70000"),
         ("API_PORT", "http"),
