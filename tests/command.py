@@ -47,16 +47,16 @@ class Command:
         said = self._stderr.read_text() if self._stderr.exists() else ""
         return said.splitlines()[: said.count("\n")]
 
-    def wait(self) -> Ended:
+    def wait(self, patience_s: float = PATIENCE_S) -> Ended:
         """Its end."""
-        return Ended(self._process.wait(PATIENCE_S), self._stdout.read_text(), self._stderr.read_text())
+        return Ended(self._process.wait(patience_s), self._stdout.read_text(), self._stderr.read_text())
 
     async def ended(self) -> Ended:
         """The same, with the loop going on."""
         return await asyncio.to_thread(self.wait)
 
 
-def run_forked(*words: str, env: dict[str, str], cwd: Path = REPOSITORY) -> Ended:
+def run_forked(*words: str, env: dict[str, str], cwd: Path = REPOSITORY, patience_s: float = PATIENCE_S) -> Ended:
     """From its start to its end."""
     with Command.started(*words, env=env, cwd=cwd) as command:
-        return command.wait()
+        return command.wait(patience_s)

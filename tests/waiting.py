@@ -16,6 +16,9 @@ BETWEEN_WRITES_S = 0.005
 #: Whatever a test waits for has happened by then, also on a machine that is busy with other tests.
 PATIENCE_S = 60.0
 
+#: The same for the child processes of verifications and rebuilds, which leave most of a busy machine to others.
+NICE_PATIENCE_S = 180.0
+
 
 async def until(
     condition: Callable[[], object | Awaitable[object]], *, seconds_max: float = PATIENCE_S, poll_s: float = POLL_S

@@ -13,6 +13,7 @@ from hydracore.cli import main
 from tests.customers import World, world_fixture
 from tests.pooler import needs_pooler, pooled
 from tests.rebuilding import follow_all, write_lives
+from tests.waiting import NICE_PATIENCE_S
 
 __all__ = ["world_fixture"]
 
@@ -32,7 +33,7 @@ NOT_ASKED = (
 
 
 @needs_pooler
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(3 * NICE_PATIENCE_S)
 async def test_commands_that_ask_prepare_nothing_behind_a_pooler_that_keeps_nothing(
     world: World, owner_conn: psycopg.AsyncConnection
 ) -> None:

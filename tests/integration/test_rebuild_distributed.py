@@ -29,7 +29,7 @@ from tests.command import Command, Ended, run_forked
 from tests.next_release import InstanceV2
 from tests.rebuilding import QUIET, rebuilt, write_lives
 from tests.requests_to_log import open_store
-from tests.waiting import until
+from tests.waiting import NICE_PATIENCE_S, until
 from workers.actors import DepsMiddleware, declare_actors
 from workers.broker import redis_broker
 from workers.distributed_folding import LaneFolder, fold_distributed
@@ -75,15 +75,15 @@ async def distributed(settings: Settings, projection: Projection, told: list[str
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3 * NICE_PATIENCE_S)
 async def test_workers_fold_the_lanes_and_say_why_where_they_cannot(
     settings: Settings, redis_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     env = os.environ | environ(settings.database_url, redis_url)
 
     async def rebuilt(*options: str) -> Ended:
-        return await asyncio.to_thread(
-            run_forked, "projections", "rebuild", "instance", "--distributed", *options, env=env
-        )
+        words = ("projections", "rebuild", "instance", "--distributed", *options)
+        return await asyncio.to_thread(run_forked, *words, env=env, patience_s=NICE_PATIENCE_S)
 
     with Command.started("worker", env=env) as worker:
         status, output, _ = await rebuilt("--json")
