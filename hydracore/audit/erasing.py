@@ -34,7 +34,7 @@ _SQL = Statements("hydracore.audit", "erasing.sql")
 _TENANTS_WITH_CUSTOMER = _SQL["tenants_with_customer"]
 _CUSTOMER = _SQL["customer"]
 _UNRECORDED_INSTANCES = _SQL["unrecorded_instances"]
-_ANY_ERASED = _SQL["any_erased"]
+_ERASED_CUSTOMERS = _SQL["erased_customers"]
 
 #: How long a text may be on its way into the log after it was sealed, unless the log is in trouble. In
 #: streams that begin even later, the worker that advances them records the erasure (`workers.erasure`).
@@ -143,8 +143,7 @@ class Eraser:
         if who in await _listed_erasures(self._pool, self._file):
             await asyncio.to_thread(self._file.sync)
         else:
-            order = Erasure(tenant_id=who[0], customer_id=who[1], ordered_at=self._clock(), by=self._actor)
-            await asyncio.to_thread(self._file.append, [order])
+            await asyncio.to_thread(self._file.append, [self._order(who)])
         progress.order_recorded()
         destroyed = await keys.destroy(self._pool, [who])
         progress.key_destroyed()
@@ -157,6 +156,18 @@ class Eraser:
             recorded=recorded,
             key_destroyed=bool(destroyed),
         )
+
+    async def complete_file(self) -> int:
+        """Add to the file the erasures that only the database has, and return their number.
+
+        Only a file that is not the newest lacks any: one that was lost, or replaced by an older copy.
+
+        Raises `OSError`, `ErasuresUnknown` and `StoreUnavailable`.
+        """
+        unlisted = await _unlisted_erasures(self._pool, self._file)
+        if unlisted:
+            await asyncio.to_thread(self._file.append, [self._order(who) for who in unlisted])
+        return len(unlisted)
 
     async def erase_all_listed(self) -> tuple[int, int]:
         """Erase all customers in the file again. Returns the number of destroyed keys, and of streams that recorded it.
@@ -216,6 +227,9 @@ class Eraser:
         command = EraseCustomer(at_ms=int(self._clock().timestamp() * 1000))
         await self._store.execute(stream_id, command, self._origin(stream_id))
 
+    def _order(self, who: tuple[str, str]) -> Erasure:
+        return Erasure(tenant_id=who[0], customer_id=who[1], ordered_at=self._clock(), by=self._actor)
+
     def _origin(self, stream_id: UUID) -> Origin:
         return Origin(
             actor=self._actor,
@@ -227,9 +241,17 @@ class Eraser:
 async def destroy_restored_keys(pool: AsyncConnectionPool, file: ErasureFile) -> None:
     """Destroy the keys of erased customers that a restore has brought back. Call it before opening any field.
 
+    A customer who is erased by the log alone counts as well: the file may be an older copy.
+
     Raises `ErasuresUnknown` and `StoreUnavailable`.
     """
-    destroyed = await keys.destroy(pool, list(await _listed_erasures(pool, file)))
+    unlisted = await _unlisted_erasures(pool, file)
+    if unlisted:
+        hint = (
+            "the file is older than the database: provide the newest, or run hydracore db migrate to complete this one"
+        )
+        _log.warning("erasures_not_listed", count=len(unlisted), file=str(file.path), hint=hint)
+    destroyed = await keys.destroy(pool, [*await _listed_erasures(pool, file), *unlisted])
     if destroyed:
         _log.warning("erased_keys_destroyed_again", count=len(destroyed), hint="run hydracore db migrate")
 
@@ -239,7 +261,7 @@ async def require_no_erasures(pool: AsyncConnectionPool) -> None:
 
     For processes that have no file of erasures, before they serve customers or migrate a restored database.
     """
-    if await _any_erased(pool):
+    if await _erased_customers(pool):
         raise ErasuresUnknown(None, "the database has erased customers")
 
 
@@ -248,9 +270,17 @@ async def _listed_erasures(pool: AsyncConnectionPool, file: ErasureFile) -> dict
     erasures = await asyncio.to_thread(file.erasures)
     if erasures:
         return erasures
-    return await asyncio.to_thread(file.erasures, must_exist=await _any_erased(pool))
+    return await asyncio.to_thread(file.erasures, must_exist=bool(await _erased_customers(pool)))
 
 
-async def _any_erased(pool: AsyncConnectionPool) -> bool:
-    ((is_any,),) = await run(pool, _ANY_ERASED)
-    return is_any
+async def _unlisted_erasures(pool: AsyncConnectionPool, file: ErasureFile) -> list[tuple[str, str]]:
+    """The erased customers whom the database knows and the file lacks. Raises as `_listed_erasures`."""
+    # The database first: an order is in the file before the database has anything of it.
+    erased = await _erased_customers(pool)
+    listed = await asyncio.to_thread(file.erasures, must_exist=bool(erased))
+    return [who for who in erased if who not in listed]
+
+
+async def _erased_customers(pool: AsyncConnectionPool) -> list[tuple[str, str]]:
+    """The customers who are erased by what the database knows."""
+    return [(tenant, customer) for tenant, customer in await run(pool, _ERASED_CUSTOMERS)]

@@ -22,7 +22,12 @@ SELECT i.id
                     WHERE v.lane = i.lane AND v.stream_id = i.id AND v.type = 'customer_erased')
  ORDER BY i.id
 
--- name: any_erased
--- Whether any key was destroyed or any stream records an erasure: after a restore there may be only one of the two.
-SELECT EXISTS (SELECT FROM customer_key WHERE destroyed_at IS NOT NULL)
-    OR EXISTS (SELECT FROM event WHERE type = 'customer_erased')
+-- name: erased_customers
+-- Whose key was destroyed, or whose streams record an erasure: after a restore there may be only one of the two.
+SELECT tenant_id, customer_id FROM customer_key WHERE destroyed_at IS NOT NULL
+ UNION
+SELECT i.tenant_id, i.customer_id
+  FROM event e
+  JOIN instance i ON i.lane = e.lane AND i.id = e.stream_id
+ WHERE e.type = 'customer_erased'
+ ORDER BY tenant_id, customer_id

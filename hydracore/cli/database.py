@@ -2,10 +2,11 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
+from hydracore.cli.exit_status import FOUND
 from hydracore.cli.printing import say
 from hydracore.cli.running import failures, load
 from hydracore.signals import run_to_completion
@@ -13,6 +14,12 @@ from hydracore.wording import plural
 
 if TYPE_CHECKING:
     from hydracore.settings import Settings
+
+#: What it means that the erasure file lacked erasures that the database has.
+_OUTDATED: Final = (
+    "They were added. The file was an older copy, and may lack more that a restored database does not have either: if "
+    "there is a newer one, add its lines and run this again"
+)
 
 
 @click.group()
@@ -25,6 +32,9 @@ def migrate() -> None:
     """Apply all pending migrations.
 
     After a restore, this also repeats the erasures that the backup does not have.
+
+    Exit status: 0 done; 1 done, but the erasure file lacked erasures that the database has, or some could not be
+    recorded; 3 it could not be done.
     """
     from hydracore.db import migrate as apply
     from hydracore.db.direct import require_direct
@@ -37,10 +47,12 @@ def migrate() -> None:
             say(f"applied {name}")
         if not applied:
             say("nothing to apply")
-        keys, streams = run_to_completion(_erase_again(settings))
+        added, keys, streams = run_to_completion(_erase_again(settings))
     if keys or streams:
         whose = "1 customer's key" if keys == 1 else f"{keys} customers' keys"
         say(f"erased again: {whose} destroyed, recorded in {plural(streams, 'instance')}")
+    if added:
+        raise SystemExit(FOUND)
 
 
 @db.command()
@@ -88,8 +100,11 @@ def restore(*, file: Path) -> None:
     say(f"{file}: restored {restored}")
 
 
-async def _erase_again(settings: "Settings") -> tuple[int, int]:
-    """Repeat the erasures that a restore has undone. Without an erasure file, require that there are none."""
+async def _erase_again(settings: "Settings") -> tuple[int, int, int]:
+    """Repeat the erasures that a restore has undone. Without an erasure file, require that there are none.
+
+    Returns what `Eraser.complete_file` and `Eraser.erase_all_listed` do.
+    """
     from hydracore.audit.erasing import require_no_erasures
     from hydracore.cli.audit_erase import open_eraser
     from hydracore.db.pool import open_pool
@@ -101,9 +116,16 @@ async def _erase_again(settings: "Settings") -> tuple[int, int]:
         # With the login's own role: this only reads, and the login may not be allowed to take the app's role.
         async with opening(role="", size=1) as pool:
             await require_no_erasures(pool)
-        return 0, 0
+        return 0, 0, 0
     async with (
         opening(role=settings.database_role, size=2) as pool,
         open_eraser(settings, pool, actor="migrate") as opened,
     ):
-        return await opened.erase_all_listed()
+        added = await opened.complete_file()
+        if added:
+            # Before anything else, which may fail: the next migration finds the file complete.
+            say(
+                f"hydracore: {settings.erasure_file} lacked {plural(added, 'erasure')} that the database has. {_OUTDATED}",
+                err=True,
+            )
+        return added, *await opened.erase_all_listed()
