@@ -136,13 +136,12 @@ class LaneVerification:
         connection: Connection,
         *,
         bounds: tuple[int | None, int | None],
-        has_lane_row: bool,
+        lane_rows: int,
         streams_before_finish: int,
     ) -> LaneReport:
         """The report of a lane that was read to its end.
 
-        `bounds`: its lowest and highest number. `has_lane_row`: whether the table `lane` has its row, without which nothing can be
-        appended to it. `streams_before_finish`: see `LaneReport`.
+        `bounds`: its lowest and highest number. `lane_rows`: the number of its rows in the table `lane`. `streams_before_finish`: see `LaneReport`.
         """
         lowest, highest = bounds
         if lowest is not None and lowest < 1:
@@ -161,12 +160,14 @@ class LaneVerification:
                 )
         if self._start.seq > 0:
             self._check_start(connection, highest or 0)
-        if not has_lane_row:
+        if lane_rows == 0:
             self._add_finding(
                 "lane_missing",
                 "The lane has no row in the table lane: nothing can be appended to it",
                 seq=self._head.seq,
             )
+        elif lane_rows > 1:
+            self._add_finding("lane_repeated", f"The table lane has {lane_rows} rows of this lane", seq=self._head.seq)
         counted = self._check_streams(connection)
         if self._seal_points:
             last = self._seal_points[-1]

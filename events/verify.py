@@ -7,6 +7,7 @@ compares the tables that must agree with the events, in one snapshot.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from psycopg import Connection
@@ -69,10 +70,10 @@ def finish_lanes(connection: Connection, lanes: Sequence[LaneVerification]) -> l
         left = {number: lane for number, lane in left.items() if number in seen}
     numbers = [lane.number for lane in lanes]
     bounds = {lane: (lowest, highest) for lane, lowest, highest in connection.execute(_BOUNDS, (numbers,))}
-    lane_rows = {lane for (lane,) in connection.execute(_LANES, (numbers,))}
+    lane_rows = Counter(lane for (lane,) in connection.execute(_LANES, (numbers,)))
     return [
         lane.finish(
-            connection, bounds=bounds[lane.number], has_lane_row=lane.number in lane_rows, streams_before_finish=count
+            connection, bounds=bounds[lane.number], lane_rows=lane_rows[lane.number], streams_before_finish=count
         )
         for lane, count in zip(lanes, stream_counts, strict=True)
     ]

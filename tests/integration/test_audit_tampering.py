@@ -134,6 +134,10 @@ def swapped(statement: str, column: str, one: int, other: int) -> tuple[str, str
         ),
         # What the log keeps about itself.
         (["DELETE FROM lane WHERE lane = 6"], {("lane_missing", 12)}),
+        (
+            ["ALTER TABLE lane DROP CONSTRAINT lane_pkey", "INSERT INTO lane (lane) VALUES (6)"],
+            {("lane_repeated", 12)},
+        ),
         (["UPDATE stream SET version = 1 WHERE lane = 6 AND version = 6"], {("stream_wrong", None)}),
         (
             [
