@@ -7,6 +7,7 @@ rewrite the database cannot rewrite the copy.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -55,7 +56,8 @@ def existing_copy(path: Path, conninfo: str) -> SealFile | None:
     Raises `CopyMissing` where it has seals but there is no file, `OSError` and psycopg's errors.
     """
     if not path.exists():
-        with psycopg.connect(conninfo) as connection:
+        # Without the table there are no seals. Whoever verifies reports that.
+        with suppress(psycopg.errors.UndefinedTable), psycopg.connect(conninfo) as connection:
             if connection.execute(_ANY_SEAL).fetchone() == (True,):
                 raise CopyMissing(path)
         return None

@@ -132,7 +132,7 @@ def _compare_inline_tables(
     Streams that `matched` (by id, with the number of their events) are compared again only if they have more
     events since, or if something is wrong with their lane.
     """
-    projections = find_served_projections(connection).inline
+    projections = find_served_projections(connection).inline if verified else []
     if not projections:
         return
     by_lane = {report.lane: report for _, report in verified}

@@ -1,0 +1,85 @@
+"""A log whose tables are not as they were made is a finding that names what has to be restored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from hydracore.audit.schema_check import schema_findings
+from tests.sealed_log import Forger, Log, run
+from tests.verifying import forger, found, log
+
+__all__ = ["forger", "log"]
+
+#: The columns of the log and its seals.
+COLUMNS = """
+SELECT attrelid::regclass::text, attname
+  FROM pg_attribute
+ WHERE attrelid IN ('lane'::regclass, 'stream'::regclass, 'command'::regclass, 'event'::regclass, 'seal'::regclass) AND attnum > 0
+ ORDER BY 1, 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected", "lacking"),
+    [
+        (
+            "ALTER TABLE event ALTER payload TYPE jsonb USING payload::text::jsonb",
+            ("column_missing", "event"),
+            "payload",
+        ),
+        # Without a look at the types, events would seem to be missing that are there.
+        ("ALTER TABLE event ALTER seq TYPE numeric", ("column_missing", "event"), "seq"),
+        ("ALTER TABLE event RENAME COLUMN command_id TO other", ("column_missing", "event"), "command_id"),
+        ("ALTER TABLE seal DROP COLUMN root, DROP COLUMN links", ("column_missing", "seal"), "links, root"),
+        ("DROP TABLE stream", ("table_missing", "stream"), "stream"),
+        ("DROP TABLE seal", ("table_missing", "seal"), "seal"),
+        ("DROP VIEW lane_head", ("table_missing", "lane_head"), "lane_head"),
+        ("DROP TABLE projection_intervention CASCADE", ("table_missing", "projection_skipped"), "projection_skipped"),
+    ],
+)
+async def test_what_is_not_as_it_was_made_is_named(
+    log: Log, forger: Forger, statement: str, expected: tuple[str, str], lacking: str
+) -> None:
+    forger.do(statement)
+
+    status, (finding,) = found(log, "--strict", "--seals", str(log.file.path))
+
+    assert (status, finding["kind"], finding["table"]) == (1, *expected)
+    assert lacking in finding["what"]
+    assert "nothing else was verified" in finding["what"]
+
+
+async def test_seals_that_are_gone_with_their_table_are_missed_where_there_is_no_copy_either(
+    log: Log, forger: Forger, tmp_path: Path
+) -> None:
+    forger.do("DROP TABLE seal")
+
+    result = run(log, "verify", HYDRACORE_SEAL_FILE=str(tmp_path / "lost.jsonl"))
+
+    assert (result.exit_code, "table seal: table_missing: seal is missing" in result.stdout) == (1, True)
+
+
+async def test_every_column_of_the_log_is_looked_for(log: Log) -> None:
+    with psycopg.connect(log.url) as connection:
+        columns = connection.execute(COLUMNS.encode()).fetchall()
+        for table, column in columns:
+            drop = sql.SQL("ALTER TABLE {} DROP COLUMN {} CASCADE")
+            connection.execute(drop.format(sql.Identifier(table), sql.Identifier(column)))
+
+            (of_table,) = [each for each in schema_findings(connection, replay=True) if each.table == table]
+
+            assert (of_table.kind, f"({column})" in of_table.what) == ("column_missing", True)
+            connection.rollback()
+        assert list(schema_findings(connection, replay=True)) == []
+    assert len(columns) == 38
+
+
+async def test_only_what_is_asked_for_has_to_be_there(log: Log, forger: Forger) -> None:
+    forger.do("DROP TABLE snapshot", "DROP TABLE projection_lane")
+
+    assert found(log, "--no-replay") == (0, [])
+    assert [finding["table"] for finding in found(log)[1]] == ["projection_lane", "snapshot"]
