@@ -14,6 +14,7 @@ AuditError
 ├── FileExists           the file to write exists already
 ├── NoRegularFile        the file to write is a device, a pipe or the like
 ├── ParquetMissing       pyarrow is not installed
+├── ParquetBroken        pyarrow is installed, but cannot be loaded
 ├── NotAnExport          the file is no export, or one of a later version
 └── RecordUnreadable     an export is damaged from some record on
 """
@@ -127,6 +128,11 @@ class NoRegularFile(AuditError):
 class ParquetMissing(AuditError):
     def __init__(self) -> None:
         super().__init__("Parquet needs pyarrow, which is not installed: pip install 'hydracore[parquet]'")
+
+
+class ParquetBroken(AuditError):
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"pyarrow cannot be loaded ({reason}): it is damaged, or there is not enough memory")
 
 
 class NotAnExport(AuditError):

@@ -71,7 +71,7 @@ class Report(msgspec.Struct, kw_only=True):
 
 
 def verify_export(request: Request, progress: Progress) -> Report:
-    """Check an export and report all that is wrong with it. Raises `OSError`, `NotAnExport` and `ParquetMissing`."""
+    """Check an export and report all that is wrong with it. Raises `OSError`, `NotAnExport`, `ParquetMissing` and `ParquetBroken`."""
     began_s = time.monotonic()
     check = _ExportChecker(request)
     number = 0

@@ -29,7 +29,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 @contextmanager
 def open_writer(path: Path, form: Format) -> Generator[WriteRecord]:
-    """Open a new file. Yields a function that writes a record. Raises `OSError` and `ParquetMissing`."""
+    """Open a new file. Yields a function that writes a record. Raises `OSError`, `ParquetMissing` and `ParquetBroken`."""
     if form == "parquet":
         with export_parquet.open_writer(path) as write:
             yield write
@@ -42,7 +42,7 @@ def read_records(path: Path) -> Iterator[NumberedRecord]:
     """The records of a file in either format. The first is the header, unless somebody has removed it.
 
     Raises `OSError`, `NotAnExport` where the file is no export that this version can read,
-    `ParquetMissing`, and `RecordUnreadable` where it is damaged.
+    `ParquetMissing`, `ParquetBroken`, and `RecordUnreadable` where it is damaged.
     """
     # Opened only once: what was read from a pipe cannot be read again.
     with path.open("rb") as file:

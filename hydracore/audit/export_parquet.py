@@ -15,7 +15,7 @@ from uuid import UUID
 
 import msgspec
 
-from hydracore.audit.errors import ParquetMissing, RecordUnreadable
+from hydracore.audit.errors import ParquetBroken, ParquetMissing, RecordUnreadable
 from hydracore.audit.export_records import NOT_CANONICAL, AnyRecord, NumberedRecord, Record, is_newer_format
 
 #: How a Parquet file begins.
@@ -30,7 +30,10 @@ _KIND: Final = "kind"
 
 @contextmanager
 def open_writer(path: Path) -> Generator[Callable[[AnyRecord, bytes], None]]:
-    """Open a new file. Yields a function that writes a record. Raises `ParquetMissing` and `OSError`."""
+    """Open a new file. Yields a function that writes a record.
+
+    Raises `ParquetMissing`, `ParquetBroken`, `MemoryError` and `OSError`.
+    """
     arrow, parquet = _import_pyarrow()
     schema = _schema(arrow)
     with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
@@ -62,7 +65,7 @@ class _Buffer:
 def read_records(path: Path) -> Iterator[NumberedRecord]:
     """The records of a file.
 
-    Raises `ParquetMissing`, `OSError`, `MemoryError`, and `RecordUnreadable` where the file is damaged.
+    Raises `ParquetMissing`, `ParquetBroken`, `OSError`, `MemoryError`, and `RecordUnreadable` where the file is damaged.
     """
     arrow, parquet = _import_pyarrow()
     number = 0
@@ -125,8 +128,10 @@ def _schema(arrow: Any) -> Any:
 
 
 def _import_pyarrow() -> tuple[Any, Any]:
-    """pyarrow and its Parquet part, which have no types. Raises `ParquetMissing`."""
+    """pyarrow and its Parquet part, which have no types. Raises `ParquetMissing`, `ParquetBroken` and `MemoryError`."""
     try:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError:
+    except ModuleNotFoundError:
         raise ParquetMissing from None
+    except (ImportError, SystemError) as error:
+        raise ParquetBroken(str(error).partition("\n")[0]) from None

@@ -125,7 +125,7 @@ class _ChainRange(NamedTuple):
 def export(request: Request, progress: Progress) -> ExportReport:
     """Write the file, completely or not at all.
 
-    Raises `NotInLog`, `NoSeal`, `FileExists`, `NoRegularFile`, `ParquetMissing`, `LogCorrupted` where
+    Raises `NotInLog`, `NoSeal`, `FileExists`, `NoRegularFile`, `ParquetMissing`, `ParquetBroken`, `LogCorrupted` where
     a seal is invalid, a command is missing or no calendar has a time, `OSError` and psycopg's errors.
     """
     assert (request.tenant_id is None) != (request.instance_id is None), "an instance or a tenant"

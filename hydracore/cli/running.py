@@ -93,6 +93,7 @@ def failures() -> Generator[None]:
         ErasureInterrupted,
         ErasureNotRecorded,
         ErasuresUnknown,
+        ParquetBroken,
     )
     from hydracore.db import MigrationError
     from hydracore.db.backup import BackupFailed
@@ -107,7 +108,7 @@ def failures() -> Generator[None]:
         fail(str(error), FOUND)
     except BrokenPipeError:
         raise  # The reader of the output has closed it. `root` ends the command without a message.
-    except (CopyEmpty, CopyMissing, ErasureInterrupted, ErasuresUnknown) as error:
+    except (CopyEmpty, CopyMissing, ErasureInterrupted, ErasuresUnknown, ParquetBroken) as error:
         fail(str(error), NOT_DONE)
     except (AuditError, RestoreRefused) as error:
         raise click.UsageError(str(error)) from None

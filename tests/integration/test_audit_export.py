@@ -206,15 +206,27 @@ async def test_one_instance_or_one_tenant_is_asked_for(log: Log, tmp_path: Path,
     assert "Give one of INSTANCE, --instance and --tenant." in result.stderr
 
 
-async def test_without_pyarrow_it_is_said_how_to_get_it(
-    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        (ModuleNotFoundError("No module named 'pyarrow'"), (2, "pip install 'hydracore[parquet]'")),
+        # Both as they come where there is too little memory.
+        (
+            ImportError("libarrow.so: failed to map segment from shared object"),
+            (3, "pyarrow cannot be loaded (libarrow.so: failed to map segment"),
+        ),
+        (SystemError("error return without exception set"), (3, "it is damaged, or there is not enough memory")),
+    ],
+)
+async def test_without_pyarrow_it_is_said_how_to_get_it_unless_it_is_there_and_cannot_be_loaded(
+    log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: Exception, expected: tuple[int, str]
 ) -> None:
-    def absent(name: str) -> Any:
-        raise ImportError(name)
+    def absent(_name: str) -> Any:
+        raise reason
 
     monkeypatch.setattr(export_parquet, "importlib", type("Importing", (), {"import_module": staticmethod(absent)}))
 
     result: Result = run(log, "export", "--output", str(tmp_path / "x"), "--tenant", "acme", "--format", "parquet")
 
-    assert result.exit_code == 2
-    assert "pip install 'hydracore[parquet]'" in result.stderr
+    status, said = expected
+    assert (result.exit_code, said in result.stderr) == (status, True)
