@@ -7,7 +7,8 @@ so that neither memory nor a transaction grows with the log.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import groupby, zip_longest
 from typing import Any, NamedTuple
@@ -131,7 +132,7 @@ def matching_streams(
     lanes = {stream_id: lane_of(stream_id) for stream_id in streams}
     fresh: dict[str, list[Row]] = {each.table.name: [] for each in compared}
     mismatched: set[UUID] = set()
-    with connection.pipeline():
+    with _pipeline(connection):
         # The server looks for the rows while streams are folded here.
         cursors = [execute_raw(connection, each.rows, _stream_parameters(lanes)) for each in compared]
         for stream_id, stream in streams.items():
@@ -154,6 +155,19 @@ def matching_streams(
             of_stream = each.table.columns.index(each.table.stream or "")
             mismatched |= {row[of_stream] for row in differing}
     return {stream: len(histories[stream]) for stream_id, stream in streams.items() if stream_id not in mismatched}
+
+
+@contextmanager
+def _pipeline(connection: Connection) -> Generator[None]:
+    """psycopg's pipeline. Of the errors of a session that breaks, the first is raised: the others only say that it broke."""
+    try:
+        with connection.pipeline():
+            yield
+    except psycopg.OperationalError as error:
+        first: BaseException = error
+        while isinstance(first.__context__, psycopg.Error):
+            first = first.__context__
+        raise first from None
 
 
 def _stream_parameters(lanes: Mapping[UUID, int]) -> dict[str, str]:

@@ -252,6 +252,24 @@ def test_a_lack_of_memory_is_no_finding(connection: psycopg.Connection, monkeypa
         )
 
 
+def test_of_a_session_that_breaks_the_first_error_is_raised_and_not_that_its_pipeline_cannot_be_left(
+    url: str, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ending(InstanceFold):
+        """Has the session ended in the middle, as a restart of the database does."""
+
+        def feed(self, events: Sequence[AnyEvent]) -> None:
+            with psycopg.connect(url, autocommit=True) as other:
+                # Waits until the session is gone.
+                other.execute("SELECT pg_terminate_backend(%s, 30000)", (connection.info.backend_pid,))
+            super().feed(events)
+
+    monkeypatch.setattr(InstanceProjection, "begin", lambda _, stream_id, *, lane: Ending(stream_id, lane=lane))
+
+    with pytest.raises(psycopg.OperationalError, match=r"terminating connection|consuming input failed"):
+        matched(connection)
+
+
 async def test_one_that_has_moved_since_is_looked_at_again(sealed_logs: SealedLogs, tmp_path: Path) -> None:
     """It got another event after it was seen to match, and then its row was edited."""
     loop = asyncio.get_running_loop()
