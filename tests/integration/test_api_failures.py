@@ -162,7 +162,7 @@ async def test_a_database_that_hangs_is_told_as_such_too(
     monkeypatch.setattr(AnswerTimeoutConnection, "answer_s_max", 0.5)
     monkeypatch.setattr(health, "CHECK_TIMEOUT_S", 0.2)
     assert with_retries.__kwdefaults__ is not None
-    monkeypatch.setitem(with_retries.__kwdefaults__, "patience_s", 0.5)
+    monkeypatch.setitem(with_retries.__kwdefaults__, "retry_s_max", 0.5)
     async with running_api(own_services.database_url, own_services.redis_url) as api:
         ann = api.token()
         made = (await api.client.post("/v1/instances", json=ORDER, headers=ann)).json()["instance_id"]
