@@ -38,7 +38,7 @@ INSERT INTO migration (name, digest) VALUES
 -- The event log: 64 ordered lanes, dense numbers that are taken under a lock, a hash chain per lane.
 
 -- One row per lane. An append locks its lane's row until commit and takes the numbers behind the lane's last command. The lock is
--- released by the commit, so the order of numbers is the order of commits and a lane has no holes, ever. The row is never
+-- released by the commit, so the order of numbers is the order of commits and a lane has no gaps, ever. The row is never
 -- written: while a transaction is open anywhere, every append would have to pass by all of its versions.
 CREATE TABLE lane (
     lane smallint PRIMARY KEY CHECK (lane BETWEEN 0 AND 63)
@@ -381,7 +381,7 @@ CREATE TABLE orphan (
     PRIMARY KEY (provider, server_id)
 );
 
--- Servers that the log has and their provider does not show, with the time of the first look that missed each.
+-- Servers that the log has and their provider does not show, with the time of the first sweep that missed each.
 CREATE TABLE missing_server (
     provider text NOT NULL,
     server_id text NOT NULL,

@@ -141,7 +141,8 @@ class LaneVerification:
     ) -> LaneReport:
         """The report of a lane that was read to its end.
 
-        `bounds`: its lowest and highest number. `lane_rows`: the number of its rows in the table `lane`. `streams_before_finish`: see `LaneReport`.
+        `bounds`: its lowest and highest number. `lane_rows`: the number of its rows in the table `lane`.
+        `streams_before_finish`: see `LaneReport`.
         """
         lowest, highest = bounds
         if lowest is not None and lowest < 1:

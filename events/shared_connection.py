@@ -27,9 +27,9 @@ class _Loan:
 class SharedConnection:
     """Lends one connection of `pool` to all concurrent tasks. Use it like a pool, but for exchanges only.
 
-    While a task is late (`LATE_AFTER_S`), new tasks get another connection. The tasks that already share the late one wait for it, because it
-    may be in a commit: a server that is asked to cancel a commit which waits for a standby reports it as committed, although no
-    standby has it. Behind a pooler each task gets a connection of its own: the pooler may give the session to another client between
+    While a task is late (`LATE_AFTER_S`), new tasks get another connection. The tasks that already share the late one wait for it,
+    because it may be in a commit: a server that is asked to cancel a commit which waits for a standby reports it as committed, although
+    no standby has it. Behind a pooler each task gets a connection of its own: the pooler may give the session to another client between
     two pipelined transactions.
     """
 

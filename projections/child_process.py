@@ -28,7 +28,7 @@ class PipeEnd(Protocol):
 
 
 def pickle_task(work: Callable[[], object], describe: Callable[[Exception], str]) -> bytes:
-    """The argument of `do`: `work`, and `describe`, which puts an exception of it into words, pickled."""
+    """The argument of `run_task`: `work`, and `describe`, which puts an exception of it into words, pickled."""
     return pickle.dumps((work, describe))
 
 

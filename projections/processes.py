@@ -27,7 +27,7 @@ from projections.rebuild import Folding
 #: makes two claims.
 EVENTS_AT_ONCE = 1_000_000
 
-#: The time between two looks at the progress, in seconds.
+#: The time between two polls of the progress, in seconds.
 POLL_S = 0.1
 
 #: New interpreters: a fork of a process with threads and connections would inherit their locks.

@@ -54,7 +54,7 @@ class StreamRefused(Exception):
 def rows_of(
     blocks: Iterable[EventBlock], begin: Begin, *, targets: Targets, lengths: Mapping[bytes, int]
 ) -> Iterator[Row]:
-    """The rows of all streams in `parts`, which hold all events of the lanes in `targets` up to there, in any order.
+    """The rows of all streams in `blocks`, which hold all events of the lanes in `targets` up to there, in any order.
 
     `lengths`: how many events each stream has, by id. A stream is folded as soon as it has that many, a stream without
     a length at the end. Raises `LogCorrupted` where an event is missing, and `StreamRefused`.
@@ -74,7 +74,7 @@ def rows_of(
 def _rows_via_spill(
     streams: StreamAssembler, blocks: Iterator[EventBlock], begin: Begin, targets: Targets
 ) -> Iterator[Row]:
-    """The rows of what `streams` holds and of `parts`: all is written to a file and read by partition."""
+    """The rows of what `streams` holds and of `blocks`: all is written to a file and read by partition."""
     # The file has no name, so that a process that is killed leaves nothing behind.
     with tempfile.TemporaryFile(prefix="hydracore-fold-") as file:
         spill = Spill(file)
@@ -122,7 +122,7 @@ class StreamAssembler:
         self.counts = Counter[int]()
 
     def add(self, block: EventBlock) -> Iterator[Row]:
-        """Add the events of `part`. Yields the rows of the streams that are complete with them."""
+        """Add the events of `block`. Yields the rows of the streams that are complete with them."""
         held, lengths, chunk = self._held, self._lengths, self._chunk
         self.held_bytes += len(block.payloads) + block.size * _EVENT_BYTES
         for (key,), (version,), payload in block.events():

@@ -46,7 +46,7 @@ RETURNING extract(epoch FROM now() - first_seen_at)::float8
 DELETE FROM orphan WHERE provider = %(provider)s AND server_id <> ALL (%(server_ids)s)
 
 -- name: record_missing
--- For how many seconds the server has been missing, in the same way as `sight`.
+-- For how many seconds the server has been missing, in the same way as `record_sighting`.
 INSERT INTO missing_server (provider, server_id, first_missed_at)
 VALUES (%(provider)s, %(server_id)s, now())
 ON CONFLICT (provider, server_id) DO UPDATE SET first_missed_at = least(missing_server.first_missed_at, excluded.first_missed_at)

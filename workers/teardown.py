@@ -21,7 +21,7 @@ from workers.timing import wait_for_gap
 
 _log = structlog.get_logger(__name__)
 
-#: The longest that open chats and usage that is not yet reported may delay a deletion, and the pause between two looks.
+#: The longest that open chats and usage that is not yet reported may delay a deletion, and the pause between two polls.
 DRAIN_S_MAX = 10.0
 DRAIN_POLL_S = 1.0
 

@@ -20,7 +20,7 @@ _log = structlog.get_logger(__name__)
 #: Seconds that entries are gathered before they are sent, so that many chats at once do not make a request each.
 GATHER_S = 0.25
 
-#: The longest time between two looks at the ledger, if there is no news.
+#: The longest time between two checks of the ledger, if it gets no entries.
 CHECK_EVERY_S = 60.0
 
 
@@ -36,7 +36,7 @@ class UsageSender:
     async def deliver(self, credentials: Credentials) -> NoReturn:
         """Send batches as there are entries, for ever. Raises `Gone`."""
         while True:
-            # The first round does not wait for news: the boot before this one may have ended before it had sent all.
+            # The first round does not wait for entries: the boot before this one may have ended before it had sent all.
             await asyncio.sleep(GATHER_S)
             self._ledger.entries_added.clear()
             while (batch := await retry_transient(self._next_batch)) is not None:

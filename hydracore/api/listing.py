@@ -59,7 +59,7 @@ class Listing:
         self._clear_at = 0.0
 
     async def page(self, list_filter: ListFilter) -> Page:
-        """At most `wanted.limit` instances."""
+        """At most `list_filter.limit` instances."""
         # One more than is shown, to know whether others follow.
         listed = await self._queries.list_text(msgspec.structs.replace(list_filter, limit=list_filter.limit + 1))
         if time.monotonic() > self._clear_at or len(self._cached_items) > CACHED_ITEMS_MAX:

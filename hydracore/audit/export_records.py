@@ -177,7 +177,7 @@ _encoder: Final = msgspec.json.Encoder()
 #: `Header.format` of every export.
 FORMAT: Final = "hydracore-export"
 
-#: The complaint about a record that other readers may read differently, such as one with a field twice.
+#: What is wrong with a record that other readers may read differently, such as one with a field twice.
 NOT_CANONICAL: Final = "it is not encoded as an export encodes it"
 
 

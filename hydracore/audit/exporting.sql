@@ -11,7 +11,7 @@ SELECT heads[%s] FROM seal WHERE number = %s
 SELECT number FROM seal ORDER BY number LIMIT 1
 
 -- name: range_of_instance
--- Where the first and the last event of an instance are, up to the cut.
+-- Where the first and the last event of an instance are, up to the head of the export.
 SELECT %(lane)s::integer, min(seq), max(seq), min(tenant_id)
   FROM event
  WHERE lane = %(lane)s AND stream_id = %(stream)s AND seq <= %(upto)s

@@ -94,7 +94,7 @@ async def _recorded_at(pool: AsyncConnectionPool, instance_id: UUID, version: in
 async def read_page(
     pool: AsyncConnectionPool, statement: bytes, stream_id: UUID, **bounds: Any
 ) -> tuple[list[Any], bool]:
-    """The next page of a stream, and whether it is the last one. Raises as `rows` does."""
+    """The next page of a stream, and whether it is the last one. Raises as `fetch_rows` does."""
     limits = {"limit": EVENTS_PER_PAGE, "bytes": pages.PAGE_BYTES}
     found = await fetch_rows(pool, statement, {**stream_parameters(stream_id), **limits, **bounds})
     weight = found[-1][-1] if found else 0

@@ -71,7 +71,7 @@ def read_rows(connection: Connection, query: sql.Composed | bytes, parameters: M
 
 
 def as_stored(table: Table, rows: list[Row]) -> list[Row]:
-    """The rows of a fold, in the form in which `read` returns rows."""
+    """The rows of a fold, in the form in which `read_rows` returns rows."""
     for at in [table.columns.index(name) for name in table.documents]:
         rows = [(*row[:at], encode_document(row[at]), *row[at + 1 :]) for row in rows]
     return rows

@@ -70,7 +70,7 @@ class Follower:
         )
         async with self._narrator.line_open:
             async for event in cursor:
-                assert event["version"] == self.count + 1, "a stream's versions have no holes"
+                assert event["version"] == self.count + 1, "a stream's versions have no gaps"
                 self.count += 1
                 self._narrator.line(head_of(event), facts_of(event["payload"]), indent=TYPE_COLUMN)
 

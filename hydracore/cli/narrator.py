@@ -83,7 +83,7 @@ def fold(text: str, *, first_column: int, indent: int, width: int) -> str:
 
 
 async def wait_until(condition: Callable[[], Awaitable[bool]], seconds_max: float, problem: str) -> None:
-    """Wait for `condition`. Raises `StoryError` with the complaint after `seconds_max`."""
+    """Wait for `condition`. Raises `StoryError` with `problem` after `seconds_max`."""
     try:
         async with asyncio.timeout(seconds_max):
             while not await condition():  # noqa: ASYNC110 - another process sets no Event

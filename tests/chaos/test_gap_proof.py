@@ -106,7 +106,7 @@ class Reading:
             task.cancel()
             await asyncio.wait((task,))
             if not task.cancelled():
-                # Something that a reader may never see, such as a hole.
+                # Something that a reader may never see, such as a gap.
                 task.result()
 
     async def _read(self) -> None:

@@ -1,4 +1,4 @@
-"""What followers are given of a lane: every event in its order, from any place on, and never past a hole."""
+"""What followers are given of a lane: every event in its order, from any place on, and never past a gap."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def test_nothing_behind_a_hole_is_given(owner_conn: AsyncConnection) -> No
         (LANE, 2): [],
         (LANE, 3): list(range(4, HEAD + 1)),
     }
-    assert {place: str(hole) for place, hole in found.gaps.items()} == dict.fromkeys(
+    assert {place: str(gap) for place, gap in found.gaps.items()} == dict.fromkeys(
         places[:2], f"Lane {LANE} at 3: the next event is 4"
     )
 

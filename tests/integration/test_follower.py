@@ -368,12 +368,12 @@ async def test_a_lane_that_lacks_an_event_is_parked_right_before_it_with_one_ala
             await follower.catch_up()
             assert await follower.catch_up() == 0
 
-        hole = f"Lane {lane} at 3: the next event is 4"
+        gap = f"Lane {lane} at 3: the next event is 4"
         alarms = [line for line in said if line["event"] == "log_corrupted"]
-        assert alarms == [{"event": "log_corrupted", "log_level": "critical", "lane": lane, "error": hole}]
+        assert alarms == [{"event": "log_corrupted", "log_level": "critical", "lane": lane, "error": gap}]
         for name in ("usage_daily", "activity"):
             behind = {lane: one for lane, one in (await lanes(pool, name)).items() if one != (0, None)}
-            assert behind == {lane: (2, hole)}
+            assert behind == {lane: (2, gap)}
         for instance_id, requests in ((holed, 1), (whole, 3)):
             report = await usage_report(pool, instance_id, last=LAST_DAY, days=1)
             assert report.days[0].requests == requests

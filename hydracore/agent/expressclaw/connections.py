@@ -17,5 +17,5 @@ def error_state(reason: object) -> str:
 
 
 def error_reason(state: str) -> str | None:
-    """The reason in a state that was made by `failing`, or None for any other state."""
+    """The reason in a state that was made by `error_state`, or None for any other state."""
     return state.removeprefix(_ERROR_PREFIX) if state.startswith(_ERROR_PREFIX) else None
