@@ -24,11 +24,11 @@ async def opened(
     database_url: str,
     *,
     inline: Sequence[InlineProjection] = (InstanceProjection(),),
-    published: Callable[[dict[int, int]], None] | None = None,
+    on_commit: Callable[[dict[int, int]], None] | None = None,
 ) -> AsyncGenerator[EventStore]:
     """A store that acts as the app's role, as the product does. By default `instance` is its only inline table."""
     async with open_pool(database_url, role="hydracore_app", application="bench", size=POOL_SIZE) as pool:
-        store = EventStore(pool, inline=inline, on_commit=published)
+        store = EventStore(pool, inline=inline, on_commit=on_commit)
         try:
             yield store
         finally:

@@ -2,7 +2,7 @@
 
 The relay is another process and hears of commits through Redis, as in production. Every few milliseconds
 the database is asked how far each follower has committed. The lag of an event is the time from its
-`recorded_at` to the first look that finds that a follower has taken it.
+`recorded_at` to the first poll that finds that a follower has taken it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WARM_S: Final = 3.0
 #: Events per instance: one by its request, and three by its plan.
 EVENTS_EACH: Final = 4
 TICK_S: Final = 0.02
-LOOK_S: Final = 0.005
+POLL_S: Final = 0.005
 WAIT_S_MAX: Final = 60.0
 LAG_MS_MAX: Final = 100.0
 
@@ -59,19 +59,19 @@ async def measure(services: Services) -> list[Limit]:
     try:
         async with (
             redis,
-            opened(url, published=publisher.publish) as store,
-            await psycopg.AsyncConnection.connect(url, autocommit=True) as looker,
+            opened(url, on_commit=publisher.publish) as store,
+            await psycopg.AsyncConnection.connect(url, autocommit=True) as poller,
         ):
             await _append(store, seconds=WARM_S)
-            row = await (await looker.execute(_NOW)).fetchone()
+            row = await (await poller.execute(_NOW)).fetchone()
             advances: Advances = {}
-            looking = asyncio.create_task(_look(looker, advances))
+            polling = asyncio.create_task(_poll(poller, advances))
             events_per_s = await _append(store, seconds=SECONDS)
             async with await psycopg.AsyncConnection.connect(url) as connection:
                 events = await (await connection.execute(_RECORDED, row)).fetchall()
             await _until_taken(advances, events)
-            looking.cancel()
-            await asyncio.wait((looking,))
+            polling.cancel()
+            await asyncio.wait((polling,))
             await publisher.close()
     finally:
         await services.supervisor.stop(["bench-lag-relay"])
@@ -116,14 +116,14 @@ async def _live(store: EventStore, number: int) -> None:
     await store.execute(instance_id, plan, origin)
 
 
-async def _look(connection: psycopg.AsyncConnection, advances: Advances) -> None:
+async def _poll(connection: psycopg.AsyncConnection, advances: Advances) -> None:
     while True:
         cursor = await connection.execute(_TAKEN, (list(NAMES),), prepare=True)
         for follower, lane, seq, at in await cursor.fetchall():
             known = advances.setdefault((follower, lane), [])
             if not known or known[-1][0] < seq:
                 known.append((seq, at))
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(POLL_S)
 
 
 async def _until_taken(advances: Advances, events: list[tuple[int, int, datetime]]) -> None:
@@ -132,7 +132,7 @@ async def _until_taken(advances: Advances, events: list[tuple[int, int, datetime
     while any(_at(advances, name, lane) < seq for name in NAMES for lane, seq in heads.items()):
         if time.perf_counter() > end_s:
             raise RuntimeError(f"the followers did not catch up within {WAIT_S_MAX:g} s")
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(POLL_S)
 
 
 def _at(advances: Advances, name: str, lane: int) -> int:

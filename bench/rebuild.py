@@ -162,7 +162,7 @@ async def _rebuild(services: Services, url: str, *, first: bool) -> Round:
         peak = max([peak, *(_memory(child.pid) for child in multiprocessing.active_children())])
 
     phase("begin")
-    report = await rebuilt(url, "instance", first=first, steps=ProgressCallbacks(phase=phase, folded=folded))
+    report = await rebuilt(url, "instance", first=first, callbacks=ProgressCallbacks(phase=phase, folded=folded))
     phase("end")
     await prune(url, "instance")
     return Round(report, marks["end"] - marks["begin"], marks["indexing"] - marks["begin"], peak)
@@ -176,9 +176,9 @@ def _memory(pid: int | None) -> int:
         return 0
 
 
-async def rebuilt(url: str, name: str, *, first: bool, steps: ProgressCallbacks = UNSEEN) -> Report:
+async def rebuilt(url: str, name: str, *, first: bool, callbacks: ProgressCallbacks = UNSEEN) -> Report:
     """The report of a rebuild that was swapped; `first`: the tables are empty, and differ in every row."""
     folding = fold_in_processes(url, workers=WORKERS)
-    report = await rebuild(url, projections()[name], folding=folding, callbacks=steps, accept_drift=first)
+    report = await rebuild(url, projections()[name], folding=folding, callbacks=callbacks, accept_drift=first)
     assert report.stopped_s is not None, report.drift
     return report

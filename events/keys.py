@@ -95,7 +95,7 @@ class Keyring:
 
     def __init__(self, pool: AsyncConnectionPool, *, master_keys: MasterKeys) -> None:
         self._pool = pool
-        self._wrapping = KeyWrapper(master_keys)
+        self._wrapper = KeyWrapper(master_keys)
         self._fingerprint_keys = [derive(key, b"fingerprint requests") for key in master_keys]
         #: The most recently used customers. Evicting one drops its texts, too.
         self._customers = BoundedCache[tuple[str, str], _CachedCustomer](
@@ -248,14 +248,14 @@ class Keyring:
         if known is not None and known.cipher is not None:
             _log.warning("customer_key_put_back", tenant_id=tenant_id, customer_id=customer_id)
             return known.wrapped
-        return self._wrapping.wrap(AESGCM.generate_key(bit_length=256), tenant_id, customer_id) if create else None
+        return self._wrapper.wrap(AESGCM.generate_key(bit_length=256), tenant_id, customer_id) if create else None
 
     def _connections_opened(self) -> int:
         """How many connections the pool has opened. After a new one the database may be another than the cache was read from."""
         return self._pool.get_stats().get("connections_num", 0)
 
     def _cipher(self, wrapped: bytes, tenant_id: str, customer_id: str) -> AESGCM | None:
-        unwrapped = self._wrapping.unwrap(wrapped, tenant_id, customer_id)
+        unwrapped = self._wrapper.unwrap(wrapped, tenant_id, customer_id)
         try:
             return None if unwrapped is None else AESGCM(unwrapped.key)
         except ValueError:

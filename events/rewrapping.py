@@ -51,10 +51,10 @@ async def count_by_master_key(
     pool: AsyncConnectionPool, master_keys: MasterKeys, progress: Callable[[int], None] = lambda _: None
 ) -> KeyCounts:
     """Try to unwrap all keys. `progress` is called with the number of keys that were tried. Raises `StoreUnavailable`."""
-    wrapping, found = KeyWrapper(master_keys), KeyCounts()
+    wrapper, found = KeyWrapper(master_keys), KeyCounts()
     async for rows in _pages(pool):
         for tenant, customer, wrapped in rows:
-            unwrapped = wrapping.unwrap(wrapped, tenant, customer)
+            unwrapped = wrapper.unwrap(wrapped, tenant, customer)
             if unwrapped is None:
                 found.unreadable += 1
             elif unwrapped.by_present:
@@ -73,12 +73,12 @@ async def rewrap(
     Keys that another session has locked are skipped; the next run takes them. `progress` is called with the number of keys that were
     looked at. Raises `StoreUnavailable`.
     """
-    wrapping, replaced, last = KeyWrapper(master_keys), 0, _BEFORE_ALL
+    wrapper, replaced, last = KeyWrapper(master_keys), 0, _BEFORE_ALL
 
     async def batch(connection: AsyncConnection) -> tuple[list[TupleRow], int]:
         async with connection.transaction():
             rows = await (await connection.execute(_LOCK, _page(last, BATCH))).fetchall()
-            rewrapped = list(_rewrapped(wrapping, rows))
+            rewrapped = list(_rewrapped(wrapper, rows))
             if rewrapped:
                 tenants, customers, keys = map(list, zip(*rewrapped, strict=True))
                 await connection.execute(_REPLACE, {"tenants": tenants, "customers": customers, "keys": keys})
@@ -93,11 +93,11 @@ async def rewrap(
         progress(len(rows))
 
 
-def _rewrapped(wrapping: KeyWrapper, rows: list[TupleRow]) -> Generator[tuple[str, str, bytes]]:
+def _rewrapped(wrapper: KeyWrapper, rows: list[TupleRow]) -> Generator[tuple[str, str, bytes]]:
     for tenant, customer, wrapped in rows:
-        unwrapped = wrapping.unwrap(wrapped, tenant, customer)
+        unwrapped = wrapper.unwrap(wrapped, tenant, customer)
         if unwrapped is not None and not unwrapped.by_present:
-            yield tenant, customer, wrapping.wrap(unwrapped.key, tenant, customer)
+            yield tenant, customer, wrapper.wrap(unwrapped.key, tenant, customer)
 
 
 async def _pages(pool: AsyncConnectionPool) -> AsyncGenerator[list[TupleRow]]:

@@ -134,7 +134,7 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
 
     polls, sweeps = asyncio.Semaphore(POLLS_MAX), asyncio.Semaphore(SWEEPS_MAX)
 
-    async def observe_actor() -> None:
+    async def poll_actions_actor() -> None:
         await _run_limited(polls, lambda: poll_actions(deps()))
 
     async def sweep_actor() -> None:
@@ -151,7 +151,7 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
 
     declare(b.ADVANCE, advance_actor)
     declare(b.CHECK_HEALTH, check_health_actor)
-    declare(b.OBSERVE_ACTIONS, observe_actor)
+    declare(b.OBSERVE_ACTIONS, poll_actions_actor)
     declare(b.SWEEP, sweep_actor)
     declare(b.FOLD_LANES, fold_lanes_actor)
 

@@ -30,12 +30,12 @@ def user_data(*, control_plane_url: str, instance_id: UUID, attempt: Attempt, ma
     assert nonce is not None, "an intent has a nonce"
     assert token_hash is not None, "an intent has the hash of its token"
     # The intent may be older than the present master key. If its key is no longer configured, the API would refuse its token anyway.
-    maker = master_key_of_enrol_token(master_keys, instance_id, attempt.number, nonce, token_hash=token_hash)
+    master_key = master_key_of_enrol_token(master_keys, instance_id, attempt.number, nonce, token_hash=token_hash)
     boot = {
         "control_plane_url": control_plane_url,
         "instance_id": str(instance_id),
         "attempt": attempt.number,
-        "enrol_token": enrol_token(maker or master_keys.present, instance_id, attempt.number, nonce),
+        "enrol_token": enrol_token(master_key or master_keys.present, instance_id, attempt.number, nonce),
     }
     config = {
         "write_files": [{"path": AGENT_FILE, "permissions": "0600", "content": msgspec.json.encode(boot).decode()}],

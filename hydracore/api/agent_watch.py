@@ -50,7 +50,7 @@ class EventStream:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._turn = asyncio.Lock()
+        self._write_lock = asyncio.Lock()
         self._now_s = asyncio.get_running_loop().time
         self._written_s = self._now_s()
         self.is_open = False
@@ -62,12 +62,12 @@ class EventStream:
         await self._write(events)
         self.last = events
 
-    async def _write(self, piece: bytes) -> None:
-        async with self._turn:
+    async def _write(self, chunk: bytes) -> None:
+        async with self._write_lock:
             if not self.is_open:
                 await self._send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": [*_HEADERS]})
                 self.is_open = True
-            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
             self._written_s = self._now_s()
 
     async def keep_alive(self, check: AgentCheck) -> NoReturn:

@@ -97,7 +97,7 @@ class Chats:
         now_ms: NowMs,
     ) -> None:
         self._changes = changes
-        self._vps = agent_client
+        self._agent_client = agent_client
         self._pool = pool
         self._keyring = keyring
         self._catalogue = catalogue
@@ -148,7 +148,7 @@ class Chats:
     async def _answer_to(self, question: _Question) -> bytes:
         """The agent's answer. Raises `AgentClientError`."""
         try:
-            return await self._vps.chat(
+            return await self._agent_client.chat(
                 question.address, question.body, idempotency_key=question.key, timeout_s=ANSWER_TIMEOUT_S
             )
         except AgentBadAnswer as error:
@@ -183,7 +183,7 @@ class Chats:
 
     async def _pass_on_events(self, question: _Question, stream: EventStream) -> None:
         """Raises `AgentClientError` where the stream does not begin. One that has begun always gets an ending."""
-        answer = self._vps.chat_stream(
+        answer = self._agent_client.chat_stream(
             question.address, question.body, idempotency_key=question.key, idle_timeout_s=IDLE_TIMEOUT_S
         )
         try:
@@ -198,7 +198,7 @@ class Chats:
     async def _check_agent(self, question: _Question) -> None:
         """Raises `AgentTimeout` where the agent does not answer a status request. Other failures show in the chat."""
         with suppress(AgentUnreachable, AgentBadAnswer):
-            await self._vps.status(question.address, timeout_s=CHECK_TIMEOUT_S)
+            await self._agent_client.status(question.address, timeout_s=CHECK_TIMEOUT_S)
 
     async def _require_budget(self, state: Instance) -> None:
         choice = model_choice(state, self._catalogue)

@@ -65,10 +65,10 @@ class Histories:
         self, who: Principal, instance_id: UUID, *, at: str | None, version: int | None
     ) -> s.InstanceDetail:
         """The instance at a time or at a version, of which one must be given. Raises `NotFound` and `Forbidden`."""
-        show = self._show_to(who, await self.changes.load(who, instance_id))
+        render_sealed = self._renderer_for(who, await self.changes.load(who, instance_id))
         with _not_found_translated():
             past = await state_at(self.pool, instance_id, version=version, at=_time(at))
-        then = await render_state(past, show)
+        then = await render_state(past, render_sealed)
         detail = detail_of(row_at(past.state))
         return replace(detail, version=then.version, recorded_at=then.recorded_at, state=then.state)
 
@@ -86,14 +86,14 @@ class Histories:
         cursor: s.Version | None = None,
     ) -> Answer:
         """Oldest first. The cursor is the version of the last event of the page before."""
-        show = self._show_to(who, await self.changes.load(who, instance_id))
+        render_sealed = self._renderer_for(who, await self.changes.load(who, instance_id))
         types = () if type is None else tuple(TAG_BY_NAME[name] for name in type.split(","))
-        wanted = EventFilter(
+        event_filter = EventFilter(
             since=_time(since), until=None if until is None else parse_end_time(until), types=types, actor=actor
         )
         with _not_found_translated():
             after = None if cursor is None else (await state_at(self.pool, instance_id, version=cursor)).state
-            shown, last = await self._page(instance_id, wanted, show, after=after, limit=limit)
+            shown, last = await self._page(instance_id, event_filter, render_sealed, after=after, limit=limit)
         body = b'{"events":[' + b",".join(shown) + b"]}"
         if last is None:
             return Answer(200, body)
@@ -103,24 +103,30 @@ class Histories:
         return Answer(200, body, (next_link(PATH.format(instance_id=instance_id), following),))
 
     async def _page(
-        self, instance_id: UUID, wanted: EventFilter, show: RenderSealed, *, after: Instance | None, limit: int
+        self,
+        instance_id: UUID,
+        event_filter: EventFilter,
+        render_sealed: RenderSealed,
+        *,
+        after: Instance | None,
+        limit: int,
     ) -> tuple[list[bytes], int | None]:
         """The events of a page, encoded, and the version of the last one if others follow, otherwise None."""
         shown: list[bytes] = []
         size_bytes = last = 0
-        async with aclosing(instance_entries(self.pool, instance_id, wanted, after=after)) as entries:
+        async with aclosing(instance_entries(self.pool, instance_id, event_filter, after=after)) as entries:
             async for entry in entries:
                 # An event beyond the limit shows that others follow.
                 if len(shown) == limit or size_bytes >= PAGE_BYTES:
                     return shown, last
-                shown.append(_ENCODER.encode(await render_event(entry, show)))
+                shown.append(_ENCODER.encode(await render_event(entry, render_sealed)))
                 size_bytes += len(shown[-1])
                 last = entry.record.version
                 # Five hundred events take a while, so other requests get a turn in between.
                 await asyncio.sleep(0)
         return shown, None
 
-    def _show_to(self, who: Principal, now: Instance) -> RenderSealed:
+    def _renderer_for(self, who: Principal, now: Instance) -> RenderSealed:
         """How sealed values are shown to the caller. The present consent decides, whatever it was at that moment."""
         if is_owner(who, now) or now.consent_debug_access:
             return partial(self.vault.show, now)

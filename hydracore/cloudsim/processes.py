@@ -56,9 +56,9 @@ class AgentProcess:
             # Otherwise Popen would warn, when it is deleted, that its child is still running.
             self._child.returncode = 0
 
-    async def _wait(self, patience_s: float) -> None:
+    async def _wait(self, limit_s: float) -> None:
         # A process that is not our child cannot be waited for, only looked at.
-        deadline_s = asyncio.get_running_loop().time() + patience_s
+        deadline_s = asyncio.get_running_loop().time() + limit_s
         while self.alive() and asyncio.get_running_loop().time() < deadline_s:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(POLL_S)
 

@@ -104,8 +104,8 @@ async def test_a_rebuild_misses_no_erasure_that_comes_while_it_is_under_way(
         with ThreadPoolExecutor(1) as other:
             other.submit(world.run, "audit", "erase-customer", customer, "--also-live", "--yes").result()
 
-    steps, projection = ProgressCallbacks(phase=erase, folded=lambda _: None), projections()["instance"]
-    report = await rebuild(world.url, projection, folding=fold_here(world.url), callbacks=steps, accept_drift=False)
+    callbacks, projection = ProgressCallbacks(phase=erase, folded=lambda _: None), projections()["instance"]
+    report = await rebuild(world.url, projection, folding=fold_here(world.url), callbacks=callbacks, accept_drift=False)
 
     assert (tuple(phases), report.drifted) == (PHASES, 0)
     rows = await owner_conn.execute(
@@ -176,12 +176,12 @@ async def test_what_was_sealed_just_before_and_lands_just_after_is_told_too(worl
         thread.start()
         thread.join()
 
-    steps = erasing.ErasureProgress(
+    progress = erasing.ErasureProgress(
         order_recorded=lambda: None, key_destroyed=lambda: None, instances_done=in_the_middle
     )
     order = {"actor": "test", "correlation_id": uuid4(), "clock": lambda: datetime.now(UTC)}
     customer = await erasing.find_customer(world.pool, "ada", tenant_id=None)
-    erased = await erasing.Eraser(world.pool, world.store, world.file, **order).erase(customer, steps)
+    erased = await erasing.Eraser(world.pool, world.store, world.file, **order).erase(customer, progress)
 
     assert erased.recorded == len(world.ada) + 1
     assert await last_event(world.url, late) == "customer_erased"
@@ -194,11 +194,11 @@ async def test_the_key_is_destroyed_at_the_end_though_a_standby_took_over_that_l
 
     with psycopg.connect(world.url) as connection:
         connection.execute("CREATE TABLE old AS SELECT wrapped_key AS kept FROM customer_key WHERE customer_id = 'ada'")
-    steps = erasing.ErasureProgress(order_recorded=lambda: None, key_destroyed=lambda: None, instances_done=lacking)
+    progress = erasing.ErasureProgress(order_recorded=lambda: None, key_destroyed=lambda: None, instances_done=lacking)
     order = {"actor": "test", "correlation_id": uuid4(), "clock": lambda: datetime.now(UTC)}
     customer = await erasing.find_customer(world.pool, "ada", tenant_id=None)
 
-    erased = await erasing.Eraser(world.pool, world.store, world.file, **order).erase(customer, steps)
+    erased = await erasing.Eraser(world.pool, world.store, world.file, **order).erase(customer, progress)
 
     assert erased.recorded == len(world.ada)
     assert await readable(world.url, world.ada[0], "ada") == []

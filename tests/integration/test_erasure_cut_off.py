@@ -123,13 +123,13 @@ async def test_a_store_that_goes_away_is_not_taken_for_a_broken_history(world: W
     async with open_store(world.url) as (closed, _):
         pass
     customer = await erasing.find_customer(world.pool, "ada", tenant_id=None)
-    steps = erasing.ErasureProgress(
+    progress = erasing.ErasureProgress(
         order_recorded=lambda: None, key_destroyed=lambda: None, instances_done=lambda _: None
     )
     order = {"actor": "test", "correlation_id": uuid4(), "clock": lambda: datetime.now(UTC)}
 
     with pytest.raises(StoreUnavailable):
-        await erasing.Eraser(world.pool, closed, world.file, **order).erase(customer, steps)
+        await erasing.Eraser(world.pool, closed, world.file, **order).erase(customer, progress)
 
 
 async def test_an_order_that_is_written_down_is_on_the_disk_before_the_key_goes(

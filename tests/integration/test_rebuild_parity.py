@@ -49,9 +49,9 @@ async def rebuilt_while(
             with ThreadPoolExecutor(1) as aside:
                 aside.submit(run_to_completion, do()).result()
 
-    steps = ProgressCallbacks(phase=phase, folded=lambda _: None)
+    callbacks = ProgressCallbacks(phase=phase, folded=lambda _: None)
     return await rebuild(
-        database_url, projection, folding=fold_here(database_url), callbacks=steps, accept_drift=accept_drift
+        database_url, projection, folding=fold_here(database_url), callbacks=callbacks, accept_drift=accept_drift
     )
 
 

@@ -62,9 +62,9 @@ async def run(*words: str, env: dict[str, str]) -> Result:
 async def wrapped_by_old(owner_conn: psycopg.AsyncConnection, count: int) -> list[str]:
     """So many customers, in the order in which their keys are taken."""
     names = [f"c-{number:05}" for number in range(count)]
-    wrapping = KeyWrapper(MasterKeys(OLD))
+    wrapper = KeyWrapper(MasterKeys(OLD))
     async with owner_conn.transaction(), owner_conn.cursor() as cursor:
-        await cursor.executemany(_INSERT, [(name, wrapping.wrap(os.urandom(32), "acme", name)) for name in names])
+        await cursor.executemany(_INSERT, [(name, wrapper.wrap(os.urandom(32), "acme", name)) for name in names])
     return names
 
 

@@ -30,10 +30,10 @@ class Clocks:
             "ratelimit-reset": str(int(1_000_000 + self.passed_s) + reset_in_s),
         }
 
-    async def refused_for_s(self, *, code: str = RATE_LIMITED, patience_s: float = 0.0) -> float:
-        """How long the gate stays closed, as a caller with so much patience learns it; 0 when it is open."""
+    async def refused_for_s(self, *, code: str = RATE_LIMITED, timeout_s: float = 0.0) -> float:
+        """How long the gate stays closed, as a caller with this timeout learns it; 0 when it is open."""
         try:
-            await self.pacer.wait_for_turn(patience_s=patience_s)
+            await self.pacer.wait_for_turn(timeout_s=timeout_s)
         except ProviderRetry as retry:
             assert retry.code == code
             return retry.retry_after_s
@@ -41,7 +41,7 @@ class Clocks:
 
     async def unreachable_for_s(self) -> float:
         """The same where the provider does not answer, of a call that takes 10 s at most."""
-        return await self.refused_for_s(code=UNREACHABLE, patience_s=10)
+        return await self.refused_for_s(code=UNREACHABLE, timeout_s=10)
 
     def pass_in_silence(self, seconds: float) -> None:
         """The time of calls that are all made now and not answered."""
@@ -113,7 +113,7 @@ async def test_who_is_told_to_come_later_may_not_come_at_once_and_nobody_else_wa
 async def test_whoever_waits_for_the_end_of_a_429_learns_of_another_that_came_meanwhile(clocks: Clocks) -> None:
     clocks.pacer.read_rate_limit(status=429, headers={"retry-after": "7"})
     clocks.passed_s = 6.99
-    waiting = asyncio.create_task(clocks.refused_for_s(patience_s=5))
+    waiting = asyncio.create_task(clocks.refused_for_s(timeout_s=5))
     await asyncio.sleep(0)
 
     clocks.pacer.read_rate_limit(status=429, headers={"retry-after": "9"})
@@ -124,7 +124,7 @@ async def test_whoever_waits_for_the_end_of_a_429_learns_of_another_that_came_me
 async def test_near_the_end_calls_are_spaced_at_the_pace_of_the_refill(clocks: Clocks) -> None:
     clocks.pacer.read_rate_limit(status=200, headers=clocks.limits(remaining=0, reset_in_s=500))
 
-    await clocks.pacer.wait_for_turn(patience_s=10)
+    await clocks.pacer.wait_for_turn(timeout_s=10)
 
     # A thousand requests come back in 500 seconds.
     assert await clocks.refused_for_s() == 0.5

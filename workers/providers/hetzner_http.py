@@ -105,7 +105,7 @@ class HetznerHttp:
         request = self._client.build_request(method, path, params=query, json=body)
         self.refuse_if_silent()
         async with self._slot():
-            await self._pacer.wait_for_turn(patience_s=self._timeout_s)
+            await self._pacer.wait_for_turn(timeout_s=self._timeout_s)
             response = await self._send(request, mutation=mutation)
         retry_after_s = self._pacer.read_rate_limit(status=response.status, headers=response.headers)
         correlation_id = response.headers.get("x-correlation-id")

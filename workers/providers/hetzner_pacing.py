@@ -54,16 +54,16 @@ class Pacer:
         if self._silence_s > 0.0 and wait_s > 0.0:
             raise ProviderRetry(UNREACHABLE, retry_after_s=wait_s)
 
-    async def wait_for_turn(self, *, patience_s: float) -> None:
-        """Wait until a call may be made. `patience_s`: the longest that the call, and the wait for it, may take.
+    async def wait_for_turn(self, *, timeout_s: float) -> None:
+        """Wait until a call may be made. `timeout_s`: the longest that the call, and the wait for it, may take.
 
         Raises `ProviderRetry` instead of waiting longer, and at once while the provider does not answer.
         """
-        await self._slot(patience_s)
+        await self._slot(timeout_s)
         self.refuse_if_silent()
         if self._silence_s > 0.0:
             # Only this call tries whether the provider answers again.
-            self._silent_until = self._monotonic() + patience_s
+            self._silent_until = self._monotonic() + timeout_s
 
     def record_silence(self, *, since: float) -> None:
         """Record that a call got no answer in time. `since`: when it was sent, by the monotonic clock."""
@@ -79,15 +79,15 @@ class Pacer:
         self._answered_at = self._monotonic()
         self._silence_s = 0.0
 
-    async def _slot(self, patience_s: float) -> None:
+    async def _slot(self, timeout_s: float) -> None:
         if self._spacing_s > 0.0:
             slot = max(self._next_slot, self._monotonic())
-            self._refuse_beyond(patience_s, slot - self._monotonic())
+            self._refuse_beyond(timeout_s, slot - self._monotonic())
             self._next_slot = slot + self._spacing_s
             await asyncio.sleep(slot - self._monotonic())
         # In a loop, because another call may meet a 429 while this one sleeps.
         while (wait_s := self._blocked_until - self._monotonic()) > 0.0:
-            self._refuse_beyond(patience_s, wait_s)
+            self._refuse_beyond(timeout_s, wait_s)
             await asyncio.sleep(wait_s)
 
     def read_rate_limit(self, *, status: int, headers: Mapping[str, str]) -> float | None:
@@ -114,8 +114,8 @@ class Pacer:
             return
         self._spacing_s = min(reset_in_s / max(1.0, limit - remaining), SPACING_S_MAX)
 
-    def _refuse_beyond(self, patience_s: float, wait_s: float) -> None:
-        if wait_s > patience_s:
+    def _refuse_beyond(self, timeout_s: float, wait_s: float) -> None:
+        if wait_s > timeout_s:
             raise ProviderRetry(RATE_LIMITED, retry_after_s=wait_s)
 
 

@@ -49,7 +49,7 @@ class TelegramChannel:
         self._wanted = Bot(Telegram())
         self._changed = asyncio.Event()
         self._state = OFF
-        self._answering: TelegramAnswers | None = None
+        self._answers: TelegramAnswers | None = None
 
     def use(self, bot: Bot) -> None:
         """Run this bot from now on."""
@@ -60,7 +60,7 @@ class TelegramChannel:
     @property
     def state(self) -> str:
         """`off`, `connected` or `error: ...`."""
-        refusal = None if self._answering is None else self._answering.disk_failure
+        refusal = None if self._answers is None else self._answers.disk_failure
         return self._state if refusal is None else error_state(refusal)
 
     @property
@@ -88,7 +88,7 @@ class TelegramChannel:
 
     async def _poll(self, bot: str, api: TelegramApi, wanted: Bot) -> NoReturn:
         backoff = Backoff(base_s=RETRY_BASE_S, cap_s=RETRY_CAP_S)
-        answering = self._answering = TelegramAnswers(
+        answers = self._answers = TelegramAnswers(
             bot, api, self._inbox, self._open_chat, allowed=wanted.allowed_user_ids
         )
         try:
@@ -97,13 +97,13 @@ class TelegramChannel:
                 while True:
                     try:
                         if has_unsent:
-                            answering.resend_unsent(tasks, await self._inbox.stored_updates(unsent_inbox(bot)))
+                            answers.resend_unsent(tasks, await self._inbox.stored_updates(unsent_inbox(bot)))
                             has_unsent = False
-                        if answering.has_room:
+                        if answers.has_room:
                             await self._poll_once(bot, api)
                         else:
                             await asyncio.sleep(BACKLOG_FULL_WAIT_S)
-                        answering.answer_new(tasks, await self._inbox.stored_updates(bot))
+                        answers.answer_new(tasks, await self._inbox.stored_updates(bot))
                         backoff.reset()
                     except TelegramError as error:
                         self._note(error)
@@ -114,7 +114,7 @@ class TelegramChannel:
                         self._note(DiskWriteFailed(str(error)))
                         await asyncio.sleep(backoff.next_wait_s())
         finally:
-            self._answering = None
+            self._answers = None
             await api.aclose()
 
     async def _poll_once(self, bot: str, api: TelegramApi) -> None:
