@@ -41,14 +41,14 @@ class Customers:
 
 
 @asynccontextmanager
-async def held_lanes(database_url: str, lanes: Iterable[int]) -> AsyncGenerator[AsyncConnection]:
+async def lock_lanes(database_url: str, lanes: Iterable[int]) -> AsyncGenerator[AsyncConnection]:
     """Somebody's transaction that has the lanes, and does not end."""
     async with await AsyncConnection.connect(database_url) as holder:
         await holder.execute("SELECT FROM lane WHERE lane = ANY (%s) ORDER BY lane FOR UPDATE", (list(lanes),))
         yield holder
 
 
-def sees_held(store: EventStore, lane: int) -> bool:
+def counts_as_locked(store: EventStore, lane: int) -> bool:
     return lane in store._committer._locked
 
 

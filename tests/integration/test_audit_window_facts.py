@@ -228,7 +228,9 @@ def test_a_lack_of_memory_is_no_finding(connection: psycopg.Connection) -> None:
         list(followed_tables.compare(connection, LANE, [Large()], due=0, after_each=lambda _: None))
 
 
-def test_lanes_are_added_up_along_as_far_as_there_is_room(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lanes_are_folded_while_they_are_verified_as_far_as_there_is_room(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(verifying, "CONCURRENT_EVENTS_MAX", EVENTS - 1)
     counted = CountedProgress()
 

@@ -92,7 +92,7 @@ async def test_a_channel_answers_those_it_may_and_tells_the_others_their_number(
     assert len(await modelsim.requests()) == 1
 
 
-#: Turns of two messages each that push the first one out of what a model is reminded of.
+#: Turns of two messages each that push the first one out of the context of a model.
 TURNS = 31
 
 

@@ -1,4 +1,4 @@
-"""Clocks that do not agree, or that go back: what is owed is done all the same, and at once."""
+"""Clocks that do not agree, or that go back: what is due is done all the same, and at once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SEEN_TO_BE_GONE = (
 )
 
 
-async def test_what_is_asked_for_by_a_clock_that_is_ahead_is_owed_at_once(
+async def test_what_is_asked_for_by_a_clock_that_is_ahead_is_due_at_once(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     (ahead_ms,) = await one(owner_conn, "SELECT (extract(epoch FROM now() + interval '1 h') * 1000)::bigint")
@@ -68,16 +68,16 @@ async def test_a_pause_that_a_clock_has_made_endless_is_none(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        attention = WorkSchedule(pool)
+        schedule = WorkSchedule(pool)
         await requested(store)
-        await attention.postpone(ADA, version=1, delay_s=BACKOFF_S_MAX * 60)
-        await attention.record_failure(ADA, version=1, code="locked", delay_s=BACKOFF_S_MAX)
-        assert await attention.claim_due() == []
+        await schedule.postpone(ADA, version=1, delay_s=BACKOFF_S_MAX * 60)
+        await schedule.record_failure(ADA, version=1, code="locked", delay_s=BACKOFF_S_MAX)
+        assert await schedule.claim_due() == []
 
         await owner_conn.execute("UPDATE attention SET not_before = not_before + interval '1 h'")
 
-        assert await attention.claim_due() == [ADA]
-        assert await attention.claim_due() == [], "somebody has just been sent there"
+        assert await schedule.claim_due() == [ADA]
+        assert await schedule.claim_due() == [], "somebody has just been sent there"
 
 
 async def test_a_duty_is_done_whatever_the_clock_was_when_it_was_done_last(

@@ -24,47 +24,47 @@ ADA = lives.instance_id()
 @pytest.mark.parametrize("pause", ["fail", "postpone"])
 async def test_a_pause_ends_with_the_step_that_it_was_made_for(database_url: str, pause: str) -> None:
     async with open_store(database_url) as (store, pool):
-        attention = WorkSchedule(pool)
+        schedule = WorkSchedule(pool)
         await requested(store)
         if pause == "fail":
-            await attention.record_failure(ADA, version=1, code="no_address", delay_s=60)
+            await schedule.record_failure(ADA, version=1, code="no_address", delay_s=60)
         else:
-            await attention.postpone(ADA, version=1, delay_s=60)
-        during = await attention.claim_due()
+            await schedule.postpone(ADA, version=1, delay_s=60)
+        during = await schedule.claim_due()
 
         # A worker records what it has done, for which no relay sends a hint, and dies before it does the next thing.
         await store.execute(ADA, lives.plan(), origin("worker"))
 
         assert during == []
-        assert await attention.claim_due() == [ADA]
-        assert await attention.claim_due() == [], "somebody has just been sent there"
+        assert await schedule.claim_due() == [ADA]
+        assert await schedule.claim_due() == [], "somebody has just been sent there"
 
 
 async def test_a_failure_at_another_version_is_the_first_of_its_kind(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
-        attention = WorkSchedule(pool)
+        schedule = WorkSchedule(pool)
         await requested(store)
         for _ in range(3):
-            await attention.record_failure(ADA, version=1, code="no_address", delay_s=60)
+            await schedule.record_failure(ADA, version=1, code="no_address", delay_s=60)
         await store.execute(ADA, lives.plan(), origin("worker"))
-        await attention.claim_due()
+        await schedule.claim_due()
 
-        assert await attention.record_failure(ADA, version=4, code="timeout", delay_s=0) == 1
-        await attention.claim_due()
-        assert await attention.record_failure(ADA, version=4, code="timeout", delay_s=60) == 2
+        assert await schedule.record_failure(ADA, version=4, code="timeout", delay_s=0) == 1
+        await schedule.claim_due()
+        assert await schedule.record_failure(ADA, version=4, code="timeout", delay_s=60) == 2
 
 
 async def test_a_failure_of_another_kind_is_not_paused_for_as_if_it_had_come_before(
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        attention = WorkSchedule(pool)
+        schedule = WorkSchedule(pool)
         await requested(store)
         for _ in range(5):
-            await attention.record_failure(ADA, version=1, code="server_still_there", delay_s=0.3)
+            await schedule.record_failure(ADA, version=1, code="server_still_there", delay_s=0.3)
         began = await (await owner_conn.execute("SELECT failing_since FROM attention")).fetchone()
 
-        assert await attention.record_failure(ADA, version=1, code="server_error", delay_s=15) == 1
+        assert await schedule.record_failure(ADA, version=1, code="server_error", delay_s=15) == 1
 
         row = await (
             await owner_conn.execute(
@@ -78,11 +78,11 @@ async def test_a_failure_of_another_kind_is_not_paused_for_as_if_it_had_come_bef
 async def test_pauses_grow_with_each_failure_up_to_the_longest(database_url: str, owner_conn: AsyncConnection) -> None:
     pauses = list[float]()
     async with open_store(database_url) as (store, pool):
-        attention = WorkSchedule(pool)
+        schedule = WorkSchedule(pool)
         await requested(store)
 
         for _ in range(5):
-            await attention.record_failure(ADA, version=1, code="no_address", delay_s=10)
+            await schedule.record_failure(ADA, version=1, code="no_address", delay_s=10)
             pauses.append(await _pause_s(owner_conn))
 
     # Up to a quarter more, at random.
@@ -95,33 +95,33 @@ async def test_waiting_makes_no_failure_forgotten_until_the_instance_gets_on(
 ) -> None:
     since = "SELECT failing_since FROM attention"
     async with open_store(database_url) as (store, pool):
-        attention = WorkSchedule(pool)
+        schedule = WorkSchedule(pool)
         await requested(store)
-        await attention.record_failure(ADA, version=1, code="timeout", delay_s=1)
-        await attention.postpone(ADA, version=1, delay_s=1)
-        assert await attention.record_failure(ADA, version=1, code="timeout", delay_s=1) == 2
+        await schedule.record_failure(ADA, version=1, code="timeout", delay_s=1)
+        await schedule.postpone(ADA, version=1, delay_s=1)
+        assert await schedule.record_failure(ADA, version=1, code="timeout", delay_s=1) == 2
         before = await (await owner_conn.execute(since)).fetchone()
 
         await store.execute(ADA, lives.plan(), origin("worker"))
-        await attention.postpone(ADA, version=4, delay_s=1)
+        await schedule.postpone(ADA, version=4, delay_s=1)
 
-        assert await attention.record_failure(ADA, version=4, code="timeout", delay_s=1) == 1
+        assert await schedule.record_failure(ADA, version=4, code="timeout", delay_s=1) == 1
         assert await (await owner_conn.execute(since)).fetchone() != before
 
 
 async def test_nothing_is_left_of_whoever_goes_away(database_url: str, owner_conn: AsyncConnection) -> None:
     other = uuid4()
     async with open_store(database_url) as (store, pool):
-        attention = WorkSchedule(pool)
+        schedule = WorkSchedule(pool)
         await requested(store)
-        await attention.record_failure(ADA, version=1, code="timeout", delay_s=1)
+        await schedule.record_failure(ADA, version=1, code="timeout", delay_s=1)
         heard = (
             "INSERT INTO heartbeat (lane, instance_id, received_at, boot_id, report) VALUES (%s, %s, now(), %s, '{}')"
         )
         for instance_id in (ADA, other):
             await owner_conn.execute(heard, (lane_of(instance_id), instance_id, lives.BOOT))
 
-        await attention.delete_working_data(ADA)
+        await schedule.delete_working_data(ADA)
 
         left = "SELECT instance_id FROM heartbeat UNION ALL SELECT instance_id FROM attention"
         assert await (await owner_conn.execute(left)).fetchall() == [(other,)]
@@ -131,15 +131,15 @@ async def test_a_worker_that_comes_late_leaves_no_word_of_what_is_over(
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        attention = WorkSchedule(pool)
+        schedule = WorkSchedule(pool)
         await requested(store)
         for command in (lives.plan(), lives.failed(retryable=False), lives.discarded(), lives.gave_up()):
             outcome = await store.execute(ADA, command, origin("worker"))
 
-        # One that was frozen at an earlier version, and one that saw the last, to which nothing is owed.
+        # One that was frozen at an earlier version, and one that saw the last, for which nothing is due.
         for version in (1, outcome.state.version):
-            await attention.postpone(ADA, version=version, delay_s=1)
-            assert await attention.record_failure(ADA, version=version, code="no_address", delay_s=1) is None
+            await schedule.postpone(ADA, version=version, delay_s=1)
+            assert await schedule.record_failure(ADA, version=version, code="no_address", delay_s=1) is None
 
         assert await (await owner_conn.execute("SELECT code FROM attention")).fetchall() == []
 
@@ -147,20 +147,20 @@ async def test_a_worker_that_comes_late_leaves_no_word_of_what_is_over(
 @pytest.mark.parametrize("pause", ["fail", "postpone"])
 async def test_a_worker_that_comes_late_holds_up_nobody_who_has_gone_on(database_url: str, pause: str) -> None:
     async with open_store(database_url) as (store, pool):
-        attention = WorkSchedule(pool)
+        schedule = WorkSchedule(pool)
         await requested(store)
         await store.execute(ADA, lives.plan(), origin("worker"))
 
         # One that was frozen when there was a request alone.
         if pause == "fail":
-            assert await attention.record_failure(ADA, version=1, code="no_address", delay_s=60) is None
+            assert await schedule.record_failure(ADA, version=1, code="no_address", delay_s=60) is None
         else:
-            await attention.postpone(ADA, version=1, delay_s=60)
+            await schedule.postpone(ADA, version=1, delay_s=60)
 
-        assert await attention.claim_due() == [ADA]
+        assert await schedule.claim_due() == [ADA]
 
 
-async def test_what_is_asked_for_while_the_relay_looks_is_seen_to_be_owed(database_url: str) -> None:
+async def test_what_is_asked_for_while_the_relay_looks_is_seen_to_be_due(database_url: str) -> None:
     async with open_store(database_url) as (store, pool), pool.connection() as looking, looking.transaction():
         began_ms = await _in_ms(looking, "SELECT now()")
 
@@ -170,7 +170,7 @@ async def test_what_is_asked_for_while_the_relay_looks_is_seen_to_be_owed(databa
         assert await due_instances(looking) == [ADA]
 
 
-async def test_a_relay_hints_at_what_is_owed_at_once_but_for_what_a_worker_sees_to_by_itself(
+async def test_a_relay_hints_at_what_is_due_at_once_but_for_what_a_worker_sees_to_by_itself(
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
     hinted, left = set[str](), set[str]()
@@ -195,7 +195,7 @@ async def test_a_relay_hints_at_what_is_owed_at_once_but_for_what_a_worker_sees_
 async def test_a_parked_lane_is_looked_at_again_once_its_time_has_come(
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
-    park = "UPDATE checkpoint SET parked_until = now() + %s * interval '1 s', error = 'a hole'"
+    park = "UPDATE checkpoint SET parked_until = now() + %s * interval '1 s', error = 'a gap'"
     async with open_store(database_url) as (store, _):
         await requested(store)
         before = await due_instances(owner_conn)

@@ -1,4 +1,4 @@
-"""Appends that share a commit: each has its own verdict, and what did not land leaves no trace in any read table."""
+"""Appends that share a commit: each has its own result, and what did not land leaves no trace in any read table."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def test_appends_that_come_together_share_commits(database_url: str, owner
     assert len({command["recorded_at"] for command in log.commands.values()}) < len(customers)
 
 
-async def test_those_who_wait_for_a_flight_go_in_the_order_in_which_they_came(
+async def test_those_who_wait_for_a_flush_go_in_the_order_in_which_they_came(
     store: EventStore, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(committer, "BATCH_MAX", 1)

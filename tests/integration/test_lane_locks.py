@@ -12,7 +12,7 @@ from events.record import Outcome
 from events.store import EventStore
 from hydracore.db.pool import open_pool
 from projections.inline import inline_projections
-from tests.holding import FREE, WAITING, Customers, count, held_lanes, somebody
+from tests.holding import FREE, WAITING, Customers, count, lock_lanes, somebody
 from tests.log_check import check_log
 from tests.requests_to_log import open_store
 from tests.waiting import until
@@ -28,7 +28,7 @@ def customers() -> Customers:
 async def test_nobody_waits_for_a_lane_that_is_not_theirs(
     database_url: str, owner_conn: AsyncConnection, customers: Customers
 ) -> None:
-    async with open_store(database_url) as (store, _), held_lanes(database_url, [LANE]) as holder:
+    async with open_store(database_url) as (store, _), lock_lanes(database_url, [LANE]) as holder:
         waiting = [customers.creating(store, LANE)]
         await until(lambda: somebody(owner_conn, WAITING))
         waiting.append(customers.creating(store, LANE))
@@ -85,7 +85,7 @@ async def both_waiting(
     async def all_wait() -> bool:
         return await count(looker, WAITING) == len(stores)
 
-    async with held_lanes(database_url, [LANE]) as holder:
+    async with lock_lanes(database_url, [LANE]) as holder:
         waiting = asyncio.gather(*(customers.creating(store, LANE) for store in stores), return_exceptions=True)
         await until(all_wait)
         await holder.rollback()

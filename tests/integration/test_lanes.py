@@ -92,12 +92,12 @@ class Writer:
         parameters, digests = batch._parameters(appends)
         await connection.execute("SELECT 1")  # Begins the transaction.
         [answers] = await exchange(connection, [Statement(batch._APPEND, (*parameters, *NO_LIMITS))])
-        verdicts: list[AppendResult] = [batch._append_result(*each) for each in zip(answers, digests, strict=True)]
-        assert {verdict.outcome for verdict in verdicts} == {"appended"}
+        results: list[AppendResult] = [batch._append_result(*each) for each in zip(answers, digests, strict=True)]
+        assert {result.outcome for result in results} == {"appended"}
 
 
 class Reader:
-    """Follows every lane as followers do, who see no hole, and keeps what it has seen."""
+    """Follows every lane as followers do, who see no gap, and keeps what it has seen."""
 
     def __init__(self, url: str) -> None:
         self._url = url

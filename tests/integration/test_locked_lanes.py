@@ -20,7 +20,7 @@ from events.store import EventStore
 from hydracore.db.answer_timeout import AnswerTimeoutConnection
 from hydracore.db.pool import open_pool
 from projections.inline import inline_projections
-from tests.holding import FREE, SESSIONS, WAITING, Customers, count, held_lanes, nobody, sees_held, somebody
+from tests.holding import FREE, SESSIONS, WAITING, Customers, count, counts_as_locked, lock_lanes, nobody, somebody
 from tests.lives import instance_id
 from tests.log_check import check_log
 from tests.requests_to_log import open_store
@@ -33,7 +33,7 @@ def customers() -> Customers:
 
 
 @asynccontextmanager
-async def hurried_store(database_url: str, *, size: int) -> AsyncGenerator[EventStore]:
+async def store_with_answer_timeout(database_url: str, *, size: int) -> AsyncGenerator[EventStore]:
     """One as the API has it."""
     async with open_pool(
         database_url, role="hydracore_app", application="test", size=size, with_answer_timeout=True
@@ -43,10 +43,10 @@ async def hurried_store(database_url: str, *, size: int) -> AsyncGenerator[Event
         await store.close()
 
 
-async def test_those_who_share_a_flush_with_a_held_lane_land_without_it(
+async def test_those_who_share_a_flush_with_a_locked_lane_land_without_it(
     database_url: str, customers: Customers
 ) -> None:
-    async with open_store(database_url) as (store, _), held_lanes(database_url, [1]) as holder:
+    async with open_store(database_url) as (store, _), lock_lanes(database_url, [1]) as holder:
         stuck, *others = (customers.creating(store, lane) for lane in (1, 40, 0, 41))
 
         await asyncio.gather(*others)
@@ -57,21 +57,21 @@ async def test_those_who_share_a_flush_with_a_held_lane_land_without_it(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("held_count", [5, 12], ids=["five", "more than there are connections"])
+@pytest.mark.parametrize("locked_count", [5, 12], ids=["five", "more than there are connections"])
 @pytest.mark.parametrize("together", [True, False], ids=["in one flush", "one after the other"])
-async def test_however_many_lanes_are_held_others_land(
+async def test_however_many_lanes_are_locked_others_land(
     *,
     database_url: str,
     owner_conn: AsyncConnection,
     customers: Customers,
     monkeypatch: pytest.MonkeyPatch,
-    held_count: int,
+    locked_count: int,
     together: bool,
 ) -> None:
     monkeypatch.setattr(committer, "RETRY_S_MAX", 60.0)
-    async with open_store(database_url) as (store, pool), held_lanes(database_url, range(held_count)) as holder:
+    async with open_store(database_url) as (store, pool), lock_lanes(database_url, range(locked_count)) as holder:
         stuck: list[asyncio.Task[Outcome]] = []
-        for lane in range(held_count):
+        for lane in range(locked_count):
             stuck.append(customers.creating(store, lane))
             if not together:
                 await customers.create(store, FREE)
@@ -83,18 +83,18 @@ async def test_however_many_lanes_are_held_others_land(
         assert pool.get_stats()["pool_size"] <= pool.max_size
         await holder.rollback()
         await asyncio.gather(*stuck)
-    assert len((await check_log(owner_conn)).versions) == held_count + (1 if together else held_count + 1)
+    assert len((await check_log(owner_conn)).versions) == locked_count + (1 if together else locked_count + 1)
 
 
-async def test_a_held_lane_piles_up_no_sessions_and_what_was_refused_does_not_land_later(
+async def test_a_locked_lane_piles_up_no_sessions_and_what_was_refused_does_not_land_later(
     database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(committer, "RETRY_S_MAX", 1.0)
     monkeypatch.setattr(committer, "LOCK_S_MAX", 0.2)
     monkeypatch.setattr(AnswerTimeoutConnection, "answer_s_max", 0.8)
     size, refused = 2, 0
-    async with hurried_store(database_url, size=size) as store:
-        async with held_lanes(database_url, [1]):
+    async with store_with_answer_timeout(database_url, size=size) as store:
+        async with lock_lanes(database_url, [1]):
             for _ in range(2 * size):
                 with pytest.raises(StoreUnavailable):
                     await customers.create(store, 1)
@@ -107,13 +107,13 @@ async def test_a_held_lane_piles_up_no_sessions_and_what_was_refused_does_not_la
     assert len((await check_log(owner_conn)).versions) == 1
 
 
-async def test_whoever_wants_a_held_lane_is_told_so_and_others_behind_it_with_them(
+async def test_whoever_wants_a_locked_lane_is_told_so_and_others_behind_it_with_them(
     database_url: str, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Long enough for the append to a free lane on a busy machine.
     monkeypatch.setattr(committer, "RETRY_S_MAX", 4.0)
     monkeypatch.setattr(committer, "LOCK_S_MAX", 0.2)
-    async with open_store(database_url) as (store, _), held_lanes(database_url, [1]):
+    async with open_store(database_url) as (store, _), lock_lanes(database_url, [1]):
         stuck = [customers.create(store, 1) for _ in range(3)]
 
         answers = await asyncio.gather(*stuck, customers.create(store, FREE), return_exceptions=True)
@@ -122,15 +122,15 @@ async def test_whoever_wants_a_held_lane_is_told_so_and_others_behind_it_with_th
         assert {str(answer) for answer in answers[:3]} == {locked_lanes.LANE_LOCKED}
 
 
-async def test_so_many_wait_for_a_held_lane_and_no_more(
+async def test_so_many_wait_for_a_locked_lane_and_no_more(
     database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So long that whoever is refused is refused for being one too many.
     monkeypatch.setattr(committer, "RETRY_S_MAX", 600.0)
     monkeypatch.setattr(locked_lanes, "WAITING_PER_LANE_MAX", 3)
-    async with open_store(database_url) as (store, _), held_lanes(database_url, [1]) as holder:
+    async with open_store(database_url) as (store, _), lock_lanes(database_url, [1]) as holder:
         waiting = [customers.creating(store, 1)]
-        await until(lambda: sees_held(store, 1))
+        await until(lambda: counts_as_locked(store, 1))
         waiting += [customers.creating(store, 1) for _ in range(4)]
         done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
 
@@ -144,25 +144,25 @@ async def test_so_many_wait_for_a_held_lane_and_no_more(
     assert len((await check_log(owner_conn)).versions) == len(landed) + 1
 
 
-async def test_a_lane_that_was_held_is_as_any_other_once_somebody_has_landed_in_it(
+async def test_a_lane_that_was_locked_is_as_any_other_once_somebody_has_landed_in_it(
     database_url: str, customers: Customers
 ) -> None:
     async with open_store(database_url) as (store, _):
-        async with held_lanes(database_url, [1]) as holder:
+        async with lock_lanes(database_url, [1]) as holder:
             waiting = [customers.creating(store, 1) for _ in range(8)]
-            await until(lambda: sees_held(store, 1))
+            await until(lambda: counts_as_locked(store, 1))
             await holder.rollback()
             await asyncio.gather(*waiting)
 
-        assert not sees_held(store, 1)
+        assert not counts_as_locked(store, 1)
         await customers.create(store, 1)
 
 
 async def test_closing_waits_for_those_who_wait_for_a_lane(database_url: str, customers: Customers) -> None:
-    async with open_store(database_url) as (store, _), held_lanes(database_url, [1]) as holder:
+    async with open_store(database_url) as (store, _), lock_lanes(database_url, [1]) as holder:
         waiting = customers.creating(store, 1)
         # Nothing else is under way for which it would wait.
-        await until(lambda: sees_held(store, 1) and not store._committer._flushers)
+        await until(lambda: counts_as_locked(store, 1) and not store._committer._flushers)
         closing = asyncio.create_task(store.close())
         await asyncio.sleep(0)
         await customers.create(store, FREE)

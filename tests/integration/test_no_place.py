@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from events.ids import lane_of
 from hydracore.settings import PACKAGED_CATALOGUE
 from tests import lives
-from tests.holding import held_lanes, sees_held
+from tests.holding import counts_as_locked, lock_lanes
 from tests.stack import Stack
 from workers.advance import advance
 from workers.deps import Deps
@@ -81,9 +81,9 @@ async def test_an_address_that_somebody_takes_meanwhile_is_left_to_them(
         state = (await deps.store.execute(ADA, lives.request(at_ms=deps.now_ms()), deps.origin(ADA))).state
         address = await free_address(deps, state)
         stack.cloudsim.fault("create_server", "locked", name=f"hc-{ADA}", times=None)
-        async with held_lanes(database_url, [lane_of(ADA)]) as holder:
+        async with lock_lanes(database_url, [lane_of(ADA)]) as holder:
             planning = asyncio.create_task(advance(deps, ADA))
-            await stack.until(lambda: sees_held(deps.store, lane_of(ADA)))
+            await stack.until(lambda: counts_as_locked(deps.store, lane_of(ADA)))
             await owner_conn.execute(TAKE_ADDRESS, (address,))
             await holder.rollback()
         with capture_logs() as said:

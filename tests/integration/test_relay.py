@@ -1,4 +1,4 @@
-"""The relay as a process: what it hints at, what its death costs, and that it never passes over a hole."""
+"""The relay as a process: what it hints at, what its death costs, and that it never passes over a gap."""
 
 import asyncio
 import json
@@ -59,7 +59,7 @@ async def test_nothing_that_happened_without_a_relay_is_missed(quiet: Stack) -> 
     await until(lambda: not quiet.rows(BEHIND, FOLLOWER))
 
 
-async def test_hints_that_were_lost_are_given_again_as_long_as_work_is_owed(quiet: Stack) -> None:
+async def test_hints_that_were_lost_are_given_again_as_long_as_work_is_due(quiet: Stack) -> None:
     await quiet.create()
     quiet.relay.start()
     await until(lambda: hints(quiet))
@@ -71,16 +71,16 @@ async def test_hints_that_were_lost_are_given_again_as_long_as_work_is_owed(quie
 
 
 async def test_what_killed_workers_have_left_of_instances_that_need_nothing_is_removed(quiet: Stack) -> None:
-    settled, owed = await quiet.create(), await quiet.create()
+    settled, due = await quiet.create(), await quiet.create()
     async with quiet.deps() as deps:
-        for instance_id in (settled, owed):
+        for instance_id in (settled, due):
             await deps.schedule.record_failure(instance_id, version=1, code="no_placement", delay_s=60)
         # Whoever took it there was killed before it had removed what it left on the way.
         await deps.store.execute(settled, lives.gave_up(), deps.origin(settled))
 
     quiet.relay.start()
 
-    await until(lambda: quiet.rows("SELECT instance_id FROM attention") == [(owed,)])
+    await until(lambda: quiet.rows("SELECT instance_id FROM attention") == [(due,)])
 
 
 async def test_a_lane_with_a_hole_is_parked_with_an_alarm_and_the_others_go_on(quiet: Stack) -> None:

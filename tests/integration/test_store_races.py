@@ -94,7 +94,7 @@ async def test_many_changes_at_once_in_several_processes_all_land(
     assert len(changed) == 80
 
 
-async def test_whoever_waits_for_a_turn_that_does_not_come_is_told_and_the_next_ones_go_on(
+async def test_whoever_waits_for_a_stream_that_stays_locked_is_told_and_the_next_ones_go_on(
     store: EventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await store.create(ADA, request(), first())

@@ -105,7 +105,7 @@ END_WAITING = WAITING.replace("SELECT pid", "SELECT pg_terminate_backend(pid)")
 
 
 @asynccontextmanager
-async def held_lane(database_url: str, lane: int) -> AsyncGenerator[None]:
+async def lock_lane(database_url: str, lane: int) -> AsyncGenerator[None]:
     """Somebody else's transaction that has the lane, and does not end."""
     async with await AsyncConnection.connect(database_url) as holder:
         await holder.execute("SELECT FROM lane WHERE lane = %s FOR UPDATE", (lane,))
@@ -125,9 +125,9 @@ async def test_two_lanes_that_somebody_has_keep_up_nobody_in_others_for_long(dat
             return created[-1]
 
         for lane in (1, 2):
-            await held.enter_async_context(held_lane(database_url, lane))
+            await held.enter_async_context(lock_lane(database_url, lane))
             create(lanes=range(lane, lane + 1))
-            # Who shares a flight with it is stuck as well, and so are their lanes.
+            # Who shares a flush with it is stuck as well, and so are their lanes.
             others: list[asyncio.Task[Outcome]] = []
             while not any(task.done() for task in others):
                 others.append(create(lanes=range(3, 32)))
@@ -146,7 +146,7 @@ async def test_whoever_gives_up_a_lane_leaves_others_where_appends_land(
     for number in range(60_000):
         in_lane[lane_of(instance_id(f"c{number}"))].append(f"c{number}")
 
-    async with open_store(database_url) as (store, _), held_lane(database_url, 1):
+    async with open_store(database_url) as (store, _), lock_lane(database_url, 1):
 
         async def create(one: str) -> Outcome:
             return await store.create(instance_id(one), request(customer_id=one), creation_of(instance_id(one)))
@@ -252,7 +252,7 @@ async def test_an_outage_refuses_those_who_wait_together_with_those_who_tried(
     waited_s = asyncio.get_running_loop().time() - started
     await nowhere.close()
     assert {type(answer) for answer in answers} == {StoreUnavailable}
-    # One patience; not one for each flight that would have followed.
+    # One `RETRY_S_MAX`; not one for each flush that would have followed.
     assert waited_s < 3 * 0.5
 
 

@@ -9,7 +9,7 @@ import pytest
 from events import commands as c
 from events.ids import lane_of
 from tests import lives
-from tests.holding import held_lanes, sees_held
+from tests.holding import counts_as_locked, lock_lanes
 from tests.stack import ENDS, Stack
 from tests.taking_over import END_LOCK_SESSIONS, Telling, give
 from workers.advance import advance
@@ -42,10 +42,10 @@ async def test_a_server_that_is_recorded_just_before_its_absence_goes_all_the_sa
         await stack.until(lambda: len(stack.cloudsim.held()) == 2)
 
         create, look = stack.cloudsim.held()
-        async with held_lanes(database_url, [lane_of(instance_id)]) as holder:
+        async with lock_lanes(database_url, [lane_of(instance_id)]) as holder:
             # It comes behind the look that has not seen it.
             stack.cloudsim.call("POST", "/_sim/release", {"id": create["id"]})
-            await stack.until(lambda: sees_held(frozen.store, lane_of(instance_id)))
+            await stack.until(lambda: counts_as_locked(frozen.store, lane_of(instance_id)))
             other.told.clear()
             stack.cloudsim.call("POST", "/_sim/release", {"id": look["id"]})
             await other.told.wait()

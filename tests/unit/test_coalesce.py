@@ -37,7 +37,7 @@ async def test_what_is_asked_for_together_is_fetched_together() -> None:
     assert table.batches == [[1, 2, 5000]]
 
 
-async def test_whoever_asks_after_a_flight_has_left_gets_a_later_one() -> None:
+async def test_whoever_asks_after_a_fetch_has_begun_gets_a_later_one() -> None:
     table = Table()
     reads: Coalescer[int, str] = Coalescer(table.fetch)
     table.go.clear()
@@ -52,7 +52,7 @@ async def test_whoever_asks_after_a_flight_has_left_gets_a_later_one() -> None:
     assert (await early, await late) == ("row 1", "written since")
 
 
-async def test_batches_and_flights_are_bounded() -> None:
+async def test_batches_and_fetches_are_bounded() -> None:
     table = Table()
     reads: Coalescer[int, str] = Coalescer(table.fetch)
     table.go.clear()
@@ -68,7 +68,7 @@ async def test_batches_and_flights_are_bounded() -> None:
     assert answers == [f"row {key}" for key in range(len(asked))]
 
 
-async def test_whoever_asks_in_the_turn_in_which_all_flights_end_gets_one_of_their_own() -> None:
+async def test_whoever_asks_in_the_turn_in_which_all_fetches_end_gets_one_of_their_own() -> None:
     table = Table()
     reads: Coalescer[int, str] = Coalescer(table.fetch)
     table.go.clear()
@@ -90,7 +90,7 @@ async def test_whoever_asks_in_the_turn_in_which_all_flights_end_gets_one_of_the
     assert len(table.batches) == FETCHES_MAX + 1
 
 
-async def test_an_error_is_everybodys_who_shared_the_flight_and_nobody_elses() -> None:
+async def test_an_error_is_everybodys_who_shared_the_fetch_and_nobody_elses() -> None:
     table = Table()
     reads: Coalescer[int, str] = Coalescer(table.fetch)
     table.error = OSError("away")

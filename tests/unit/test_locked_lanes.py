@@ -1,4 +1,4 @@
-"""Who waits for which held lane, and who is tried next."""
+"""Who waits for which locked lane, and who is tried next."""
 
 from __future__ import annotations
 
@@ -33,71 +33,71 @@ def one(lane: int, *, stream: int = 0) -> One:
     )
 
 
-def tried(held: LockedLanes[One]) -> list[int]:
+def tried(locked: LockedLanes[One]) -> list[int]:
     """The lanes that are tried next, in their order, where no try ends."""
     lanes: list[int] = []
-    while batch := held.next_batch(count_max=64):
+    while batch := locked.next_batch(count_max=64):
         lanes.append(batch[0].append.lane)
     return lanes
 
 
-def test_a_lane_that_is_held_since_now_is_tried_before_those_that_were_tried_already() -> None:
-    held = LockedLanes[One]()
-    held.add_blocked([one(1), one(2)])
+def test_a_lane_that_is_locked_since_now_is_tried_before_those_that_were_tried_already() -> None:
+    locked = LockedLanes[One]()
+    locked.add_blocked([one(1), one(2)])
 
-    held.add_blocked([one(3)])
+    locked.add_blocked([one(3)])
 
-    assert tried(held)[0] == 3
+    assert tried(locked)[0] == 3
 
 
-def test_held_lanes_are_tried_in_turn() -> None:
-    held = LockedLanes[One]()
-    held.add_blocked([one(1), one(2), one(3)])
+def test_locked_lanes_are_tried_in_turn() -> None:
+    locked = LockedLanes[One]()
+    locked.add_blocked([one(1), one(2), one(3)])
     turns: list[int] = []
 
     for _ in range(6):
-        batch = held.next_batch(count_max=64)
+        batch = locked.next_batch(count_max=64)
         turns.append(batch[0].append.lane)
-        held.add_blocked(batch)
-        held.end_try(turns[-1])
+        locked.add_blocked(batch)
+        locked.end_try(turns[-1])
 
     assert set(turns[:3]) == {1, 2, 3}
     assert turns[3:] == turns[:3]
 
 
 def test_those_who_were_not_let_in_are_tried_before_those_who_came_since() -> None:
-    held = LockedLanes[One]()
+    locked = LockedLanes[One]()
     early, late = one(1, stream=1), one(1, stream=2)
-    held.add_blocked([early])
-    batch = held.next_batch(count_max=64)
-    held.enqueue(late)
+    locked.add_blocked([early])
+    batch = locked.next_batch(count_max=64)
+    locked.enqueue(late)
 
-    held.add_blocked(batch)
-    held.end_try(1)
+    locked.add_blocked(batch)
+    locked.end_try(1)
 
-    assert held.next_batch(count_max=1) == [early]
+    assert locked.next_batch(count_max=1) == [early]
 
 
 def test_a_lane_is_tried_with_one_append_of_each_stream_and_the_next_ones_stay_in_their_order() -> None:
-    held = LockedLanes[One]()
+    locked = LockedLanes[One]()
     first, second, third, other = (one(1, stream=stream) for stream in (1, 1, 1, 2))
-    held.add_blocked([first, second, third, other])
+    locked.add_blocked([first, second, third, other])
 
     batches: list[list[One]] = []
-    while batch := held.next_batch(count_max=64):
+    while batch := locked.next_batch(count_max=64):
         batches.append(batch)
-        held.end_try(1)
+        locked.end_try(1)
 
     assert batches == [[first, other], [second], [third]]
 
 
 def test_what_a_try_has_no_room_for_waits_for_the_next() -> None:
-    held = LockedLanes[One]()
+    locked = LockedLanes[One]()
     waiting = [one(1, stream=stream) for stream in range(5)]
-    held.add_blocked(waiting)
+    locked.add_blocked(waiting)
 
-    batch = held.next_batch(count_max=3)
-    held.end_try(1)
+    batch = locked.next_batch(count_max=3)
+    locked.end_try(1)
 
-    assert batch + held.next_batch(count_max=3) == waiting
-    assert len(held) == 0
+    assert batch + locked.next_batch(count_max=3) == waiting
+    assert len(locked) == 0

@@ -37,7 +37,7 @@ class Exhausted:
         pass
 
 
-async def test_a_connection_is_waited_for_no_longer_than_patience_lasts() -> None:
+async def test_a_connection_is_waited_for_no_longer_than_work_is_repeated() -> None:
     pool = Exhausted()
 
     async def work(_connection: AsyncConnection) -> None:

@@ -66,7 +66,7 @@ def test_every_place_in_a_life_has_one_next_step(way: Way, step: type) -> None:
 
 
 @pytest.mark.parametrize("way", [row[1] for row in STEPS], ids=[row[0] for row in STEPS])
-def test_an_instance_is_woken_if_and_only_if_something_is_owed_to_it(way: Way) -> None:
+def test_an_instance_is_woken_if_and_only_if_something_is_due_for_it(way: Way) -> None:
     state = Life.after(*way).state
 
     assert (wake_at_ms(state) is None) == isinstance(next_step(state), Idle)

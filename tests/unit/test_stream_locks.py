@@ -1,4 +1,4 @@
-"""Turns at a stream: whatever becomes of one, the next has its turn."""
+"""The lock of a stream: whatever becomes of who has it, the next one gets it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class _Trouble(Exception):
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True], ids=["fails", "is cancelled"])
-async def test_whoever_fails_in_a_turn_leaves_it_to_the_next(*, is_cancelled: bool) -> None:
-    turns, trouble = StreamLocks(), asyncio.Event()
+async def test_whoever_fails_with_the_lock_leaves_it_to_the_next(*, is_cancelled: bool) -> None:
+    locks, trouble = StreamLocks(), asyncio.Event()
 
     async def fail() -> None:
-        async with turns.hold(STREAM):
+        async with locks.hold(STREAM):
             await trouble.wait()
             raise _Trouble
 
     async def change() -> str:
-        async with turns.hold(STREAM):
+        async with locks.hold(STREAM):
             return "changed"
 
     first, second = asyncio.create_task(fail()), asyncio.create_task(change())
