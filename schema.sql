@@ -33,7 +33,8 @@ INSERT INTO migration (name, digest) VALUES
     ('0022_making_way_for_heads', '\xb46a819f9b6515230caebc6774b0bffd3e6b212bb0dd09be48f930271d052446'),
     ('0023_heads_of_commands', '\xd602863efbfc69a747f9dfe6b87765375482ab39d9422f1da741eea41311a5a6'),
     ('0024_keys_in_no_statistics', '\xf72eaebf88a1730daf9987f60bd1afe879a63f17dd94dc200ce0390a7f657568'),
-    ('0025_second_provision_log', '\x3a163b652e412a1ef05f365780e07706e8a986932f64145825c9ca871f5ee12a');
+    ('0025_second_provision_log', '\x3a163b652e412a1ef05f365780e07706e8a986932f64145825c9ca871f5ee12a'),
+    ('0026_last_sweep', '\x35adcc3647837c490d8cea0e6080acfda9194f9208fd10cdb065a24a1368cb6e');
 
 -- The event log: 64 ordered lanes, dense numbers that are taken under a lock, a hash chain per lane.
 
@@ -672,3 +673,12 @@ CREATE TABLE snapshot (
 );
 
 GRANT SELECT, INSERT, UPDATE ON snapshot TO hydracore_app;
+
+-- What the last sweep left to an operator, so that `hydracore stuck` can show it without asking the providers.
+CREATE TABLE last_sweep (
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
+    ended_at timestamptz NOT NULL,
+    result json NOT NULL -- `SweepResult` of workers/sweep_findings.py
+);
+
+GRANT SELECT, INSERT, UPDATE ON last_sweep TO hydracore_app;

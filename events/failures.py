@@ -39,6 +39,7 @@ TEXTS = {
     "agent_refused": "The agent rejected the request",
     "agent_failed": "The agent could not be reached, or its answer was invalid",
     "agent_timeout": "The agent did not answer in time",
+    "history_unreadable": "The instance's history cannot be read; an operator has to run hydracore audit verify",
     "internal_error": "An internal error occurred in HydraCore; its logs have the details",
 }
 

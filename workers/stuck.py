@@ -1,9 +1,9 @@
-"""Finds what makes no progress: instances, servers, lanes and the relay. It reads the database alone, and changes nothing."""
+"""Finds what makes no progress, or waits for an operator. It reads the database alone, and changes nothing."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -15,18 +15,24 @@ from events.failures import describe
 from events.lifecycle import Status
 from events.retries import with_retries
 from events.sql import Statements
+from workers.sweep_findings import ProviderLeft, ServerLeft, SweepResult
 
 _SQL = Statements("workers", "stuck.sql")
 _INSTANCES = _SQL["instances"]
-_SERVERS = _SQL["servers"]
 _LANES = _SQL["lanes"]
+_SWEEP = _SQL["sweep"]
 _RELAY = _SQL["relay"]
 
-#: The most instances that are listed, the longest stuck first.
+#: The most instances that are listed, those that are stuck longest.
 INSTANCES_MAX: Final = 1_000
 
 #: A relay performs a duty every second. One that has not done so for this long does not run.
 RELAY_S_MIN: Final = 10.0
+
+#: No sweep has ended for this many intervals: no worker runs, or none can do it.
+SWEEP_INTERVALS: Final = 3
+
+_decode_result: Final = msgspec.json.Decoder(SweepResult).decode
 
 
 class StuckInstance(msgspec.Struct, frozen=True):
@@ -46,15 +52,6 @@ class StuckInstance(msgspec.Struct, frozen=True):
     message: str | None
 
 
-class StuckServer(msgspec.Struct, frozen=True):
-    """A server that the sweep watches. `unaccounted`: no instance accounts for it. `missing`: its provider does not show it."""
-
-    provider: str
-    server_id: str
-    what: Literal["unaccounted", "missing"]
-    since: datetime
-
-
 class ParkedLane(msgspec.Struct, frozen=True):
     """A lane that `follower` cannot read on, because of `error` at its event number `event`."""
 
@@ -64,22 +61,32 @@ class ParkedLane(msgspec.Struct, frozen=True):
     error: str
 
 
-class Stuck(msgspec.Struct, frozen=True):
-    """`relay_absent`: no relay works; the last one did so at `relay_seen_at`, or never did if that is None."""
+class Stuck(msgspec.Struct, frozen=True, kw_only=True):
+    """What is stuck.
+
+    `servers` and `providers`: what the last sweep, which ended at `swept_at`, left to an operator. `is_complete`: whether all stuck
+    instances and servers are listed. `relay_absent` and `sweep_absent`: no relay works, or no sweep has ended for some intervals; the
+    last time is None if there never was one.
+    """
 
     instances: list[StuckInstance]
-    servers: list[StuckServer]
+    servers: list[ServerLeft]
+    providers: list[ProviderLeft]
     lanes: list[ParkedLane]
+    is_complete: bool
     relay_absent: bool
     relay_seen_at: datetime | None
+    sweep_absent: bool
+    swept_at: datetime | None
 
     @property
     def count(self) -> int:
-        return len(self.instances) + len(self.servers) + len(self.lanes) + self.relay_absent
+        listed = len(self.instances) + len(self.servers) + len(self.providers) + len(self.lanes)
+        return listed + self.relay_absent + self.sweep_absent
 
 
-async def find_stuck(pool: AsyncConnectionPool, *, after_s: float) -> Stuck:
-    """What has made no progress for `after_s` seconds: at most `INSTANCES_MAX` instances. Lanes are listed from the moment they park.
+async def find_stuck(pool: AsyncConnectionPool, *, after_s: float, sweep_interval_s: float) -> Stuck:
+    """What has made no progress for `after_s` seconds. What the sweep has left and parked lanes are listed at once.
 
     Raises the errors of `with_retries`.
     """
@@ -88,16 +95,22 @@ async def find_stuck(pool: AsyncConnectionPool, *, after_s: float) -> Stuck:
         async def rows(statement: Any, **values: Any) -> list[TupleRow]:
             return await (await connection.execute(statement, values)).fetchall()
 
-        instances = await rows(_INSTANCES, after_s=after_s, limit=INSTANCES_MAX)
-        servers = await rows(_SERVERS, after_s=after_s)
+        instances = await rows(_INSTANCES, after_s=after_s, limit=INSTANCES_MAX + 1)
         lanes = await rows(_LANES)
-        [(seen_at, is_absent)] = await rows(_RELAY, after_s=after_s, relay_s=RELAY_S_MIN)
+        swept = await rows(_SWEEP, after_s=after_s, sweep_s=SWEEP_INTERVALS * sweep_interval_s)
+        [(seen_at, relay_absent)] = await rows(_RELAY, after_s=after_s, relay_s=RELAY_S_MIN)
+        ended_at, text, sweep_absent = swept[0] if swept else (None, None, True)
+        result = SweepResult([], 0, []) if text is None else _decode_result(text)
         return Stuck(
-            [_instance(row) for row in instances],
-            [StuckServer(provider, server_id, what, _utc(since)) for provider, server_id, what, since in servers],
-            [ParkedLane(*row) for row in lanes],
-            is_absent,
-            None if seen_at is None else _utc(seen_at),
+            instances=[_instance(row) for row in instances[:INSTANCES_MAX]],
+            servers=result.servers,
+            providers=result.providers,
+            lanes=[ParkedLane(*row) for row in lanes],
+            is_complete=len(instances) <= INSTANCES_MAX and len(result.servers) == result.servers_count,
+            relay_absent=relay_absent,
+            relay_seen_at=_utc(seen_at),
+            sweep_absent=sweep_absent,
+            swept_at=_utc(ended_at),
         )
 
     return await with_retries(pool, read)
@@ -106,8 +119,8 @@ async def find_stuck(pool: AsyncConnectionPool, *, after_s: float) -> Stuck:
 def _instance(row: TupleRow) -> StuckInstance:
     instance_id, tenant_id, status, provider, due_since, failures, code = row
     message = None if code is None else describe(code)
-    return StuckInstance(instance_id, tenant_id, status, provider, _utc(due_since), failures, code, message)
+    return StuckInstance(instance_id, tenant_id, status, provider, due_since.astimezone(UTC), failures, code, message)
 
 
-def _utc(time: datetime) -> datetime:
-    return time.astimezone(UTC)
+def _utc(time: datetime | None) -> datetime | None:
+    return None if time is None else time.astimezone(UTC)

@@ -1,28 +1,24 @@
 -- name: instances
--- Failures count only at the version that they occurred at, as in `claim_due` (work_schedule.sql).
+-- Failures count only at the version that they occurred at, as in `claim_due` (work_schedule.sql). What is due at once has the time of the
+-- process that recorded it, which may be ahead of this clock.
 SELECT i.id, i.tenant_id, i.status, i.provider, least(i.wake_at, a.failing_since) AS due_since, coalesce(a.failures, 0), a.code
   FROM instance i
   LEFT JOIN attention a ON a.lane = i.lane AND a.instance_id = i.id AND a.version >= i.version AND a.failures > 0
- WHERE i.wake_at <= now()
+ WHERE i.wake_at IS NOT NULL
    AND least(i.wake_at, a.failing_since) <= now() - %(after_s)s * interval '1 s'
+   AND (a.failures > 0 OR i.wake_at <= now())
  ORDER BY due_since, i.id
  LIMIT %(limit)s
-
--- name: servers
-SELECT provider, server_id, 'unaccounted' AS what, first_seen_at AS since
-  FROM orphan
- WHERE first_seen_at <= now() - %(after_s)s * interval '1 s'
- UNION ALL
-SELECT provider, server_id, 'missing', first_missed_at
-  FROM missing_server
- WHERE first_missed_at <= now() - %(after_s)s * interval '1 s'
- ORDER BY since, provider, server_id
 
 -- name: lanes
 SELECT follower, lane, seq + 1, error
   FROM checkpoint
  WHERE error IS NOT NULL
  ORDER BY follower, lane
+
+-- name: sweep
+SELECT ended_at, result::text, ended_at <= now() - greatest(%(after_s)s, %(sweep_s)s) * interval '1 s'
+  FROM last_sweep
 
 -- name: relay
 -- When a relay last performed its most frequent duty, which is due every second, and whether that is too long ago. After a clock

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 from uuid import UUID
 
+import msgspec
 import structlog
 
 from events import commands as c
@@ -29,7 +30,7 @@ from workers.labels import (
 )
 from workers.orphans import Orphan, Orphans, claimed_instance_ids, handle_orphans
 from workers.providers.base import ProviderError, Server
-from workers.sweep_findings import Finding, InstanceRecord, NotCompared, Project, SweepReport, carry_out
+from workers.sweep_findings import Finding, InstanceRecord, NotCompared, Project, SweepReport, SweepResult, carry_out
 from workers.unreadable_histories import HISTORY_UNREADABLE, HistoryUnreadable, reading_history
 from workers.user_data import server_name
 
@@ -39,6 +40,7 @@ _INTENTS = _SQL["intents"]
 _OTHER_PROVIDERS = _SQL["other_providers"]
 _RECORD_MISSING = _SQL["record_missing"]
 _DELETE_FOUND = _SQL["delete_found"]
+_RECORD_RESULT = _SQL["record_result"]
 
 #: How long a server must have been missing before it is reported. More than 0, as two sweeps at the same moment count as one look.
 MISSING_S_MIN = 1.0
@@ -74,6 +76,8 @@ async def sweep(deps: Deps, *, dry_run: bool, remove_unaccounted: bool = False) 
     for finding in report.findings:
         facts = finding._asdict() | {"instance_id": str(finding.instance_id)}
         _log.warning("sweep_found", dry_run=dry_run, **facts)
+    if not dry_run:
+        await run(deps.pool, _RECORD_RESULT, {"result": msgspec.json.encode(SweepResult.of(report)).decode()})
     return report
 
 

@@ -54,3 +54,8 @@ RETURNING extract(epoch FROM now() - first_missed_at)::float8
 
 -- name: delete_found
 DELETE FROM missing_server WHERE provider = %(provider)s AND server_id <> ALL (%(missing)s)
+
+-- name: record_result
+INSERT INTO last_sweep (ended_at, result)
+VALUES (now(), %(result)s::json)
+ON CONFLICT (singleton) DO UPDATE SET ended_at = excluded.ended_at, result = excluded.result

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from uuid import UUID
+
+import msgspec
 
 from events.lifecycle import DELETED, FAILED, PROVISIONING, RUNNING, Status
 from workers.deps import Deps
 from workers.providers.base import Provider, ProviderError, Server
+
+#: The most servers that a `SweepResult` lists.
+SERVERS_LEFT_MAX: Final = 1_000
 
 
 class Project(NamedTuple):
@@ -72,6 +77,11 @@ class Finding(NamedTuple):
     action: str
     code: str | None = None
 
+    @property
+    def needs_operator(self) -> bool:
+        """Whether it stays as it is until somebody acts: the sweep left the server alone, or was refused."""
+        return self.code is not None or self.action.startswith("left alone")
+
 
 class NotCompared(NamedTuple):
     """A provider that could not be compared with the log. `needed`: whether the log has instances there."""
@@ -91,6 +101,38 @@ class SweepReport(NamedTuple):
     def is_complete(self) -> bool:
         """Whether all providers at which the log has instances were compared, and every action succeeded."""
         return not any(one.needed for one in self.not_compared) and not any(found.code for found in self.findings)
+
+
+class ServerLeft(msgspec.Struct, frozen=True):
+    """A finding that needs an operator. The fields are those of `Finding`."""
+
+    provider: str
+    kind: str
+    server_id: str
+    instance_id: UUID | None
+    action: str
+    code: str | None
+
+
+class ProviderLeft(msgspec.Struct, frozen=True):
+    """A provider that has servers of ours and could not be compared with the log."""
+
+    provider: str
+    why: str
+
+
+class SweepResult(msgspec.Struct, frozen=True):
+    """What a sweep leaves to an operator. `servers`: the first `SERVERS_LEFT_MAX` of `servers_count`."""
+
+    servers: list[ServerLeft]
+    servers_count: int
+    providers: list[ProviderLeft]
+
+    @classmethod
+    def of(cls, report: SweepReport) -> SweepResult:
+        left = [ServerLeft(*found) for found in report.findings if found.needs_operator]
+        providers = [ProviderLeft(one.provider, one.why) for one in report.not_compared if one.needed]
+        return cls(left[:SERVERS_LEFT_MAX], len(left), providers)
 
 
 async def carry_out(finding: Finding, work: Awaitable[None], *, action_if_refused: str) -> Finding:

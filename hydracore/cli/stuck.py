@@ -13,7 +13,7 @@ from hydracore.wording import plural
 if TYPE_CHECKING:
     from workers.stuck import Stuck, StuckInstance
 
-#: The default of --after: longer than anything takes that goes well, but for a slow provider.
+#: The default of --after: longer than a step takes, unless its provider is slow.
 AFTER_S: Final = 60
 #: The longest --after, a year.
 AFTER_S_MAX: Final = 366 * 86_400
@@ -33,20 +33,21 @@ AFTER_S_MAX: Final = 366 * 86_400
 def stuck(*, after_s: int, as_json: bool) -> None:
     """Show what makes no progress.
 
-    Lists instances whose next step is due and not done, servers that no instance accounts for or that are missing at
-    their provider, parked lanes, and whether a relay runs. It changes nothing and asks no provider.
+    Lists instances whose next step is due and not done, servers and providers that the last sweep left to an operator,
+    and parked lanes. Says if no relay runs, or if no sweep ends. It changes nothing and asks no provider.
 
     Exit status: 0 nothing is stuck; 1 something is; 3 the database cannot be reached.
     """
-    from workers.stuck import INSTANCES_MAX, find_stuck
+    from workers.stuck import find_stuck
 
-    found = on_database(load(), lambda pool: find_stuck(pool, after_s=after_s))
+    settings = load()
+    found = on_database(
+        settings, lambda pool: find_stuck(pool, after_s=after_s, sweep_interval_s=settings.sweep_interval_s)
+    )
     if as_json:
         print_json(found)
     else:
         _show(found)
-    if len(found.instances) == INSTANCES_MAX:
-        say(f"hydracore: only the {INSTANCES_MAX} instances that are stuck longest are shown", err=True)
     if found.count:
         raise SystemExit(FOUND)
 
@@ -56,15 +57,19 @@ def _show(found: "Stuck") -> None:
     for instance in found.instances:
         say(_instance_line(instance, now))
     for server in found.servers:
-        why = {"unaccounted": "no instance accounts for it", "missing": "its provider does not show it"}[server.what]
-        say(f"server {quoted(server.server_id)} at {server.provider}: {why}, for {_age(server.since, now)}")
+        whose = "" if server.instance_id is None else f", named after instance {server.instance_id}"
+        why = "" if server.code is None else f" ({server.code})"
+        say(f"server {quoted(server.server_id)} at {server.provider}{whose}: {server.kind}: {server.action}{why}")
+    for provider in found.providers:
+        say(f"provider {provider.provider}: it could not be compared with the log: {provider.why}")
     for lane in found.lanes:
         say(f"lane {lane.lane} of {lane.follower}: parked at event {lane.event}: {brief(lane.error)}")
     if found.relay_absent:
-        seen_at = found.relay_seen_at
-        since = "has run yet" if seen_at is None else f"has run for {_age(seen_at, now)}"
-        say(f"relay: none {since}")
-    say(f"{found.count} stuck" if found.count else "nothing is stuck")
+        say(f"relay: none {_absence('has run', found.relay_seen_at, now)}")
+    if found.sweep_absent:
+        say(f"sweep: none {_absence('has ended', found.swept_at, now)}")
+    more = "" if found.is_complete else "more than "
+    say(f"{more}{found.count} stuck" if found.count else "nothing is stuck")
 
 
 def _instance_line(instance: "StuckInstance", now: datetime) -> str:
@@ -74,6 +79,10 @@ def _instance_line(instance: "StuckInstance", now: datetime) -> str:
         why = f"{plural(instance.failures, 'failure')}: {instance.code} ({instance.message})"
     due = _age(instance.due_since, now)
     return f"instance {instance.id} of {quoted(instance.tenant_id)}, {where}, due for {due}: {why}"
+
+
+def _absence(has_done: str, last: datetime | None, now: datetime) -> str:
+    return f"{has_done} yet" if last is None else f"{has_done} for {_age(last, now)}"
 
 
 def _age(since: datetime, now: datetime) -> str:

@@ -17,9 +17,15 @@ from tests import lives
 from tests.parking import parked
 from tests.requests_to_log import open_store, origin, requested
 from tests.stack import Stack
+from tests.strays import stray
+from tests.sweeping import found as found_by_sweep
+from workers.orphans import UNACCOUNTED_MAX
+from workers.providers.hetzner import HetznerProvider
 from workers.work_schedule import WorkSchedule
 
 ADA = lives.instance_id()
+
+SWEPT = """INSERT INTO last_sweep (ended_at, result) VALUES (now(), '{"servers": [], "servers_count": 0, "providers": []}')"""
 
 
 async def stuck(database_url: str, *words: str) -> Result:
@@ -33,29 +39,36 @@ async def listed(database_url: str, *words: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def relay(owner_conn: psycopg.AsyncConnection) -> None:
-    """The trace of a relay that has just done its duty."""
+async def parts(owner_conn: psycopg.AsyncConnection) -> None:
+    """The traces of a relay that has just done its duty, and of a sweep that has just ended."""
     await owner_conn.execute("INSERT INTO duty (name, ran_at) VALUES ('health', now())")
+    await owner_conn.execute(SWEPT)
 
 
-async def test_nothing_is_stuck(database_url: str, relay: None) -> None:
+async def test_nothing_is_stuck(database_url: str, parts: None) -> None:
     done = await stuck(database_url)
 
     assert (done.exit_code, done.output) == (0, "nothing is stuck\n")
 
 
-async def test_without_a_relay_nothing_gets_on(database_url: str, owner_conn: psycopg.AsyncConnection) -> None:
+async def test_without_a_relay_and_a_worker_nothing_gets_on(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
     never = await stuck(database_url)
     await owner_conn.execute("INSERT INTO duty (name, ran_at) VALUES ('health', now() - interval '61 s')")
+    await owner_conn.execute(SWEPT)
+    await owner_conn.execute("UPDATE last_sweep SET ended_at = now() - interval '181 s'")
     gone = await stuck(database_url)
+    later = await listed(database_url, "--after", "3600")
 
-    assert (never.exit_code, never.output) == (1, "relay: none has run yet\n1 stuck\n")
+    assert (never.exit_code, never.output) == (1, "relay: none has run yet\nsweep: none has ended yet\n2 stuck\n")
     assert gone.exit_code == 1
-    assert re.fullmatch(r"relay: none has run for 0:01:\d\d\n1 stuck\n", gone.output)
-    assert not (await listed(database_url, "--after", "3600"))["relay_absent"]
+    lines = r"relay: none has run for 0:01:\d\d\nsweep: none has ended for 0:03:\d\d\n2 stuck\n"
+    assert re.fullmatch(lines, gone.output)
+    assert (later["relay_absent"], later["sweep_absent"]) == (False, False)
 
 
-async def test_an_instance_that_no_worker_advances(database_url: str, relay: None) -> None:
+async def test_an_instance_that_no_worker_advances(database_url: str, parts: None) -> None:
     async with open_store(database_url) as (store, _):
         await requested(store)
 
@@ -69,7 +82,7 @@ async def test_an_instance_that_no_worker_advances(database_url: str, relay: Non
 
 
 async def test_an_instance_whose_step_fails(
-    database_url: str, owner_conn: psycopg.AsyncConnection, relay: None
+    database_url: str, owner_conn: psycopg.AsyncConnection, parts: None
 ) -> None:
     async with open_store(database_url) as (store, pool):
         schedule = WorkSchedule(pool)
@@ -98,7 +111,7 @@ async def test_an_instance_whose_step_fails(
 
 
 async def test_only_what_is_due_for_long_enough_is_shown(
-    database_url: str, owner_conn: psycopg.AsyncConnection, relay: None
+    database_url: str, owner_conn: psycopg.AsyncConnection, parts: None
 ) -> None:
     async with open_store(database_url) as (store, pool):
         await requested(store)
@@ -117,33 +130,28 @@ async def test_only_what_is_due_for_long_enough_is_shown(
     # Its alarm moved the time at which the step was due, not the time since when it fails.
     await owner_conn.execute("UPDATE attention SET failing_since = now() - interval '400 s'")
     assert await shown(-1) == [str(ADA)]
+    assert await shown(60) == [str(ADA)], "the clock of whoever recorded it is ahead, and its step fails all the while"
+    await owner_conn.execute("DELETE FROM attention")
     assert await shown(60) == [], "not due yet"
     assert len((await listed(database_url, "--after", "300"))["instances"]) == 1, "the other one is due all the while"
 
 
-async def test_servers_that_the_sweep_watches(
-    database_url: str, owner_conn: psycopg.AsyncConnection, relay: None
+async def test_more_than_can_be_listed(
+    database_url: str, owner_conn: psycopg.AsyncConnection, parts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    orphan = "INSERT INTO orphan (provider, server_id, first_seen_at) VALUES ('hetzner', %s, now() - %s::interval)"
-    missing = (
-        "INSERT INTO missing_server (provider, server_id, first_missed_at) VALUES ('hetzner', %s, now() - %s::interval)"
-    )
-    await owner_conn.execute(orphan, ("11", "120 s"))
-    await owner_conn.execute(orphan, ("12", "10 s"))
-    await owner_conn.execute(missing, ("13", "90 s"))
+    monkeypatch.setattr("workers.stuck.INSTANCES_MAX", 1)
+    async with open_store(database_url) as (store, _):
+        for key in ("first", "second"):
+            await requested(store, key=key)
 
     done = await stuck(database_url)
+    found = await listed(database_url)
 
-    assert done.exit_code == 1
-    assert re.fullmatch(
-        r"server 11 at hetzner: no instance accounts for it, for 0:02:0\d\n"
-        r"server 13 at hetzner: its provider does not show it, for 0:01:3\d\n"
-        r"2 stuck\n",
-        done.output,
-    )
+    assert done.output.endswith("\nmore than 1 stuck\n")
+    assert (len(found["instances"]), found["is_complete"]) == (1, False)
 
 
-async def test_parked_lanes(database_url: str, owner_conn: psycopg.AsyncConnection, relay: None) -> None:
+async def test_parked_lanes(database_url: str, owner_conn: psycopg.AsyncConnection, parts: None) -> None:
     async with parked(database_url) as (_, _, instance_id):
         await owner_conn.execute("UPDATE instance SET wake_at = NULL")
 
@@ -153,6 +161,31 @@ async def test_parked_lanes(database_url: str, owner_conn: psycopg.AsyncConnecti
     assert (lane["follower"], lane["lane"]) == ("usage_daily", lane_of(instance_id))
     assert done.exit_code == 1
     assert done.output.startswith(f"lane {lane['lane']} of usage_daily: parked at event {lane['event']}: ")
+
+
+async def test_what_the_sweep_leaves_to_an_operator(stack: Stack, provider: HetznerProvider) -> None:
+    watched = await stray(provider)
+    database_url = stack.environ()["HYDRACORE_DATABASE_URL"]
+    await found_by_sweep(stack, watched)
+    few = await listed(database_url)
+    unknown = [await stray(provider) for _ in range(UNACCOUNTED_MAX)]
+    await found_by_sweep(stack, watched)
+
+    many, shown = await listed(database_url), await stuck(database_url)
+    stack.cloudsim.fault("list_servers", "error", status=401, code="unauthorized", times=None)
+    await found_by_sweep(stack, watched)
+    refused = await listed(database_url)
+
+    assert watched not in {each["server_id"] for each in few["servers"]}, "it is removed after the grace period"
+    assert few["providers"] == []
+    left = {(each["server_id"], each["kind"], each["action"]) for each in many["servers"]}
+    assert {(f"{server}", "orphan", "left alone: unknown to the log") for server in [watched, *unknown]} <= left
+    assert [each["provider"] for each in many["providers"]] == ["cloudsim"]
+    line = rf"^server {watched} at cloudsim, named after instance \S+: orphan: left alone: unknown to the log$"
+    assert re.search(line, shown.stdout, re.MULTILINE)
+    assert refused["providers"] == [{"provider": "cloudsim", "why": "unauthorized"}]
+    for server in (watched, *unknown):
+        stack.cloudsim.call("POST", f"/_sim/servers/{server}/vanish")
 
 
 async def test_a_deletion_that_its_provider_holds_up(stack: Stack) -> None:

@@ -25,6 +25,7 @@ from hydracore.cli import exit_status, main
 from hydracore.settings import Settings, variable_name
 from hydracore.signals import INTERRUPTED
 from projections import refolding, stream_assembly
+from workers.unreadable_histories import HISTORY_UNREADABLE
 
 #: click's.
 USAGE = 2
@@ -110,6 +111,17 @@ def test_every_exit_status_is_described() -> None:
     ours = [value for name, value in vars(exit_status).items() if name.isupper()]
 
     assert sorted(map(int, described)) == sorted([0, USAGE, INTERRUPTED, *ours])
+
+
+def codes_of_workers() -> set[str]:
+    """By the calls that record them: a code is a plain text, or a constant named after itself."""
+    code = "".join(path.read_text() for path in (ROOT / "workers").rglob("*.py"))
+    return set(re.findall(r'''\bcode="([a-z_]+)"''', code)) | {HISTORY_UNREADABLE}
+
+
+def test_every_code_of_the_workers_has_a_text() -> None:
+    assert {"boot_timeout", "provider_not_configured"} <= codes_of_workers()
+    assert codes_of_workers() - TEXTS.keys() == set()
 
 
 def kinds_of_findings() -> set[str]:
