@@ -23,11 +23,12 @@ SELECT i.id
  ORDER BY i.id
 
 -- name: erased_customers
--- Whose key was destroyed, or whose streams record an erasure: after a restore there may be only one of the two.
+-- Whose key was destroyed, or whose streams record an erasure: after a restore there may be only one of the two. A stream's first
+-- event says whose it is: the rows of a read table may be gone until it is rebuilt.
 SELECT tenant_id, customer_id FROM customer_key WHERE destroyed_at IS NOT NULL
  UNION
-SELECT i.tenant_id, i.customer_id
+SELECT f.tenant_id, f.payload->>'customer_id'
   FROM event e
-  JOIN instance i ON i.lane = e.lane AND i.id = e.stream_id
- WHERE e.type = 'customer_erased'
+  JOIN event f ON f.lane = e.lane AND f.stream_id = e.stream_id AND f.version = 1
+ WHERE e.type = 'customer_erased' AND f.payload->>'customer_id' IS NOT NULL
  ORDER BY tenant_id, customer_id

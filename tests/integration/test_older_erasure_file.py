@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from events import keys
 from hydracore.audit.erasure_file import Erasure
+from hydracore.audit.errors import ErasuresUnknown
 from tests.api_server import running_api
 from tests.customers import EMAIL, KEY, PROMPT, World, last_event, readable, world_fixture
 
@@ -57,6 +58,21 @@ async def test_a_migration_erases_them_adds_them_to_the_file_and_says_that_the_f
     assert set(outdated.file.erasures()) == {("acme", "ada"), ("acme", "eve")}
     again = await asyncio.to_thread(outdated.run, "db", "migrate")
     assert (again.exit_code, again.output) == (0, "nothing to apply\n")
+
+
+async def test_whose_rows_are_gone_stays_erased_by_what_the_log_says(
+    outdated: World, owner_conn: psycopg.AsyncConnection, redis_url: str
+) -> None:
+    """Read tables can be built anew at any time, and then name her again."""
+    await owner_conn.execute("DELETE FROM instance WHERE customer_id = 'ada'")
+
+    with pytest.raises(ErasuresUnknown, match="the database has erased customers"):
+        async with running_api(outdated.url, redis_url):
+            pass
+    async with running_api(outdated.url, redis_url, erasure_file=outdated.file.path):
+        assert await readable(outdated.url, outdated.ada[0], "ada") == []
+
+    assert await readable(outdated.url, outdated.bob, "bob") == [EMAIL, PROMPT]
 
 
 async def test_an_empty_file_in_place_of_one_that_was_lost_is_filled_by_a_migration(world: World) -> None:
