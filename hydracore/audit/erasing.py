@@ -157,26 +157,23 @@ class Eraser:
             key_destroyed=bool(destroyed),
         )
 
-    async def complete_file(self) -> int:
-        """Add to the file the erasures that only the database has, and return their number.
+    async def erase_again(self, file_completed: Callable[[int], None]) -> tuple[int, int, int]:
+        """Erase again all customers in the file, and those whom only the database knows to be erased.
 
-        Only a file that is not the newest lacks any: one that was lost, or replaced by an older copy.
+        Only a file that is not the newest lacks any: one that was lost, or replaced by an older copy. They are added to it.
+        `file_completed`: takes their number then, before anything else may fail, because the next call finds the file complete.
 
-        Raises `OSError`, `ErasuresUnknown` and `StoreUnavailable`.
+        Returns the numbers of added erasures, of destroyed keys, and of streams that recorded it. Raises `OSError`, with all keys
+        destroyed; `ErasuresUnknown` and `StoreUnavailable`; and, after doing all that can be done, `ErasureNotRecorded`.
         """
-        unlisted = await _unlisted_erasures(self._pool, self._file)
+        listed, unlisted = await _known_erasures(self._pool, self._file)
+        customers = [*listed, *unlisted]
+        # Before the file is written, which may fail.
+        destroyed = await keys.destroy(self._pool, customers)
         if unlisted:
             await asyncio.to_thread(self._file.append, [self._order(who) for who in unlisted])
-        return len(unlisted)
-
-    async def erase_all_listed(self) -> tuple[int, int]:
-        """Erase all customers in the file again. Returns the number of destroyed keys, and of streams that recorded it.
-
-        Raises `ErasuresUnknown` and `StoreUnavailable`; and, after doing all that can be done, `ErasureNotRecorded`.
-        """
-        customers = list(await _listed_erasures(self._pool, self._file))
-        destroyed = await keys.destroy(self._pool, customers)
-        return len(destroyed), await self._record(customers, destroyed, lambda _done: None)
+            file_completed(len(unlisted))
+        return len(unlisted), len(destroyed), await self._record(customers, destroyed, lambda _done: None)
 
     async def _record(
         self,
@@ -245,13 +242,13 @@ async def destroy_restored_keys(pool: AsyncConnectionPool, file: ErasureFile) ->
 
     Raises `ErasuresUnknown` and `StoreUnavailable`.
     """
-    unlisted = await _unlisted_erasures(pool, file)
+    listed, unlisted = await _known_erasures(pool, file)
     if unlisted:
         hint = (
             "the file is older than the database: provide the newest, or run hydracore db migrate to complete this one"
         )
         _log.warning("erasures_not_listed", count=len(unlisted), file=str(file.path), hint=hint)
-    destroyed = await keys.destroy(pool, [*await _listed_erasures(pool, file), *unlisted])
+    destroyed = await keys.destroy(pool, [*listed, *unlisted])
     if destroyed:
         _log.warning("erased_keys_destroyed_again", count=len(destroyed), hint="run hydracore db migrate")
 
@@ -273,12 +270,14 @@ async def _listed_erasures(pool: AsyncConnectionPool, file: ErasureFile) -> dict
     return await asyncio.to_thread(file.erasures, must_exist=bool(await _erased_customers(pool)))
 
 
-async def _unlisted_erasures(pool: AsyncConnectionPool, file: ErasureFile) -> list[tuple[str, str]]:
-    """The erased customers whom the database knows and the file lacks. Raises as `_listed_erasures`."""
+async def _known_erasures(
+    pool: AsyncConnectionPool, file: ErasureFile
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The customers in the file, and those whom only the database knows to be erased. Raises as `_listed_erasures`."""
     # The database first: an order is in the file before the database has anything of it.
     erased = await _erased_customers(pool)
     listed = await asyncio.to_thread(file.erasures, must_exist=bool(erased))
-    return [who for who in erased if who not in listed]
+    return list(listed), [who for who in erased if who not in listed]
 
 
 async def _erased_customers(pool: AsyncConnectionPool) -> list[tuple[str, str]]:

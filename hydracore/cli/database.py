@@ -103,11 +103,15 @@ def restore(*, file: Path) -> None:
 async def _erase_again(settings: "Settings") -> tuple[int, int, int]:
     """Repeat the erasures that a restore has undone. Without an erasure file, require that there are none.
 
-    Returns what `Eraser.complete_file` and `Eraser.erase_all_listed` do.
+    Returns what `Eraser.erase_again` does.
     """
     from hydracore.audit.erasing import require_no_erasures
     from hydracore.cli.audit_erase import open_eraser
     from hydracore.db.pool import open_pool
+
+    def report_outdated(added: int) -> None:
+        lacked = f"{settings.erasure_file} lacked {plural(added, 'erasure')} that the database has"
+        say(f"hydracore: {lacked}. {_OUTDATED}", err=True)
 
     opening = partial(
         open_pool, settings.database_url, application="hydracore-migrate", prepared=settings.database_prepared
@@ -121,11 +125,4 @@ async def _erase_again(settings: "Settings") -> tuple[int, int, int]:
         opening(role=settings.database_role, size=2) as pool,
         open_eraser(settings, pool, actor="migrate") as opened,
     ):
-        added = await opened.complete_file()
-        if added:
-            # Before anything else, which may fail: the next migration finds the file complete.
-            say(
-                f"hydracore: {settings.erasure_file} lacked {plural(added, 'erasure')} that the database has. {_OUTDATED}",
-                err=True,
-            )
-        return added, *await opened.erase_all_listed()
+        return await opened.erase_again(report_outdated)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import psycopg
 import pytest
+from msgspec import structs
 from structlog.testing import capture_logs
 
 from events import keys
@@ -14,6 +15,7 @@ from hydracore.audit.erasure_file import Erasure
 from hydracore.audit.errors import ErasuresUnknown
 from tests.api_server import running_api
 from tests.customers import EMAIL, KEY, PROMPT, World, last_event, readable, world_fixture
+from tests.disk import room_in_files
 
 __all__ = ["world_fixture"]
 
@@ -73,6 +75,24 @@ async def test_whose_rows_are_gone_stays_erased_by_what_the_log_says(
         assert await readable(outdated.url, outdated.ada[0], "ada") == []
 
     assert await readable(outdated.url, outdated.bob, "bob") == [EMAIL, PROMPT]
+
+
+async def test_no_key_waits_for_a_file_that_cannot_be_written(outdated: World) -> None:
+    """It may be mounted so that it can only be read. Bob is in it, and his key is back as well."""
+    outdated.file.append([structs.replace(EVE, customer_id="bob")])
+
+    with room_in_files(outdated.file.path.stat().st_size):
+        refused = await asyncio.to_thread(outdated.run, "db", "migrate")
+
+    assert (refused.exit_code, str(outdated.file.path) in refused.stderr) == (3, True)
+    assert await readable(outdated.url, outdated.ada[0], "ada") == []
+    assert await readable(outdated.url, outdated.bob, "bob") == []
+    # Once it can be written, the rest is done, and it is said that the file was outdated.
+    migrated = await asyncio.to_thread(outdated.run, "db", "migrate")
+    assert (migrated.exit_code, "lacked 1 erasure" in migrated.stderr) == (1, True)
+    assert await last_event(outdated.url, outdated.bob) == "customer_erased"
+    again = await asyncio.to_thread(outdated.run, "db", "migrate")
+    assert (again.exit_code, again.output) == (0, "nothing to apply\n")
 
 
 async def test_an_empty_file_in_place_of_one_that_was_lost_is_filled_by_a_migration(world: World) -> None:
