@@ -1,8 +1,9 @@
 -- name: missing
--- Of the tables and views that a verification reads those that are not as they were made: whether each is there, and which of its
--- columns are missing or have another type. Those for a replay say which read tables are served and how far they have come.
-SELECT r.name, r.is_there, r.lacking
-  FROM (SELECT w.name, c.oid IS NOT NULL AS is_there,
+-- Of the tables and views that a verification reads those that are not as they were made: whether each is there, which of its
+-- columns are missing or have another type, and whether only a replay needs it. Those for a replay are the snapshots, and what says
+-- which read tables are served and how far they have come.
+SELECT r.name, r.is_there, r.lacking, r.for_replay
+  FROM (SELECT w.name, w.for_replay, c.oid IS NOT NULL AS is_there,
                ARRAY(SELECT s.name
                        FROM unnest(w.columns, w.types) WITH ORDINALITY AS s (name, type, ordinal)
                       WHERE NOT EXISTS (SELECT

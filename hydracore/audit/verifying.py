@@ -28,7 +28,7 @@ from events.verify import LANES_AT_ONCE, LANES_AT_ONCE_MAX
 from hydracore.audit import followed_tables, inline_tables, snapshots
 from hydracore.audit.copy_lag import CopyLag
 from hydracore.audit.errors import CopyEmpty, NoSeal
-from hydracore.audit.schema_check import schema_findings
+from hydracore.audit.schema_check import check_schema
 from hydracore.audit.seal_check import SealCheck, check_seals, stored_seals
 from hydracore.audit.seal_file import SealFile
 from hydracore.audit.served_projections import find_served_projections
@@ -112,10 +112,13 @@ def verify(request: Request, progress: Progress) -> Report:
     began_s = time.monotonic()
     report = Report(lanes=len(request.lanes))
     with psycopg.connect(request.conninfo, autocommit=True, prepare_threshold=request.prepare_threshold) as connection:
-        report.findings += schema_findings(connection, replay=request.replay)
-        if report.findings:
+        missing = check_schema(connection, replay=request.replay)
+        report.findings += missing.log + missing.replay
+        if missing.log:
             report.lanes = 0
             return report
+        if missing.replay:
+            request = msgspec.structs.replace(request, replay=False)
         sealed = _check_seals(connection, request, report, Pace(full_speed=request.full_speed))
         if request.since_seal and sealed.last is None:
             raise NoSeal

@@ -8,9 +8,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from hydracore.audit.schema_check import schema_findings
+from hydracore.audit.schema_check import check_schema
 from tests.sealed_log import Forger, Log, run
-from tests.verifying import forger, found, log
+from tests.verifying import FORGE, forger, found, log
 
 __all__ = ["forger", "log"]
 
@@ -38,7 +38,6 @@ SELECT attrelid::regclass::text, attname
         ("DROP TABLE stream", ("table_missing", "stream"), "stream"),
         ("DROP TABLE seal", ("table_missing", "seal"), "seal"),
         ("DROP VIEW lane_head", ("table_missing", "lane_head"), "lane_head"),
-        ("DROP TABLE projection_intervention CASCADE", ("table_missing", "projection_skipped"), "projection_skipped"),
     ],
 )
 async def test_what_is_not_as_it_was_made_is_named(
@@ -70,11 +69,11 @@ async def test_every_column_of_the_log_is_looked_for(log: Log) -> None:
             drop = sql.SQL("ALTER TABLE {} DROP COLUMN {} CASCADE")
             connection.execute(drop.format(sql.Identifier(table), sql.Identifier(column)))
 
-            (of_table,) = [each for each in schema_findings(connection, replay=True) if each.table == table]
+            (of_table,) = [each for each in check_schema(connection, replay=True).log if each.table == table]
 
             assert (of_table.kind, f"({column})" in of_table.what) == ("column_missing", True)
             connection.rollback()
-        assert list(schema_findings(connection, replay=True)) == []
+        assert check_schema(connection, replay=True) == ([], [])
     assert len(columns) == 38
 
 
@@ -83,3 +82,36 @@ async def test_only_what_is_asked_for_has_to_be_there(log: Log, forger: Forger) 
 
     assert found(log, "--no-replay") == (0, [])
     assert [finding["table"] for finding in found(log)[1]] == ["projection_lane", "snapshot"]
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected", "lacking"),
+    [
+        ("DROP TABLE snapshot", ("table_missing", "snapshot"), "snapshot"),
+        ("DROP TABLE projection CASCADE", ("table_missing", "projection"), "projection"),
+        (
+            "DROP TABLE projection_generation CASCADE",
+            ("table_missing", "projection_generation"),
+            "projection_generation",
+        ),
+        ("DROP TABLE projection_intervention CASCADE", ("table_missing", "projection_skipped"), "projection_skipped"),
+        ("ALTER TABLE snapshot DROP COLUMN digest", ("column_missing", "snapshot"), "digest"),
+    ],
+)
+async def test_what_only_a_replay_needs_hides_nothing_of_the_log_where_it_is_gone(
+    log: Log, forger: Forger, statement: str, expected: tuple[str, str], lacking: str
+) -> None:
+    forger.do(statement, FORGE.format(7))
+
+    status, (gone, *edited) = found(log, "--seals", str(log.file.path))
+
+    assert (status, gone["kind"], gone["table"]) == (1, *expected)
+    assert lacking in gone["what"]
+    assert "read tables and snapshots were not compared" in gone["what"]
+    assert [(finding["kind"], finding["seq"]) for finding in edited] == [("event_edited", 7)]
+
+
+async def test_with_a_table_of_the_log_everything_that_is_gone_is_named(log: Log, forger: Forger) -> None:
+    forger.do("DROP TABLE snapshot", "DROP TABLE seal")
+
+    assert [finding["table"] for finding in found(log)[1]] == ["seal", "snapshot"]
