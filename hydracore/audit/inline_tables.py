@@ -7,6 +7,7 @@ so that neither memory nor a transaction grows with the log.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -160,12 +161,13 @@ def matching_streams(
 @contextmanager
 def _pipeline(connection: Connection) -> Generator[None]:
     """psycopg's pipeline. Of the errors of a session that breaks, the first is raised: the others only say that it broke."""
+    _, handled_before, _ = sys.exc_info()
     try:
         with connection.pipeline():
             yield
     except psycopg.OperationalError as error:
         first: BaseException = error
-        while isinstance(first.__context__, psycopg.Error):
+        while isinstance(first.__context__, psycopg.Error) and first.__context__ is not handled_before:
             first = first.__context__
         raise first from None
 

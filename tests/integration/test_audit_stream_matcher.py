@@ -266,8 +266,15 @@ def test_of_a_session_that_breaks_the_first_error_is_raised_and_not_that_its_pip
 
     monkeypatch.setattr(InstanceProjection, "begin", lambda _, stream_id, *, lane: Ending(stream_id, lane=lane))
 
-    with pytest.raises(psycopg.OperationalError, match=r"terminating connection|consuming input failed"):
-        matched(connection)
+    # An error of before, which is handled meanwhile, is not of this session.
+    with (
+        psycopg.connect(url) as other,
+        pytest.raises(psycopg.OperationalError, match=r"terminating connection|consuming input failed"),
+    ):
+        try:
+            other.execute("SELECT 1 / 0")
+        except psycopg.DataError:
+            matched(connection)
 
 
 async def test_one_that_has_moved_since_is_looked_at_again(sealed_logs: SealedLogs, tmp_path: Path) -> None:
