@@ -77,6 +77,19 @@ async def test_whose_rows_are_gone_stays_erased_by_what_the_log_says(
     assert await readable(outdated.url, outdated.bob, "bob") == [EMAIL, PROMPT]
 
 
+async def test_a_forged_stream_that_does_not_say_whose_it_is_keeps_nobody_else_from_being_erased(
+    outdated: World, owner_conn: psycopg.AsyncConnection
+) -> None:
+    forge = "UPDATE event SET payload = '{}' WHERE stream_id = %s AND version = 1"
+    await owner_conn.execute(forge.encode(), (outdated.ada[1],))
+
+    migrated = await asyncio.to_thread(outdated.run, "db", "migrate")
+
+    assert migrated.exit_code == 1
+    assert set(outdated.file.erasures()) == {("acme", "ada"), ("acme", "eve")}
+    assert await readable(outdated.url, outdated.ada[0], "ada") == []
+
+
 async def test_no_key_waits_for_a_file_that_cannot_be_written(outdated: World) -> None:
     """It may be mounted so that it can only be read. Bob is in it, and his key is back as well."""
     outdated.file.append([structs.replace(EVE, customer_id="bob")])
