@@ -35,8 +35,7 @@ def decide_use(state: Instance, command: UseCommand) -> tuple[e.AnyEvent, ...]:
         return _record_updates(state, command)
     if isinstance(command, c.ChangeConsent):
         return _change_consent(state, command)
-    if state.status in {DELETING, DELETED}:
-        raise TransitionRefused(state.id, trigger="be_changed", status=state.status)
+    require_changeable(state)
     match command:
         case c.ChangeConfig() | c.PatchPlatformConfig() | c.ChangeModelPolicy():
             return _change_config(state, command)
@@ -50,6 +49,12 @@ def decide_use(state: Instance, command: UseCommand) -> tuple[e.AnyEvent, ...]:
             return (e.AgentKeyRevoked(at_ms=command.at_ms, key_id=state.agent.key_id, reason="rotation"),)
         case _:
             assert_never(command)
+
+
+def require_changeable(state: Instance) -> None:
+    """Raises `TransitionRefused` where the instance is being deleted, or is."""
+    if state.status in {DELETING, DELETED}:
+        raise TransitionRefused(state.id, trigger="be_changed", status=state.status)
 
 
 def _change_consent(state: Instance, command: c.ChangeConsent) -> tuple[e.AnyEvent, ...]:

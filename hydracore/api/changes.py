@@ -7,6 +7,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from events.commands import AnyCommand
+from events.decide_use import require_changeable
 from events.record import Origin, Outcome
 from events.state import Instance
 from events.store import EventStore
@@ -43,6 +44,7 @@ class Changes:
         if_match: str | None = None,
     ) -> Outcome:
         """Execute the command that `command_at` makes for the present state. `origin`: a new one unless given.
+        `if_match`: of a change of the configuration.
 
         Raises `NotFound`, `Forbidden`, `PreconditionFailed`, whatever `command_at` raises, and what `EventStore.change`
         does.
@@ -50,7 +52,10 @@ class Changes:
 
         async def command(state: Instance | None) -> AnyCommand:
             found = require_access(context.who, state)
-            require_match(if_match, found)
+            if if_match is not None:
+                # RFC 9110, section 13.2.1: a precondition does not count where the request would be refused without it.
+                require_changeable(found)
+                require_match(if_match, found)
             return await command_at(found)
 
         return await self._store.change(

@@ -25,11 +25,11 @@ def if_match_error(text: str) -> str | None:
     return None if _HEADER.fullmatch(text) else 'give the config_version in quotes, such as "7", or *'
 
 
-def require_match(if_match: str | None, state: Instance) -> None:
+def require_match(if_match: str, state: Instance) -> None:
     """Raises `PreconditionFailed` where `if_match` does not name the present version of the configuration.
 
     Weak tags name none: RFC 9110 has them fail here.
     """
     version = state.config.version
-    if if_match not in (None, "*") and f'"{version}"' not in _TAGS.findall(if_match):
+    if if_match != "*" and f'"{version}"' not in _TAGS.findall(if_match):
         raise PreconditionFailed(f"The configuration is at version {version}; read it again")

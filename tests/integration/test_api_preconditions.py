@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 
+from hydracore.documents import MASK
+from tests.lives import delete
 from tests.use_fixtures import (
     Used,
+    give,
     shared_api_fixture,
     shared_owner_conn_fixture,
     shared_unreachable_fixture,
@@ -60,6 +63,32 @@ async def test_a_stale_version_is_refused_even_if_nothing_would_change(used: Use
     assert answer.status_code == 412
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [("POST", "/config", {"agent_name": "Ada"}), ("PATCH", "/platform-config", {}), ("PATCH", "/model-policy", {})],
+)
+async def test_what_no_version_allows_is_not_refused_for_a_stale_one(
+    used: Used, method: str, path: str, body: dict[str, Any]
+) -> None:
+    """Who reads the configuration again could still not change it (RFC 9110, section 13.2.1)."""
+    await give(used.api, used.instance_id, delete())
+
+    answers = [await used.ask(method, path, body, headers={"If-Match": tag}) for tag in ('"7"', '"1"')]
+    unconditional = await used.ask(method, path, body)
+
+    assert unconditional.status_code == 409
+    assert [(answer.status_code, answer.json()) for answer in answers] == [(409, unconditional.json())] * 2
+
+
+async def test_a_stale_version_is_refused_before_the_request_is_compared_with_the_configuration(used: Used) -> None:
+    """What does not fit the present configuration may have fitted the one that the caller has seen."""
+    body = {"telegram_bot_token": MASK}
+
+    answers = [await used.ask("POST", "/config", body, headers={"If-Match": tag}) for tag in ('"7"', '"1"')]
+
+    assert [answer.status_code for answer in answers] == [412, 422]
+
+
 @pytest.mark.parametrize("given", ["*", '"1"', '"0", "1"', '"a,b" ,"1"', '"1",'])
 async def test_any_of_the_given_versions_will_do(used: Used, given: str) -> None:
     answer = await used.ask("POST", "/config", {}, headers={"If-Match": given})
@@ -82,3 +111,12 @@ async def test_what_is_no_version_in_quotes_is_refused(used: Used, given: str) -
     (problem,) = answer.json()["detail"]
     assert problem["loc"] == ["header", "if-match"]
     assert problem["msg"] == 'Value error, give the config_version in quotes, such as "7", or *'
+
+
+async def test_a_header_that_is_sent_twice_is_refused(used: Used) -> None:
+    twice = [*used.api.token().items(), ("If-Match", '"1"'), ("If-Match", '"2"')]
+
+    answer = await used.api.client.post(f"/v1/instances/{used.instance_id}/config", json={}, headers=twice)
+
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["header", "if-match"]
