@@ -207,8 +207,8 @@ class Authenticator:
     def _verified(self, token: str) -> _Claims:
         if len(token) > TOKEN_LENGTH_MAX:
             raise AuthError("Invalid token")
-        # Claims are checked below, and times against our clock.
-        options = {"verify_exp": False, "verify_nbf": False, "verify_iat": False, "verify_sub": False}
+        # Claims are checked below, if they are used, and times against our clock.
+        options = dict.fromkeys(("verify_exp", "verify_nbf", "verify_iat", "verify_sub", "verify_jti"), False)
         try:
             payload = jwt.decode(token, self._secret, algorithms=[_ALGORITHM], options=options)  # pyright: ignore[reportArgumentType] - a TypedDict there
         except jwt.InvalidAudienceError:
