@@ -48,7 +48,8 @@ class Agent:
     async def run(self) -> None:
         """Work until the control plane answers 410. From then on this returns at once, after a restart too.
 
-        Raises `StartRefused` (`BootFileInvalid`, `AlreadyRunning`, `StateDamaged`) when it cannot start.
+        Raises `StartRefused` (`BootFileInvalid`, `AlreadyRunning`, `StateDamaged`) when it cannot start,
+        and `DiskWriteFailed` when there is no room to start.
         """
         state = StateDir(self._root)
         with state.locked():
@@ -61,7 +62,7 @@ class Agent:
                 try:
                     state.retire()
                 except DiskWriteFailed as refusal:
-                    # A later start is refused at its enrolment, and tries to store this again.
+                    # A later start that has room is refused at its enrolment, and tries to store this again.
                     _log.warning("retirement_not_stored", what=refusal.what)
                 _log.info("agent_retired")
 
@@ -70,7 +71,8 @@ class Agent:
         identity = load_identity(state)
         stored = load_secrets(state)
         spool = CallbackSpool(state)
-        store = Store(state.path / STORE_FILE, now_ms=clock.now_ms, new_id=uuid4)
+        with state.translating_write_errors():
+            store = Store(state.path / STORE_FILE, now_ms=clock.now_ms, new_id=uuid4)
         control_plane = ControlPlane(boot_file.control_plane_url)
         started_s = time.monotonic()
 

@@ -1,7 +1,7 @@
 """The agent as a process: logs to stdout as JSON lines, ends on a signal, says by its exit code how it ended.
 
 0  stopped by SIGTERM, SIGINT or SIGHUP, or retired by the control plane (now or before)
-1  a bug or a broken disk; worth a restart
+1  a bug, or a disk that is full or failing at the start; worth a restart
 2  the boot file is missing or bad     3  another agent runs on this root     4  the state directory is damaged
 """
 
@@ -15,7 +15,7 @@ import structlog
 from hydracore import logs
 from hydracore.agent.agent import Agent
 from hydracore.agent.boot_file import read_boot_file
-from hydracore.agent.errors import StartRefused
+from hydracore.agent.errors import DiskWriteFailed, StartRefused
 from hydracore.agent.state import STATE_DIR
 from hydracore.gc_tuning import freeze_and_collect_less_often
 from hydracore.signals import run_until_signal
@@ -34,6 +34,10 @@ def run(*, root: Path) -> int:
     except StartRefused as refusal:
         sys.stderr.write(f"hydracore agent: {refusal}\n")
         return refusal.exit_code
+    except DiskWriteFailed as refusal:
+        # Of a start: a running agent waits for room. The next start may find some.
+        sys.stderr.write(f"hydracore agent: {refusal}\n")
+        return 1
     except Exception:  # noqa: BLE001 - whatever it is belongs into the log, and the exit code says so
         _log.exception("agent_failed")
         return 1

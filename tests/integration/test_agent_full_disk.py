@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import resource
+import sys
+from asyncio.subprocess import PIPE
+
+import pytest
 
 from hydracore.agent.messages import STAGES
 from hydracore.agent_client import AgentAddress, AgentClient
 from tests.agent_fixtures import agent_client_fixture, agent_fixture, control_plane_fixture  # noqa: F401 - fixtures
-from tests.agent_process import AgentProcess
+from tests.agent_process import REPOSITORY, AgentProcess
+from tests.disk import room_in_files
 from tests.fake_control_plane import FakeControlPlane
 from tests.waiting import PATIENCE_S, until
 
@@ -164,6 +170,27 @@ async def test_an_agent_whose_boot_is_superseded_while_its_disk_is_full_boots_an
     await control_plane.until(lambda: len(control_plane.boots) == 2)
     await control_plane.until_healthy()
     assert control_plane.stages() == list(STAGES)
+
+
+@pytest.mark.parametrize(
+    "size", [pytest.param(0, id="keys"), pytest.param(1000, id="spool"), pytest.param(40_000, id="chats")]
+)
+async def test_a_start_on_a_full_disk_says_so_in_one_line_and_one_with_room_works(
+    control_plane: FakeControlPlane, agent: AgentProcess, size: int
+) -> None:
+    # -B: Python would leave pieces of what it compiles.
+    command = (sys.executable, "-B", "-m", "hydracore.agent", "--root", str(agent.root))
+    with room_in_files(size):
+        start = await asyncio.create_subprocess_exec(*command, cwd=REPOSITORY, stdout=PIPE, stderr=PIPE)
+    log, complaint = (text.decode() for text in await start.communicate())
+
+    assert start.returncode == 1
+    assert re.fullmatch(r"hydracore agent: the disk refuses writes: .+\n", complaint)
+    assert [json.loads(line)["event"] for line in log.splitlines()] == ["disk_refuses"]
+    assert not control_plane.calls
+
+    agent.start()
+    await control_plane.until_healthy()
 
 
 async def test_a_retired_agent_ends_in_order_though_its_disk_does_not_take_the_mark(
