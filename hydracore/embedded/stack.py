@@ -126,7 +126,7 @@ class Stack:
             stack = cls(home, supervisor, port=port, workers=workers, environ=environ)
             try:
                 await stack._start(until_stopped)
-            except PartFailed:
+            except PartFailed as failed:
                 await until_stopped.aclose()
                 taken = stack._ports.taken_since()
                 if not taken and is_free(port):
@@ -134,9 +134,8 @@ class Stack:
                 # Once more: another home may have drawn the same port at the same moment.
                 stack = cls(home, supervisor, port=port, workers=workers, environ=environ)
                 lost = (taken or [port])[0]
-                supervisor.report_failure(
-                    f"another program has taken port {lost} meanwhile: starting again with another port"
-                )
+                supervisor.report_failure(str(failed))
+                supervisor.report_failure(f"another program has taken port {lost} meanwhile: starting again")
                 await stack._start(until_stopped)
             yield stack
 
