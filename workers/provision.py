@@ -30,7 +30,7 @@ from workers.providers.base import (
     Server,
 )
 from workers.removal import SERVER_STILL_THERE, assert_unchanged, may_delete, remove_servers
-from workers.steps import PAUSE_S_MAX, Continue, Retry, StepResult, Wait, retry_for
+from workers.steps import RETRY_AFTER_S_MAX, Continue, Retry, StepResult, Wait, retry_for
 from workers.timing import boot_remaining_s, remaining_s, wait_for_gap
 from workers.user_data import new_nonce, server_name, user_data
 
@@ -224,7 +224,7 @@ async def _delete_late_server(provider: Provider, server: Server) -> None:
         try:
             return await provider.delete_server(server.id)
         except (ProviderRetry, ProviderLater) as error:
-            await asyncio.sleep(min(error.retry_after_s, PAUSE_S_MAX))
+            await asyncio.sleep(min(error.retry_after_s, RETRY_AFTER_S_MAX))
 
 
 async def await_agent(deps: Deps, state: Instance, step: AwaitAgent) -> StepResult:

@@ -7,9 +7,9 @@ import msgspec
 from events.state import Instance
 from workers.providers.base import ProviderError, ProviderLater, ProviderRetry
 
-#: The longest pause before an instance is looked at again, even if a provider asks for a longer one: its deadlines and alarms have to
-#: be checked. The provider's driver still keeps to the longer pause.
-PAUSE_S_MAX = 60.0
+#: The longest pause that a provider's answer causes, even if it asks for a longer one: the instance's deadlines and alarms have to be
+#: checked. The provider's driver still keeps to the longer pause.
+RETRY_AFTER_S_MAX = 60.0
 
 
 class Continue(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,5 +42,5 @@ StepResult = Continue | Wait | Retry
 def retry_for(error: ProviderError) -> Retry:
     """The retry that a provider's failure calls for."""
     if isinstance(error, ProviderRetry | ProviderLater):
-        return Retry(code=error.code, delay_s=min(error.retry_after_s, PAUSE_S_MAX))
+        return Retry(code=error.code, delay_s=min(error.retry_after_s, RETRY_AFTER_S_MAX))
     return Retry(code=error.code)
