@@ -17,8 +17,8 @@ from hydracore.http_protocol import BoundedProtocol
 #: first. A request that arrives while we close the connection is lost, and not every client may send it again.
 KEEP_ALIVE_S: Final = 75
 
-#: How often a server that ends looks for idle connections.
-IDLE_LOOK_S: Final = 0.1
+#: How often a server that ends checks for idle connections.
+IDLE_CHECK_S: Final = 0.1
 
 
 def uvicorn_config(app: Any, **overrides: Any) -> Config:
@@ -86,7 +86,7 @@ class EmbeddedServer(Server):
 
     async def _keep_closing_idle(self) -> None:
         while True:
-            await asyncio.sleep(IDLE_LOOK_S)
+            await asyncio.sleep(IDLE_CHECK_S)
             for connection in list(self.server_state.connections):
                 connection.shutdown()
 
