@@ -151,7 +151,7 @@ def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
 
     declare(b.ADVANCE, advance_actor)
     declare(b.CHECK_HEALTH, check_health_actor)
-    declare(b.OBSERVE_ACTIONS, poll_actions_actor)
+    declare(b.POLL_ACTIONS, poll_actions_actor)
     declare(b.SWEEP, sweep_actor)
     declare(b.FOLD_LANES, fold_lanes_actor)
 

@@ -31,7 +31,8 @@ QUEUE = "hydracore"
 
 ADVANCE = "advance"
 CHECK_HEALTH = "check_health"
-OBSERVE_ACTIONS = "observe_actions"
+#: Sent by that name: in a rolling update, workers of an earlier release know no other.
+POLL_ACTIONS = "observe_actions"
 SWEEP = "sweep"
 FOLD_LANES = "fold_lanes"
 

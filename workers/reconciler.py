@@ -15,7 +15,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from events.retries import run
 from hydracore.settings import Settings
-from workers.broker import ADVANCE, CHECK_HEALTH, OBSERVE_ACTIONS, SWEEP, HintSender
+from workers.broker import ADVANCE, CHECK_HEALTH, POLL_ACTIONS, SWEEP, HintSender
 from workers.error_boundary import error_boundary
 from workers.sql import OPERATIONS
 from workers.work_schedule import CLAIM_MAX, WorkSchedule
@@ -28,7 +28,7 @@ _ANY_PENDING_ACTION = OPERATIONS["any_pending_action"]
 TICK_S = 0.25
 
 #: How often providers are asked about servers that are being created, and how often the agents' heartbeats are checked.
-OBSERVE_INTERVAL_S = 2.0
+POLL_ACTIONS_INTERVAL_S = 2.0
 HEALTH_INTERVAL_S = 1.0
 
 #: How often per interval of a duty a relay tries to get that duty while another relay performs it.
@@ -65,8 +65,8 @@ class Reconciler:
         await self._send_hints(ADVANCE, due)
         if len(due) == CLAIM_MAX:
             _log.warning("many_instances_due", at_least=CLAIM_MAX)
-        if await self._take_duty("observe", OBSERVE_INTERVAL_S) and await run(self._pool, _ANY_PENDING_ACTION):
-            await asyncio.to_thread(self._hints.send_duty, OBSERVE_ACTIONS)
+        if await self._take_duty("observe", POLL_ACTIONS_INTERVAL_S) and await run(self._pool, _ANY_PENDING_ACTION):
+            await asyncio.to_thread(self._hints.send_duty, POLL_ACTIONS)
         if await self._take_duty("health", HEALTH_INTERVAL_S):
             limits = {
                 "late_s": self._settings.heartbeat_late_s,

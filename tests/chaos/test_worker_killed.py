@@ -13,7 +13,7 @@ import pytest
 
 from tests.stack import Stack
 from tests.strays import stray
-from workers.broker import OBSERVE_ACTIONS, SWEEP
+from workers.broker import POLL_ACTIONS, SWEEP
 from workers.providers.hetzner import HetznerProvider
 from workers.sweep import sweep
 
@@ -97,7 +97,7 @@ async def test_a_create_survives_a_worker_killed_at_the(stack: Stack, call: Call
     if call.first in {"slow_boot", "action_error"}:
         await stack.until(lambda: all(stack.has_happened(each, "server_created") for each in ids))
         for _ in call.fates:
-            stack.hint(OBSERVE_ACTIONS)
+            stack.hint(POLL_ACTIONS)
 
     held = await kill_at(stack, call, about)
 

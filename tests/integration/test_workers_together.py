@@ -17,7 +17,7 @@ from tests.taking_over import END_LOCK_SESSIONS, give
 from workers.action_polling import poll_actions
 from workers.actors import POLLS_MAX, SWEEPS_MAX
 from workers.advance import advance
-from workers.broker import ADVANCE, CHECK_HEALTH, OBSERVE_ACTIONS, QUEUE, SWEEP
+from workers.broker import ADVANCE, CHECK_HEALTH, POLL_ACTIONS, QUEUE, SWEEP
 from workers.deps import Deps
 from workers.labels import instance_labels
 from workers.providers.hetzner import HetznerProvider
@@ -86,7 +86,7 @@ async def test_doubled_and_late_messages_change_nothing(stack: Stack) -> None:
     for _ in range(5):
         stack.hint(ADVANCE, alive, gone, alive, gone, uuid4())
         stack.hint(CHECK_HEALTH, alive, gone, uuid4())
-        stack.hint(OBSERVE_ACTIONS)
+        stack.hint(POLL_ACTIONS)
         stack.hint(SWEEP)
     await stack.until(lambda: is_drained(stack))
 
@@ -145,7 +145,7 @@ async def test_of_looks_at_servers_being_made_that_waited_for_a_slow_provider_fe
     stack.cloudsim.fault("get_actions", "hold_before", times=None)
     before = stack.cloudsim.requests("get_actions")
     for _ in range(40):
-        stack.hint(OBSERVE_ACTIONS)
+        stack.hint(POLL_ACTIONS)
 
     stack.worker.start()
     await stack.until(lambda: len(stack.cloudsim.held()) == POLLS_MAX)

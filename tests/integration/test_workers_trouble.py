@@ -17,7 +17,7 @@ from tests.lives import BOOT
 from tests.stack import BRISK, Stack
 from tests.strays import stray
 from workers.advance import advance
-from workers.broker import OBSERVE_ACTIONS
+from workers.broker import POLL_ACTIONS
 from workers.providers.hetzner import HetznerProvider
 
 #: As of an agent that was last heard a while ago.
@@ -297,7 +297,7 @@ async def test_a_server_that_the_provider_fails_to_start_is_replaced(stack: Stac
 
     await stack.create(key)
     await stack.until(lambda: stack.has_happened(instance_id, "server_created"))
-    stack.hint(OBSERVE_ACTIONS)
+    stack.hint(POLL_ACTIONS)
 
     await stack.until_status(instance_id, "running")
     assert failures(stack, instance_id) == ["no_power"]
