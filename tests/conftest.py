@@ -16,6 +16,7 @@ import redis
 import structlog
 from hypothesis import settings
 
+from hydracore.embedded import ports
 from hydracore.gc_tuning import freeze_and_collect_less_often
 from tests.cloudsim_fixtures import cloudsim_fixture, driver_fixture, module_cloudsim_fixture
 from tests.sealed_log import sealed_logs_fixture
@@ -58,6 +59,15 @@ settings.load_profile("ci")
 
 # Collecting makes millions of objects that stay.
 freeze_and_collect_less_often()
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each worker draws ports from a range of its own: between the draw and the server that listens there, another one
+    # could draw the same port, and the second server would not start.
+    _number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+    _size = (ports.PORT_LAST - ports.PORT_FIRST + 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    _first = ports.PORT_FIRST + _number * _size
+    setattr(ports, "PORT_FIRST", _first)  # noqa: B010 - final for the product
+    setattr(ports, "PORT_LAST", _first + _size - 1)  # noqa: B010
 
 
 def pytest_collection(session: pytest.Session) -> None:

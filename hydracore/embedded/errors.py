@@ -70,6 +70,7 @@ class PartFailed(EmbeddedError):
 
     def __init__(self, name: str, reason: str, log: Path, log_tail: str) -> None:
         super().__init__(f"{name} {reason}; see {log}")
+        self.add_note(log_tail)  # For a traceback: the log may be gone by the time somebody reads it.
         self.name = name
         self.reason = reason
         self.log = log
