@@ -1,12 +1,11 @@
 -- name: instances
--- Failures count only at the version that they occurred at, as in `claim_due` (work_schedule.sql). What is due at once has the time of the
--- process that recorded it, which may be ahead of this clock.
+-- Failures count only at the version that they occurred at, as in `claim_due` (work_schedule.sql). A step that fails counts from its first
+-- failure: `wake_at` is by the clock of the process that recorded it, which may be ahead of this one.
 SELECT i.id, i.tenant_id, i.status, i.provider, least(i.wake_at, a.failing_since) AS due_since, coalesce(a.failures, 0), a.code
   FROM instance i
   LEFT JOIN attention a ON a.lane = i.lane AND a.instance_id = i.id AND a.version >= i.version AND a.failures > 0
  WHERE i.wake_at IS NOT NULL
    AND least(i.wake_at, a.failing_since) <= now() - %(after_s)s * interval '1 s'
-   AND (a.failures > 0 OR i.wake_at <= now())
  ORDER BY due_since, i.id
  LIMIT %(limit)s
 
