@@ -62,12 +62,15 @@ def _times(at: datetime | None, first: datetime | None, last: datetime | None, s
     until = now if last is None else min(last, now)
     if first > until:
         raise click.UsageError("--from must not be after --to, or after now.")
-    count = (until - _full_hour(first)) // step + 1
-    if count > TIMES_MAX:
+    begin = _full_hour(first)
+    count = (until - begin) // step + 1
+    # Without --to, the last time is now, even if the last interval is not over yet.
+    ends_now = last is None and begin + (count - 1) * step < now
+    if count + ends_now > TIMES_MAX:
         raise click.UsageError(
-            f"These are {count} times to count at, but at most {TIMES_MAX} are allowed: shorten the range or use --every day."
+            f"These are {count + ends_now} times to count at, but at most {TIMES_MAX} are allowed: shorten the range or use --every day."
         )
-    return [_full_hour(first) + number * step for number in range(count)]
+    return [begin + number * step for number in range(count)] + [now] * ends_now
 
 
 def _full_hour(time: datetime) -> datetime:

@@ -112,6 +112,21 @@ async def test_the_fleet_is_counted_over_time(database_url: str, midnight: datet
     )
 
 
+async def test_without_an_end_the_fleet_is_counted_up_to_now(database_url: str) -> None:
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=4)
+        await follow_all(pool)
+    before = datetime.now(UTC)
+    yesterday = before.date() - timedelta(days=1)
+
+    done = await hydracore(database_url, "fleet", "--from", str(yesterday))
+
+    [first, *_, last] = [line for line in done.stdout.splitlines() if line.endswith(" in all")]
+    assert first == f"{yesterday}T00:00:00Z  0 in all"
+    assert last.endswith("  4 in all")
+    assert datetime.fromisoformat(last.split()[0]) >= before.replace(microsecond=0)
+
+
 async def test_activity_tells_who_did_what(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
         await write_lives(store, count=4)
