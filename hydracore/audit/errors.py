@@ -8,7 +8,7 @@ AuditError
 ├── CopyMissing          there are seals, but not the file of their copy
 ├── CopyEmpty            there are seals, but none in the file of their copy
 ├── ErasuresUnknown      the file that lists the erased customers cannot be read, or is not set
-├── ErasureInterrupted   an erasure was ordered, but not completed
+├── ErasureInterrupted   an erasure was begun, but not completed
 ├── ErasureNotRecorded   the key is destroyed, but the erasure could not be recorded in some streams
 ├── InstancesNotDeleted  the customer has instances that are not deleted
 ├── FileExists           the file to write exists already

@@ -21,6 +21,9 @@ _OUTDATED: Final = (
     "there is a newer one, add its lines and run this again"
 )
 
+#: What was done and what remains, where the file could not be written.
+_FILE_INCOMPLETE: Final = "the keys of all erased customers are destroyed; see to the file, then run this again to complete it and to record the erasures"
+
 
 @click.group()
 def db() -> None:
@@ -103,9 +106,10 @@ def restore(*, file: Path) -> None:
 async def _erase_again(settings: "Settings") -> tuple[int, int, int]:
     """Repeat the erasures that a restore has undone. Without an erasure file, require that there are none.
 
-    Returns what `Eraser.erase_again` does.
+    Returns what `Eraser.erase_again` does. Raises `ErasureInterrupted` where the file cannot be written.
     """
     from hydracore.audit.erasing import require_no_erasures
+    from hydracore.audit.errors import ErasureInterrupted
     from hydracore.cli.audit_erase import open_eraser
     from hydracore.db.pool import open_pool
 
@@ -125,4 +129,7 @@ async def _erase_again(settings: "Settings") -> tuple[int, int, int]:
         opening(role=settings.database_role, size=2) as pool,
         open_eraser(settings, pool, actor="migrate") as opened,
     ):
-        return await opened.erase_again(report_outdated)
+        try:
+            return await opened.erase_again(report_outdated)
+        except OSError as error:  # Of the file: the database's errors are others.
+            raise ErasureInterrupted(str(error), _FILE_INCOMPLETE) from None

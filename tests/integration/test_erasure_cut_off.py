@@ -18,7 +18,7 @@ from hydracore.audit import erasing
 from hydracore.audit.erasure_file import Erasure
 from tests.cloudsim_fixtures import REPOSITORY
 from tests.customers import EMAIL, KEY, PROMPT, WAITS, World, last_event, readable, world_fixture
-from tests.disk import steps_fixture
+from tests.disk import room_in_files, steps_fixture
 from tests.forked import Forked
 from tests.requests_to_log import open_store
 from tests.waiting import PATIENCE_S, until
@@ -31,6 +31,10 @@ WAITED_S = 0.5
 ORDERED = (
     "the order is recorded and stays in force: the next `db migrate` or API start destroys the key; run the same command again "
     "to complete it"
+)
+UNWRITTEN = (
+    "this has destroyed no key; if the order got into the file, the next `db migrate` or API start destroys the key; see to the "
+    "file, then run the same command again"
 )
 DESTROYED = "the key is destroyed; run the same command again to record the erasure in the customer's instances"
 
@@ -106,6 +110,21 @@ async def test_whoever_it_fails_for_is_told_how_far_it_came_and_the_next_goes_on
     ]
     assert "the key was destroyed before, recorded in 3 of 3 instances" in result.stdout
     assert len(list(world.file.read())) == 1
+
+
+async def test_whoever_cannot_have_the_order_written_is_told_that_the_key_is_still_there(world: World) -> None:
+    world.file.append(
+        [Erasure(tenant_id="acme", customer_id="eve", ordered_at=datetime(2026, 11, 25, tzinfo=UTC), by="test")]
+    )
+
+    with room_in_files(world.file.path.stat().st_size):
+        result = await asyncio.to_thread(world.erase, "--also-live", "--yes")
+
+    path = world.file.path
+    assert (result.exit_code, result.stderr) == (3, f"hydracore: [Errno 27] File too large: '{path}' ({UNWRITTEN})\n")
+    assert await readable(world.url, world.ada[0], "ada") == [EMAIL, PROMPT]
+    again = await asyncio.to_thread(world.erase, "--also-live", "--yes")
+    assert "key destroyed, recorded in 3 of 3 instances" in again.stdout
 
 
 async def test_what_others_than_we_say_of_a_stream_that_cannot_be_told_is_not_repeated(
