@@ -21,6 +21,11 @@ _SQL = Statements("hydracore.db", "restore.sql")
 _TABLES = _SQL["tables"]
 _ANY_KEY = _SQL["any_key"]
 _ROLES = _SQL["roles"]
+#: What is run before and after the script of a backup, in its transaction: destroyed keys stay destroyed.
+_AROUND: Final[dict[BackupKind, tuple[bytes, bytes]]] = {
+    "log": (b"", b""),
+    "keys": (_SQL["set_destroyed_aside"] + b";\n", _SQL["destroy_again"] + b";\n"),
+}
 
 #: pg_restore writes this line for any server. Servers older than PostgreSQL 17 do not know the setting
 #: and would refuse the whole script.
@@ -51,8 +56,8 @@ class RestoreFailed(Exception):
 def restore(database_url: str, path: Path) -> BackupKind:
     """Restore a backup, or any other dump of a HydraCore database that pg_restore reads. Returns what kind it is.
 
-    A backup of the log needs an empty database, one of the keys a database without keys. Raises
-    `RestoreRefused`, `RestoreFailed`, `OSError` and psycopg's errors.
+    A backup of the log needs an empty database, one of the keys a database without keys, or with destroyed ones only, which stay
+    destroyed. Raises `RestoreRefused`, `RestoreFailed`, `OSError` and psycopg's errors.
     """
     kind = _kind_of(path)
     _check_target(database_url, kind, path)
@@ -71,7 +76,7 @@ def restore(database_url: str, path: Path) -> BackupKind:
             stderr=psql_stderr,
         ) as writer,
     ):
-        is_complete = _run_script(reader, writer)
+        is_complete = _run_script(reader, writer, *_AROUND[kind])
         if writer.wait():
             raise RestoreFailed(read_errors(psql_stderr) or f"psql failed with exit code {writer.returncode}")
         if not is_complete:
@@ -113,7 +118,10 @@ def _check_target(database_url: str, kind: BackupKind, path: Path) -> None:
         if not any_key_table:
             raise RestoreRefused(f"{path} has only the customers' keys: restore the database's backup first")
         if connection.execute(_ANY_KEY).fetchone() == (True,):
-            raise RestoreRefused("The database already has customers' keys")
+            raise RestoreRefused(
+                "The database already has customers' keys: they are restored before any part starts. To restore others, begin "
+                "again with a new database"
+            )
 
 
 def _roles(path: Path) -> dict[str, str]:
@@ -130,8 +138,8 @@ def _roles(path: Path) -> dict[str, str]:
     return {role[1:-1].replace('""', '"') if role.startswith('"') else role: role for role in roles}
 
 
-def _run_script(reader: subprocess.Popen[bytes], writer: subprocess.Popen[bytes]) -> bool:
-    """Have `writer` execute the script of `reader` in one transaction.
+def _run_script(reader: subprocess.Popen[bytes], writer: subprocess.Popen[bytes], before: bytes, after: bytes) -> bool:
+    """Have `writer` execute the script of `reader` in one transaction, with `before` and `after` around it.
 
     Returns whether the whole script was passed on. Otherwise there is no COMMIT, and nothing is kept.
     """
@@ -139,10 +147,10 @@ def _run_script(reader: subprocess.Popen[bytes], writer: subprocess.Popen[bytes]
     assert writer.stdin is not None
     is_complete = False
     try:
-        writer.stdin.write(b"BEGIN;\n")
+        writer.stdin.write(b"BEGIN;\n" + before)
         copy_script(reader.stdout, writer.stdin)
         is_complete = reader.wait() == 0
-        writer.stdin.write(b"COMMIT;\n" if is_complete else b"")
+        writer.stdin.write(after + b"COMMIT;\n" if is_complete else b"")
         writer.stdin.flush()
     except BrokenPipeError:
         is_complete = False  # psql has ended early. Its standard error says why.

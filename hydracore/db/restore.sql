@@ -7,4 +7,19 @@ SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'inf
 SELECT rolname FROM pg_roles ORDER BY rolname
 
 -- name: any_key
-SELECT EXISTS (SELECT FROM public.customer_key)
+-- A destroyed one is none. `db migrate` leaves such rows also before the keys are restored.
+SELECT EXISTS (SELECT FROM public.customer_key WHERE wrapped_key IS NOT NULL)
+
+-- name: set_destroyed_aside
+-- The rows of destroyed keys make room for the backup's, which may have the same customers. All names are with their schema: the
+-- backup's own script empties the search path.
+LOCK TABLE public.customer_key IN EXCLUSIVE MODE;
+CREATE TEMPORARY TABLE destroyed_key ON COMMIT DROP AS
+SELECT tenant_id, customer_id, created_at, destroyed_at FROM public.customer_key WHERE wrapped_key IS NULL;
+DELETE FROM public.customer_key WHERE wrapped_key IS NULL
+
+-- name: destroy_again
+INSERT INTO public.customer_key (tenant_id, customer_id, wrapped_key, created_at, destroyed_at)
+SELECT tenant_id, customer_id, NULL, created_at, destroyed_at FROM pg_temp.destroyed_key
+    ON CONFLICT (tenant_id, customer_id)
+    DO UPDATE SET wrapped_key = NULL, destroyed_at = excluded.destroyed_at

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from msgspec import structs
 from psycopg import sql
 
 from events import keys
@@ -93,6 +94,27 @@ async def test_a_backup_with_the_key_is_unreadable_again_once_it_is_restored(
     migrated = await asyncio.to_thread(world.run, "db", "migrate", HYDRACORE_DATABASE_URL=elsewhere)
 
     assert "erased again" in migrated.stdout
+    await is_whole_and_erased(world, elsewhere)
+    assert await readable(elsewhere, world.bob, "bob") == [EMAIL, PROMPT]
+
+
+async def test_the_keys_are_restored_after_a_migration_too_but_none_that_it_has_destroyed(
+    world: World, elsewhere: str, tmp_path: Path
+) -> None:
+    """The keys' backup has Ada's. Eve came and was erased after it."""
+    log = await asyncio.to_thread(back_up, world, tmp_path / "log.dump")
+    only_keys = await asyncio.to_thread(back_up, world, tmp_path / "keys.dump", "--keys")
+    await asyncio.to_thread(world.erase, "--also-live", "--yes")
+    world.file.append([structs.replace(each, customer_id="eve") for each in world.file.erasures().values()])
+    await asyncio.to_thread(restore, world, log, elsewhere)
+    migrated = await asyncio.to_thread(world.run, "db", "migrate", HYDRACORE_DATABASE_URL=elsewhere)
+    assert "erased again: 2 customers' keys destroyed" in migrated.stdout
+
+    await asyncio.to_thread(restore, world, only_keys, elsewhere)
+
+    with psycopg.connect(elsewhere) as connection:
+        left = connection.execute("SELECT customer_id, wrapped_key IS NULL FROM customer_key ORDER BY 1").fetchall()
+    assert left == [("ada", True), ("bob", False), ("eve", True)]
     await is_whole_and_erased(world, elsewhere)
     assert await readable(elsewhere, world.bob, "bob") == [EMAIL, PROMPT]
 
