@@ -44,13 +44,12 @@ _log = structlog.get_logger(__name__)
 
 
 class Customer(msgspec.Struct, frozen=True, kw_only=True):
-    """`live`: the instances that are not deleted. `destroyed_at`: when the key was destroyed; None where it was not."""
+    """`live`: the instances that are not deleted."""
 
     tenant_id: str
     customer_id: str
     instances: int
     live: list[UUID]
-    destroyed_at: datetime | None
 
 
 class ErasureProgress(NamedTuple):
@@ -67,7 +66,7 @@ class ErasureProgress(NamedTuple):
 
 
 class ErasureResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What was done. `recorded`: the number of streams in which the erasure was recorded just now."""
+    """What was done. `instances`, `live`: how many there are now. `recorded`: in how many the erasure was recorded just now."""
 
     tenant_id: str
     customer_id: str
@@ -89,9 +88,7 @@ async def find_customer(pool: AsyncConnectionPool, customer_id: str, *, tenant_i
         cursor = await connection.execute(_CUSTOMER, {"tenant": wanted[0], "customer": customer_id})
         row = await cursor.fetchone()
         assert row is not None, "a select of values has a row"
-        return wanted, Customer(
-            tenant_id=wanted[0], customer_id=customer_id, destroyed_at=row[0], instances=row[1], live=row[2]
-        )
+        return wanted, Customer(tenant_id=wanted[0], customer_id=customer_id, instances=row[0], live=row[1])
 
     tenants, customer = await with_retries(pool, read_customer)
     if customer is not None:
@@ -148,11 +145,13 @@ class Eraser:
         destroyed = await keys.destroy(self._pool, [who])
         progress.key_destroyed()
         recorded = await self._record([who], destroyed, progress.instances_done)
+        # Instances that were ordered meanwhile count as well.
+        found = await find_customer(self._pool, customer.customer_id, tenant_id=customer.tenant_id)
         return ErasureResult(
-            tenant_id=customer.tenant_id,
-            customer_id=customer.customer_id,
-            instances=customer.instances,
-            live=len(customer.live),
+            tenant_id=found.tenant_id,
+            customer_id=found.customer_id,
+            instances=found.instances,
+            live=len(found.live),
             recorded=recorded,
             key_destroyed=bool(destroyed),
         )

@@ -6,8 +6,7 @@ SELECT tenant_id FROM instance WHERE customer_id = %(customer)s
  ORDER BY tenant_id
 
 -- name: customer
-SELECT (SELECT destroyed_at FROM customer_key WHERE tenant_id = %(tenant)s AND customer_id = %(customer)s),
-       (SELECT count(*) FROM instance WHERE tenant_id = %(tenant)s AND customer_id = %(customer)s),
+SELECT (SELECT count(*) FROM instance WHERE tenant_id = %(tenant)s AND customer_id = %(customer)s),
        ARRAY(SELECT id FROM instance
               WHERE tenant_id = %(tenant)s AND customer_id = %(customer)s AND status <> 'deleted'
               ORDER BY id)

@@ -183,7 +183,7 @@ async def test_what_was_sealed_just_before_and_lands_just_after_is_told_too(worl
     customer = await erasing.find_customer(world.pool, "ada", tenant_id=None)
     erased = await erasing.Eraser(world.pool, world.store, world.file, **order).erase(customer, progress)
 
-    assert erased.recorded == len(world.ada) + 1
+    assert (erased.recorded, erased.instances, erased.live) == (len(world.ada) + 1, len(world.ada) + 1, 2)
     assert await last_event(world.url, late) == "customer_erased"
 
 
