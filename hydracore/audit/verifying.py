@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from itertools import islice, takewhile
+from itertools import islice
 
 import msgspec
 import psycopg
@@ -149,8 +149,8 @@ def _check_seals(connection: Connection, request: Request, report: Report, pace:
     newest = 0 if request.seals is None else request.seals.last_number()
     if request.seals is not None and newest == 0 and next(stored_seals(connection), None) is not None:
         raise CopyEmpty(request.seals.path)
-    copies = () if request.seals is None else takewhile(lambda seal: seal.number <= newest, request.seals.read())
-
+    # Not only up to the first higher number: a single one may be damaged, and must hide none behind it.
+    copies = () if request.seals is None else (seal for seal in request.seals.read() if seal.number <= newest)
     lag = CopyLag(newest)
 
     def paced(seals: Iterable[Seal]) -> Iterator[Seal]:

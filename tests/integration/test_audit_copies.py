@@ -182,15 +182,18 @@ async def test_what_is_no_seal_hides_none_however_much_of_it_stands_at_the_end(l
     assert f"note: 2 lines of {log.file.path} could not be read" in result.stdout
 
 
-async def test_a_line_of_the_copy_whose_number_was_damaged_hides_none_behind_it(log: Log) -> None:
+@pytest.mark.parametrize("lines_between", [0, 300_000], ids=["at the end", "long before the end"])
+async def test_a_line_of_the_copy_whose_number_was_damaged_hides_none_behind_it(log: Log, lines_between: int) -> None:
     copy = log.file.path
-    copy.write_bytes(copy.read_bytes().replace(b'"number":1,', b'"number":99,'))
+    first, last = copy.read_bytes().splitlines(keepends=True)
+    copy.write_bytes(first.replace(b'"number":1,', b'"number":99,') + b"\n" * lines_between + last)
     forge(log, "DELETE FROM seal WHERE number = 2")
 
     result = run(log, "verify", "--lane", "0", "--seals", str(copy))
 
     assert result.exit_code == 1
     assert "the log: seal_missing: Seal 2: it is in the copy" in result.stdout
+    assert "the log: copy_flawed: Seal 1: it is missing or out of order in the copy" in result.stdout
 
 
 @pytest.mark.parametrize("link", [bytes(32), b"\xff" * 32], ids=["the lowest link", "the highest link"])
