@@ -17,7 +17,7 @@ from hydracore.wording import plural
 if TYPE_CHECKING:
     from hydracore.audit.export_check import Report
     from hydracore.audit.export_files import Format
-    from hydracore.audit.exporting import ExportReport
+    from hydracore.audit.export_writer import ExportReport
 
 
 @click.command()

@@ -14,7 +14,7 @@ from click.testing import Result
 from msgspec.structs import replace
 
 from events.ids import instance_id_for, lane_of
-from hydracore.audit import export_parquet, exporting
+from hydracore.audit import export_parquet, export_writer
 from hydracore.audit import export_records as r
 from hydracore.audit.export_files import read_records
 from tests.requests_to_log import origin, request, requested
@@ -77,7 +77,7 @@ def verified(log: Log, path: Path, *words: str, **environ: str) -> tuple[int, di
 async def test_an_instance_and_a_tenant_are_exported_and_proven(
     log: Log, tmp_path: Path, form: str, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "WINDOW", window)
+    monkeypatch.setattr(export_writer, "WINDOW", window)
     await grow(log)
     await log.sealer.seal()
     one, all_of_it = tmp_path / "one", tmp_path / "all"
