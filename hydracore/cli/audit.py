@@ -17,6 +17,7 @@ from hydracore.settings import Settings
 
 if TYPE_CHECKING:
     from hydracore.audit.seal_file import SealFile
+    from hydracore.audit.verifying import Report
 
 #: `--strict` wants a seal in the copy once this many seal intervals have passed since it was made.
 COPIED_WITHIN_INTERVALS: Final = 2
@@ -110,14 +111,20 @@ def verify(
     with failures():
         with interrupted_by_signals(), progress_bar("verifying") as progress:
             report = verifying.verify(request, progress)
-        report.notes += [NO_COPY] if copy is None else []
-        if strict:
-            report.turn_notes_into_findings()
-        # Not as findings, even with `--strict`: a line that a crash has cut off stays in the file for ever, and seals
-        # that are missing or out of place are findings already.
-        report.notes += [] if copy is None else copy.notes
+        _note_what_was_trusted(report, copy, strict=strict)
         show_report(report, as_json=as_json)
     raise SystemExit(FOUND if report.findings else 0)
+
+
+def _note_what_was_trusted(report: "Report", copy: "SealFile | None", *, strict: bool) -> None:
+    if copy is None:
+        report.notes.append(NO_COPY)
+    if strict:
+        report.turn_notes_into_findings()
+    if copy is not None:
+        # No findings, even with `strict`: a line that a crash has cut off stays in the file for ever, and seals that are
+        # missing or out of place are findings already.
+        report.notes += copy.notes
 
 
 def _copy_of_seals(given: Path | None, settings: Settings) -> "SealFile | None":
