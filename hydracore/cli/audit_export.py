@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("instance", type=click.UUID, required=False)
-@click.option("--instance", "named", type=click.UUID, help="Same as INSTANCE.")
+@click.option("--instance", "named", type=click.UUID, hidden=True)  # An earlier spelling of INSTANCE.
 @click.option("--tenant", type=Text(), help="Export all instances of this tenant.")
 @click.option(
     "--format",
@@ -61,7 +61,7 @@ def export(
     The system may be in use meanwhile: the file has the events up to the start of the export.
     """
     if sum(given is not None for given in (instance, named, tenant)) != 1:
-        raise click.UsageError("Give one of INSTANCE, --instance and --tenant.")
+        raise click.UsageError("Give either INSTANCE or --tenant.")
     if output == Path("-"):
         raise click.UsageError("--output must be a file: exporting to standard output is not supported.")
     from hydracore.audit import exporting

@@ -203,7 +203,7 @@ async def test_one_instance_or_one_tenant_is_asked_for(log: Log, tmp_path: Path,
     result = run(log, "export", "--output", str(tmp_path / "x"), *words)
 
     assert result.exit_code == 2
-    assert "Give one of INSTANCE, --instance and --tenant." in result.stderr
+    assert "Give either INSTANCE or --tenant." in result.stderr
 
 
 @pytest.mark.parametrize(
