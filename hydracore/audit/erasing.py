@@ -55,11 +55,13 @@ class Customer(msgspec.Struct, frozen=True, kw_only=True):
 class ErasureProgress(NamedTuple):
     """Callbacks for the progress.
 
-    `order_recorded`: the order is in the file, and will be carried out even if this process is interrupted.
+    `order_begun`: the order is about to be written to the file. `order_recorded`: it is there, and will be carried out even if
+    this process is interrupted.
     `key_destroyed`: the key is destroyed for good. `instances_done`: takes the number of further instances in which
     the erasure was recorded or could not be recorded.
     """
 
+    order_begun: Callable[[], None]
     order_recorded: Callable[[], None]
     key_destroyed: Callable[[], None]
     instances_done: Callable[[int], None]
@@ -137,7 +139,10 @@ class Eraser:
         `ErasureNotRecorded`.
         """
         who = (customer.tenant_id, customer.customer_id)
-        if who in await _listed_erasures(self._pool, self._file):
+        listed = await _listed_erasures(self._pool, self._file)
+        # From here on, an interruption may leave the order in the file: the thread that writes is not interrupted.
+        progress.order_begun()
+        if who in listed:
             await asyncio.to_thread(self._file.sync)
         else:
             await asyncio.to_thread(self._file.append, [self._order(who)])

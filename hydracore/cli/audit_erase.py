@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 #: Exit status where the question was not answered with yes.
 NOT_CONFIRMED: Final = 2
 
-#: What was done and what remains, where the file could not be written, and for an interruption or failure after the order was
-#: recorded, and after the key was destroyed.
-ORDER_NOT_CONFIRMED: Final = (
-    "this has destroyed no key; if the order got into the file, the next `db migrate` or API start destroys the key; see to the "
-    "file, then run the same command again"
+#: What was done and what remains, for an interruption or failure while the order was written, after it was recorded, and after
+#: the key was destroyed.
+ORDER_BEGUN: Final = (
+    "this has destroyed no key; if the order got into the file, the next `db migrate` or API start destroys the key; once the file "
+    "can be written, run the same command again"
 )
 ORDER_RECORDED: Final = (
     "the order is recorded and stays in force: the next `db migrate` or API start destroys the key; run the same command again "
@@ -70,6 +70,7 @@ def erase_customer(*, customer: str, tenant: str | None, also_live: bool, yes: b
         with progress_bar("recording") as progress:
             progress.begin(found.instances)
             callbacks = erasing.ErasureProgress(
+                order_begun=lambda: status.append(ORDER_BEGUN),
                 order_recorded=lambda: status.append(ORDER_RECORDED),
                 key_destroyed=lambda: status.append(KEY_DESTROYED),
                 instances_done=progress.advance,
@@ -106,7 +107,7 @@ async def _erase(
     callbacks: "ErasureProgress",
     status: list[str],
 ) -> "ErasureResult":
-    """Erase the customer. Raises `ErasureInterrupted` if that fails at the file, or, with the last message in `status`, after it."""
+    """Erase the customer. If that fails once `status` has a message, raises `ErasureInterrupted` with the last one."""
     import psycopg
 
     from events.errors import StoreUnavailable
@@ -116,9 +117,7 @@ async def _erase(
     async with open_eraser(settings, pool, actor=operator()) as opened:
         try:
             return await opened.erase(customer, callbacks)
-        except OSError as error:  # Of the file: the database's errors are others.
-            raise ErasureInterrupted(str(error), ORDER_NOT_CONFIRMED) from None
-        except (psycopg.Error, StoreUnavailable) as error:
+        except (OSError, psycopg.Error, StoreUnavailable) as error:
             if not status:
                 raise
             raise ErasureInterrupted(one_line(error), status[-1]) from None

@@ -177,7 +177,7 @@ async def test_what_was_sealed_just_before_and_lands_just_after_is_told_too(worl
         thread.join()
 
     progress = erasing.ErasureProgress(
-        order_recorded=lambda: None, key_destroyed=lambda: None, instances_done=in_the_middle
+        order_begun=lambda: None, order_recorded=lambda: None, key_destroyed=lambda: None, instances_done=in_the_middle
     )
     order = {"actor": "test", "correlation_id": uuid4(), "clock": lambda: datetime.now(UTC)}
     customer = await erasing.find_customer(world.pool, "ada", tenant_id=None)
@@ -194,7 +194,9 @@ async def test_the_key_is_destroyed_at_the_end_though_a_standby_took_over_that_l
 
     with psycopg.connect(world.url) as connection:
         connection.execute("CREATE TABLE old AS SELECT wrapped_key AS kept FROM customer_key WHERE customer_id = 'ada'")
-    progress = erasing.ErasureProgress(order_recorded=lambda: None, key_destroyed=lambda: None, instances_done=lacking)
+    progress = erasing.ErasureProgress(
+        order_begun=lambda: None, order_recorded=lambda: None, key_destroyed=lambda: None, instances_done=lacking
+    )
     order = {"actor": "test", "correlation_id": uuid4(), "clock": lambda: datetime.now(UTC)}
     customer = await erasing.find_customer(world.pool, "ada", tenant_id=None)
 

@@ -33,8 +33,8 @@ ORDERED = (
     "to complete it"
 )
 UNWRITTEN = (
-    "this has destroyed no key; if the order got into the file, the next `db migrate` or API start destroys the key; see to the "
-    "file, then run the same command again"
+    "this has destroyed no key; if the order got into the file, the next `db migrate` or API start destroys the key; once the file "
+    "can be written, run the same command again"
 )
 DESTROYED = "the key is destroyed; run the same command again to record the erasure in the customer's instances"
 
@@ -91,6 +91,18 @@ async def test_whoever_interrupts_it_before_is_told_that_the_order_stands(
     assert ("acme", "ada") in world.file.erasures()
 
 
+async def test_whoever_interrupts_it_while_the_order_is_written_is_told_that_it_may_stand(world: World) -> None:
+    command = [sys.executable, "-c", _INTERRUPTED, "audit", "erase-customer", "ada", "--also-live", "--yes"]
+    process = await asyncio.create_subprocess_exec(
+        *command, env=os.environ | world.environ, stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await process.communicate()
+
+    assert (process.returncode, said.decode()) == (130, f"hydracore: interrupted: {UNWRITTEN}\n")
+    assert await readable(world.url, world.ada[0], "ada") == [EMAIL, PROMPT]
+    assert ("acme", "ada") in world.file.erasures()
+
+
 async def test_whoever_it_fails_for_is_told_how_far_it_came_and_the_next_goes_on_from_there(
     world: World, owner_conn: psycopg.AsyncConnection
 ) -> None:
@@ -143,7 +155,7 @@ async def test_a_store_that_goes_away_is_not_taken_for_a_broken_history(world: W
         pass
     customer = await erasing.find_customer(world.pool, "ada", tenant_id=None)
     progress = erasing.ErasureProgress(
-        order_recorded=lambda: None, key_destroyed=lambda: None, instances_done=lambda _: None
+        order_begun=lambda: None, order_recorded=lambda: None, key_destroyed=lambda: None, instances_done=lambda _: None
     )
     order = {"actor": "test", "correlation_id": uuid4(), "clock": lambda: datetime.now(UTC)}
 
@@ -200,5 +212,33 @@ from hydracore.audit import erasing
 from hydracore.cli import main
 
 keys.CACHE_S = erasing.APPEND_S = 0.0
+main()
+"""
+
+#: The command line, which is interrupted while it waits for its file's disk. That takes until the work was cancelled and its loop is
+#: being closed.
+_INTERRUPTED = """
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+
+from hydracore.cli import main
+
+fsync = os.fsync
+
+def interrupted(descriptor):
+    os.fsync = fsync
+    os.kill(os.getpid(), signal.SIGINT)
+    while not any(
+        frame.name == "close" and frame.filename.endswith("asyncio/runners.py")
+        for frame in traceback.extract_stack(sys._current_frames()[threading.main_thread().ident])
+    ):
+        time.sleep(0.01)
+    fsync(descriptor)
+
+os.fsync = interrupted
 main()
 """
