@@ -19,8 +19,17 @@ from hydracore.audit.seal_check import check_seals, stored_seals
 from hydracore.audit.verifying import Progress
 from hydracore.audit.verifying_lanes import Job, verify_lanes
 from hydracore.signals import run_to_completion
-from tests.sealed_log import LANE, Forger
+from tests.sealed_log import LANE, Forger, sealed_log
 from tests.services import Services
+
+EVENT = "UPDATE event SET {} WHERE lane = 6 AND seq = {}"
+COMMAND = "UPDATE command SET {} WHERE lane = 6 AND first_seq = {}"
+DROP_EVENT = "DELETE FROM event WHERE lane = 6 AND seq = {}"
+DROP_COMMAND = "DELETE FROM command WHERE lane = 6 AND first_seq = {}"
+FORGE = "payload = replace(payload::text, 'first', 'forged')::json"
+
+#: The kind of a finding, and its number.
+Place = tuple[str, int | None]
 
 
 class CountedProgress(Progress):
@@ -45,6 +54,16 @@ def made_once(services: Services, name: str, make: Callable[[str], Coroutine[Any
     services.drop_database(name)
 
 
+@pytest.fixture(scope="module", name="url")
+def sealed_url_fixture(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
+    async def make(url: str) -> None:
+        async with sealed_log(url, tmp_path_factory.mktemp("seals")):
+            pass
+
+    with made_once(services, "tampering", make) as url:
+        yield url
+
+
 @pytest.fixture
 def connection(url: str) -> Generator[psycopg.Connection]:
     """A connection that only reads."""
@@ -58,6 +77,10 @@ def forger(url: str) -> Generator[Forger]:
     with psycopg.connect(url) as connection:
         yield Forger(connection)
         connection.rollback()
+
+
+def places(findings: list[Finding]) -> set[Place]:
+    return {(finding.kind, finding.seq) for finding in findings if finding.lane == LANE}
 
 
 def lane_findings(forger: Forger, *, replay: bool = False, sealed: bool = True) -> list[Finding]:
