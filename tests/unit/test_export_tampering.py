@@ -119,6 +119,10 @@ def no_end_of_the_lane(forger: Forger) -> None:
     del forger.records[-2:]
 
 
+def later_end_of_the_lane(forger: Forger) -> None:
+    forger.change(len(forger.records) - 2, seq=20)
+
+
 def more_behind_the_end(forger: Forger) -> None:
     forger.records.append(forger.records[-2])
 
@@ -143,6 +147,7 @@ CASES: dict[Callable[[Forger], None], list[str]] = {
     other_tenants_command: ["foreign_command 13", "foreign_command 15", "foreign_command 19"],
     no_end: ["file_truncated -"],
     no_end_of_the_lane: ["file_truncated 20", "file_truncated -"],
+    later_end_of_the_lane: ["event_missing 20"],
     more_behind_the_end: ["file_edited -"],
 }
 
