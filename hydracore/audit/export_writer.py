@@ -45,8 +45,8 @@ class ExportReport(msgspec.Struct, kw_only=True):
     """
 
     output: str
-    tenant_id: str = ""
-    instance_id: UUID | None = None
+    tenant_id: str
+    instance_id: UUID | None
     events: int = 0
     commands: int = 0
     streams: int = 0
