@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
+import msgspec
 from msgspec.structs import asdict
 
 from events import commands as c
@@ -25,6 +26,9 @@ UseCommand = (
     | c.RecordUsage
     | c.RotateAgentKey
 )
+
+#: For comparisons: the same JSON gives the same bytes. In Python `1`, `1.0` and `True` are equal.
+_canonical = msgspec.json.Encoder(order="deterministic").encode
 
 
 def decide_use(state: Instance, command: UseCommand) -> tuple[e.AnyEvent, ...]:
@@ -71,7 +75,9 @@ def _change_config(
     sources = (state.config.model_policy,) if isinstance(command, c.ChangeModelPolicy) else (state.config, state)
     for name, value in list(changes.items()):
         source = next(source for source in sources if hasattr(source, name))
-        if getattr(source, name) == value:
+        before = getattr(source, name)
+        # A text that cannot be encoded differs from whatever is stored: the append refuses it.
+        if before == value and _canonical(before) == _canonical(value):
             del changes[name]
     if not changes:
         return ()

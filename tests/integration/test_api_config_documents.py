@@ -146,6 +146,7 @@ async def test_one_is_not_true(used: Used) -> None:
 
         assert answer.json()["message"].startswith("Platform configuration updated")
         assert used.agent.runtime["platform"]["advanced"]["x"] is value
+        assert used.agent.runtime["platform"]["integrations"][0] is value
 
 
 async def test_lists_are_replaced_and_null_clears(used: Used) -> None:

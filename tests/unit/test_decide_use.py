@@ -9,6 +9,7 @@ import pytest
 
 from events import commands as c
 from events import types as e
+from events.codec import encode
 from events.errors import AttemptSuperseded, SequenceGap, TransitionRefused
 from events.evolve_use import LEDGERS_KEPT
 from events.types import Sealed
@@ -66,6 +67,25 @@ def test_documents_of_the_platform_configuration_replace_those_before() -> None:
 
     assert event == e.PlatformConfigPatched(at_ms=NOW_MS, integrations=())
     assert (life.state.config.integrations, life.state.config.channels) == ((), "v1.c")
+
+
+@pytest.mark.parametrize("field", ["integrations", "skills"])
+@pytest.mark.parametrize(("before", "after"), [(1, True), (False, 0), (1, 1.0)])
+def test_values_that_only_python_takes_for_equal_are_a_change(field: str, before: Any, after: Any) -> None:
+    items: list[dict[str, Any]] = [{field: ({"id": "x", "on": value},)} for value in (before, after)]
+    reordered: dict[str, Any] = {field: ({"on": after, "id": "x"},)}
+    life = Life.after(*lives.RUNNING, c.PatchPlatformConfig(at_ms=NOW_MS, **items[0]))
+
+    (event,) = life.give(c.PatchPlatformConfig(at_ms=NOW_MS, **items[1]))
+
+    assert encode(event) == encode(e.PlatformConfigPatched(at_ms=NOW_MS, **items[1]))
+    assert life.give(c.PatchPlatformConfig(at_ms=NOW_MS, **reordered)) == ()
+
+
+def test_a_text_that_cannot_be_stored_is_left_to_the_log_to_refuse() -> None:
+    life = Life.after(*lives.RUNNING, lives.configure(agent_name="Ada's"))
+
+    assert life.give(lives.configure(agent_name="\ud800")) == (e.ConfigChanged(at_ms=NOW_MS, agent_name="\ud800"),)
 
 
 def test_a_model_policy_goes_back_to_the_default_with_null() -> None:
