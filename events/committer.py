@@ -23,7 +23,7 @@ from events.batch import IN_LOG, AppendResult, flush
 from events.errors import StoreUnavailable
 from events.locked_lanes import LANE_LOCKED, LockedLanes
 from events.record import Append, InlineProjection
-from events.retries import RETRY_S_MAX, with_retries
+from events.retries import RETRY_S_MAX, ConnectionSource, with_retries
 from events.shared_connection import LATE_AFTER_S, SharedConnection
 
 #: The most appends per flush.
@@ -48,10 +48,6 @@ BATCH_SHARE_MIN = 4
 
 #: The most appends that wait for a flush. If there are more, the database does not keep up.
 QUEUE_MAX = 10_000
-
-
-class _NeedsOwnConnection(Exception):
-    """A flush on the shared connection waits for a lock, and other flushes may wait behind it. Repeat it on a connection of its own."""
 
 
 class _LockTimeout(Exception):
@@ -258,35 +254,35 @@ class Committer:
             pending.refuse(StoreUnavailable(reason))
 
     async def _flush(self, appends: list[Append], *, own_connection: bool) -> list[AppendResult]:
+        began_s = asyncio.get_running_loop().time()
+        if not own_connection:
+            # Other flushes wait behind this one on the shared connection, so it gives up a lock earlier there.
+            with suppress(_LockTimeout):
+                return await self._flush_on(self._connection, appends, lock_s_max=LATE_AFTER_S, retry_s_max=RETRY_S_MAX)
+        left_s = RETRY_S_MAX - (asyncio.get_running_loop().time() - began_s)
+        return await self._flush_on(self._pool, appends, lock_s_max=LOCK_S_MAX, retry_s_max=left_s)
+
+    async def _flush_on(
+        self, source: ConnectionSource, appends: list[Append], *, lock_s_max: float, retry_s_max: float
+    ) -> list[AppendResult]:
         """Flush once. This is safe to repeat: appends that a broken connection left in the log are found by their command ids."""
 
-        async def on_own_connection(connection: AsyncConnection) -> list[AppendResult]:
+        async def work(connection: AsyncConnection) -> list[AppendResult]:
             try:
-                return await flush(connection, appends, self._inline, lock_s_max=LOCK_S_MAX)
+                return await flush(connection, appends, self._inline, lock_s_max=lock_s_max)
             except LockNotAvailable as error:
+                # Translated here, because `with_retries` would repeat it for `retry_s_max`.
                 raise _LockTimeout from error
 
-        async def on_shared_connection(connection: AsyncConnection) -> list[AppendResult]:
-            try:
-                return await flush(connection, appends, self._inline, lock_s_max=LATE_AFTER_S)
-            except LockNotAvailable as error:
-                raise _NeedsOwnConnection from error
-
-        clock = asyncio.get_running_loop().time
-        left_s = RETRY_S_MAX
-        if not own_connection:
-            began_s = clock()
-            with suppress(_NeedsOwnConnection):
-                return self._record_success(
-                    appends, await with_retries(self._connection, on_shared_connection, retry_s_max=left_s)
-                )
-            left_s -= clock() - began_s
-        return self._record_success(appends, await with_retries(self._pool, on_own_connection, retry_s_max=left_s))
-
-    def _record_success(self, appends: list[Append], results: list[AppendResult]) -> list[AppendResult]:
+        results = await with_retries(source, work, retry_s_max=retry_s_max)
         self._last_success_s = asyncio.get_running_loop().time()
+        self._publish(appends, results)
+        return results
+
+    def _publish(self, appends: list[Append], results: list[AppendResult]) -> None:
+        """Call `on_commit` with the lanes that moved."""
         if self._on_commit is None:
-            return results
+            return
         heads: dict[int, int] = {}
         for append, result in zip(appends, results, strict=True):
             if result.outcome in IN_LOG and result.seq_before is not None:
@@ -294,7 +290,6 @@ class Committer:
                 heads[append.lane] = max(head, heads.get(append.lane, 0))
         if heads:
             self._on_commit(heads)
-        return results
 
 
 def _lanes(batch: list[_Pending]) -> set[int]:
