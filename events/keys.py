@@ -1,15 +1,14 @@
 """Encrypts personal and secret fields with a key per customer, which is wrapped by a master key outside the database.
 
-The log and the read tables hold ciphertext only: `v1.` and the base64url of nonce and AES-256-GCM output, with tenant, customer and
-field as additional data. Destroying a customer's key makes every copy of the ciphertext unreadable, backups included
-(docs/adr/0010). Digests and chains cover the ciphertext, so they stay valid.
+The log and the read tables hold ciphertext only (see `events.sealed_text`), bound to its tenant, customer and field. Destroying a
+customer's key makes every copy of the ciphertext unreadable, backups included (docs/adr/0010). Digests and chains cover the
+ciphertext, so they stay valid.
 """
 
 from __future__ import annotations
 
-import base64
+import dataclasses
 import hmac
-import os
 import time
 from collections.abc import Sequence
 from hashlib import sha256
@@ -17,7 +16,6 @@ from sys import getsizeof
 from typing import NamedTuple
 
 import structlog
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
@@ -27,18 +25,16 @@ from events.bounded_cache import BoundedCache
 from events.errors import CustomerErased, KeyUnreadable, MasterKeyWrong
 from events.master_keys import MasterKeys
 from events.retries import run, with_retries
+from events.sealed_text import UndecryptableText, decrypt, encrypt
 from events.sql import Statements
 from events.types import Sealed
-from events.wrapping import NONCE_BYTES, KeyWrapper, bind, derive
+from events.wrapping import KeyWrapper, bind, derive
 
 _SQL = Statements("events", "keys.sql")
 _FIND = _SQL["find_key"]
 _SAMPLES = (_SQL["oldest_keys"], _SQL["last_keys"])
 _CREATE = _SQL["create_key"]
 _DESTROY = _SQL["destroy_keys"]
-
-_PREFIX = "v1."
-_TAG_BYTES = 16
 
 #: How long a process uses an unwrapped key before it reads the table again. For so long it can still read the fields of a customer
 #: who was erased meanwhile.
@@ -62,25 +58,21 @@ SAMPLE_SIZE = 100
 _log = structlog.get_logger(__name__)
 
 
-class UndecryptableText(ValueError):
-    """A sealed text that the customer's key does not decrypt: it is another customer's, or its key was lost."""
-
-
+@dataclasses.dataclass(slots=True, kw_only=True, repr=False)
 class _CachedCustomer:
-    """One customer's cipher and the texts decrypted with it. `cipher` is None if the key was destroyed or cannot be unwrapped."""
+    """One customer's key and the texts decrypted with it. It has no `repr`, which would show the texts in a traceback."""
 
-    __slots__ = ("cipher", "connected", "opened", "opened_bytes", "stale_at", "wrapped")
-
-    def __init__(self, cipher: AESGCM | None, *, wrapped: bytes | None, stale_at: float, connected: int) -> None:
-        self.cipher = cipher
-        #: The wrapped key as stored; None if it was destroyed.
-        self.wrapped = wrapped
-        self.stale_at = stale_at
-        #: How many connections the pool had opened when the key was read.
-        self.connected = connected
-        #: Plain texts by field and ciphertext: a text sealed for one field must not be readable as another field.
-        self.opened: dict[tuple[str, str], str] = {}
-        self.opened_bytes = 0
+    #: None if the key was destroyed or cannot be unwrapped.
+    cipher: AESGCM | None
+    #: The wrapped key as stored; None if it was destroyed.
+    wrapped: bytes | None
+    #: Until when the key is used without reading it again (seconds, monotonic clock).
+    stale_at: float
+    #: How many connections the pool had opened when the key was read.
+    connected: int
+    #: Plain texts by field and ciphertext: a text sealed for one field must not be readable as another field.
+    opened: dict[tuple[str, str], str] = dataclasses.field(default_factory=dict[tuple[str, str], str])
+    opened_bytes: int = 0
 
 
 class CachedText(NamedTuple):
@@ -122,9 +114,7 @@ class Keyring:
             raise KeyUnreadable(
                 f"The key of customer {customer_id} cannot be decrypted: it is damaged, or HYDRACORE_MASTER_KEY is wrong"
             )
-        nonce = os.urandom(NONCE_BYTES)
-        sealed = customer.cipher.encrypt(nonce, text.encode(), bind(tenant_id, customer_id, field))
-        return Sealed(_PREFIX + base64.urlsafe_b64encode(nonce + sealed).decode())
+        return encrypt(customer.cipher, text, bound_to=bind(tenant_id, customer_id, field))
 
     async def ensure_stored(self, *, tenant_id: str, customer_id: str) -> None:
         """Make sure that the customer's key is stored. Call it once the log has what was sealed for the customer.
@@ -156,7 +146,7 @@ class Keyring:
             return None
         text = known.opened.get((field, sealed))
         if text is None:
-            text = _open(known.cipher, sealed, bind(tenant_id, customer_id, field))
+            text = decrypt(known.cipher, sealed, bound_to=bind(tenant_id, customer_id, field))
             if len(sealed) <= _CACHED_CHARS_MAX:
                 self._cache_text((tenant_id, customer_id), known, (field, sealed), text)
         return text
@@ -229,7 +219,9 @@ class Keyring:
         if row[0] is not None and cipher is None and self._is_first_report(tenant_id, customer_id):
             hint = "the key is damaged, or HYDRACORE_MASTER_KEY is wrong"
             _log.error("customer_key_unreadable", tenant_id=tenant_id, customer_id=customer_id, hint=hint)
-        customer = _CachedCustomer(cipher, wrapped=row[0], stale_at=looked_at + CACHE_S, connected=connections_opened)
+        customer = _CachedCustomer(
+            cipher=cipher, wrapped=row[0], stale_at=looked_at + CACHE_S, connected=connections_opened
+        )
         # Meanwhile another task may have read the key and decrypted more texts.
         latest = self._customers.get((tenant_id, customer_id))
         if latest is not None and cipher is not None:
@@ -294,16 +286,3 @@ async def _store_key(pool: AsyncConnectionPool, tenant_id: str, customer_id: str
 async def _fetch_key(pool: AsyncConnectionPool, tenant_id: str, customer_id: str) -> TupleRow | None:
     found = await run(pool, _FIND, (tenant_id, customer_id))
     return found[0] if found else None
-
-
-def _open(cipher: AESGCM, sealed: str, bound_to: bytes) -> str:
-    try:
-        raw = base64.urlsafe_b64decode(sealed.removeprefix(_PREFIX))
-    except ValueError:
-        raw = b""
-    if not sealed.startswith(_PREFIX) or len(raw) < NONCE_BYTES + _TAG_BYTES:
-        raise ValueError("Not a sealed field")
-    try:
-        return cipher.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], bound_to).decode()
-    except InvalidTag:
-        raise UndecryptableText("A sealed field cannot be decrypted with its customer's key") from None

@@ -10,7 +10,7 @@ import pytest
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
-from events import keys, wrapping
+from events import keys, sealed_text, wrapping
 from events.errors import CustomerErased, KeyUnreadable, MasterKeyWrong
 from events.keys import Keyring
 from events.master_keys import MasterKeys
@@ -154,7 +154,7 @@ async def test_the_database_never_sees_a_key(keyring: Keyring, owner_conn: Async
     ((wrapped,),) = await (await owner_conn.execute("SELECT wrapped_key FROM customer_key")).fetchall()
 
     with pytest.raises(ValueError, match="cannot be decrypted"):
-        keys._open(keys.AESGCM(wrapped[:32]), sealed, wrapping.bind(*ADA.values()))
+        sealed_text.decrypt(keys.AESGCM(wrapped[:32]), sealed, bound_to=wrapping.bind(*ADA.values()))
 
 
 async def test_two_processes_that_meet_a_new_customer_at_once_agree_on_one_key(
