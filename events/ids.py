@@ -29,9 +29,9 @@ def length_prefixed(*parts: str) -> str:
     return "".join(f"{len(part)}:{part}" for part in parts)
 
 
-def command_id_for(instance_id: UUID, *parts: str | int) -> UUID:
-    """The id of the command that does what `parts` name to this instance. A repeated command has the same id."""
-    return uuid.uuid5(instance_id, "/".join(str(part) for part in parts))
+def command_id_for(instance_id: UUID, what: str) -> UUID:
+    """The id of the command that does `what` to this instance. A repeated command has the same id."""
+    return uuid.uuid5(instance_id, what)
 
 
 def lane_of(stream_id: UUID) -> int:

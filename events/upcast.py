@@ -13,7 +13,7 @@ from typing import Any, cast, get_args
 
 import msgspec
 
-from events.codec import decode
+from events.codec import decode, tag_of
 from events.errors import EventUnreadable
 from events.types import AnyEvent, Event
 
@@ -22,12 +22,12 @@ Step = Callable[[dict[str, Any]], dict[str, Any]]
 _TYPES: tuple[type[Event], ...] = get_args(AnyEvent)
 
 #: The present schema version of each type, by stored name.
-CURRENT_VERSIONS: dict[str, int] = {str(kind.__struct_config__.tag): kind.schema_version for kind in _TYPES}
+CURRENT_VERSIONS: dict[str, int] = {tag_of(kind): kind.schema_version for kind in _TYPES}
 
 #: Stored names, by the stored name itself and by the name of the class.
 TAG_BY_NAME: dict[str, str] = {
     **{tag: tag for tag in CURRENT_VERSIONS},
-    **{kind.__name__: str(kind.__struct_config__.tag) for kind in _TYPES},
+    **{kind.__name__: tag_of(kind) for kind in _TYPES},
 }
 
 #: The upcasters from one version to the next, by stored name and old version. They leave `type` as it is.
