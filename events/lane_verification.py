@@ -146,37 +146,17 @@ class LaneVerification:
         """
         lowest, highest = bounds
         if lowest is not None and lowest < 1:
-            self._add_finding(
-                "event_extra", "The lane has numbers below 1, where events and commands begin", seq=lowest
-            )
+            what = "The lane has numbers below 1, where events and commands begin"
+            self._add_finding("event_extra", what, seq=lowest)
         if highest is not None and highest > self._head.seq:
             self._add_suspect_range(highest, after=self._head.seq)
             self._head = Head(highest, self._head.link)
-        for after, upto in self._suspect_ranges:
-            found = diagnose(connection, self.number, after=after, upto=upto, start=self._start)
-            self._findings += found
-            if not found:
-                self._add_finding(
-                    "unexplained", "A check failed, but a closer look found nothing wrong", seq=after + 1, last_seq=upto
-                )
+        self._diagnose_suspect_ranges(connection)
+        # May move the head back, so it comes before what names the lane's end.
         if self._start.seq > 0:
             self._check_start(connection, highest or 0)
-        if lane_rows == 0:
-            self._add_finding(
-                "lane_missing",
-                "The lane has no row in the table lane: nothing can be appended to it",
-                seq=self._head.seq,
-            )
-        elif lane_rows > 1:
-            self._add_finding("lane_repeated", f"The table lane has {lane_rows} rows of this lane", seq=self._head.seq)
-        counted = self._check_streams(connection)
-        if self._seal_points:
-            last = self._seal_points[-1]
-            what = f"Seal {last.seal} covers events up to {last.seq}, but the lane ends before"
-            self._add_finding("tail_missing", what, seq=self._head.seq + 1, last_seq=last.seq)
-        elif counted > self._head.seq >= self._start.seq:
-            what = f"The versions in the table stream add up to {counted}, but the lane ends before"
-            self._add_finding("tail_missing", what, seq=self._head.seq + 1, last_seq=counted)
+        self._check_lane_rows(lane_rows)
+        self._check_tail(counted=self._check_streams(connection))
         return LaneReport(
             lane=self.number,
             events=self.events,
@@ -185,6 +165,14 @@ class LaneVerification:
             versions=self._versions,
             streams_before_finish=streams_before_finish,
         )
+
+    def _diagnose_suspect_ranges(self, connection: Connection) -> None:
+        for after, upto in self._suspect_ranges:
+            found = diagnose(connection, self.number, after=after, upto=upto, start=self._start)
+            self._findings += found
+            if not found:
+                what = "A check failed, but a closer look found nothing wrong"
+                self._add_finding("unexplained", what, seq=after + 1, last_seq=upto)
 
     def _check_start(self, connection: Connection, highest: int) -> None:
         """Compare the lane at the start with the seal behind which the verification began."""
@@ -198,6 +186,23 @@ class LaneVerification:
         if row != (start.link,):
             what = "The last seal, after which this verification begins, does not match the events before it: verify the whole lane"
             self._add_finding("rewritten", what, seq=1, last_seq=start.seq)
+
+    def _check_lane_rows(self, count: int) -> None:
+        if count == 0:
+            what = "The lane has no row in the table lane: nothing can be appended to it"
+            self._add_finding("lane_missing", what, seq=self._head.seq)
+        elif count > 1:
+            self._add_finding("lane_repeated", f"The table lane has {count} rows of this lane", seq=self._head.seq)
+
+    def _check_tail(self, *, counted: int) -> None:
+        """Compare the lane's end with the seals that are left and, without any, with the events that the table `stream` counts."""
+        if self._seal_points:
+            last = self._seal_points[-1]
+            what = f"Seal {last.seal} covers events up to {last.seq}, but the lane ends before"
+            self._add_finding("tail_missing", what, seq=self._head.seq + 1, last_seq=last.seq)
+        elif counted > self._head.seq >= self._start.seq:
+            what = f"The versions in the table stream add up to {counted}, but the lane ends before"
+            self._add_finding("tail_missing", what, seq=self._head.seq + 1, last_seq=counted)
 
     def _add_suspect_range(self, upto: int, *, after: int) -> None:
         if self._suspect_ranges and self._suspect_ranges[-1][1] >= after:
