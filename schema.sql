@@ -7,7 +7,8 @@ CREATE TABLE migration (
     applied_at timestamptz NOT NULL DEFAULT now()
 );
 
--- Those that lead to this file, each with the SHA-256 of its text: a database that is made of this file can be migrated on.
+-- The migrations that lead to this file, each with the SHA-256 of its text, so that a database that was made from this file can be
+-- migrated further.
 INSERT INTO migration (name, digest) VALUES
     ('0001_log', '\x993261912c01b508f887d89616bbd7aad4c171ed11644b1d665bf41bbfd80b7e'),
     ('0002_read_tables', '\x3fe723efb7b06dad5ce80113c698ce3db8c6901c34c3b8aa84c147bcc71f7255'),
@@ -39,8 +40,8 @@ INSERT INTO migration (name, digest) VALUES
 -- The event log: 64 ordered lanes, dense numbers that are taken under a lock, a hash chain per lane.
 
 -- One row per lane. An append locks its lane's row until commit and takes the numbers behind the lane's last command. The lock is
--- released by the commit, so the order of numbers is the order of commits and a lane has no gaps, ever. The row is never
--- written: while a transaction is open anywhere, every append would have to pass by all of its versions.
+-- released by the commit, so the order of numbers is the order of commits and a lane has no gaps, ever. The row itself is never
+-- updated: as long as any transaction is open, its old versions could not be removed, and every append would have to read past them.
 CREATE TABLE lane (
     lane smallint PRIMARY KEY CHECK (lane BETWEEN 0 AND 63)
 );
@@ -77,8 +78,8 @@ CREATE TABLE command (
 
 CREATE UNIQUE INDEX command_lane_first_seq ON command (lane, first_seq);
 
--- Where each lane ends. A command of numbers that only a forger writes is no reason to fail. Nobody can lock lanes by this view (their
--- heads would be of the moment before the lock): an outer join refuses that.
+-- Where each lane ends. Forged numbers must not make it fail, hence `least`. Lanes cannot be locked through this view, because the
+-- heads would be those from before the lock: PostgreSQL refuses FOR UPDATE on an outer join.
 CREATE VIEW lane_head AS
 SELECT l.lane,
        coalesce(least(k.first_seq, 9223372036854775807 - k.event_count) + k.event_count - 1, 0) AS head,
@@ -112,7 +113,7 @@ CREATE TABLE event (
 );
 
 CREATE UNIQUE INDEX event_lane_stream_version ON event (lane, stream_id, version);
--- Whoever starts asks whether anybody was ever erased; without this, of a log that knows of none all would be read.
+-- Each process asks at its start whether any customer was erased. Without this index, a log without erasures would be read completely.
 CREATE INDEX event_erasure ON event (lane, seq) WHERE type = 'customer_erased';
 
 -- How far each follower has read each lane. Moved forward by compare-and-set in the follower's own transaction.
@@ -135,22 +136,22 @@ CREATE TABLE customer_key (
     CHECK ((wrapped_key IS NULL) = (destroyed_at IS NOT NULL))
 );
 
--- What ANALYZE samples stays in the catalogue until it is next due, which may be never: no key may stand there that is destroyed.
+-- ANALYZE keeps samples of a column in the catalogue until it runs again, which may be never. A destroyed key must not remain there.
 ALTER TABLE customer_key ALTER COLUMN wrapped_key SET STATISTICS 0;
 
 -- Appends a batch of commands, each whole or not at all, in one round trip.
 --
 -- `lanes`: the lane of each command; `commands`: a JSON array with an object per command, at most one per stream; `events`:
 -- an array with an object per event, each naming its command by `ordinal`, from 1. Every lane of the batch is locked
--- first, in order, so that two batches cannot deadlock. Only after the lock is anything looked up: each statement
--- of a volatile function sees what was committed before it, so a retry finds its first self. Per command, in order, the
--- answer is `appended`, `landed` (this very append is there: the answer to an earlier try was lost), `duplicate` (another
--- one has its id; with what was stored) or `conflict` (with the version that is there). A command may name the digest of
--- the event that it was decided on: after a restore, a process may remember another event under the same version.
+-- first, in order, so that two batches cannot deadlock. Everything is looked up after the lock: in READ COMMITTED, each
+-- statement of a volatile function sees what was committed before it, so a retry finds its first attempt. Per command, in
+-- order, the answer is `appended`, `landed` (this very append is there: the answer to an earlier try was lost), `duplicate`
+-- (another one has its id; with what was stored) or `conflict` (with the version that is there). A command may name the
+-- digest of the event that it was decided on: after a restore, a process may remember another event under the same version.
 --
--- The JSON is read once and everything is written by one statement, because what a statement costs here is starting it.
--- One plan serves every batch, and no scan of a whole table is ever right in it: a plan that was made while the log was
--- small would keep one for minutes.
+-- The JSON is read once and everything is written by one statement, because most of a small statement's cost is its start.
+-- One plan serves every batch. A scan of a whole table is never right in it, but a plan that was made while the log was
+-- small would contain one for minutes; hence the two settings.
 CREATE FUNCTION append_commands(lanes smallint[], commands json, events json)
 RETURNS TABLE (
     ordinal integer,
@@ -342,7 +343,7 @@ CREATE TABLE reservation (
 CREATE UNIQUE INDEX reservation_held ON reservation (kind, value) WHERE released_at IS NULL;
 CREATE INDEX reservation_by_instance ON reservation (instance_id);
 
--- What operating needs and history does not: nothing here is derived from events, and losing all of it loses no fact.
+-- State of operation: nothing here is derived from events, and if all of it is lost, no fact is lost.
 
 -- The last heartbeat of each agent. Only a change of health is an event.
 CREATE TABLE heartbeat (
@@ -366,7 +367,7 @@ CREATE TABLE attention (
     PRIMARY KEY (lane, instance_id)
 ) WITH (fillfactor = 50);
 
--- Periodic duties: whoever moves `ran_at` does the duty, so that two relays do it once.
+-- Periodic duties. The relay whose update moves `ran_at` does the duty, so that of two relays only one does it.
 CREATE TABLE duty (
     name text PRIMARY KEY,
     ran_at timestamptz NOT NULL
@@ -377,7 +378,7 @@ CREATE TABLE orphan (
     provider text NOT NULL,
     server_id text NOT NULL,
     first_seen_at timestamptz NOT NULL,
-    last_seen_at timestamptz NOT NULL DEFAULT now(), -- as the next, for workers of the version before alone
+    last_seen_at timestamptz NOT NULL DEFAULT now(), -- as `sightings`, only for workers of the previous release
     sightings integer NOT NULL DEFAULT 1,
     PRIMARY KEY (provider, server_id)
 );
@@ -387,7 +388,7 @@ CREATE TABLE missing_server (
     provider text NOT NULL,
     server_id text NOT NULL,
     first_missed_at timestamptz NOT NULL,
-    misses integer NOT NULL DEFAULT 1, -- for workers of the version before alone
+    misses integer NOT NULL DEFAULT 1, -- only for workers of the previous release
     PRIMARY KEY (provider, server_id)
 );
 
@@ -402,15 +403,15 @@ CREATE TABLE api_key (
 );
 
 -- The role that runs the app. It can add to the log and cannot change or remove what is there.
--- Roles belong to the cluster: another database of it, or whoever runs it, may have made this one. An owner who may not
--- create roles needs no more than to be a member of it.
+-- Roles belong to the cluster, so this one may exist already: made for another database, or by an administrator. An owner who
+-- may not create roles only has to be a member of it.
 DO $$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'hydracore_app') THEN
         CREATE ROLE hydracore_app NOLOGIN;
     END IF;
 EXCEPTION WHEN duplicate_object OR unique_violation THEN
-    NULL; -- another database made it in this moment
+    NULL; -- another database made it at the same moment
 END
 $$;
 
@@ -422,18 +423,18 @@ BEGIN
 END
 $$;
 
--- Since PostgreSQL 16, whoever makes a role is a member of it who may grant it and not act as it, which counts as membership where
--- that is asked for. The owner acts as the app where it erases again, behind a restore.
+-- Since PostgreSQL 16, the creator of a role is a member who may grant it but not act as it, and `MEMBER` above is true for that. The
+-- owner has to act as the app when it repeats erasures after a restore.
 DO $$
 BEGIN
-    -- Nested: older servers do not know what is asked for.
+    -- Nested, because older servers do not know the privilege `SET`.
     IF current_setting('server_version_num')::integer >= 160000 THEN
         IF NOT pg_has_role(current_user, 'hydracore_app', 'SET') THEN
             EXECUTE format('GRANT hydracore_app TO %I WITH SET TRUE', current_user);
         END IF;
     END IF;
 EXCEPTION WHEN insufficient_privilege THEN
-    NULL; -- Somebody else's to grant. All but that erasing goes on without.
+    NULL; -- Only somebody else can grant it. Everything except repeated erasures works without.
 END
 $$;
 
@@ -448,8 +449,8 @@ GRANT SELECT, INSERT, UPDATE ON instance, provision_log, reservation TO hydracor
 GRANT SELECT, INSERT, UPDATE, DELETE ON heartbeat, attention, duty, orphan, missing_server TO hydracore_app;
 GRANT SELECT, INSERT, UPDATE ON api_key TO hydracore_app;
 
--- The followed projection of usage: read tables that come a moment after the log, each row's sums in the same transaction
--- as the follower's checkpoint.
+-- The followed projection of usage: read tables that are updated shortly after the log, in the same transaction as the follower's
+-- checkpoint.
 
 -- What an instance used on a day (UTC).
 CREATE TABLE usage_daily (
@@ -472,14 +473,14 @@ CREATE TABLE usage_end_user (
     PRIMARY KEY (lane, instance_id, day, end_user)
 );
 
--- A follower that cannot take an event parks that lane: the others go on, the error shows, and it is tried again later.
+-- A follower that cannot process an event parks its lane: the other lanes go on, the error is shown, and the event is tried again later.
 ALTER TABLE checkpoint ADD COLUMN parked_until timestamptz, ADD COLUMN error text;
 
 GRANT SELECT, INSERT, UPDATE ON usage_daily TO hydracore_app;
 GRANT SELECT, INSERT ON usage_end_user TO hydracore_app;
 
--- Seals: signed statements of how far each lane had got and with which link. What is cut off, or written anew with links that
--- fit each other, no longer fits its seals. The signing key is not in the database, and copies of all seals lie outside it.
+-- Seals: signed statements of each lane's last number and link. A lane that was cut off, or rewritten with links that fit each
+-- other, does not fit its seals. The signing key is not in the database, and copies of all seals are kept outside it.
 
 -- Lane n's head and link are element n + 1 of `heads` and bytes 32 n to 32 n + 31 of `links`. `root`: the Merkle root (RFC 6962)
 -- over them; `previous`: SHA-256 of what the seal before signs, zeros for the first; `signature`: Ed25519.
@@ -498,7 +499,7 @@ GRANT SELECT, INSERT ON seal TO hydracore_app;
 
 -- Projections as things with a version and generations: which code's rows a table holds, and which build of it is served.
 
--- What is served now. Who writes with another version's code is refused (`check_projections`) or waits (followers).
+-- The versions that are served now. Writers whose code has another version are refused (`check_projections`) or wait (followers).
 CREATE TABLE projection (
     name text PRIMARY KEY,
     version integer NOT NULL,
@@ -510,8 +511,8 @@ INSERT INTO projection (name, version, generation)
 VALUES ('instance', 1, 1), ('reservation', 1, 1), ('usage_daily', 1, 1), ('fleet', 1, 1), ('activity', 1, 1),
        ('provision_log', 2, 1);
 
--- Every build of a projection that there still is. The live one's tables are in the schema of all others; any other's are
--- in a schema of its own, `NAME_gN`, under the same names. States: folding (lanes are being folded into bare tables),
+-- Every build of a projection that still exists. The tables of the live one are in the schema of all other tables; those of any
+-- other build are in a schema of its own, `NAME_gN`, under the same names. States: folding (lanes are being folded into bare tables),
 -- indexed (keys and indexes are there; it follows the log), live, previous (was live; kept for a rollback).
 CREATE TABLE projection_generation (
     name text NOT NULL,
@@ -520,7 +521,7 @@ CREATE TABLE projection_generation (
     tables text[] NOT NULL,
     state text NOT NULL CHECK (state IN ('folding', 'indexed', 'live', 'previous')),
     began_at timestamptz NOT NULL DEFAULT now(),
-    replaced_at timestamptz, -- when a previous one was live last: a rollback goes back to the latest
+    replaced_at timestamptz, -- when a previous one was last live: a rollback takes the latest
     PRIMARY KEY (name, generation)
 );
 
@@ -543,8 +544,8 @@ CREATE TABLE projection_lane (
     FOREIGN KEY (name, generation) REFERENCES projection_generation (name, generation) ON DELETE CASCADE
 );
 
--- What operators did about events that a projection could not take. A skipped event stays skipped for this version, until that is
--- taken back (unskip).
+-- What operators did about events that a projection could not process. A skipped event stays skipped for this version until it is
+-- unskipped.
 CREATE TABLE projection_intervention (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name text NOT NULL,
@@ -560,7 +561,7 @@ CREATE TABLE projection_intervention (
 
 CREATE INDEX projection_intervention_skipped ON projection_intervention (name, version, lane, seq) WHERE action = 'skip';
 
--- The events that a version of a projection passes over: those that were skipped, unless that was taken back since.
+-- The events that a version of a projection skips: those that were skipped and not unskipped afterwards.
 CREATE VIEW projection_skipped AS
 SELECT i.name, i.version, i.lane, i.seq
   FROM projection_intervention i
@@ -570,8 +571,8 @@ SELECT i.name, i.version, i.lane, i.seq
                     WHERE u.name = i.name AND u.version = i.version AND u.lane = i.lane AND u.seq = i.seq
                       AND u.action = 'unskip' AND u.id > i.id);
 
--- Refuses an append whose inline rows were made by another version's code than the tables are of, or of whose tables nothing
--- is said any more. It runs after the lanes are locked, so it sees what a swap that held them has committed.
+-- Refuses an append whose inline rows were made for another version of the tables than the live one, or for tables without a row in
+-- `projection`. It runs after the lanes are locked, so it sees what a swap that held them has committed.
 CREATE FUNCTION check_projections(names text[], versions integer[]) RETURNS void LANGUAGE plpgsql STABLE AS $$
 DECLARE
     live record;
@@ -595,8 +596,8 @@ BEGIN
 END
 $$;
 
--- How many instances entered and left each state, by the hour in which the log learned of it. The count at a moment is the
--- sum of entries less exits until then.
+-- How many instances entered and left each state, by the hour in which that was recorded. The count at a moment is the sum of the
+-- entries minus the sum of the exits until then.
 CREATE TABLE fleet (
     lane smallint NOT NULL,
     hour timestamptz NOT NULL,
@@ -640,8 +641,8 @@ GRANT SELECT ON projection, projection_generation, projection_intervention, proj
 GRANT SELECT, UPDATE ON projection_lane TO hydracore_app;
 GRANT SELECT, INSERT, UPDATE ON fleet, fleet_member, activity TO hydracore_app;
 
--- Since when, and until when, heartbeats could be heard: the API writes here every few seconds, and whoever finds that nobody
--- has for a while begins anew. The silence of an agent counts only while somebody would have heard it.
+-- The period in which heartbeats could be received: the API extends it every few seconds, and begins a new one if it was not extended
+-- for a while. The silence of an agent counts only while a heartbeat would have been received.
 CREATE TABLE hearing (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     since timestamptz NOT NULL,
@@ -658,10 +659,10 @@ CREATE FUNCTION silent_s(received_at timestamptz) RETURNS double precision LANGU
       LEFT JOIN hearing h ON true
 $$;
 
--- States of long streams, so that a process that begins does not read them from their beginnings (`events/snapshots.py`). They are
--- no part of the log: without them all is the same, and slower.
+-- States of long streams, so that a process that starts need not read them from their beginnings (`events/snapshots.py`). They are not
+-- part of the log: without them everything works, only slower.
 
--- `digest`: of the event at `version`. `fold`: by which rules the state was made.
+-- `digest`: of the event at `version`. `fold`: the version of the code that made the state.
 CREATE TABLE snapshot (
     lane smallint NOT NULL CHECK (lane BETWEEN 0 AND 63),
     stream_id uuid NOT NULL,
@@ -674,7 +675,7 @@ CREATE TABLE snapshot (
 
 GRANT SELECT, INSERT, UPDATE ON snapshot TO hydracore_app;
 
--- What the last sweep left to an operator, so that `hydracore stuck` can show it without asking the providers.
+-- What the last sweep left for an operator to do, so that `hydracore stuck` can show it without asking the providers.
 CREATE TABLE last_sweep (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     ended_at timestamptz NOT NULL,
