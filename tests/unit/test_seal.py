@@ -12,9 +12,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import replace
 
+from events.errors import LogCorrupted
 from events.ids import LANES
 from events.merkle import root_of
-from events.seal import Head, Seal, find_flaws, make_seal
+from events.seal import Head, Seal, find_flaws, make_seal, require_well_formed
 from hydracore.audit.seal_file import SealFile
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -95,6 +96,7 @@ def test_seals_in_their_order_have_no_flaws() -> None:
         ({"heads": [20 + lane for lane in range(LANES)]}, "its heads and links differ from those that were signed"),
         ({"links": bytes(32 * LANES)}, "its heads and links differ from those that were signed"),
         ({"heads": [10 + lane for lane in range(LANES - 1)]}, "it does not cover every lane"),
+        ({"links": bytes(32)}, "it does not cover every lane"),
         ({"heads": [-1] * LANES}, "its heads and links differ from those that were signed"),
         ({"signature": bytes(64)}, "its signature is invalid"),
         ({"public_key": b"short"}, "its signature is invalid"),
@@ -111,6 +113,15 @@ def test_a_seal_that_was_edited_shows_it(change: dict[str, Any], flaw: str) -> N
     first, second = chain(2)
 
     assert flaw in flaws(replace(second, **change), first)
+
+
+@pytest.mark.parametrize("change", [{"heads": [1] * (LANES - 1)}, {"links": bytes(32)}, {"heads": None}])
+def test_nothing_is_built_on_a_seal_that_is_malformed(change: dict[str, Any]) -> None:
+    (seal,) = chain(1)
+
+    assert require_well_formed(seal) is seal
+    with pytest.raises(LogCorrupted, match="seal 1 is malformed"):
+        require_well_formed(replace(seal, **change))
 
 
 @pytest.mark.parametrize("change", [{"heads": [1] * (LANES - 1)}, {"sealed_at": NOON.replace(tzinfo=None)}])
@@ -131,6 +142,9 @@ def test_a_seal_by_another_key_counts_only_where_any_key_does() -> None:
 
     assert flaws(forged, None) == ["it was signed with another key"]
     assert list(find_flaws(forged, previous=None, public_key=None)) == []
+    for key in (KEY, Ed25519PrivateKey.generate()):
+        second = make_seal(heads(10), previous=forged, sealed_at=NOON, key=key)
+        assert list(find_flaws(second, previous=forged, public_key=None)) == []
 
 
 def test_a_lane_never_gets_shorter_and_time_never_goes_back() -> None:
