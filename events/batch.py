@@ -57,6 +57,8 @@ async def flush(
     assert connection.autocommit, "the exchange is the transaction"
     parameters, digests = _parameters(appends)
     limits = (b"%d" % (lock_s_max * 1000), b"%d" % (TRANSACTION_S_MAX * 1000))
+    # The check comes second, because the append locks the lanes: a swap of read tables holds all lanes, so afterwards its outcome is
+    # visible here, and no other swap can begin until the commit.
     statements = [Statement(_APPEND, (*parameters, *limits)), Statement(_CHECK_PROJECTIONS, _versions(inline))]
     for projection in inline:
         rows = [row for append in appends for row in projection.rows(append)]

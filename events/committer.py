@@ -132,6 +132,7 @@ class Committer:
         assert flusher is not None
         loop = asyncio.get_running_loop()
         try:
+            # If another flusher was started in this one's place while it was late, there is one too many now.
             while len(self._flushers) - len(self._late) <= FLUSHES and (batch := self._next_batch()):
                 self._lanes_in_flight[flusher] = _lanes(batch)
                 late_timer = loop.call_later(LATE_AFTER_S, self._mark_late, flusher)
@@ -161,6 +162,7 @@ class Committer:
         if self._isolated:
             return [self._isolated.pop()]
         busy = {lane for lanes in self._lanes_in_flight.values() for lane in lanes}
+        # At least one: the flusher that asks has no batch under way. What is left of the queue is for the others.
         free_flushers = FLUSHES - (len(self._lanes_in_flight) - len(self._late))
         share = max(BATCH_SHARE_MIN, math.ceil(len(self._queue) / free_flushers))
         batch: list[_Pending] = []
@@ -211,6 +213,7 @@ class Committer:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to the one append that caused it
             if len(batch) > 1:
+                # It was one transaction, so nothing of it was written.
                 self._isolated += batch
                 self._start_flusher()
             else:

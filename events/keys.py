@@ -204,7 +204,7 @@ class Keyring:
             return cached
         # Taken before the query: the key may be destroyed while the answer is on its way.
         looked_at = time.monotonic()
-        row = await _fetch_key(self._pool, tenant_id, customer_id)
+        row = await _fetch_key(self._pool, tenant_id, customer_id)  # None: no row. (None,): a destroyed key.
         if row != (None,) and cached is not None and cached.wrapped is None:
             # A standby has taken over that lacks the destruction of the key, which must stand.
             await destroy(self._pool, [(tenant_id, customer_id)])

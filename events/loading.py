@@ -80,6 +80,7 @@ class Loader:
             if now is not None:
                 return now
             self._states.pop(stream_id)
+        # Most streams have a single page, so a snapshot is looked for only behind the first one.
         rows = await self._read(stream_id, since=1)
         first_page = _fold_rows(stream_id, None, rows)
         return await self._load_long(first_page) if first_page is not None and _is_full(rows) else first_page

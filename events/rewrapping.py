@@ -76,6 +76,7 @@ async def rewrap(
     wrapper, replaced, last = KeyWrapper(master_keys), 0, _BEFORE_ALL
 
     async def batch(connection: AsyncConnection) -> tuple[list[TupleRow], int]:
+        # One transaction, so that the keys stay locked from the read to the write: an erasure in between would be undone.
         async with connection.transaction():
             rows = await (await connection.execute(_LOCK, _page(last, BATCH))).fetchall()
             rewrapped = list(_rewrapped(wrapper, rows))

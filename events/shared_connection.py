@@ -47,6 +47,7 @@ class SharedConnection:
             loan = _Loan(await self._pool.getconn(timeout))
         loan.users += 1
         try:
+            # Tasks that come together may borrow one each: the last one to get here lends its own, the others use theirs alone.
             if loan is not self._loan and await self._may_be_shared(loan.connection):
                 self._loan = loan
             late_timer = asyncio.get_running_loop().call_later(LATE_AFTER_S, self._stop_sharing, loan)

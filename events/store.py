@@ -127,6 +127,8 @@ class EventStore:
         self, stream_id: UUID, command_at: Callable[[Instance | None], Awaitable[AnyCommand]], origin: Origin
     ) -> Outcome:
         state = await self.load(stream_id)
+        # Each try appends at the version that was just loaded, and the log checks that it is still the last one: no lock is needed
+        # against other processes.
         for _ in range(RACES_MAX - 1):
             try:
                 return await self.execute_at(state, stream_id, await command_at(state), origin)

@@ -18,7 +18,7 @@ from events.retries import RETRY_S_MAX
 
 class StreamLocks:
     def __init__(self) -> None:
-        #: By the id of a stream that is being changed.
+        #: By the id of a stream that is being changed. Weak: a lock lasts as long as somebody holds it or waits for it.
         self._locks: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
 
     @asynccontextmanager

@@ -54,13 +54,17 @@ def check_lanes(
         on_read(sum(lane.events for lane in left.values()) - before)
         for number in set(left) - seen:
             del left[number]
+        # One at a time, and outside of the transaction: it takes a while, and no snapshot may be held then.
         while on_valid_window is not None and kept:
             on_valid_window(*kept.pop(0))
             on_read(0)
 
 
 def finish_lanes(connection: Connection, lanes: Sequence[LaneVerification]) -> list[LaneReport]:
-    """The reports of these lanes after `check_lanes`. In one snapshot, verifies the rest of them and what must agree with their ends."""
+    """The reports of these lanes after `check_lanes`: verifies the rest of them, and what must agree with their ends.
+
+    Call it in a REPEATABLE READ transaction. With several snapshots, an append in between would look like an inconsistency.
+    """
     stream_counts = [lane.versions_known for lane in lanes]
     for lane in lanes:
         lane.load_start_versions(connection)
