@@ -25,9 +25,9 @@ WAITING = f"{SESSIONS} AND wait_event_type = 'Lock'"
 class Customers:
     """Who asks for instances: names whose instances are in the lane that is asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int = 4_000) -> None:
         self._in_lane: defaultdict[int, list[str]] = defaultdict(list)
-        for number in range(4_000):
+        for number in range(count):
             self._in_lane[lane_of(instance_id(f"c{number}"))].append(f"c{number}")
 
     async def create(self, store: EventStore, lane: int) -> Outcome:

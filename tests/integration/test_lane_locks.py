@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from contextlib import AsyncExitStack
 
 import pytest
 from psycopg import AsyncConnection, sql
 
+from events import committer
 from events.errors import StoreUnavailable
 from events.record import Outcome
 from events.store import EventStore
@@ -15,9 +18,11 @@ from projections.inline import inline_projections
 from tests.holding import FREE, WAITING, Customers, count, lock_lanes, somebody
 from tests.log_check import check_log
 from tests.requests_to_log import open_store
-from tests.waiting import until
+from tests.waiting import POLL_S, until
 
 LANE = 1
+
+END_WAITING = WAITING.replace("SELECT pid", "SELECT pg_terminate_backend(pid)")
 
 
 @pytest.fixture
@@ -39,6 +44,49 @@ async def test_nobody_waits_for_a_lane_that_is_not_theirs(
         await holder.rollback()
         await asyncio.gather(*waiting)
     assert len((await check_log(owner_conn)).versions) == 3
+
+
+async def test_two_lanes_that_somebody_has_keep_up_nobody_in_others_for_long(
+    database_url: str, customers: Customers
+) -> None:
+    lanes = itertools.cycle(range(3, 32))
+    async with open_store(database_url) as (store, _), AsyncExitStack() as held:
+        created: list[asyncio.Task[Outcome]] = []
+        for lane in (1, 2):
+            await held.enter_async_context(lock_lanes(database_url, [lane]))
+            created.append(customers.creating(store, lane))
+            # Who shares a flush with it is stuck as well, and so are their lanes.
+            others: list[asyncio.Task[Outcome]] = []
+            while not any(task.done() for task in others):
+                others.append(customers.creating(store, next(lanes)))
+                await asyncio.wait(others, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
+            created += others
+        await asyncio.gather(*(customers.create(store, 32 + number % 32) for number in range(50)))
+
+        await held.aclose()
+        await asyncio.gather(*created)
+
+
+async def test_whoever_gives_up_a_lane_leaves_others_where_appends_land(
+    database_url: str, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "RETRY_S_MAX", 2.0)
+    customers = Customers(60_000)
+    async with open_store(database_url) as (store, _), lock_lanes(database_url, [LANE]):
+
+        async def write(lane: int) -> None:
+            while not stuck.done():
+                await customers.create(store, lane)
+
+        stuck = customers.creating(store, LANE)
+        await until(lambda: somebody(owner_conn, WAITING))
+        writing = [asyncio.create_task(write(lane)) for lane in range(2, 64) for _ in range(4)]
+        while not stuck.done():
+            await count(owner_conn, END_WAITING)
+            await asyncio.wait([stuck], timeout=POLL_S)
+
+        assert isinstance(stuck.exception(), StoreUnavailable)
+        await asyncio.gather(*writing)
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import defaultdict
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import suppress
 from uuid import UUID
 
 import pytest
@@ -17,7 +15,7 @@ from psycopg_pool import AsyncConnectionPool
 from events import commands as c
 from events import committer, shared_connection
 from events.errors import StoreUnavailable
-from events.ids import command_id_for, lane_of
+from events.ids import command_id_for
 from events.record import Origin, Outcome
 from events.store import EventStore
 from projections.inline import inline_projections
@@ -95,78 +93,6 @@ async def test_a_postgresql_that_is_killed_under_load_loses_and_doubles_nothing(
     assert len(acknowledged) == len(set(acknowledged))
     assert set(acknowledged) == log.commands.keys()
     assert set(log.versions.values()) == {2}
-
-
-# --- locked by somebody else ------------------------------------------------------------------------------------------
-
-WAITING = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-
-END_WAITING = WAITING.replace("SELECT pid", "SELECT pg_terminate_backend(pid)")
-
-
-@asynccontextmanager
-async def lock_lane(database_url: str, lane: int) -> AsyncGenerator[None]:
-    """Somebody else's transaction that has the lane, and does not end."""
-    async with await AsyncConnection.connect(database_url) as holder:
-        await holder.execute("SELECT FROM lane WHERE lane = %s FOR UPDATE", (lane,))
-        yield
-
-
-async def test_two_lanes_that_somebody_has_keep_up_nobody_in_others_for_long(database_url: str) -> None:
-    customers = [f"c{number}" for number in range(2_000)]
-    async with open_store(database_url) as (store, _), AsyncExitStack() as held:
-        created: list[asyncio.Task[Outcome]] = []
-
-        def create(*, lanes: range) -> asyncio.Task[Outcome]:
-            one = next(one for one in customers if lane_of(instance_id(one)) in lanes)
-            customers.remove(one)
-            creating = store.create(instance_id(one), request(customer_id=one), creation_of(instance_id(one)))
-            created.append(asyncio.create_task(creating))
-            return created[-1]
-
-        for lane in (1, 2):
-            await held.enter_async_context(lock_lane(database_url, lane))
-            create(lanes=range(lane, lane + 1))
-            # Who shares a flush with it is stuck as well, and so are their lanes.
-            others: list[asyncio.Task[Outcome]] = []
-            while not any(task.done() for task in others):
-                others.append(create(lanes=range(3, 32)))
-                await asyncio.wait(others, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.gather(*(create(lanes=range(32, 64)) for _ in range(50)))
-
-        await held.aclose()
-        await asyncio.gather(*created)
-
-
-async def test_whoever_gives_up_a_lane_leaves_others_where_appends_land(
-    database_url: str, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(committer, "RETRY_S_MAX", 2.0)
-    in_lane: defaultdict[int, list[str]] = defaultdict(list)
-    for number in range(60_000):
-        in_lane[lane_of(instance_id(f"c{number}"))].append(f"c{number}")
-
-    async with open_store(database_url) as (store, _), lock_lane(database_url, 1):
-
-        async def create(one: str) -> Outcome:
-            return await store.create(instance_id(one), request(customer_id=one), creation_of(instance_id(one)))
-
-        async def waits() -> bool:
-            return (await owner_conn.execute(WAITING)).rowcount > 0
-
-        async def write(lane: int) -> None:
-            while not stuck.done():
-                await create(in_lane[lane].pop())
-
-        stuck = asyncio.create_task(create(in_lane[1][0]))
-        await until(waits)
-        writing = [asyncio.create_task(write(lane)) for lane in range(2, 64) for _ in range(4)]
-        while not stuck.done():
-            await owner_conn.execute(END_WAITING)
-            await asyncio.wait([stuck], timeout=POLL_S)
-
-        assert isinstance(stuck.exception(), StoreUnavailable)
-        await asyncio.gather(*writing)
 
 
 async def test_those_who_write_at_the_same_time_do_it_in_one_session(
