@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager
 
 from psycopg import AsyncConnection
 
-from events.ids import command_id_for, lane_of
-from events.record import Origin, Outcome
+from events.ids import lane_of
+from events.record import Outcome
 from events.store import EventStore
 from tests.lives import instance_id, request
+from tests.requests_to_log import creation_of
 
 #: No lane of those that tests hold.
 FREE = 50
@@ -33,8 +34,7 @@ class Customers:
     async def create(self, store: EventStore, lane: int) -> Outcome:
         one = self._in_lane[lane].pop()
         stream_id = instance_id(one)
-        by = Origin(actor="api", command_id=command_id_for(stream_id, "request"), correlation_id=stream_id)
-        return await store.create(stream_id, request(customer_id=one), by)
+        return await store.create(stream_id, request(customer_id=one), creation_of(stream_id))
 
     def creating(self, store: EventStore, lane: int) -> asyncio.Task[Outcome]:
         return asyncio.create_task(self.create(store, lane))

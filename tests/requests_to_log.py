@@ -22,6 +22,11 @@ def origin(actor: str = "customer:ada") -> Origin:
     return Origin(actor=actor, command_id=uuid4(), correlation_id=uuid4())
 
 
+def creation_of(stream_id: UUID) -> Origin:
+    """Whoever creates a stream again gives the same command."""
+    return Origin(actor="api", command_id=command_id_for(stream_id, "request"), correlation_id=stream_id)
+
+
 def request(customer_id: str = "ada", key: str = "first") -> c.RequestInstance:
     return c.RequestInstance(
         at_ms=NOW_MS,
@@ -40,8 +45,7 @@ def request(customer_id: str = "ada", key: str = "first") -> c.RequestInstance:
 async def requested(store: EventStore, customer_id: str = "ada", key: str = "first") -> UUID:
     """A new instance of the customer's."""
     instance_id = instance_id_for(tenant_id="acme", customer_id=customer_id, idempotency_key=key)
-    first = Origin(actor="api", command_id=command_id_for(instance_id, "request"), correlation_id=uuid4())
-    await store.create(instance_id, request(customer_id, key), first)
+    await store.create(instance_id, request(customer_id, key), creation_of(instance_id))
     return instance_id
 
 

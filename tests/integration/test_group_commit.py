@@ -15,15 +15,15 @@ from events import commands as c
 from events import committer
 from events.committer import BATCH_MAX
 from events.errors import Rejected, ReservationTaken, VersionConflict
-from events.ids import command_id_for, lane_of
-from events.record import Origin, Outcome
+from events.ids import lane_of
+from events.record import Outcome
 from events.store import EventStore
 from hydracore.db.pool import open_pool
 from projections.inline import inline_projections
 from tests import lives
 from tests.lives import instance_id, request
 from tests.log_check import check_log
-from tests.requests_to_log import open_store, origin
+from tests.requests_to_log import creation_of, open_store, origin
 from tests.waiting import until
 
 #: Longer than any test.
@@ -37,10 +37,6 @@ CROWD = [f"innocent-{number}" for number in range(8)]
 async def store(database_url: str) -> AsyncGenerator[EventStore]:
     async with open_store(database_url) as (opened, _):
         yield opened
-
-
-def creation_of(stream_id: UUID) -> Origin:
-    return Origin(actor="api", command_id=command_id_for(stream_id, "request"), correlation_id=stream_id)
 
 
 async def create(store: EventStore, customer_id: str, **changes: Any) -> Outcome:

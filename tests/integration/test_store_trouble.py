@@ -15,7 +15,6 @@ from psycopg_pool import AsyncConnectionPool
 from events import commands as c
 from events import committer, shared_connection
 from events.errors import StoreUnavailable
-from events.ids import command_id_for
 from events.record import Origin, Outcome
 from events.store import EventStore
 from projections.inline import inline_projections
@@ -23,7 +22,7 @@ from tests import lives
 from tests.holding import Customers
 from tests.lives import instance_id, request
 from tests.log_check import check_log
-from tests.requests_to_log import open_store, origin
+from tests.requests_to_log import creation_of, open_store, origin
 from tests.services import OwnServices, Services
 from tests.waiting import POLL_S, until
 
@@ -34,10 +33,6 @@ async def live(store: EventStore, *commands: c.AnyCommand) -> None:
     """Give `commands` to Ada's instance one after the other."""
     for command in commands:
         await store.execute(ADA, command, origin())
-
-
-def creation_of(stream_id: UUID) -> Origin:
-    return Origin(actor="api", command_id=command_id_for(stream_id, "request"), correlation_id=stream_id)
 
 
 # --- killed in the middle of a load ----------------------------------------------------------------------------------
