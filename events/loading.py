@@ -30,6 +30,9 @@ STREAM_PAGE = 200
 STATES_MAX = 10_000
 STATES_BYTES_MAX = 64 * 2**20
 
+#: As long as a digest, and the digest of nothing.
+_NO_DIGEST = bytes(32)
+
 
 class _Row(NamedTuple):
     seq: int
@@ -57,6 +60,14 @@ class Loader:
         """The cached state of a stream, if there is one. It may be outdated."""
         return self._states.get(stream_id)
 
+    async def digest_of(self, state: Instance) -> bytes:
+        """The digest of the last event of `state`; one that no event has if the stream is in another state by now."""
+        known = self._states.get(state.id)
+        if known is None or known.state is not state:
+            # It was evicted since it was loaded, or the stream has changed: perhaps to another history of as many events.
+            known = await self._load_and_cache(state.id)
+        return known.digest if known is not None and known.state == state else _NO_DIGEST
+
     def evict(self, stream_id: UUID) -> None:
         self._states.pop(stream_id)
 
@@ -67,11 +78,14 @@ class Loader:
 
     async def load(self, stream_id: UUID) -> Instance | None:
         """As `EventStore.load`."""
+        now = await self._load_and_cache(stream_id)
+        return None if now is None else now.state
+
+    async def _load_and_cache(self, stream_id: UUID) -> StreamState | None:
         now = await self._load(stream_id)
-        if now is None:
-            return None
-        self._cache(now)
-        return now.state
+        if now is not None:
+            self._cache(now)
+        return now
 
     async def _load(self, stream_id: UUID) -> StreamState | None:
         known = self._states.get(stream_id)

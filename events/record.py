@@ -37,8 +37,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
 class Append(msgspec.Struct, frozen=True, kw_only=True):
     """One decision to be appended: its events, and the states before and after them.
 
-    `before_digest`: the digest of the last event of `before`, if it is known. The log then takes the decision only if that event is
-    still the last one.
+    `before_digest`: the digest of the last event of `before`. The log takes the decision only if it has that event at that version.
     """
 
     stream_id: UUID

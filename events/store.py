@@ -165,7 +165,6 @@ class EventStore:
             return None
         after = evolve_all(state, events, stream_id=stream_id)
         assert after is not None
-        cached = self._loader.cached(stream_id)
         append = Append(
             stream_id=stream_id,
             lane=lane_of(stream_id),
@@ -174,16 +173,13 @@ class EventStore:
             after=after,
             events=events,
             origin=origin,
-            before_digest=cached.digest if cached is not None and cached.state is state else None,
+            # By its version alone, the log could not tell `state` from one of another history that has as many events.
+            before_digest=None if state is None else await self._loader.digest_of(state),
         )
         answer = await self._committer.commit(append)
         if answer.outcome == "appended":
             assert answer.version == after.version, "the log and the fold count alike"
-            if append.before is None or append.before_digest is not None:
-                await self._loader.record_append(append.expected_version, StreamState(after, answer.digest))
-            else:
-                # Without the digest it is unknown whether the log still has the events behind `state`: the next load reads them.
-                self._loader.evict(stream_id)
+            await self._loader.record_append(append.expected_version, StreamState(after, answer.digest))
             return Outcome(state=after, events=events)
         self._loader.evict(stream_id)
         if answer.outcome == "conflict":

@@ -13,16 +13,18 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool
 
 from events import commands as c
-from events import committer, shared_connection
+from events import committer, loading, shared_connection
 from events.errors import StoreUnavailable
 from events.record import Origin, Outcome
+from events.state import Instance
 from events.store import EventStore
 from projections.inline import inline_projections
 from tests import lives
 from tests.holding import Customers
 from tests.lives import instance_id, request
 from tests.log_check import check_log
-from tests.requests_to_log import creation_of, open_store, origin
+from tests.requests_to_log import creation_of, open_store, origin, requested
+from tests.rewinding import rewind
 from tests.services import OwnServices, Services
 from tests.waiting import POLL_S, until
 
@@ -248,7 +250,7 @@ async def test_callers_who_go_away_take_nobody_with_them(database_url: str) -> N
     assert log.versions == {instance_id(one): 1 for one in customers}
 
 
-# --- a log that was restored from a backup ---------------------------------------------------------------------------
+# --- a log that has lost events --------------------------------------------------------------------------------------
 
 
 async def restore(services: Services, database_url: str, backup: str) -> None:
@@ -295,3 +297,31 @@ async def assert_server(pool: AsyncConnectionPool, server_id: str) -> None:
     async with pool.connection() as connection:
         rows = await (await connection.execute("SELECT server_id, version FROM instance")).fetchall()
     assert rows == [(server_id, 6)]
+
+
+@pytest.mark.parametrize("meanwhile", ["looked", "forgot"])
+async def test_a_change_that_was_decided_on_a_lost_history_is_decided_again_whatever_its_process_did_meanwhile(
+    database_url: str, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    monkeypatch.setattr(loading, "STATES_MAX", 1)
+    seen: list[str | None] = []
+    async with open_store(database_url) as (store, _), open_store(database_url) as (other, _):
+        await requested(store, "bob")
+        await live(store, request(), lives.configure(agent_name="lost"))
+
+        async def command_at(state: Instance | None) -> c.AnyCommand:
+            assert state is not None
+            seen.append(state.agent_name)
+            if state.agent_name == "lost":
+                rewind(database_url, ADA)
+                await live(other, lives.configure(agent_name="of the new history"))
+                await store.load(ADA if meanwhile == "looked" else instance_id("bob"))
+            return lives.configure(recipe_id="written")
+
+        after = (await store.change(ADA, command_at, origin())).state
+
+        assert seen == ["lost", "of the new history"]
+        assert (after.agent_name, after.recipe_id) == ("of the new history", "written")
+        assert await store.load(ADA) == after
+    names = await owner_conn.execute("SELECT agent_name FROM instance WHERE id = %s", (ADA,))
+    assert await names.fetchone() == ("of the new history",)
