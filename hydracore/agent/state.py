@@ -34,11 +34,13 @@ class StateDir:
     """ROOT/var/lib/hydracore-agent, for the agent's user alone. It is made when absent."""
 
     def __init__(self, root: Path) -> None:
+        """Raises `DiskWriteFailed`."""
         self.path = root / STATE_DIR
-        self.path.mkdir(parents=True, exist_ok=True)
-        # mkdir's own mode is subject to the umask, and the directory may have come with the image.
-        self.path.chmod(_PRIVATE_DIR)
         self._write_failure: DiskWriteFailed | None = None
+        with self.translating_write_errors():
+            self.path.mkdir(parents=True, exist_ok=True)
+            # mkdir's own mode is subject to the umask, and the directory may have come with the image.
+            self.path.chmod(_PRIVATE_DIR)
 
     def read(self, name: str) -> bytes | None:
         """The content of a file, or None when there is none."""
@@ -83,12 +85,13 @@ class StateDir:
 
     @contextmanager
     def locked(self) -> Generator[None]:
-        """Hold the directory for this process. Raises `AlreadyRunning` at once when another one does.
+        """Hold the directory for this process. Raises `AlreadyRunning` at once when another one does, and `DiskWriteFailed`.
 
         The kernel frees the lock with the process, however it ends, so there is no stale lock to clean up.
         """
         path = self.path / _LOCK
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, _PRIVATE_FILE)
+        with self.translating_write_errors():
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, _PRIVATE_FILE)
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -193,6 +193,31 @@ async def test_a_start_on_a_full_disk_says_so_in_one_line_and_one_with_room_work
     await control_plane.until_healthy()
 
 
+@pytest.mark.parametrize("refused", ["", "lock"], ids=["directory", "lock"])
+async def test_a_start_that_cannot_even_make_its_directory_or_lock_says_so_in_one_line(
+    control_plane: FakeControlPlane, agent: AgentProcess, refused: str
+) -> None:
+    # A disk without free inodes refuses them, and so does one where something else has their names.
+    in_the_way = agent.state / refused / "in-the-way" if refused else agent.state
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.touch()
+
+    command = (sys.executable, "-m", "hydracore.agent", "--root", str(agent.root))
+    start = await asyncio.create_subprocess_exec(*command, cwd=REPOSITORY, stdout=PIPE, stderr=PIPE)
+    log, complaint = (text.decode() for text in await start.communicate())
+
+    assert start.returncode == 1
+    assert re.fullmatch(r"hydracore agent: the disk refuses writes: .+\n", complaint)
+    assert [json.loads(line)["event"] for line in log.splitlines()] == ["disk_refuses"]
+    assert not control_plane.calls
+
+    in_the_way.unlink()
+    if refused:
+        in_the_way.parent.rmdir()
+    agent.start()
+    await control_plane.until_healthy()
+
+
 async def test_a_retired_agent_ends_in_order_though_its_disk_does_not_take_the_mark(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
