@@ -1,8 +1,6 @@
 """`master-key`: show what depends on a former master key, and replace that; issue new agent keys after a restore.
 
-See docs/operations.md. The help of each command says when it exits with 1. `status` ignores keys that no configured master
-key decrypts and histories that cannot be read, because no former master key helps there. `rewrap` and `reissue` exit with 1
-for them.
+See docs/operations.md. All three exit with 1 where a key or a history cannot be read: nobody can tell what depends on it.
 """
 
 from collections.abc import AsyncGenerator
@@ -39,7 +37,7 @@ def status(*, as_json: bool) -> None:
     Counts the customers' keys and the agents' tokens by master key: the present one, a former one, or one that is not
     configured.
 
-    Exit status: 0 nothing depends on a former key; 1 something does, or an agent's tokens come from an unknown key.
+    Exit status: 0 nothing depends on a former key; 1 something does, or that could not be determined for all.
     """
     from hydracore.cli.audit_view import progress_bar
 
@@ -59,7 +57,7 @@ def status(*, as_json: bool) -> None:
             say(f"no configured former master key is needed; {unknown} of these could not be determined")
         else:
             say("nothing here depends on a former master key")
-    raise SystemExit(FOUND if needed or agents.unknown else 0)
+    raise SystemExit(FOUND if needed or unknown else 0)
 
 
 @master_key.command()

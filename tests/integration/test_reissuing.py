@@ -124,4 +124,20 @@ async def test_a_key_that_nobody_can_read_does_not_make_a_former_one_needed(
         result = await run(api, "status", former=MASTER_KEY)
 
     told = json.loads(result.stdout)
-    assert (result.exit_code, told["is_former_needed"], told["customer_keys"]["unreadable"]) == (0, False, 1)
+    assert (result.exit_code, told["is_former_needed"], told["customer_keys"]["unreadable"]) == (1, False, 1)
+
+
+async def test_a_history_that_cannot_be_read_is_a_finding_of_every_command_that_reads_it(
+    database_url: str, redis_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with (
+        running_api(database_url, redis_url, master_key=NEW) as api,
+        in_use(api, reachable=False) as broken,
+    ):
+        await owner_conn.execute("DELETE FROM event WHERE stream_id = %s AND version = 3", (broken.instance_id,))
+
+        status, reissue = [await run(api, command, former=MASTER_KEY) for command in ("status", "reissue")]
+
+    for result in (status, reissue):
+        assert (result.exit_code, json.loads(result.stdout)["agents"]) == (1, COUNTS | {"unreadable": 1})
+    assert json.loads(status.stdout)["is_former_needed"] is False
