@@ -39,9 +39,11 @@ def activity(*, tenant: str, first: date | None, last: date | None, actor: str |
     """Show who did what in a tenant, by day.
 
     Prints the latest first, at most 1000 lines. Events that the relay has not processed yet are not shown.
+
+    Exit status: 0 done; 2 the log has no such tenant; 3 the database cannot be reached.
     """
     from events.retries import with_retries
-    from hydracore.cli.tenants import is_tenant, warn_unknown_tenant
+    from hydracore.cli.tenants import require_tenant
     from projections.activity_queries import LINES_MAX, tenant_activity
 
     last = last or datetime.now(UTC).date()
@@ -50,17 +52,17 @@ def activity(*, tenant: str, first: date | None, last: date | None, actor: str |
     if first > last:
         raise click.UsageError("--from must not be after --to.")
 
-    async def work(pool: "AsyncConnectionPool") -> "tuple[list[ActivityLine], bool]":
+    async def work(pool: "AsyncConnectionPool") -> "list[ActivityLine]":
         found = await tenant_activity(pool, tenant, first=first, last=last, actor=actor)
-        return found, bool(found) or await with_retries(pool, lambda connection: is_tenant(connection, tenant))
+        if not found:
+            await with_retries(pool, lambda connection: require_tenant(connection, tenant))
+        return found
 
-    found, known = on_database(load(), work)
+    found = on_database(load(), work)
     if as_json:
         print_json(found)
     else:
         _show(found)
-    if not known:
-        warn_unknown_tenant(tenant)
     if len(found) == LINES_MAX:
         text = f"only the latest {LINES_MAX} lines are shown; use --to for earlier ones, or narrow them down with --from or --actor"
         say(f"hydracore: {text}", err=True)

@@ -97,18 +97,20 @@ def list_keys(*, tenant: str, as_json: bool) -> None:
     """List a tenant's API keys, including revoked ones.
 
     Shows their ids, names and times. The keys themselves are not stored.
+
+    Exit status: 0 done; 2 the tenant has no key, and the log has no such tenant; 3 the database cannot be reached.
     """
     from hydracore.auth import list_api_keys
-    from hydracore.cli.tenants import is_tenant, warn_unknown_tenant
+    from hydracore.cli.tenants import require_tenant
 
-    async def work(connection: "AsyncConnection") -> "tuple[list[ApiKey], bool]":
+    async def work(connection: "AsyncConnection") -> "list[ApiKey]":
         found = await list_api_keys(connection, tenant)
         # A new tenant's key is often made before anything else.
-        return found, bool(found) or await is_tenant(connection, tenant)
+        if not found:
+            await require_tenant(connection, tenant)
+        return found
 
-    found, known = _on_database(work)
-    if not known:
-        warn_unknown_tenant(tenant)
+    found = _on_database(work)
     if as_json:
         print_json([{name: value for name, value in key._asdict().items() if name != "tenant_id"} for key in found])
         return

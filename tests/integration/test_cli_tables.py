@@ -145,13 +145,14 @@ async def test_activity_tells_who_did_what(database_url: str) -> None:
     assert agents == {"RecordServerCreated": 2, "EnrolAgent": 2, "RecordUsage": 2}
     assert await told("--actor", "agen") == []
     assert await told("--to", str(today - timedelta(days=2))) == []
-    assert (await hydracore(database_url, "activity", "other")).stdout == ""
     shown = await hydracore(database_url, "activity", "acme", "--from", str(today - timedelta(days=1)))
     assert any("  api  RequestInstance 4 times, 4 events  " in line for line in shown.stdout.splitlines())
 
 
 @pytest.mark.parametrize("words", ["activity", "api-key list --tenant"])
-async def test_a_tenant_of_whom_nothing_is_known_is_told_from_an_idle_one(database_url: str, words: str) -> None:
+async def test_a_tenant_of_whom_nothing_is_known_is_a_usage_error_and_an_idle_one_is_not(
+    database_url: str, words: str
+) -> None:
     async with open_store(database_url) as (store, pool):
         await write_lives(store, count=2)
         await follow_all(pool)
@@ -161,9 +162,9 @@ async def test_a_tenant_of_whom_nothing_is_known_is_told_from_an_idle_one(databa
     idle = "--to 2020-01-01" if words == "activity" else ""
     known = await hydracore(database_url, *words.split(), "acme", *idle.split())
 
-    assert (unknown.exit_code, unknown.stdout) == (0, "")
-    assert unknown.stderr == "hydracore: The log has no tenant 'acmee'\n"
-    assert (as_json.exit_code, as_json.stdout, as_json.stderr) == (0, "[]\n", unknown.stderr)
+    assert (unknown.exit_code, unknown.stdout) == (2, "")
+    assert unknown.stderr.endswith("\nError: The log has no tenant 'acmee'\n")
+    assert (as_json.exit_code, as_json.output) == (2, unknown.output)
     assert (known.exit_code, known.output) == (0, "")
 
 
