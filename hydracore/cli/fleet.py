@@ -1,7 +1,7 @@
 """`fleet`: how many instances there are, or were, in each status, at each provider, region and tier."""
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
 
@@ -37,15 +37,19 @@ def fleet(
     """Count instances, now or over time.
 
     Counts by status, provider, region and tier. Events that the relay has not processed yet are not counted.
+    With --json, a time without instances has one object, with 0 instances and null for all else.
     """
     from projections.fleet_queries import fleet_counts
 
     times = _times(at, first, last, _STEPS[every])
     found = on_database(load(), lambda pool: fleet_counts(pool, times))
+    by_time = {time: list["FleetCount"]() for time in times}
+    for one in found:
+        by_time[one.at].append(one)
     if as_json:
-        print_json(found)
+        print_json([one for time, counts in by_time.items() for one in counts or [_no_instances(time)]])
     else:
-        _show(found, times)
+        _show(by_time)
 
 
 def _times(at: datetime | None, first: datetime | None, last: datetime | None, step: timedelta) -> list[datetime]:
@@ -77,10 +81,12 @@ def _full_hour(time: datetime) -> datetime:
     return time.replace(minute=0, second=0, microsecond=0)
 
 
-def _show(found: "list[FleetCount]", times: list[datetime]) -> None:
-    by_time = {time: list["FleetCount"]() for time in times}
-    for one in found:
-        by_time[one.at].append(one)
+def _no_instances(at: datetime) -> dict[str, Any]:
+    """The count of a time without instances, which would otherwise be missing."""
+    return {"at": at, **dict.fromkeys(("status", "provider", "region_id", "tier_id")), "instances": 0}
+
+
+def _show(by_time: "dict[datetime, list[FleetCount]]") -> None:
     for time, counts in by_time.items():
         say(f"{time:%Y-%m-%dT%H:%M:%SZ}  {sum(one.instances for one in counts)} in all")
         for one in counts:

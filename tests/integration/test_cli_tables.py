@@ -51,11 +51,11 @@ def on_terminal(database_url: str, *words: str, columns: int) -> list[str]:
     return shown.decode().splitlines()
 
 
-async def counts(database_url: str, *words: str) -> dict[str, dict[str, int]]:
+async def counts(database_url: str, *words: str) -> dict[str, dict[str | None, int]]:
     """By time and status."""
     done = await hydracore(database_url, "fleet", "--json", *words)
     assert done.exit_code == 0, done
-    found = dict[str, dict[str, int]]()
+    found = dict[str, dict[str | None, int]]()
     for one in json.loads(done.stdout):
         found.setdefault(one["at"], {})[one["status"]] = one["instances"]
     return found
@@ -81,8 +81,8 @@ async def test_the_fleet_is_counted_at_any_time(database_url: str, midnight: dat
     noon = midnight - timedelta(hours=36)
     before, behind = text_of(noon), text_of(noon + timedelta(hours=1))
 
-    assert await counts(database_url, "--at", before) == {}
-    assert await counts(database_url, "--at", f"{noon:%Y-%m-%dT%H}:59:59") == {}
+    assert await counts(database_url, "--at", before) == {before: {None: 0}}
+    assert await counts(database_url, "--at", f"{noon:%Y-%m-%dT%H}:59:59") == {before: {None: 0}}
     assert await counts(database_url, "--at", behind) == {behind: {"pending": 7}}
     assert list((await counts(database_url)).values()) == [{"pending": 5, "running": 2}]
     last = await hydracore(database_url, "fleet", "--at", text_of(midnight))
@@ -105,7 +105,11 @@ async def test_the_fleet_is_counted_over_time(database_url: str, midnight: datet
     whole = await counts(database_url, "--from", day, "--to", day, "--every", "hour")
 
     second = text_of(midnight - timedelta(days=1))
-    assert days == {second: {"pending": 7}, text_of(midnight): {"pending": 5, "running": 2}}
+    assert days == {
+        text_of(first): {None: 0},
+        second: {"pending": 7},
+        text_of(midnight): {"pending": 5, "running": 2},
+    }, "a time without instances is a count, too"
     assert list(hours.values()) == [{"pending": 7}, {"pending": 5, "running": 2}]
     assert list(whole) == [f"{day}T{hour:02}:00:00Z" for hour in range(24)], (
         "a date that something ends with is all of it"
