@@ -61,7 +61,6 @@ async def _show(home: "Home", console: "Console") -> None:
     from hydracore.cli.narrator import StoryError
     from hydracore.cli.story import Story
     from hydracore.cloudsim.disk import DISKS
-    from hydracore.embedded.ports import free_port
     from hydracore.settings import PREFIX, variable_name
 
     began_s = time.monotonic()
@@ -71,7 +70,7 @@ async def _show(home: "Home", console: "Console") -> None:
     if unused := [name for name in map(variable_name, STORES) if os.environ.get(name)]:
         console.print(f"ignored: {' and '.join(unused)}; the demo always starts its own stores", soft_wrap=True)
     console.print("[bold]HydraCore[/bold]: PostgreSQL, Valkey, cloudsim, API, relay and worker are starting ...")
-    async with development(home, port=free_port(), workers=1, environ=environ) as (stack, file):
+    async with development(home, port=None, workers=1, environ=environ) as (stack, file):
         console.print(f"ready at {file.url} after {time.monotonic() - began_s:.1f} s", highlight=False)
         try:
             await Story(file, console, disks=home.cloudsim / DISKS).run()

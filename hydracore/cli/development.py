@@ -60,7 +60,7 @@ class DevFile(msgspec.Struct, kw_only=True):
 async def development(
     home: Home,
     *,
-    port: int,
+    port: int | None,
     workers: int,
     environ: Mapping[str, str],
     on_failure: Callable[[str], None] | None = None,
@@ -69,7 +69,7 @@ async def development(
 
     Raises as `Stack.running` and `Home.lock` do.
 
-    `on_failure`: called with one line when a part has ended by itself.
+    `port`: that of the API; None has the home draw one. `on_failure`: called with one line when a part has ended by itself.
     """
     written: list[tuple[Stack, DevFile]] = []
 

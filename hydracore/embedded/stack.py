@@ -64,18 +64,18 @@ class Stack:
     """The parts of `home`, with all addresses known before the first one starts."""
 
     def __init__(
-        self, home: Home, supervisor: Supervisor, *, port: int, workers: int, environ: Mapping[str, str]
+        self, home: Home, supervisor: Supervisor, *, port: int | None, workers: int, environ: Mapping[str, str]
     ) -> None:
         """Raises `PortTaken`; `SettingsError` and `CatalogueError` where `environ` sets what no part could work with."""
         assert workers > 0
-        if not is_free(port):
+        if port is not None and not is_free(port):
             raise PortTaken(LOOPBACK, port)
         self.home = home
         self.supervisor = supervisor
         self.secrets = home.secrets()
-        self.url = f"http://{LOOPBACK}:{port}"
-        self._port = port
         self._ports = Ports(home.ports_file)
+        self._port = self._ports.claim("api") if port is None else port
+        self.url = f"http://{LOOPBACK}:{self._port}"
         #: Agents call this port, not `port`, which may be another at the next start.
         self._port_for_agents = self._ports.claim_for_agents()
         self._cloudsim_port = self._ports.claim("cloudsim")
@@ -106,13 +106,15 @@ class Stack:
         cls,
         home: Home,
         *,
-        port: int,
+        port: int | None,
         workers: int,
         environ: Mapping[str, str],
         on_change: Callable[[], None],
         on_failure: Callable[[str], None] | None = None,
     ) -> AsyncGenerator[Self]:
         """The stack, ready to serve; all of it is stopped at the end, agents included. Call it with the home locked.
+
+        `port`: that of the API; None has the home draw and keep one, as for its other parts.
 
         Raises `HomeInUse`, `PortTaken`, `PartFailed`, `StoresRefused`, `SettingsError` and `CatalogueError`.
         """
@@ -129,11 +131,11 @@ class Stack:
             except PartFailed as failed:
                 await until_stopped.aclose()
                 taken = stack._ports.taken_since()
-                if not taken and is_free(port):
+                if not taken and is_free(stack._port):
                     raise
+                lost = (taken or [stack._port])[0]
                 # Once more: another home may have drawn the same port at the same moment.
                 stack = cls(home, supervisor, port=port, workers=workers, environ=environ)
-                lost = (taken or [port])[0]
                 supervisor.report_failure(str(failed))
                 supervisor.report_failure(f"another program has taken port {lost} meanwhile: starting again")
                 await stack._start(until_stopped)

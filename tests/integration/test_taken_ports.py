@@ -47,18 +47,20 @@ class Thief:
         self._until_ended.close()
 
 
+@pytest.mark.parametrize("name", ["agents", "api"])
 async def test_a_new_home_whose_port_is_taken_during_its_first_start_draws_another(
-    home: Home, environ: Mapping[str, str]
+    home: Home, environ: Mapping[str, str], name: str
 ) -> None:
     told: list[str] = []
-    with closing(Thief(home.ports_file, "agents")) as thief:
+    with closing(Thief(home.ports_file, name)) as thief:
         async with Stack.running(
-            home, port=free_port(), workers=1, environ=environ, on_change=thief, on_failure=told.append
+            home, port=None, workers=1, environ=environ, on_change=thief, on_failure=told.append
         ) as stack:
-            port = json.loads(home.ports_file.read_bytes())["agents"]
+            ports = json.loads(home.ports_file.read_bytes())
 
-            assert thief.port not in (None, port)
-            assert stack.settings.public_url == f"http://{LOOPBACK}:{port}"
+            assert thief.port not in (None, ports[name])
+            assert stack.settings.public_url == f"http://{LOOPBACK}:{ports['agents']}"
+            assert stack.url == f"http://{LOOPBACK}:{ports['api']}"
 
     assert told[-2:] == [
         f"api ended during startup; see {home.logs / 'api.log'}",
