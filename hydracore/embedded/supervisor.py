@@ -9,9 +9,9 @@ from typing import Final, Self
 
 from hydracore.embedded.errors import PartFailed
 from hydracore.embedded.files import tail
-from hydracore.embedded.keeper import Keeper
 from hydracore.embedded.leftovers import Mark, device_and_inode, stop_leftovers
 from hydracore.embedded.part import Part
+from hydracore.embedded.part_runner import PartRunner
 
 READY_S_MAX: Final = 30.0
 READY_POLL_S: Final = 0.05
@@ -37,7 +37,7 @@ class Supervisor:
         self._logs = logs
         self._listener = on_change
         self._on_failure = on_failure
-        self._keepers: dict[str, Keeper] = {}
+        self._runners: dict[str, PartRunner] = {}
 
     @classmethod
     @asynccontextmanager
@@ -63,35 +63,35 @@ class Supervisor:
     async def start(self, part: Part, *, ready_s_max: float = READY_S_MAX) -> None:
         """Start a part and wait until it is ready. From then on it is restarted when it ends.
 
-        Raises `PartFailed`, and the error that ends its keeper meanwhile.
+        Raises `PartFailed`, and the error that ends its runner meanwhile.
         """
-        assert part.name not in self._keepers
+        assert part.name not in self._runners
         log = self._logs / f"{part.name}.log"
-        keeper = Keeper(self._marked(part), log=log, on_change=self._changed, on_failure=self.report_failure)
-        self._keepers[part.name] = keeper
-        keeper.begin()
+        runner = PartRunner(self._marked(part), log=log, on_change=self._changed, on_failure=self.report_failure)
+        self._runners[part.name] = runner
+        runner.begin()
         try:
             async with asyncio.timeout(ready_s_max):
-                await self._wait_until_ready(keeper)
+                await self._wait_until_ready(runner)
         except TimeoutError:
-            raise self._failure(keeper, f"was not ready within {ready_s_max:g} s") from None
+            raise self._failure(runner, f"was not ready within {ready_s_max:g} s") from None
 
     async def restart(self, name: str, *, grace_s: float = GRACE_S) -> None:
         """Stop a part and start it again."""
-        part = self._keepers[name].part
+        part = self._runners[name].part
         await self.stop([name], grace_s=grace_s)
         await self.start(part)
 
     async def stop(self, names: Iterable[str] | None = None, *, grace_s: float = GRACE_S) -> None:
         """Stop the named parts (by default all) concurrently; unknown names are ignored.
 
-        Raises, once all have stopped, the error that has ended a keeper.
+        Raises, once all have stopped, the error that has ended a runner.
         """
-        chosen = [name for name in (list(self._keepers) if names is None else names) if name in self._keepers]
-        stops = (self._keepers[name].stop(grace_s=grace_s) for name in chosen)
+        chosen = [name for name in (list(self._runners) if names is None else names) if name in self._runners]
+        stops = (self._runners[name].stop(grace_s=grace_s) for name in chosen)
         ends = await asyncio.gather(*stops, return_exceptions=True)
         for name in chosen:
-            del self._keepers[name]
+            del self._runners[name]
         self._changed()
         for end in ends:
             if end is not None:
@@ -100,30 +100,30 @@ class Supervisor:
     def pids(self) -> dict[str, list[int]]:
         """The living main processes, by kind of part."""
         found: dict[str, list[int]] = {}
-        for keeper in self._keepers.values():
-            found.setdefault(keeper.part.kind, []).extend([keeper.pid] if keeper.pid else [])
+        for runner in self._runners.values():
+            found.setdefault(runner.part.kind, []).extend([runner.pid] if runner.pid else [])
         return found
 
     def log_tails(self) -> dict[str, str]:
         """The end of each part's log, by the part's name."""
-        return {name: tail(keeper.log) for name, keeper in self._keepers.items()}
+        return {name: tail(runner.log) for name, runner in self._runners.items()}
 
-    async def _wait_until_ready(self, keeper: Keeper) -> None:
-        while not (keeper.pid and await self._is_ready(keeper)):
-            keeper.raise_failure()
-            if keeper.starts > 1:
-                raise self._failure(keeper, "ended during startup")
+    async def _wait_until_ready(self, runner: PartRunner) -> None:
+        while not (runner.pid and await self._is_ready(runner)):
+            runner.raise_failure()
+            if runner.starts > 1:
+                raise self._failure(runner, "ended during startup")
             await asyncio.sleep(READY_POLL_S)
 
-    async def _is_ready(self, keeper: Keeper) -> bool:
-        return await keeper.part.ready() if keeper.part.ready else keeper.since_start_s() >= keeper.part.ready_after_s
+    async def _is_ready(self, runner: PartRunner) -> bool:
+        return await runner.part.ready() if runner.part.ready else runner.since_start_s() >= runner.part.ready_after_s
 
     def _marked(self, part: Part) -> Part:
         mark = Mark(name=part.name, stop_signal=part.stop_signal, home=self._device_and_inode)
         return replace(part, environ={**part.environ, **mark.environ()})
 
-    def _failure(self, keeper: Keeper, reason: str) -> PartFailed:
-        return PartFailed(keeper.part.name, reason, keeper.log, tail(keeper.log))
+    def _failure(self, runner: PartRunner, reason: str) -> PartFailed:
+        return PartFailed(runner.part.name, reason, runner.log, tail(runner.log))
 
     def report_failure(self, failure: str) -> None:
         """Pass on one line about a failure."""

@@ -22,8 +22,8 @@ from hydracore.cloudsim.main import _make_reconciler, _running_app
 from hydracore.cloudsim.quota import Quota
 from hydracore.cloudsim.sim import Sim
 from hydracore.cloudsim.store import Store
-from hydracore.embedded.keeper import Keeper
 from hydracore.embedded.part import Part
+from hydracore.embedded.part_runner import PartRunner
 from hydracore.modelsim.app import ModelSim
 from hydracore.modelsim.faults import Fault
 from tests.waiting import until
@@ -39,22 +39,22 @@ def going_on() -> set[asyncio.Task[Any]]:
     return asyncio.all_tasks() - {task for task in [asyncio.current_task()] if task}
 
 
-async def test_a_keeper_that_is_cancelled_leaves_no_process_and_no_task(tmp_path: Path) -> None:
+async def test_a_part_runner_that_is_cancelled_leaves_no_process_and_no_task(tmp_path: Path) -> None:
     program = (sys.executable, "-c", "import time; time.sleep(600)")
     part = Part(name="one", kind="one", command=program, environ=dict(os.environ))
-    keeper = Keeper(part, log=tmp_path / "one.log", on_change=lambda: None, on_failure=lambda _: None)
-    keeper.begin()
-    await until(lambda: keeper.pid)
-    pid = keeper.pid
+    runner = PartRunner(part, log=tmp_path / "one.log", on_change=lambda: None, on_failure=lambda _: None)
+    runner.begin()
+    await until(lambda: runner.pid)
+    pid = runner.pid
     assert pid is not None
-    assert keeper._task is not None
-    await cancel(keeper._task)
+    assert runner._task is not None
+    await cancel(runner._task)
 
     assert not going_on()
     assert not psutil.pid_exists(pid), "not even as one whose end nobody has taken note of"
 
 
-async def test_a_preparation_is_over_when_its_keeper_is(tmp_path: Path) -> None:
+async def test_a_preparation_is_over_when_its_runner_is(tmp_path: Path) -> None:
     begun, cleaned_up = asyncio.Event(), asyncio.Event()
 
     async def prepare() -> None:
@@ -66,11 +66,11 @@ async def test_a_preparation_is_over_when_its_keeper_is(tmp_path: Path) -> None:
             cleaned_up.set()
 
     part = Part(name="one", kind="one", command=("false",), environ={}, prepare=prepare)
-    keeper = Keeper(part, log=tmp_path / "one.log", on_change=lambda: None, on_failure=lambda _: None)
-    keeper.begin()
+    runner = PartRunner(part, log=tmp_path / "one.log", on_change=lambda: None, on_failure=lambda _: None)
+    runner.begin()
     await begun.wait()
-    assert keeper._task is not None
-    await cancel(keeper._task)
+    assert runner._task is not None
+    await cancel(runner._task)
 
     assert cleaned_up.is_set()
     assert not going_on()

@@ -262,7 +262,7 @@ async def test_a_redis_that_takes_connections_and_never_answers_costs_next_to_no
 @pytest.mark.usefixtures("patient")
 async def test_limits_hold_again_once_redis_is_back(own_services: OwnServices) -> None:
     supervisor = own_services.supervisor
-    valkey = supervisor._keepers["valkey"].part
+    valkey = supervisor._runners["valkey"].part
     async with limiter_on(own_services.redis_url) as (limiter, redis):
         assert await is_refused(limiter) is False
         assert await admitted(limiter, of=LIMIT) == LIMIT - 1

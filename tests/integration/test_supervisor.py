@@ -1,4 +1,4 @@
-"""The supervisor, with tiny real processes: restart with backoff, bounded stops, and what breaks a part or a keeper."""
+"""The supervisor, with tiny real processes: restart with backoff, bounded stops, and what breaks a part or a runner."""
 
 import asyncio
 import os
@@ -145,7 +145,7 @@ def home() -> Generator[Home]:
         yield Home(folder / "home")
 
 
-async def test_what_breaks_a_keeper_leaves_no_process_and_keeps_no_other_from_being_stopped(
+async def test_what_breaks_a_part_runner_leaves_no_process_and_keeps_no_other_from_being_stopped(
     home: Home, tmp_path: Path
 ) -> None:
     """The stop of the control plane tells what is broken; those of simulators and stores come all the same."""

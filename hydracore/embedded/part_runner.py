@@ -1,4 +1,4 @@
-"""Keeps one part running: starts it, and restarts it with exponential backoff when it ends, until it is stopped."""
+"""Runs one part: starts it, and restarts it with exponential backoff when it ends, until it is stopped."""
 
 import asyncio
 import signal
@@ -21,7 +21,7 @@ BACKOFF_S_MAX: Final = 5.0
 STABLE_S: Final = 20.0
 
 
-class Keeper:
+class PartRunner:
     """One part and its process; between two starts there is none.
 
     `on_change` is called whenever the process has started or ended, `on_failure` with one line
@@ -53,10 +53,10 @@ class Keeper:
 
     def begin(self) -> None:
         assert self._task is None
-        self._task = asyncio.create_task(self._run_repeatedly(), name=f"keep {self.part.name}")
+        self._task = asyncio.create_task(self._run_repeatedly(), name=f"run {self.part.name}")
 
     def raise_failure(self) -> None:
-        """Raise the error that ended this keeper, if there was one. The part is not started again then."""
+        """Raise the error that ended this runner, if there was one. The part is not started again then."""
         if self._task is not None and self._task.done():
             self._task.result()
 
