@@ -1,7 +1,6 @@
 """A small stack of real processes: API, relays, workers and cloudsim, each of which a test may kill -9 and start again.
 
-`stack` is shared by all tests of one xdist worker and made whole before each. Its agents run inside cloudsim, because its
-tests are about the control plane. Timers do only what a test asks for (see `SETTINGS`).
+Timers do only what a test asks for (see `SETTINGS`).
 """
 
 import asyncio
@@ -9,7 +8,7 @@ import itertools
 import os
 import signal
 from base64 import urlsafe_b64encode
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import httpx
-import pytest
 import redis
 
 from events.ids import instance_id_for
@@ -25,14 +23,10 @@ from hydracore import settings as configuration
 from hydracore.auth import issue_token
 from hydracore.embedded.ports import free_port
 from hydracore.settings import variable_name
-from hydracore.signals import run_to_completion
 from hydracore.transport import EMPTY_TRUST_STORE
 from tests.cloudsim_fixtures import CloudsimProcess
-from tests.consistency import check_consistency
 from tests.program import Program
 from tests.records import Records
-from tests.secrecy import assert_no_secret_leaked
-from tests.services import VALKEY_DATABASES, Services
 from tests.waiting import until
 from workers.broker import HintSender
 from workers.deps import Deps, open_deps
@@ -284,36 +278,3 @@ class Stack(Records):
         sent = hints.send(actor, list(instance_ids)) if instance_ids else hints.send_duty(actor)
         hints.close()
         assert sent
-
-
-@pytest.fixture(scope="session", name="session_stack")
-def session_stack_fixture(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack]:
-    name = f"stack_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
-    with redis.Redis.from_url(services.redis_url.format(0)) as counter:
-        number = 1 + int(counter.incr("tests")) % (VALKEY_DATABASES - 1)
-    stack = Stack(
-        tmp_path_factory.mktemp("stack"),
-        database_url=services.create_database(name),
-        redis_url=services.redis_url.format(number),
-    )
-    # A new relay has the servers swept at once, which might be in the middle of a test that counts sweeps.
-    stack.rows("INSERT INTO duty (name, ran_at) VALUES ('sweep', now()) RETURNING name")
-    try:
-        yield stack
-        # Whatever the tests did to it, and whether they looked at this or not; with nobody who still writes.
-        stack.kill()
-        run_to_completion(check_consistency(stack.database_url))
-        assert_no_secret_leaked(stack)
-    finally:
-        stack.thaw()
-        stack.close()
-    services.drop_database(name)
-
-
-@pytest.fixture(name="stack")
-async def stack_fixture(session_stack: Stack) -> AsyncGenerator[Stack]:
-    """A whole stack. A test may kill any process of it, and starts again what its later tests would have to wait for."""
-    session_stack.thaw()
-    await session_stack.restore()
-    yield session_stack
-    session_stack.freeze()
