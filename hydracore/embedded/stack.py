@@ -14,6 +14,7 @@ from hydracore import settings as configuration
 from hydracore.embedded import agents, stores
 from hydracore.embedded.errors import PartFailed, PortTaken
 from hydracore.embedded.home import Home
+from hydracore.embedded.managed_settings import MANAGED, ManagedSettings
 from hydracore.embedded.part import Part, Ready
 from hydracore.embedded.ports import LOOPBACK, Ports, is_free, listens
 from hydracore.embedded.postgres import Postgres
@@ -36,28 +37,6 @@ CONTROL_PLANE_GRACE_S: Final = 6.5
 AGENTS_GRACE_S: Final = 3.0
 SIMULATORS_GRACE_S: Final = 1.0
 STORES_GRACE_S: Final = 2.0
-
-#: Settings that each part is given by us, and only where it needs them.
-MANAGED: Final = (
-    "database_url",
-    "redis_url",
-    "master_key",
-    "master_keys_former",
-    "jwt_secret",
-    "public_url",
-    "api_host",
-    "api_port",
-    "api_port_for_agents",
-    "cloudsim_url",
-    "cloudsim_token",
-    "catalogue",
-    "model_base_url",
-    "model_api_key",
-    "telegram_base_url",
-    "seal_key",
-    "seal_file",
-    "erasure_file",
-)
 
 
 class Stack:
@@ -90,13 +69,10 @@ class Stack:
         self._stores: list[Part] = []
         self._data_lock: AbstractContextManager[None] = nullcontext()
         self._http = httpx.AsyncClient(verify=EMPTY_TRUST_STORE, trust_env=False)
-        fields = {configuration.variable_name(name): name for name in MANAGED}
-        self._environ = {name: value for name, value in environ.items() if name not in fields}
-        self._managed = self._choose_settings(
-            {fields[name]: value for name, value in environ.items() if name in fields and value}
-        )
+        self._settings = ManagedSettings(environ)
+        self._choose_settings()
         needs = (*configuration.API_NEEDS, *configuration.WORKER_NEEDS)
-        everything = self._environ_with(*MANAGED)
+        everything = self._settings.environ_with(*MANAGED)
         self.settings = configuration.load(everything, require=needs)
         catalogues.load(self.settings.catalogue, everything)
 
@@ -142,24 +118,23 @@ class Stack:
             yield stack
 
     def managed_settings(self) -> dict[str, str]:
-        """The values of `MANAGED` by environment variable.
+        """The managed settings by environment variable. An operator's commands need them to work on the same stores."""
+        return self._settings.variables(*MANAGED)
 
-        An operator's commands need them to work on the same stores.
-        """
-        return {configuration.variable_name(name): self._managed[name] for name in MANAGED if name in self._managed}
-
-    def _choose_settings(self, given: dict[str, str]) -> dict[str, str]:
-        """The managed settings: those of the environment that it may set, otherwise the home's.
+    def _choose_settings(self) -> None:
+        """Choose the managed settings: those of the environment that it may set, otherwise the home's.
 
         Adds an embedded store to the parts for each store that the environment does not name.
         """
-        managed = {
+        values = self._settings.values
+        defaults = {
             "master_key": self.secrets.master_key,
             "jwt_secret": self.secrets.jwt_secret,
             "seal_key": self.secrets.seal_key,
             "seal_file": str(self.home.seal_file),
             "erasure_file": str(self.home.erasure_file),
-            **given,
+        }
+        ours = {
             "public_url": f"http://{LOOPBACK}:{self._port_for_agents}",
             "api_host": LOOPBACK,
             "api_port": str(self._port),
@@ -167,30 +142,28 @@ class Stack:
             "cloudsim_url": self.cloudsim_url,
             "cloudsim_token": self.secrets.cloudsim_token,
         }
-        if "database_url" not in given:
+        values |= defaults | values | ours
+        if "database_url" not in values:
             postgres = Postgres(
                 base=self.home.postgres,
                 data_id=self.secrets.home_id,
                 password=self.secrets.database_password,
                 port=self._ports.claim("postgres"),
             )
-            managed["database_url"] = postgres.url()
+            values["database_url"] = postgres.url()
             self.data = postgres.base
             self._data_lock = postgres.lock()
             self._stores.append(postgres.part())
-        if "redis_url" not in given:
+        if "redis_url" not in values:
             valkey = Valkey(
                 base=self.home.valkey, password=self.secrets.redis_password, port=self._ports.claim("valkey")
             )
-            managed["redis_url"] = valkey.url()
+            values["redis_url"] = valkey.url()
             self._stores.append(valkey.part())
-        if "model_base_url" not in given:
+        if "model_base_url" not in values:
             self._modelsim_port = self._ports.claim("modelsim")
             self.modelsim_url = f"http://{LOOPBACK}:{self._modelsim_port}"
-            managed["model_base_url"] = f"{self.modelsim_url}/v1"
-        for name in configuration.PATH_FIELDS & given.keys():  # Parts run in another directory.
-            managed[name] = str(Path(given[name]).resolve())
-        return managed
+            values["model_base_url"] = f"{self.modelsim_url}/v1"
 
     async def _start(self, until_stopped: AsyncExitStack) -> None:
         """Start everything in order. What is to be undone at the end goes to `until_stopped` before it is done."""
@@ -270,14 +243,11 @@ class Stack:
         return self._simulator("modelsim", options, {}, ready=self._modelsim_is_ready)
 
     def _simulator(self, name: str, options: tuple[str, ...], settings: dict[str, str], *, ready: Ready) -> Part:
-        without_settings = {
-            name: value for name, value in self._environ.items() if not name.startswith(configuration.PREFIX)
-        }
         return Part(
             name=name,
             kind=name,
             command=(sys.executable, "-m", "hydracore", name, "--host", LOOPBACK, *options),
-            environ={**without_settings, **settings},
+            environ={**self._settings.environ_without_settings(), **settings},
             cwd=str(PACKAGE_ROOT),
             ready=ready,
         )
@@ -287,17 +257,11 @@ class Stack:
             name=name,
             kind=command,
             command=(sys.executable, "-m", "hydracore", command),
-            environ=self._environ_with(*needs),
+            environ=self._settings.environ_with(*needs),
             cwd=str(PACKAGE_ROOT),
             ready=ready,
             ready_after_s=READY_AFTER_S,
         )
-
-    def _environ_with(self, *names: str) -> dict[str, str]:
-        return {
-            **self._environ,
-            **{configuration.variable_name(name): self._managed[name] for name in names if name in self._managed},
-        }
 
     async def _api_is_ready(self) -> bool:
         return self._listens("api", self._port) and await self._answers(f"{self.url}/health/ready", {})
