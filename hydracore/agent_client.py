@@ -74,9 +74,7 @@ class AgentBadAnswer(AgentClientError):
 
 
 class AgentAddress(NamedTuple):
-    """An agent's address and its control token. `host` must be an address that we allocated
-    ourselves, never one from a caller of the API.
-    """
+    """`host` must be an address that we allocated ourselves, never one from a caller of the API."""
 
     host: str
     port: int
@@ -164,12 +162,7 @@ class AgentClient:
         return _read(agent, answer, read_masked_config)
 
     async def put_config(
-        self,
-        agent: AgentAddress,
-        version: int,
-        runtime: Mapping[str, Any],
-        *,
-        timeout_s: float | None = None,
+        self, agent: AgentAddress, version: int, runtime: Mapping[str, Any], *, timeout_s: float | None = None
     ) -> RunningConfig:
         """Have the agent run this configuration, unless it has a newer one. Returns which version it runs now."""
         request = self._request("PUT", "/api/config", agent, body={"config_version": version, "runtime": runtime})

@@ -10,6 +10,7 @@ import click
 from hydracore import settings as configuration
 from hydracore.cli.exit_status import FOUND, NOT_DONE
 from hydracore.cli.printing import say
+from hydracore.files import describe_disk_error
 from hydracore.settings import Settings
 from hydracore.signals import run_to_completion
 
@@ -85,32 +86,29 @@ def failures() -> Generator[None]:
     import psycopg
 
     from events.errors import EventUnreadable, LogCorrupted, StoreUnavailable
-    from hydracore.audit.errors import (
-        AuditError,
-        CopyContradicts,
-        CopyEmpty,
-        CopyMissing,
-        ErasureInterrupted,
-        ErasureNotRecorded,
-        ErasuresUnknown,
-        ParquetBroken,
-    )
+    from hydracore.audit import errors as audit
     from hydracore.db import MigrationError
     from hydracore.db.backup import BackupFailed
     from hydracore.db.error_text import one_line
     from hydracore.db.readiness import DatabaseUnusable
     from hydracore.db.restore import RestoreFailed, RestoreRefused
-    from hydracore.files import describe_disk_error
 
     try:
         yield
-    except (LogCorrupted, CopyContradicts, ErasureNotRecorded) as error:
+    except (LogCorrupted, audit.CopyContradicts, audit.ErasureNotRecorded) as error:
         fail(str(error), FOUND)
     except BrokenPipeError:
         raise  # The reader of the output has closed it. `root` ends the command without a message.
-    except (CopyEmpty, CopyMissing, ErasureInterrupted, ErasuresUnknown, ParquetBroken) as error:
+    except (
+        audit.CopyEmpty,
+        audit.CopyMissing,
+        audit.ErasureInterrupted,
+        audit.ErasuresUnknown,
+        audit.ParquetBroken,
+    ) as error:
         fail(str(error), NOT_DONE)
-    except (AuditError, RestoreRefused) as error:
+    except (audit.AuditError, RestoreRefused) as error:
+        # The rest of the audit's errors are about what was asked for.
         raise click.UsageError(str(error)) from None
     except MemoryError:
         fail("Not enough memory", NOT_DONE)
