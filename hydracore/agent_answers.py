@@ -11,22 +11,22 @@ from hydracore.json_input import JSON_ERRORS, require_object
 
 #: The largest answer, except for those below. A status with a hundred skills has some 10 KB, the
 #: longest list of conversations some 200 KB.
-ANSWER_MAX_BYTES: Final = 256 * 1024
+ANSWER_BYTES_MAX: Final = 256 * 1024
 
 #: The largest answer to a chat, and event of a stream. An agent cuts a model's answer at 100,000
 #: characters, each of which takes six bytes at most as JSON.
-CHAT_MAX_BYTES: Final = 1024 * 1024
+CHAT_BYTES_MAX: Final = 1024 * 1024
 
 #: The largest configuration shown. An agent takes 2 MB, and a mask may be longer than the secret that it stands for.
-CONFIG_MAX_BYTES: Final = 3 * 1024 * 1024
+CONFIG_BYTES_MAX: Final = 3 * 1024 * 1024
 CONFIG_NAMES_MAX: Final = 100
 
 #: The largest conversation. An agent shows at most 6 MB, counted as JSON; agents of earlier releases
 #: counted before JSON, which may double it.
-CONVERSATION_MAX_BYTES: Final = 16 * 1024 * 1024
+CONVERSATION_BYTES_MAX: Final = 16 * 1024 * 1024
 
 #: The most characters that are kept of an agent's error texts.
-DETAIL_MAX_CHARS: Final = 500
+DETAIL_CHARS_MAX: Final = 500
 
 _Document = Annotated[dict[str, msgspec.Raw], msgspec.Meta(max_length=CONFIG_NAMES_MAX)]
 
@@ -62,4 +62,4 @@ def read_problem(content: bytes) -> ReportedProblem:
 
 
 def _printable(text: str) -> str:
-    return "".join(character for character in text[:DETAIL_MAX_CHARS] if character.isprintable())
+    return "".join(character for character in text[:DETAIL_CHARS_MAX] if character.isprintable())

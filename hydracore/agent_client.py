@@ -22,10 +22,10 @@ from structlog.contextvars import get_contextvars
 from hydracore.agent.chat_messages import RunningConfig, UpdatesApplied
 from hydracore.agent.messages import AgentStatus, Drained
 from hydracore.agent_answers import (
-    ANSWER_MAX_BYTES,
-    CHAT_MAX_BYTES,
-    CONFIG_MAX_BYTES,
-    CONVERSATION_MAX_BYTES,
+    ANSWER_BYTES_MAX,
+    CHAT_BYTES_MAX,
+    CONFIG_BYTES_MAX,
+    CONVERSATION_BYTES_MAX,
     MaskedConfig,
     read_masked_config,
     read_problem,
@@ -123,7 +123,7 @@ class AgentClient:
     ) -> bytes:
         """The complete answer, a JSON object as it came. Cancelling this ends the chat."""
         request = self._request("POST", "/api/chat", agent, body=body, headers=_idempotency_header(idempotency_key))
-        return _json_object(agent, await self._call(agent, request, timeout_s, max_bytes=CHAT_MAX_BYTES))
+        return _json_object(agent, await self._call(agent, request, timeout_s, bytes_max=CHAT_BYTES_MAX))
 
     @asynccontextmanager
     async def chat_stream(
@@ -148,7 +148,7 @@ class AgentClient:
             if response.status_code != HTTPStatus.OK:
                 with _translated_errors(agent, idle_timeout_s):
                     async with asyncio.timeout(idle_timeout_s):
-                        raise _refusal(agent, await read_answer(response, answer_max_bytes=ANSWER_MAX_BYTES))
+                        raise _refusal(agent, await read_answer(response, answer_bytes_max=ANSWER_BYTES_MAX))
             if media_type(response.headers.get("content-type", "")) != EVENT_STREAM:
                 raise AgentBadAnswer(f"{agent}: no event stream", status=response.status_code)
             yield _chunks(agent, response, idle_timeout_s)
@@ -158,7 +158,7 @@ class AgentClient:
     async def get_config(self, agent: AgentAddress, *, timeout_s: float | None = None) -> MaskedConfig:
         """The configuration that the agent runs, with secrets masked."""
         request = self._request("GET", "/api/config", agent)
-        answer = await self._call(agent, request, timeout_s, max_bytes=CONFIG_MAX_BYTES)
+        answer = await self._call(agent, request, timeout_s, bytes_max=CONFIG_BYTES_MAX)
         return _read(agent, answer, read_masked_config)
 
     async def put_config(
@@ -176,7 +176,7 @@ class AgentClient:
     async def conversation(self, agent: AgentAddress, conversation_id: str, *, timeout_s: float | None = None) -> bytes:
         """One conversation with its messages, a JSON object as it came. If there is none: `AgentBadAnswer` with 404."""
         request = self._request("GET", f"/api/conversations/{quote(conversation_id, safe='')}", agent)
-        return _json_object(agent, await self._call(agent, request, timeout_s, max_bytes=CONVERSATION_MAX_BYTES))
+        return _json_object(agent, await self._call(agent, request, timeout_s, bytes_max=CONVERSATION_BYTES_MAX))
 
     async def apply_updates(
         self,
@@ -227,12 +227,12 @@ class AgentClient:
         )
 
     async def _call(
-        self, agent: AgentAddress, request: httpx.Request, timeout_s: float | None, *, max_bytes: int = ANSWER_MAX_BYTES
+        self, agent: AgentAddress, request: httpx.Request, timeout_s: float | None, *, bytes_max: int = ANSWER_BYTES_MAX
     ) -> Answer:
         """Send `request` and return an answer with status 200. Any other status raises `AgentBadAnswer`."""
         limit_s = self._timeout_s if timeout_s is None else timeout_s
         with _translated_errors(agent, limit_s):
-            answer = await exchange(self._client, request, timeout_s=limit_s, answer_max_bytes=max_bytes)
+            answer = await exchange(self._client, request, timeout_s=limit_s, answer_bytes_max=bytes_max)
         if answer.status != HTTPStatus.OK:
             raise _refusal(agent, answer)
         return answer

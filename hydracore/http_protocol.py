@@ -21,7 +21,7 @@ from hydracore.slow_readers import SlowReaderGuard
 
 #: The most bytes of the request line and all headers of a request, or of the trailers behind its body.
 #: One read of the socket (a quarter of a megabyte) may come on top before the excess is noticed.
-HEAD_MAX_BYTES: Final = 64 * 1024
+HEAD_BYTES_MAX: Final = 64 * 1024
 
 #: How long a head may take to arrive, from the beginning of the connection or from its own first byte on.
 HEAD_TIMEOUT_S: Final = 20.0
@@ -152,7 +152,7 @@ class BoundedProtocol(HttpToolsProtocol):
             super().data_received(data)
         if self.transport.is_closing():
             return
-        if self._pending > HEAD_MAX_BYTES:
+        if self._pending > HEAD_BYTES_MAX:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         elif self._head_timer is None and (self._in_head or self._is_idle_without_timer()):
             self._start_head_timer()
@@ -169,7 +169,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         # Most of the bytes that came with the head may belong to the body.
-        if self._pending > HEAD_MAX_BYTES and self._head_bytes() > HEAD_MAX_BYTES:
+        if self._pending > HEAD_BYTES_MAX and self._head_bytes() > HEAD_BYTES_MAX:
             self._refusal = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
             raise _Refused
         assert self.parser is not None, "the parser calls this"

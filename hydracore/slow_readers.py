@@ -12,17 +12,17 @@ import fcntl
 import termios
 from typing import Final
 
-#: Seconds in which a peer has to read `READ_MIN_BYTES` of what waits for it. A stall is noticed
+#: Seconds in which a peer has to read `READ_BYTES_MIN` of what waits for it. A stall is noticed
 #: within twice that time.
 STALL_S = 20.0
 
 #: The least that a peer has to read in `STALL_S`. Without it, a peer could hold megabytes for days by
 #: reading a byte now and then.
-READ_MIN_BYTES: Final = 16 * 1024
+READ_BYTES_MIN: Final = 16 * 1024
 
 #: The most bytes that wait to be read on all watched connections of this process. Beyond that,
 #: connections are aborted.
-UNREAD_MAX_BYTES = 256 * 1024 * 1024
+UNREAD_BYTES_MAX = 256 * 1024 * 1024
 
 
 class SlowReaderGuard:
@@ -70,11 +70,11 @@ class SlowReaderGuard:
             self.abort()
 
     def _make_room(self) -> None:
-        """Abort other connections while more than `UNREAD_MAX_BYTES` wait.
+        """Abort other connections while more than `UNREAD_BYTES_MAX` wait.
 
         This connection stays, as it is not known yet how fast its peer reads.
         """
-        beyond = sum(each.buffered_bytes for each in self._watched) - UNREAD_MAX_BYTES
+        beyond = sum(each.buffered_bytes for each in self._watched) - UNREAD_BYTES_MAX
         if beyond <= 0:
             return
         # First those whose peers do not read, then the others; within each group, those that were watched longest first.
@@ -93,8 +93,8 @@ class SlowReaderGuard:
         return self._has_read_since(self._unacknowledged_at_first)
 
     def _has_read_since(self, earlier: int) -> bool:
-        """Whether the peer has read `READ_MIN_BYTES` since `earlier` bytes were unacknowledged."""
-        return earlier - unacknowledged_bytes(self._transport) >= READ_MIN_BYTES
+        """Whether the peer has read `READ_BYTES_MIN` since `earlier` bytes were unacknowledged."""
+        return earlier - unacknowledged_bytes(self._transport) >= READ_BYTES_MIN
 
     def abort(self) -> None:
         """Abort the connection, and drop what waits."""

@@ -58,7 +58,7 @@ def new_client(
 
 
 async def exchange(
-    client: httpx.AsyncClient, request: httpx.Request, *, timeout_s: float, answer_max_bytes: int
+    client: httpx.AsyncClient, request: httpx.Request, *, timeout_s: float, answer_bytes_max: int
 ) -> Answer:
     """Send one request and read its answer.
 
@@ -69,18 +69,18 @@ async def exchange(
         async with asyncio.timeout(timeout_s):
             response = await client.send(request, stream=True)
             try:
-                return await read_answer(response, answer_max_bytes=answer_max_bytes)
+                return await read_answer(response, answer_bytes_max=answer_bytes_max)
             finally:
                 await response.aclose()
     except httpx.TimeoutException as error:
         raise TimeoutError from error
 
 
-async def read_answer(response: httpx.Response, *, answer_max_bytes: int) -> Answer:
+async def read_answer(response: httpx.Response, *, answer_bytes_max: int) -> Answer:
     """Read the body of an answer whose head has come. Raises `AnswerTooLarge` and `httpx.HTTPError`."""
     content = bytearray()
     async for chunk in response.aiter_raw():
         content += chunk
-        if len(content) > answer_max_bytes:
+        if len(content) > answer_bytes_max:
             raise AnswerTooLarge(response.status_code)
     return Answer(response.status_code, response.headers, bytes(content))

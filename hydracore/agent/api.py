@@ -29,7 +29,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 #: The largest body of a request; a larger one is answered with 413. The largest in use is a
 #: configuration with its prompts.
-BODY_MAX_BYTES: Final = 2 * 1024 * 1024
+BODY_BYTES_MAX: Final = 2 * 1024 * 1024
 
 #: Placeholder in the table of routes for the last segment of a path.
 LAST_SEGMENT: Final = "{last}"
@@ -102,7 +102,7 @@ class AgentApi:
         try:
             body = await _read_body(receive)
         except _TooLarge:
-            await _send_response(send, problem(413, "too_large", f"The body is larger than {BODY_MAX_BYTES} bytes"))
+            await _send_response(send, problem(413, "too_large", f"The body is larger than {BODY_BYTES_MAX} bytes"))
             return
         except _CallerGone:
             return
@@ -170,7 +170,7 @@ async def _read_body(receive: Receive) -> bytes:
         if message["type"] != "http.request":
             raise _CallerGone
         body += message.get("body", b"")
-        if len(body) > BODY_MAX_BYTES:
+        if len(body) > BODY_BYTES_MAX:
             raise _TooLarge
         if not message.get("more_body", False):
             return bytes(body)

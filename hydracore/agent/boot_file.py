@@ -15,7 +15,7 @@ from hydracore.json_input import JSON_ERRORS
 BOOT_FILE = Path("etc/hydracore/agent.json")
 
 #: A boot file has some 300 bytes; anything much larger is not one.
-_SIZE_MAX_BYTES = 65536
+_SIZE_BYTES_MAX = 65536
 
 
 class BootFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,8 +39,8 @@ def read_boot_file(root: Path) -> BootFile:
         ) from None
     except OSError as error:
         raise BootFileInvalid(path, error.strerror or type(error).__name__) from error
-    if len(content) > _SIZE_MAX_BYTES:
-        raise BootFileInvalid(path, f"longer than {_SIZE_MAX_BYTES} bytes")
+    if len(content) > _SIZE_BYTES_MAX:
+        raise BootFileInvalid(path, f"longer than {_SIZE_BYTES_MAX} bytes")
     try:
         return msgspec.json.decode(content, type=BootFile)
     except JSON_ERRORS as error:

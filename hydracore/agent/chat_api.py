@@ -11,8 +11,8 @@ import msgspec
 from hydracore.agent.api import Request, Response, Stream, problem
 from hydracore.agent.chat_messages import (
     CONVERSATION_ID_PATTERN,
-    MESSAGE_MAX_CHARS,
-    NAME_MAX_CHARS,
+    MESSAGE_CHARS_MAX,
+    NAME_CHARS_MAX,
     AgentProblem,
     ChatRequest,
     Conversations,
@@ -30,7 +30,7 @@ CONVERSATIONS_LISTED_MAX: Final = 200
 #: The digits are bounded because `int` raises `ValueError` for some thousands of them.
 _LIMIT: Final = re.compile(r"[0-9]{1,9}")
 _CONVERSATION_ID: Final = re.compile(CONVERSATION_ID_PATTERN)
-_KEY: Final = re.compile(rf"[\x20-\x7e]{{1,{NAME_MAX_CHARS}}}")
+_KEY: Final = re.compile(rf"[\x20-\x7e]{{1,{NAME_CHARS_MAX}}}")
 
 
 class ChatApi:
@@ -83,11 +83,11 @@ def caller_key(end_user: str | None, key: str) -> str:
 def _read_question(request: Request) -> Question:
     """Raises `BadRequest` and `MessageTooLong`."""
     body = read_body(request, ChatRequest)
-    if len(body.message) > MESSAGE_MAX_CHARS:
-        raise MessageTooLong(f"message: more than {MESSAGE_MAX_CHARS} characters")
+    if len(body.message) > MESSAGE_CHARS_MAX:
+        raise MessageTooLong(f"message: more than {MESSAGE_CHARS_MAX} characters")
     key = request.headers.get("idempotency-key")
     if key is not None and not _KEY.fullmatch(key):
-        raise BadRequest(f"Idempotency-Key: must be 1 to {NAME_MAX_CHARS} printable characters")
+        raise BadRequest(f"Idempotency-Key: must be 1 to {NAME_CHARS_MAX} printable characters")
     return Question(
         message=body.message,
         conversation_id=body.conversation_id,

@@ -17,10 +17,10 @@ ConversationId = Annotated[str, msgspec.Meta(pattern=CONVERSATION_ID_PATTERN)]
 TELEGRAM_CONVERSATION = "telegram:"
 
 #: The longest message that is answered, in characters.
-MESSAGE_MAX_CHARS = 8000
+MESSAGE_CHARS_MAX = 8000
 
 #: The longest `Idempotency-Key` and end user, in characters.
-NAME_MAX_CHARS = 200
+NAME_CHARS_MAX = 200
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +28,7 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     message: Annotated[str, msgspec.Meta(min_length=1)]
     conversation_id: ConversationId | None = None
-    end_user: Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_MAX_CHARS)] | None = None
+    end_user: Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_CHARS_MAX)] | None = None
 
     def __repr__(self) -> str:
         return f"ChatRequest(conversation_id={self.conversation_id!r})"

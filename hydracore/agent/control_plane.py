@@ -33,7 +33,7 @@ T = TypeVar("T")
 TIMEOUT_S = 15.0
 
 #: The largest answer that is read. The largest in use has a runtime configuration with its prompts.
-ANSWER_MAX_BYTES = 2 * 1024 * 1024
+ANSWER_BYTES_MAX = 2 * 1024 * 1024
 
 #: Waits while the control plane is away: short enough to go on soon after it is back, long enough not to overload it.
 RETRY_BASE_S = 0.25
@@ -123,7 +123,7 @@ class ControlPlane:
             "POST", self._url + call, content=body, headers={"Content-Type": "application/json", **(headers or {})}
         )
         try:
-            answer = await exchange(self._client, request, timeout_s=TIMEOUT_S, answer_max_bytes=ANSWER_MAX_BYTES)
+            answer = await exchange(self._client, request, timeout_s=TIMEOUT_S, answer_bytes_max=ANSWER_BYTES_MAX)
         except (httpx.HTTPError, TimeoutError) as error:
             raise Unavailable(call, type(error).__name__) from error
         except AnswerTooLarge as error:

@@ -33,7 +33,7 @@ CALLBACKS_KEPT_MAX = 1000
 CALLBACKS_PER_REQUEST_MAX = 10
 
 #: The longest message, in characters; more is cut off. A callback that is too long would be refused and block the rest.
-MESSAGE_MAX_CHARS = 500
+MESSAGE_CHARS_MAX = 500
 
 #: Added to the name of a damaged file that is set aside. It replaces the one that was set aside before.
 _DAMAGED = ".damaged"
@@ -80,7 +80,7 @@ class CallbackSpool:
             if seq - first >= CALLBACKS_KEPT_MAX:
                 raise SpoolFull
             assert next_seq <= seq, "a number was sent before it was given out"
-            callback = Callback(boot_id=boot_id, seq=seq, stage=stage, level=level, message=message[:MESSAGE_MAX_CHARS])
+            callback = Callback(boot_id=boot_id, seq=seq, stage=stage, level=level, message=message[:MESSAGE_CHARS_MAX])
             self._execute(
                 "add_callback", boot_id=boot, seq=seq, stage=stage, level=callback.level, message=callback.message
             )

@@ -12,7 +12,7 @@ from hydracore.agent.errors import StateDamaged
 
 #: The largest file that is read completely when it is opened, which takes a second or two. In a
 #: larger one a damaged page shows when it is read.
-CHECKED_MAX_BYTES = 256 * 1024 * 1024
+CHECKED_BYTES_MAX = 256 * 1024 * 1024
 
 _PRIVATE_FILE = 0o600
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -34,7 +34,7 @@ def open_sqlite(
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA foreign_keys = ON")
-            if path.stat().st_size <= CHECKED_MAX_BYTES:
+            if path.stat().st_size <= CHECKED_BYTES_MAX:
                 _check(db, path)
             prepare(db)
     except BaseException:

@@ -23,7 +23,7 @@ RESTART_BASE_S = 0.5
 RESTART_CAP_S = 60.0
 
 #: The longest that `restart` waits for the runtime to start. It takes longer only if something is wrong.
-START_MAX_S = 5.0
+START_S_MAX = 5.0
 
 #: A run that lasted this long was healthy: its failure is a new one, and the backoff starts from its shortest wait.
 STABLE_RUN_S = 60.0
@@ -83,7 +83,7 @@ class Supervisor:
     async def restart(self, *, drain_s: float) -> bool:
         """Stop the runtime once its chats are over, or after `drain_s`, and start it anew.
 
-        Waits until the start has succeeded or failed, at most `START_MAX_S`. Returns whether no chat was cut short.
+        Waits until the start has succeeded or failed, at most `START_S_MAX`. Returns whether no chat was cut short.
         """
         drained = True
         if self._run is not None:
@@ -97,7 +97,7 @@ class Supervisor:
         self._start_attempted.clear()
         self._changed.set()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(START_MAX_S):
+            async with asyncio.timeout(START_S_MAX):
                 await self._start_attempted.wait()
         return drained
 

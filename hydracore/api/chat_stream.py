@@ -8,12 +8,12 @@ from typing import Final
 import msgspec
 import structlog
 
-from hydracore.agent_answers import CHAT_MAX_BYTES
+from hydracore.agent_answers import CHAT_BYTES_MAX
 from hydracore.agent_client import AgentClientError, AgentTimeout
 from hydracore.api.agent_link import TOO_SLOW, UNREACHABLE
 
 #: The most bytes of an event. The largest is the last one, which holds the whole answer.
-EVENT_BYTES_MAX: Final = CHAT_MAX_BYTES
+EVENT_BYTES_MAX: Final = CHAT_BYTES_MAX
 
 _log = structlog.get_logger(__name__)
 

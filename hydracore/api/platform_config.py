@@ -24,7 +24,7 @@ from hydracore.api.errors import RequestInvalid
 from hydracore.api.operations import operation
 from hydracore.api.preconditions import IfMatch
 from hydracore.api.runtime_document import RuntimeDocuments
-from hydracore.api.size_limits import BODY_BYTES, DOCUMENT_MAX_BYTES, require_within_limits, slug_texts
+from hydracore.api.size_limits import BODY_BYTES, DOCUMENT_BYTES_MAX, require_within_limits, slug_texts
 from hydracore.api.validation import Incoming
 from hydracore.api.vault import OpenedConfig, Vault
 from hydracore.auth import Principal
@@ -159,7 +159,7 @@ def _require_within_limits_masked(field: str, document: Any, stored: Any) -> Non
     encoded = msgspec.json.encode(document)
     # The other characters of a mask are part of the secret, so they count.
     of_masks = len(MASK) * encoded.count(b'"' + MASK.encode())
-    if len(encoded) - of_masks > DOCUMENT_MAX_BYTES or count_values(document) > VALUES_MAX:
+    if len(encoded) - of_masks > DOCUMENT_BYTES_MAX or count_values(document) > VALUES_MAX:
         require_within_limits(field, document)
 
 

@@ -13,7 +13,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 #: The largest body of a request. A long conversation has some 100 KB.
-BODY_MAX_BYTES: Final = 8 * 1024 * 1024
+BODY_BYTES_MAX: Final = 8 * 1024 * 1024
 
 
 class BodyTooLarge(Exception):
@@ -46,7 +46,7 @@ class Exchange:
             if message["type"] == "http.disconnect":
                 raise CallerLeft
             content += message.get("body", b"")
-            if len(content) > BODY_MAX_BYTES:
+            if len(content) > BODY_BYTES_MAX:
                 raise BodyTooLarge
             if not message.get("more_body", False):
                 return bytes(content)

@@ -9,7 +9,7 @@ from typing import Final, Generic, TypeVar
 T = TypeVar("T")
 
 #: The most bytes of all kept requests' bodies together.
-BODIES_MAX_BYTES: Final = 32 * 1024 * 1024
+BODIES_BYTES_MAX: Final = 32 * 1024 * 1024
 
 
 class RecentRecords(Generic[T]):
@@ -27,7 +27,7 @@ class RecentRecords(Generic[T]):
         """Add the record of a request with this body, and delete the oldest ones while the bounds are exceeded."""
         self._kept.append((record, len(body)))
         self._bytes += len(body)
-        while len(self._kept) > self._count_max or (self._bytes > BODIES_MAX_BYTES and len(self._kept) > 1):
+        while len(self._kept) > self._count_max or (self._bytes > BODIES_BYTES_MAX and len(self._kept) > 1):
             _, gone_bytes = self._kept.popleft()
             self._bytes -= gone_bytes
 

@@ -15,22 +15,22 @@ import pytest
 
 from hydracore.agent.chat_api import CONVERSATIONS_LISTED_MAX
 from hydracore.agent.chat_messages import (
-    MESSAGE_MAX_CHARS,
+    MESSAGE_CHARS_MAX,
     ChatAnswer,
     Conversations,
     ConversationSummary,
     TokenUsage,
 )
 from hydracore.agent.chats import Question
-from hydracore.agent.expressclaw.model_client import ANSWER_MAX_CHARS
+from hydracore.agent.expressclaw.model_client import ANSWER_CHARS_MAX
 from hydracore.agent.expressclaw.store import STORE_FILE, Store
 from hydracore.agent.expressclaw.turns import PREVIEW_CHARS, TURNS_MAX, OpenTurn, Reply
 from hydracore.agent_answers import (
-    ANSWER_MAX_BYTES,
-    CHAT_MAX_BYTES,
-    CONFIG_MAX_BYTES,
+    ANSWER_BYTES_MAX,
+    CHAT_BYTES_MAX,
+    CONFIG_BYTES_MAX,
     CONFIG_NAMES_MAX,
-    CONVERSATION_MAX_BYTES,
+    CONVERSATION_BYTES_MAX,
 )
 from hydracore.agent_client import AgentAddress, AgentBadAnswer, AgentClient
 from hydracore.api.chat_stream import EVENT_BYTES_MAX
@@ -65,10 +65,10 @@ async def test_to_see_that_a_large_answer_is_an_object_nothing_of_it_is_built() 
 @pytest.mark.parametrize(
     ("ask", "bytes_max"),
     [
-        (lambda agent_client, at: agent_client.chat(at, {"message": "x"}), CHAT_MAX_BYTES),
-        (lambda agent_client, at: agent_client.conversations(at, 20), ANSWER_MAX_BYTES),
-        (lambda agent_client, at: agent_client.get_config(at), CONFIG_MAX_BYTES),
-        (lambda agent_client, at: agent_client.conversation(at, "c-1"), CONVERSATION_MAX_BYTES),
+        (lambda agent_client, at: agent_client.chat(at, {"message": "x"}), CHAT_BYTES_MAX),
+        (lambda agent_client, at: agent_client.conversations(at, 20), ANSWER_BYTES_MAX),
+        (lambda agent_client, at: agent_client.get_config(at), CONFIG_BYTES_MAX),
+        (lambda agent_client, at: agent_client.conversation(at, "c-1"), CONVERSATION_BYTES_MAX),
     ],
     ids=["chat", "conversations", "config", "conversation"],
 )
@@ -85,11 +85,11 @@ async def test_no_answer_is_longer_than_an_honest_one_can_be(ask: Ask, bytes_max
 def test_the_longest_answer_of_an_agent_is_taken() -> None:
     usage = TokenUsage(prompt_tokens=2**31, completion_tokens=2**31, cost_usd="9" * 40)
     # No character takes more room in JSON.
-    message = "\x01" * ANSWER_MAX_CHARS
+    message = "\x01" * ANSWER_CHARS_MAX
     longest = ChatAnswer(conversation_id="c" * 128, message=message, model="m" * 200, usage=usage)
 
-    assert len(msgspec.json.encode(longest)) + len(b"event: done\ndata: \n\n") < CHAT_MAX_BYTES
-    assert CHAT_MAX_BYTES == EVENT_BYTES_MAX
+    assert len(msgspec.json.encode(longest)) + len(b"event: done\ndata: \n\n") < CHAT_BYTES_MAX
+    assert CHAT_BYTES_MAX == EVENT_BYTES_MAX
 
 
 def test_the_longest_list_of_conversations_is_taken() -> None:
@@ -99,14 +99,14 @@ def test_the_longest_list_of_conversations_is_taken() -> None:
         id="c" * 128, created_at=at, updated_at=at, message_count=2 * TURNS_MAX, preview=preview
     )
 
-    assert len(msgspec.json.encode(Conversations((longest,) * CONVERSATIONS_LISTED_MAX))) < ANSWER_MAX_BYTES
+    assert len(msgspec.json.encode(Conversations((longest,) * CONVERSATIONS_LISTED_MAX))) < ANSWER_BYTES_MAX
 
 
 async def test_the_longest_conversation_is_taken(tmp_path: Path) -> None:
     store = Store(tmp_path / STORE_FILE, now_ms=lambda: 0, new_id=uuid4)
-    question = Question("\x01" * MESSAGE_MAX_CHARS, "c-1", end_user=None, channel="api", key=None)
-    reply = Reply("\x01" * ANSWER_MAX_CHARS, "m", TokenUsage(prompt_tokens=1, completion_tokens=2, cost_usd="3"))
-    for _ in range(2 + CONVERSATION_MAX_BYTES // len(msgspec.json.encode(reply.text))):
+    question = Question("\x01" * MESSAGE_CHARS_MAX, "c-1", end_user=None, channel="api", key=None)
+    reply = Reply("\x01" * ANSWER_CHARS_MAX, "m", TokenUsage(prompt_tokens=1, completion_tokens=2, cost_usd="3"))
+    for _ in range(2 + CONVERSATION_BYTES_MAX // len(msgspec.json.encode(reply.text))):
         begun = await store.turns.begin(
             question, conversation_id="c-1", digest="d", estimate=lambda _: None, check_budget=lambda _: None
         )
@@ -117,7 +117,7 @@ async def test_the_longest_conversation_is_taken(tmp_path: Path) -> None:
 
     store.close()
     assert shown is not None
-    assert len(msgspec.json.encode(shown)) < CONVERSATION_MAX_BYTES
+    assert len(msgspec.json.encode(shown)) < CONVERSATION_BYTES_MAX
     assert [said.role for said in shown.messages[-2:]] == ["user", "assistant"]
     assert len(shown.messages) > 8
 

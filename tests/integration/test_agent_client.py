@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from hydracore.agent.messages import AgentStatus, Versions
-from hydracore.agent_answers import ANSWER_MAX_BYTES
+from hydracore.agent_answers import ANSWER_BYTES_MAX
 from hydracore.agent_client import (
     AgentAddress,
     AgentBadAnswer,
@@ -127,8 +127,8 @@ async def test_an_answer_that_does_not_come_or_end_is_a_timeout(answer: bytes) -
         (http("200 OK", b"{}"), 200),
         (http("200 OK", b"\xff"), 200),
         (http("200 OK", msgspec.json.encode({**msgspec.to_builtins(STATUS), "uptime_seconds": 2**60})), 200),
-        (http("200 OK", b"x" * (ANSWER_MAX_BYTES + 1)), 200),
-        (http("500 Oops", b"x" * (ANSWER_MAX_BYTES + 1)), 500),
+        (http("200 OK", b"x" * (ANSWER_BYTES_MAX + 1)), 200),
+        (http("500 Oops", b"x" * (ANSWER_BYTES_MAX + 1)), 500),
     ],
     ids=["unauthorized", "failed", "redirect", "html", "empty", "binary", "out_of_reason", "large", "failed_large"],
 )
@@ -200,7 +200,7 @@ async def test_a_stream_comes_raw_and_as_it_comes(agent_client: AgentClient, con
     [
         (http("503 No", b'{"code": "draining", "detail": "no"}'), 503, "draining"),
         (http("503 No", b"Service Unavailable"), 503, None),
-        (http("503 No", b"x" * (ANSWER_MAX_BYTES + 1)), 503, None),
+        (http("503 No", b"x" * (ANSWER_BYTES_MAX + 1)), 503, None),
         (http("200 OK", b"{}", "Content-Type: application/json"), 200, None),
     ],
 )

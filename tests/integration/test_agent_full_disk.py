@@ -23,10 +23,10 @@ from tests.waiting import PATIENCE_S, until
 LOG_ONLY_BYTES = 16 * 1024
 
 
-def disk(agent: AgentProcess, *, is_full: bool, file_max_bytes: int = 0) -> None:
-    """Let the agent's process write no file beyond `file_max_bytes`, or every one again."""
+def disk(agent: AgentProcess, *, is_full: bool, file_bytes_max: int = 0) -> None:
+    """Let the agent's process write no file beyond `file_bytes_max`, or every one again."""
     _, hard = resource.prlimit(agent.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(agent.pid, resource.RLIMIT_FSIZE, (file_max_bytes if is_full else hard, hard))
+    resource.prlimit(agent.pid, resource.RLIMIT_FSIZE, (file_bytes_max if is_full else hard, hard))
 
 
 def configuration_on_disk(agent: AgentProcess) -> int:
@@ -155,7 +155,7 @@ async def test_an_agent_whose_boot_is_superseded_while_its_disk_is_full_boots_an
 ) -> None:
     agent.start()
     await control_plane.until_healthy()
-    disk(agent, is_full=True, file_max_bytes=LOG_ONLY_BYTES)
+    disk(agent, is_full=True, file_bytes_max=LOG_ONLY_BYTES)
     control_plane.trouble("heartbeat", 410)
 
     def waits() -> bool:

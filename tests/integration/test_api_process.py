@@ -18,7 +18,7 @@ from events.keys import Keyring
 from events.master_keys import MasterKeys
 from hydracore.db.pool import open_pool
 from hydracore.embedded.ports import free_port
-from hydracore.http_protocol import HEAD_MAX_BYTES
+from hydracore.http_protocol import HEAD_BYTES_MAX
 from hydracore.transport import EMPTY_TRUST_STORE
 from tests.api_server import JWT_SECRET, MASTER_KEY, bearer
 from tests.command import Command, run_forked
@@ -75,7 +75,7 @@ async def test_it_serves_until_it_is_told_to_stop_and_prints_no_secret(database_
         headers = bearer(email="ann@example.com")
         made = await client.post("/v1/instances", json=ORDER, headers=headers)
         refused = await client.get("/v1/instances", headers={"Authorization": "Bearer " + "x" * 40})
-        too_long = await client.get("/health/live", headers={"X-Padding": "x" * HEAD_MAX_BYTES})
+        too_long = await client.get("/health/live", headers={"X-Padding": "x" * HEAD_BYTES_MAX})
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(PATIENCE_S):
             out, err = await process.communicate()

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from hydracore.agent.api import BODY_MAX_BYTES
-from hydracore.agent.control_plane import ANSWER_MAX_BYTES
+from hydracore.agent.api import BODY_BYTES_MAX
+from hydracore.agent.control_plane import ANSWER_BYTES_MAX
 from tests.lives import BOOT
 from tests.services import Services
 from tests.use_fixtures import Used, in_use, shared_api
@@ -70,7 +70,7 @@ async def test_a_configuration_at_its_largest_reaches_the_agent(used: Used) -> N
     assert told.json()["config_version"] == 4
     assert len(told.content) > 7 * DOCUMENT_BYTES
     # What is pushed to it has some words more at most.
-    assert len(told.content) < min(ANSWER_MAX_BYTES, BODY_MAX_BYTES) - 1024
+    assert len(told.content) < min(ANSWER_BYTES_MAX, BODY_BYTES_MAX) - 1024
 
 
 async def test_whatever_a_configuration_may_have_can_be_sent_at_once(as_it_comes: Used) -> None:

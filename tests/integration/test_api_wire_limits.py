@@ -9,7 +9,7 @@ import pytest
 
 from hydracore import http_protocol
 from hydracore.api.edge import PATH_LENGTH_MAX
-from hydracore.http_protocol import HEAD_MAX_BYTES
+from hydracore.http_protocol import HEAD_BYTES_MAX
 from hydracore.transport import REQUEST_ID
 from tests.api_server import Api
 from tests.memory import holding_less_than
@@ -40,17 +40,17 @@ def head_of(size: int) -> bytes:
 
 
 async def test_a_head_of_a_request_has_a_limit(api: Api) -> None:
-    padding = "X-Padding: " + "x" * (HEAD_MAX_BYTES - 1_000)
+    padding = "X-Padding: " + "x" * (HEAD_BYTES_MAX - 1_000)
 
     too_long = [
-        await exchange(api, head_of(HEAD_MAX_BYTES + 1)),
-        await exchange(api, head_of(HEAD_MAX_BYTES), b"x"),
-        await exchange(api, head_of(HEAD_MAX_BYTES + 100) + b"\r\n\r\n"),
-        await exchange(api, b"\r\n" * (HEAD_MAX_BYTES // 2), b"\r\n"),
+        await exchange(api, head_of(HEAD_BYTES_MAX + 1)),
+        await exchange(api, head_of(HEAD_BYTES_MAX), b"x"),
+        await exchange(api, head_of(HEAD_BYTES_MAX + 100) + b"\r\n\r\n"),
+        await exchange(api, b"\r\n" * (HEAD_BYTES_MAX // 2), b"\r\n"),
     ]
     long = await exchange(api, request("/health/live", padding))
     # The body does not count, however much of it comes at once with the head.
-    body = await exchange(api, request("/v1/instances", bearer(api), method="POST", body="x" * HEAD_MAX_BYTES))
+    body = await exchange(api, request("/v1/instances", bearer(api), method="POST", body="x" * HEAD_BYTES_MAX))
 
     for answer in too_long:
         assert (answer.status, answer.body) == (431, {"detail": "Request Header Fields Too Large"})

@@ -61,7 +61,7 @@ async def test_an_agent_does_not_start_on_a_damaged_page_of_its_chats(
 @pytest.fixture(name="unchecked")
 def unchecked_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file is too large to be read through as it is opened."""
-    monkeypatch.setattr(sqlite_file, "CHECKED_MAX_BYTES", 0)
+    monkeypatch.setattr(sqlite_file, "CHECKED_BYTES_MAX", 0)
 
 
 async def test_a_damaged_page_that_shows_later_is_damage_and_what_breaks_a_rule_is_none(

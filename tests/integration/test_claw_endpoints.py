@@ -169,7 +169,7 @@ async def test_a_whole_answer_may_begin_with_a_mark_of_byte_order() -> None:
 
 
 async def test_a_whole_answer_has_a_limit() -> None:
-    answer = json.dumps({"choices": [{"message": {"content": "x" * model_client.WHOLE_MAX_BYTES}}]}).encode()
+    answer = json.dumps({"choices": [{"message": {"content": "x" * model_client.WHOLE_BYTES_MAX}}]}).encode()
 
     async with raw_endpoint(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", answer) as endpoint:
         with pytest.raises(ModelCallFailed, match="the answer is too large"):

@@ -141,7 +141,7 @@ async def test_more_than_may_wait_is_left_with_telegram_until_there_is_room(
     monkeypatch.setattr(telegram_answers, "BACKLOG_MAX", 1)
     monkeypatch.setattr(telegram_channel, "BACKLOG_FULL_WAIT_S", 0.01)
     monkeypatch.setattr(telegram_delivery, "RETRY_BASE_S", 0.01)
-    monkeypatch.setattr(telegram_api, "RETRY_AFTER_MAX_S", 0.01)
+    monkeypatch.setattr(telegram_api, "RETRY_AFTER_S_MAX", 0.01)
     await use(claw, control_plane, with_bot(modelsim, telegram))
     await until_connection(claw, "telegram", "connected")
     await modelsim.fault("hold", after_tokens=2)

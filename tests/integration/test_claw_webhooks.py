@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from hydracore.agent.expressclaw.database import Database
 from hydracore.agent.expressclaw.features import Webhook
 from hydracore.agent.expressclaw.notices import Notices, add_notices
-from hydracore.agent.expressclaw.webhooks import ANSWER_MAX_BYTES, Webhooks, signature
+from hydracore.agent.expressclaw.webhooks import ANSWER_BYTES_MAX, Webhooks, signature
 from tests.agent_process import AgentProcess
 from tests.claw_fixtures import (
     Claw,
@@ -189,7 +189,7 @@ async def test_a_webhook_that_sends_elsewhere_has_taken_nothing(database: Databa
     await asyncio.gather(running, return_exceptions=True)
 
 
-@pytest.mark.parametrize(("body", "promised_bytes"), [(b"x" * (ANSWER_MAX_BYTES + 1), 0), (b"", 9)])
+@pytest.mark.parametrize(("body", "promised_bytes"), [(b"x" * (ANSWER_BYTES_MAX + 1), 0), (b"", 9)])
 async def test_a_webhook_that_has_taken_a_notice_is_not_told_again_whatever_comes_behind_its_status(
     database: Database, receiver: Receiver, body: bytes, promised_bytes: int
 ) -> None:

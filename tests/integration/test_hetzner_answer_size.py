@@ -12,7 +12,7 @@ from tests.raw_endpoint import raw_endpoint
 from tests.waiting import PATIENCE_S
 from workers.providers.base import ProviderOutcomeUnknown, ProviderRetry
 from workers.providers.hetzner import HetznerProvider
-from workers.providers.hetzner_http import ANSWER_MAX_BYTES
+from workers.providers.hetzner_http import ANSWER_BYTES_MAX
 
 HERE = {"installation": "hydracore"}
 
@@ -45,12 +45,12 @@ async def driver_of(body: bytes, *headers: str) -> AsyncGenerator[HetznerProvide
 
 
 async def test_an_answer_of_the_largest_size_is_read() -> None:
-    async with driver_of(answer_of(ANSWER_MAX_BYTES)) as driver:
+    async with driver_of(answer_of(ANSWER_BYTES_MAX)) as driver:
         assert await driver.find_servers(HERE) == []
 
 
 async def test_a_larger_answer_is_one_that_cannot_be_read() -> None:
-    async with driver_of(answer_of(ANSWER_MAX_BYTES + 1)) as driver:
+    async with driver_of(answer_of(ANSWER_BYTES_MAX + 1)) as driver:
         with pytest.raises(ProviderRetry) as unread:
             await driver.find_servers(HERE)
 
@@ -58,7 +58,7 @@ async def test_a_larger_answer_is_one_that_cannot_be_read() -> None:
 
 
 async def test_a_larger_answer_to_a_change_says_nothing_of_its_outcome() -> None:
-    async with driver_of(answer_of(ANSWER_MAX_BYTES + 1)) as driver:
+    async with driver_of(answer_of(ANSWER_BYTES_MAX + 1)) as driver:
         with pytest.raises(ProviderOutcomeUnknown) as unread:
             await driver.delete_server("1")
 
@@ -66,8 +66,8 @@ async def test_a_larger_answer_to_a_change_says_nothing_of_its_outcome() -> None
 
 
 async def test_a_packed_answer_that_nobody_asked_for_is_not_unpacked() -> None:
-    packed = gzip.compress(answer_of(8 * ANSWER_MAX_BYTES))
-    assert len(packed) < ANSWER_MAX_BYTES / 50
+    packed = gzip.compress(answer_of(8 * ANSWER_BYTES_MAX))
+    assert len(packed) < ANSWER_BYTES_MAX / 50
 
     async with driver_of(packed, "Content-Encoding: gzip") as driver:
         with pytest.raises(ProviderRetry) as unread:

@@ -59,7 +59,7 @@ async def test_it_says_what_it_is_in_its_list_and_in_every_answer(modelsim: Mode
 async def test_of_long_requests_it_remembers_fewer(
     modelsim: ModelSim, monkeypatch: pytest.MonkeyPatch, address: str, seen: str
 ) -> None:
-    monkeypatch.setattr(recent_records, "BODIES_MAX_BYTES", 20_000)
+    monkeypatch.setattr(recent_records, "BODIES_BYTES_MAX", 20_000)
 
     async def remembered_after(*lengths: int) -> int:
         for length in lengths:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from hydracore.agent.expressclaw.telegram_api import RETRY_AFTER_MAX_S, TelegramApi, TelegramBusy, TelegramUnavailable
+from hydracore.agent.expressclaw.telegram_api import RETRY_AFTER_S_MAX, TelegramApi, TelegramBusy, TelegramUnavailable
 from tests.agent_process import free_address
 from tests.fake_telegram import TOKEN
 from tests.raw_endpoint import raw_endpoint
@@ -60,7 +60,7 @@ async def test_what_was_sent_and_not_answered_may_have_arrived() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "heeded_s"), [("3", 3.0), ("86400", RETRY_AFTER_MAX_S), ("9" * 400, RETRY_AFTER_MAX_S), ("-7", 0.0)]
+    ("asked", "heeded_s"), [("3", 3.0), ("86400", RETRY_AFTER_S_MAX), ("9" * 400, RETRY_AFTER_S_MAX), ("-7", 0.0)]
 )
 async def test_the_wait_that_telegram_asks_for_is_heeded_within_bounds(asked: str, heeded_s: float) -> None:
     content = b'{"ok": false, "parameters": {"retry_after": %s}}' % asked.encode()

@@ -17,4 +17,4 @@ async def test_an_answer_that_does_not_come_is_said_in_one_way_whoever_has_waite
         request = client.build_request("GET", endpoint.base_url)
 
         with pytest.raises(TimeoutError):
-            await exchange(client, request, timeout_s=whole_s, answer_max_bytes=10)
+            await exchange(client, request, timeout_s=whole_s, answer_bytes_max=10)

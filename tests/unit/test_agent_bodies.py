@@ -8,15 +8,15 @@ import msgspec
 import pytest
 
 from hydracore.agent import messages as m
-from hydracore.agent.expressclaw.ledger import BATCH_MAX_ENTRIES
-from hydracore.agent.spool import CALLBACKS_PER_REQUEST_MAX, MESSAGE_MAX_CHARS
+from hydracore.agent.expressclaw.ledger import BATCH_ENTRIES_MAX
+from hydracore.agent.spool import CALLBACKS_PER_REQUEST_MAX, MESSAGE_CHARS_MAX
 from hydracore.api import agent_schemas as s
 from tests.api_server import every_operation
 
 #: A character that JSON writes in six bytes.
 LONG = "\x01"
 
-TOLD = m.CallbackEntry(stage="runtime_started", level="warning", message=LONG * MESSAGE_MAX_CHARS)
+TOLD = m.CallbackEntry(stage="runtime_started", level="warning", message=LONG * MESSAGE_CHARS_MAX)
 CALL = m.UsageEntry(
     at_ms=2**53,
     model=LONG * 200,
@@ -38,7 +38,7 @@ LONGEST = {
         s.Callback,
     ),
     "/v1/agent/usage": (
-        m.UsageBatch(boot_id=UUID(int=1), ledger_id=UUID(int=2), seq=s.SEQ_MAX, entries=(CALL,) * BATCH_MAX_ENTRIES),
+        m.UsageBatch(boot_id=UUID(int=1), ledger_id=UUID(int=2), seq=s.SEQ_MAX, entries=(CALL,) * BATCH_ENTRIES_MAX),
         s.UsageBatch,
     ),
 }

@@ -17,7 +17,7 @@ from hydracore.agent.messages import Callback, CallbackEntry
 from hydracore.agent.spool import (
     CALLBACKS_KEPT_MAX,
     CALLBACKS_PER_REQUEST_MAX,
-    MESSAGE_MAX_CHARS,
+    MESSAGE_CHARS_MAX,
     SPOOL_FILE,
     CallbackSpool,
 )
@@ -171,12 +171,12 @@ def test_a_full_spool_takes_no_more_and_keeps_what_it_has(spool: CallbackSpool, 
 
 
 def test_a_long_message_is_cut(spool: CallbackSpool, boot_id: UUID) -> None:
-    spool.append(boot_id, "booted", "error", "x" * (MESSAGE_MAX_CHARS + 1))
+    spool.append(boot_id, "booted", "error", "x" * (MESSAGE_CHARS_MAX + 1))
 
     callback = spool.next_callback(boot_id)
 
     assert callback is not None
-    assert len(callback.message) == MESSAGE_MAX_CHARS
+    assert len(callback.message) == MESSAGE_CHARS_MAX
 
 
 @pytest.mark.parametrize("begin", [0, 4096])

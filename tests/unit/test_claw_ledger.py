@@ -14,7 +14,7 @@ from hydracore.agent.chats import BudgetSpent
 from hydracore.agent.expressclaw.database import Database
 from hydracore.agent.expressclaw.document import ModelPolicy, Price, Spent
 from hydracore.agent.expressclaw.ledger import (
-    BATCH_MAX_ENTRIES,
+    BATCH_ENTRIES_MAX,
     PRUNE_EVERY_BATCHES,
     Ledger,
     add_entries,
@@ -172,14 +172,14 @@ async def test_yesterday_s_figures_and_base_are_no_part_of_today(database: Datab
 
 async def test_batches_are_dense_bounded_and_the_same_until_accepted(database: Database, ledger: Ledger) -> None:
     assert await ledger.next_batch() is None
-    await spend(database, *["1"] * (BATCH_MAX_ENTRIES + 1))
+    await spend(database, *["1"] * (BATCH_ENTRIES_MAX + 1))
     first = await ledger.next_batch()
     await spend(database, "2")
 
     assert first is not None
-    assert (first.seq, len(first.entries)) == (1, BATCH_MAX_ENTRIES)
+    assert (first.seq, len(first.entries)) == (1, BATCH_ENTRIES_MAX)
     assert await ledger.next_batch() == first
-    assert await deliver(ledger) == [BATCH_MAX_ENTRIES, 2]
+    assert await deliver(ledger) == [BATCH_ENTRIES_MAX, 2]
     assert await ledger.next_batch() is None
 
 

@@ -86,7 +86,7 @@ def test_events_are_found_however_they_are_cut(size: int) -> None:
         b"\xef\xbb\xbfdata: zero\n\n: ping\r\n\r\ndata: one\r\n\r\nevent: x\ndata:two\n\ndata: \xc3\xa4\nid: 3\n\n\n"
         b"data: in\ndata: two\n\ndata: {}\nid: 4\ndata: {\ndata: }\n\ndata: [DONE]\ndata: last\ndata: unfinished"
     )
-    events = EventReader(event_max_bytes=100)
+    events = EventReader(event_bytes_max=100)
 
     found = [data for start in range(0, len(stream), size) for data in events.feed(stream[start : start + size])]
     left = list(events.end())
@@ -97,7 +97,7 @@ def test_events_are_found_however_they_are_cut(size: int) -> None:
 
 @pytest.mark.parametrize("chunk", [b"data: x", b"data: x\n"])
 def test_an_event_without_end_is_given_up(chunk: bytes) -> None:
-    events = EventReader(event_max_bytes=100)
+    events = EventReader(event_bytes_max=100)
 
     with pytest.raises(EventTooLong):
         for _ in range(100):

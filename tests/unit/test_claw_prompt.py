@@ -8,8 +8,8 @@ import pytest
 
 from hydracore.agent.errors import RuntimeFailed
 from hydracore.agent.expressclaw.context_window import (
-    CONTEXT_MAX_MESSAGES,
-    CONTEXT_MAX_TOKENS,
+    CONTEXT_MESSAGES_MAX,
+    CONTEXT_TOKENS_MAX,
     ChatMessage,
     estimate_message_tokens,
     estimate_text_tokens,
@@ -28,8 +28,8 @@ from hydracore.agent.expressclaw.document import (
 from hydracore.agent.expressclaw.prompt import system_prompt
 from hydracore.agent.expressclaw.skills import (
     SHIPPED_SKILLS,
+    SKILL_BYTES_MAX,
     SKILL_FILE,
-    SKILL_MAX_BYTES,
     Skill,
     SkillInvalid,
     load_skills,
@@ -73,7 +73,7 @@ def test_skills_are_loaded_in_order_and_only_those_that_are_there(tmp_path: Path
         b"---\nname: x\ndescription: y\n",
         b"---\nname: x\n---\nDo.\n",
         b"---\nname: x\ndescription: y\n---\n \n",
-        b"---\nname: x\ndescription: y\n---\n" + b"x" * SKILL_MAX_BYTES,
+        b"---\nname: x\ndescription: y\n---\n" + b"x" * SKILL_BYTES_MAX,
     ],
     ids=["missing", "empty", "binary", "unclosed", "undescribed", "without_instructions", "long"],
 )
@@ -169,7 +169,7 @@ def test_memory_is_bounded_by_messages_and_begins_with_the_user() -> None:
 
     kept = latest_that_fit(past)
 
-    assert len(kept) == CONTEXT_MAX_MESSAGES
+    assert len(kept) == CONTEXT_MESSAGES_MAX
     assert kept[-1] == past[-1]
     assert latest_that_fit(past[1:2]) == []
     assert latest_that_fit(past[-61:])[0].role == "user"
@@ -181,10 +181,10 @@ def test_memory_is_bounded_by_tokens_and_never_holds_half_a_message() -> None:
 
     kept = latest_that_fit(past)
 
-    assert sum(map(estimate_message_tokens, kept)) <= CONTEXT_MAX_TOKENS
+    assert sum(map(estimate_message_tokens, kept)) <= CONTEXT_TOKENS_MAX
     assert set(kept) == {long, ChatMessage("assistant", "short")}
     assert len(kept) == 10
-    assert latest_that_fit([ChatMessage("user", "x" * 5 * CONTEXT_MAX_TOKENS)]) == []
+    assert latest_that_fit([ChatMessage("user", "x" * 5 * CONTEXT_TOKENS_MAX)]) == []
 
 
 def test_neighbours_of_one_role_become_one() -> None:

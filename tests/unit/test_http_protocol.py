@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from uvicorn.server import ServerState
 
-from hydracore.http_protocol import HEAD_MAX_BYTES, BoundedProtocol
+from hydracore.http_protocol import HEAD_BYTES_MAX, BoundedProtocol
 from hydracore.http_server import uvicorn_config
 from tests.memory import holding_less_than
 from tests.waiting import PATIENCE_S
@@ -101,7 +101,7 @@ async def test_a_wish_for_another_protocol_changes_nothing_wherever_a_request_is
     ids=["a wish with a body", "no head", "no body", "too long"],
 )
 async def test_a_request_is_answered_whatever_comes_behind_it(first: bytes, behind: bytes) -> None:
-    more = b"x" * (HEAD_MAX_BYTES + 1)
+    more = b"x" * (HEAD_BYTES_MAX + 1)
     for pieces in ([first + behind, more], [first + behind[:20], behind[20:], more]):
         async with connected() as (protocol, reader), asyncio.timeout(PATIENCE_S):
             for piece in pieces:
@@ -114,10 +114,10 @@ async def test_a_request_is_answered_whatever_comes_behind_it(first: bytes, behi
 
 async def test_nothing_is_kept_of_what_comes_behind_a_request_and_is_refused() -> None:
     async with connected() as (protocol, reader):
-        with holding_less_than(8 * HEAD_MAX_BYTES):
+        with holding_less_than(8 * HEAD_BYTES_MAX):
             protocol.data_received(NEXT + b"GET /first HTTP/1.1\r\nA: x")
             for _ in range(100):
-                protocol.data_received(b"x" * HEAD_MAX_BYTES)
+                protocol.data_received(b"x" * HEAD_BYTES_MAX)
 
         assert await answer(reader) == (200, b"/next ")
 

@@ -16,7 +16,7 @@ from uvicorn.server import ServerState
 from hydracore import slow_readers
 from hydracore.http_protocol import BoundedProtocol
 from hydracore.http_server import uvicorn_config
-from hydracore.slow_readers import READ_MIN_BYTES, unacknowledged_bytes
+from hydracore.slow_readers import READ_BYTES_MIN, unacknowledged_bytes
 from tests.api_server import listen
 from tests.waiting import PATIENCE_S, until
 
@@ -155,7 +155,7 @@ def test_whoever_reads_slowly_is_waited_for_and_whoever_stops_is_not(
 
             for _ in range(20):
                 before = unacknowledged_bytes(transport)
-                while unacknowledged_bytes(transport) > before - READ_MIN_BYTES:
+                while unacknowledged_bytes(transport) > before - READ_BYTES_MIN:
                     await connection.read(1)
                 watch.check()
                 assert not transport.is_closing()
@@ -238,7 +238,7 @@ async def ask_for_much(connection: Connection) -> None:
 def test_of_more_than_may_wait_to_be_read_whoever_reads_nothing_is_given_up(
     loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch, *, looked_at: bool
 ) -> None:
-    monkeypatch.setattr(slow_readers, "UNREAD_MAX_BYTES", 5 * len(LARGE) // 2)
+    monkeypatch.setattr(slow_readers, "UNREAD_BYTES_MAX", 5 * len(LARGE) // 2)
 
     async def scenario() -> None:
         async with connected() as reader, connected() as idle, connected() as last:
@@ -260,7 +260,7 @@ def test_of_more_than_may_wait_to_be_read_whoever_reads_nothing_is_given_up(
 def test_whoever_has_only_just_asked_for_more_than_may_wait_gets_it(
     loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slow_readers, "UNREAD_MAX_BYTES", len(LARGE) // 2)
+    monkeypatch.setattr(slow_readers, "UNREAD_BYTES_MAX", len(LARGE) // 2)
 
     async def scenario() -> None:
         async with connected() as idle, connected() as last:

@@ -21,7 +21,7 @@ from workers.providers.hetzner_pacing import Pacer
 CONCURRENCY_MAX: Final = 16
 
 #: The most bytes of an answer. A page of servers, with their types, images and locations, is far smaller.
-ANSWER_MAX_BYTES: Final = 4 * 1024 * 1024
+ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024
 
 #: The share of its time limit from which on a failed call counts as silence of the provider. A call that fails earlier was refused or
 #: cut off, and held nobody up.
@@ -162,7 +162,7 @@ class HetznerHttp:
     async def _exchange(self, request: httpx.Request) -> Answer:
         response = await self._client.send(request, stream=True)
         try:
-            return await read_answer(response, answer_max_bytes=ANSWER_MAX_BYTES)
+            return await read_answer(response, answer_bytes_max=ANSWER_BYTES_MAX)
         finally:
             await response.aclose()
 

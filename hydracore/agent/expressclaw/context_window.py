@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 #: The most past messages that are sent, and the most tokens of them, by our own estimate.
-CONTEXT_MAX_MESSAGES = 60
-CONTEXT_MAX_TOKENS = 12_000
+CONTEXT_MESSAGES_MAX = 60
+CONTEXT_TOKENS_MAX = 12_000
 
 #: Tokens that an endpoint adds to each message, and the average length of a token in European languages.
 _TOKENS_PER_MESSAGE = 4
@@ -26,9 +26,9 @@ class ChatMessage(NamedTuple):
 
 def latest_that_fit(past: Sequence[ChatMessage]) -> list[ChatMessage]:
     """The latest messages of `past` (in order) that fit. They begin with one of the user, as some models require."""
-    budget = CONTEXT_MAX_TOKENS
+    budget = CONTEXT_TOKENS_MAX
     kept: list[ChatMessage] = []
-    for message in reversed(past[-CONTEXT_MAX_MESSAGES:]):
+    for message in reversed(past[-CONTEXT_MESSAGES_MAX:]):
         budget -= estimate_message_tokens(message)
         if budget < 0:
             break

@@ -18,7 +18,7 @@ FALLBACKS_MAX = 8
 
 #: How long a model may keep us waiting for its first or next word, unless `platform.advanced` says otherwise.
 MODEL_TIMEOUT_S = 30.0
-MODEL_TIMEOUT_MAX_S = 300.0
+MODEL_TIMEOUT_S_MAX = 300.0
 
 TELEGRAM_URL = "https://api.telegram.org"
 
@@ -101,7 +101,7 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def model_timeout_s(self) -> float:
         wanted = self.advanced.get("model_timeout_s")
-        if isinstance(wanted, int | float) and not isinstance(wanted, bool) and 0 < wanted <= MODEL_TIMEOUT_MAX_S:
+        if isinstance(wanted, int | float) and not isinstance(wanted, bool) and 0 < wanted <= MODEL_TIMEOUT_S_MAX:
             return float(wanted)
         return MODEL_TIMEOUT_S
 

@@ -24,7 +24,7 @@ from hydracore.json_input import JSON_ERRORS
 from hydracore.transport import AnswerTooLarge, exchange
 
 #: The largest answer that is read. It has room for a hundred vectors of some 3000 numbers of 25 characters.
-ANSWER_MAX_BYTES = 8 * 1024 * 1024
+ANSWER_BYTES_MAX = 8 * 1024 * 1024
 
 Vector: TypeAlias = "array[float]"
 
@@ -71,7 +71,7 @@ async def embed(client: ModelClient, call: EmbeddingCall) -> EmbeddingAnswer:
     url = call.base_url.rstrip("/") + "/embeddings"
     request = http.build_request("POST", url, content=msgspec.json.encode(body), headers=headers)
     try:
-        answer = await exchange(http, request, timeout_s=call.timeout_s, answer_max_bytes=ANSWER_MAX_BYTES)
+        answer = await exchange(http, request, timeout_s=call.timeout_s, answer_bytes_max=ANSWER_BYTES_MAX)
     except TimeoutError:
         raise ModelCallTimedOut(f"no answer within {call.timeout_s:g} s") from None
     except AnswerTooLarge:

@@ -15,7 +15,7 @@ import msgspec
 
 from hydracore.agent.expressclaw.connections import UNSUPPORTED, error_state
 from hydracore.agent.expressclaw.document import (
-    MODEL_TIMEOUT_MAX_S,
+    MODEL_TIMEOUT_S_MAX,
     Document,
     Telegram,
     Workflow,
@@ -29,8 +29,8 @@ from hydracore.hosts import is_loopback
 #: The most ignored parts, and the most unusable connections, that the status shows. More would not help anybody. Even
 #: with names that take six bytes per character, they fit together into the largest status that the control plane reads.
 IGNORED_MAX = 100
-PATH_MAX_CHARS = 200
-NAME_MAX_CHARS = 64
+PATH_CHARS_MAX = 200
+NAME_CHARS_MAX = 64
 
 WEBHOOKS_MAX = 10
 
@@ -111,7 +111,7 @@ class _Reader:
         return Features(bot, webhooks, workflows, skills, states, tuple(self._ignored[:IGNORED_MAX]))
 
     def _ignore(self, path: str, reason: str) -> None:
-        self._ignored.append(Ignored(path[:PATH_MAX_CHARS], reason))
+        self._ignored.append(Ignored(path[:PATH_CHARS_MAX], reason))
 
     def _ignore_unknown(self, path: str, given: Any, known: type[msgspec.Struct]) -> None:
         for name in cast("dict[str, Any]", given).keys() - set(known.__struct_fields__):
@@ -124,13 +124,13 @@ class _Reader:
             if name != "model_timeout_s":
                 self._ignore(path, "unknown setting")
             elif platform.model_timeout_s != given:
-                self._ignore(path, f"must be a number of seconds above 0, at most {MODEL_TIMEOUT_MAX_S:g}")
+                self._ignore(path, f"must be a number of seconds above 0, at most {MODEL_TIMEOUT_S_MAX:g}")
 
     def _bot(self) -> Bot:
         channels = self._document.platform.channels
         for name, wanted in channels.items():
             if name != "telegram" and not _is_off(wanted):
-                self._states[name[:NAME_MAX_CHARS]] = UNSUPPORTED
+                self._states[name[:NAME_CHARS_MAX]] = UNSUPPORTED
                 self._ignore(f"platform.channels.{name}", "this runtime does not support this channel")
         path, given = "platform.channels.telegram", channels.get("telegram", {})
         telegram = self._document.telegram
@@ -150,7 +150,7 @@ class _Reader:
             path = f"platform.integrations.{index}"
             if _is_off(given):
                 continue
-            name = integration_name((_id_of(given) or str(index))[:NAME_MAX_CHARS])
+            name = integration_name((_id_of(given) or str(index))[:NAME_CHARS_MAX])
             if not (isinstance(given, dict) and cast("dict[str, Any]", given).get("type") == "webhook"):
                 self._states[name] = UNSUPPORTED
                 self._ignore(path, "this runtime supports only integrations of type 'webhook'")
@@ -210,7 +210,7 @@ def _is_off(given: Any) -> bool:
 
 def _id_of(given: Any) -> str | None:
     found = cast("dict[str, Any]", given).get("id") if isinstance(given, dict) else given
-    return found[:PATH_MAX_CHARS] if isinstance(found, str) else None
+    return found[:PATH_CHARS_MAX] if isinstance(found, str) else None
 
 
 def _url_problem(url: str) -> str | None:

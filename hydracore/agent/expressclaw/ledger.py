@@ -25,7 +25,7 @@ from hydracore.sql import named_blocks
 _SQL = named_blocks(Path(__file__).with_name("ledger.sql"))
 
 #: The most entries per batch, which is one request to the control plane.
-BATCH_MAX_ENTRIES = 100
+BATCH_ENTRIES_MAX = 100
 
 #: Days that accepted batches are kept, because a control plane that was restored from a backup may ask for them again.
 KEPT_DAYS = 62
@@ -167,7 +167,7 @@ def _next_batch(db: sqlite3.Connection) -> Batch | None:
     ledger_id, seq = db.execute(_SQL["next_batch"]).fetchone()
     rows = db.execute(_SQL["entries_of"], {"batch": seq}).fetchall()
     if not rows:
-        db.execute(_SQL["fill_batch"], {"batch": seq, "size": BATCH_MAX_ENTRIES})
+        db.execute(_SQL["fill_batch"], {"batch": seq, "size": BATCH_ENTRIES_MAX})
         rows = db.execute(_SQL["entries_of"], {"batch": seq}).fetchall()
     if not rows:
         return None

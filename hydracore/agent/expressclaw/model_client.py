@@ -28,14 +28,14 @@ from hydracore.media_types import EVENT_STREAM, media_type
 from hydracore.transport import CONNECT_TIMEOUT_S, new_client
 
 #: The largest event of a stream, which mostly has some 200 bytes, and the largest answer in one piece.
-EVENT_MAX_BYTES = 256 * 1024
-WHOLE_MAX_BYTES = 4 * 1024 * 1024
+EVENT_BYTES_MAX = 256 * 1024
+WHOLE_BYTES_MAX = 4 * 1024 * 1024
 
 #: Seconds to wait for the usage figures and the end of the stream once the last word has come.
 TRAILING_USAGE_TIMEOUT_S = 2.0
 
 #: The longest answer. A longer one is cut off there.
-ANSWER_MAX_CHARS = 100_000
+ANSWER_CHARS_MAX = 100_000
 
 _REASONS = {
     401: "the endpoint rejects the API key (HTTP 401)",
@@ -168,9 +168,9 @@ class ModelAnswer:
                 char_count = 0
                 async for content in contents:
                     text = self._process_document(content)
-                    yield text[: ANSWER_MAX_CHARS - char_count]
+                    yield text[: ANSWER_CHARS_MAX - char_count]
                     char_count += len(text)
-                    if char_count > ANSWER_MAX_CHARS:
+                    if char_count > ANSWER_CHARS_MAX:
                         return
         finally:
             await response.aclose()
@@ -264,7 +264,7 @@ def _read_chunk(content: bytes) -> _Chunk:
 
 
 async def _read_stream(response: httpx.Response) -> AsyncGenerator[bytes]:
-    events = EventReader(event_max_bytes=EVENT_MAX_BYTES)
+    events = EventReader(event_bytes_max=EVENT_BYTES_MAX)
     async for chunk in response.aiter_raw():
         try:
             for data in events.feed(chunk):
@@ -280,6 +280,6 @@ async def _read_whole(response: httpx.Response) -> AsyncGenerator[bytes]:
     content = bytearray()
     async for chunk in response.aiter_raw():
         content += chunk
-        if len(content) > WHOLE_MAX_BYTES:
+        if len(content) > WHOLE_BYTES_MAX:
             raise ModelCallFailed("the answer is too large")
     yield bytes(content)

@@ -11,7 +11,7 @@ import structlog
 from hydracore.agent.chats import Question
 from hydracore.agent.expressclaw.connections import CONNECTED, OFF, READY, error_reason, error_state
 from hydracore.agent.expressclaw.context_window import (
-    CONTEXT_MAX_MESSAGES,
+    CONTEXT_MESSAGES_MAX,
     ChatMessage,
     estimate_message_tokens,
     estimate_text_tokens,
@@ -35,13 +35,13 @@ PAUSE_AFTER_FAILURE_S = 60.0
 #: The most older messages that are embedded in one call, and the most characters of each: models read
 #: about 8000 tokens.
 EMBEDDED_PER_CALL_MAX = 64
-EMBEDDED_MAX_CHARS = 8000
+EMBEDDED_CHARS_MAX = 8000
 
 #: The most messages and tokens that are recalled, the most characters of each message, and its least
 #: cosine similarity to the new one.
-RECALLED_MAX_MESSAGES = 6
-RECALLED_MAX_TOKENS = 2000
-RECALLED_MAX_CHARS = 1000
+RECALLED_MESSAGES_MAX = 6
+RECALLED_TOKENS_MAX = 2000
+RECALLED_CHARS_MAX = 1000
 SIMILARITY_MIN = 0.25
 
 _HEAD = "(Said earlier in this conversation; it may be of use for what follows.)"
@@ -93,7 +93,7 @@ class Recall:
         """The past messages to send. Without an embedding model, or if that fails, only the end of the conversation."""
         past = latest_that_fit(open_turn.past)
         model = setup.document.model_policy.embedding_model
-        is_all_in_sight = len(past) == len(open_turn.past) < CONTEXT_MAX_MESSAGES
+        is_all_in_sight = len(past) == len(open_turn.past) < CONTEXT_MESSAGES_MAX
         if not model or is_all_in_sight or asyncio.get_running_loop().time() < self._not_before_s:
             return past
         older = await self._store.embeddings.older_messages(open_turn, kept=len(past), model=model)
@@ -119,7 +119,7 @@ class Recall:
         # The latest of those without an embedding. The others follow with the next chats.
         unembedded = [each for each in older if each.vector is None][-EMBEDDED_PER_CALL_MAX:]
         texts = [
-            text[:EMBEDDED_MAX_CHARS]
+            text[:EMBEDDED_CHARS_MAX]
             for text in (request.question.message, *(each.message.content for each in unembedded))
         ]
         call = EmbeddingCall(endpoint.base_url, endpoint.api_key, request.model, texts, EMBED_TIMEOUT_S)
@@ -153,9 +153,9 @@ def _most_similar(wanted: Vector, older: Sequence[OlderMessage], new_vectors: Ma
         if vector is not None and len(vector) == len(wanted):
             similarities.append((cosine_similarity(wanted, vector), index))
     best = sorted((similarity, index) for similarity, index in similarities if similarity >= SIMILARITY_MIN)[
-        -RECALLED_MAX_MESSAGES:
+        -RECALLED_MESSAGES_MAX:
     ]
-    left, chosen = RECALLED_MAX_TOKENS, list[int]()
+    left, chosen = RECALLED_TOKENS_MAX, list[int]()
     for _, index in reversed(best):
         left -= estimate_message_tokens(_shortened(older[index].message))
         if left >= 0:
@@ -168,4 +168,4 @@ def _most_similar(wanted: Vector, older: Sequence[OlderMessage], new_vectors: Ma
 
 
 def _shortened(message: ChatMessage) -> ChatMessage:
-    return ChatMessage(message.role, message.content[:RECALLED_MAX_CHARS])
+    return ChatMessage(message.role, message.content[:RECALLED_CHARS_MAX])

@@ -12,7 +12,7 @@ SHIPPED_SKILLS = Path(__file__).with_name("skills")
 SKILL_FILE = "SKILL.md"
 
 #: The largest SKILL.md. It becomes a part of every prompt, so it has to be short.
-SKILL_MAX_BYTES = 16 * 1024
+SKILL_BYTES_MAX = 16 * 1024
 
 _FENCE = "---"
 
@@ -64,8 +64,8 @@ def read_skill(folder: Path) -> Skill:
         text = content.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise SkillInvalid(f"{SKILL_FILE} cannot be read: {type(error).__name__}") from None
-    if len(content) > SKILL_MAX_BYTES:
-        raise SkillInvalid(f"{SKILL_FILE} is longer than {SKILL_MAX_BYTES} bytes")
+    if len(content) > SKILL_BYTES_MAX:
+        raise SkillInvalid(f"{SKILL_FILE} is longer than {SKILL_BYTES_MAX} bytes")
     first, _, rest = text.partition("\n")
     front, fence, instructions = rest.partition(f"\n{_FENCE}\n")
     if first.strip() != _FENCE or not fence:

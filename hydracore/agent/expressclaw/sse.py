@@ -19,21 +19,21 @@ class EventReader:
 
     If the first data line of an event is complete by itself (a JSON document or `[DONE]`), the next
     data line begins another event. Comments and other fields are ignored. Raises `EventTooLong` for
-    an event of more than `event_max_bytes`.
+    an event of more than `event_bytes_max`.
     """
 
-    def __init__(self, *, event_max_bytes: int) -> None:
+    def __init__(self, *, event_bytes_max: int) -> None:
         self._rest = b""
         self._data: list[bytes] = []
         self._data_bytes = 0
         self._has_begun = False
-        self._event_max_bytes = event_max_bytes
+        self._event_bytes_max = event_bytes_max
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
             yield from self._take(line.removesuffix(b"\r"))
-        if self._data_bytes + len(self._rest) > self._event_max_bytes:
+        if self._data_bytes + len(self._rest) > self._event_bytes_max:
             raise EventTooLong
 
     def end(self) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 import msgspec
 import structlog
 
-from hydracore.agent.chat_messages import MESSAGE_MAX_CHARS, TELEGRAM_CONVERSATION
+from hydracore.agent.chat_messages import MESSAGE_CHARS_MAX, TELEGRAM_CONVERSATION
 from hydracore.agent.chats import ChatError, Draining, Interrupted, OpenChat, Question, TooManyChats
 from hydracore.agent.errors import DiskWriteFailed
 from hydracore.agent.expressclaw.inbox import Inbox, StoredUpdate
@@ -128,7 +128,7 @@ class TelegramAnswers:
             return TEXT_ONLY
         end_user = None if message.sender is None else f"telegram:{message.sender.id}"
         question = Question(
-            message=message.text[:MESSAGE_MAX_CHARS],
+            message=message.text[:MESSAGE_CHARS_MAX],
             conversation_id=f"{TELEGRAM_CONVERSATION}{message.chat.id}",
             end_user=end_user,
             channel="telegram",

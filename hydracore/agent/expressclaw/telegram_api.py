@@ -27,14 +27,14 @@ POLL_S = 25
 CALL_TIMEOUT_S = 15.0
 
 #: The longest wait that Telegram can ask for. A longer one is cut to this; then Telegram is called, and may ask again.
-RETRY_AFTER_MAX_S = 60.0
+RETRY_AFTER_S_MAX = 60.0
 
 #: The largest answer that is read, and the most updates per poll. It has room for that number of the longest kind.
-ANSWER_MAX_BYTES = 4 * 1024 * 1024
+ANSWER_BYTES_MAX = 4 * 1024 * 1024
 UPDATES_MAX = 100
 
 #: The longest message that Telegram takes, in characters.
-TEXT_MAX_CHARS = 4096
+TEXT_CHARS_MAX = 4096
 
 #: The bot's public number, and its secret. No character can lead out of the URL's path that the token is put into.
 _TOKEN = re.compile(r"(\d{1,20}):[A-Za-z0-9_-]{1,200}")
@@ -52,7 +52,7 @@ class TelegramRefused(TelegramError):
 
 
 class TelegramBusy(TelegramError):
-    """The request was surely not carried out. `retry_after_s` is at most `RETRY_AFTER_MAX_S`."""
+    """The request was surely not carried out. `retry_after_s` is at most `RETRY_AFTER_S_MAX`."""
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
@@ -127,7 +127,7 @@ class TelegramApi:
         return await self._call("getUpdates", body, list[Update], timeout_s=wait_s + CALL_TIMEOUT_S)
 
     async def send(self, chat_id: int, text: str) -> None:
-        assert len(text) <= TEXT_MAX_CHARS
+        assert len(text) <= TEXT_CHARS_MAX
         await self._call("sendMessage", {"chat_id": chat_id, "text": text}, dict, timeout_s=CALL_TIMEOUT_S)
 
     async def aclose(self) -> None:
@@ -138,7 +138,7 @@ class TelegramApi:
         headers = {"Content-Type": "application/json"}
         try:
             request = self._client.build_request("POST", self._url + method, content=content, headers=headers)
-            answer = await exchange(self._client, request, timeout_s=timeout_s, answer_max_bytes=ANSWER_MAX_BYTES)
+            answer = await exchange(self._client, request, timeout_s=timeout_s, answer_bytes_max=ANSWER_BYTES_MAX)
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, TimeoutError, AnswerTooLarge) as error:
             # A timeout has what timed out as its cause.
             cause = error.__cause__ if isinstance(error.__cause__, httpx.HTTPError) else error
@@ -173,4 +173,4 @@ def _retry_after_s(content: bytes) -> float:
     except JSON_ERRORS:
         return 0.0
     # Bounded before it is converted, as it may be too large for a float.
-    return float(min(max(asked, 0), RETRY_AFTER_MAX_S))
+    return float(min(max(asked, 0), RETRY_AFTER_S_MAX))

@@ -19,7 +19,7 @@ from hydracore.agent.backoff import Backoff
 from hydracore.agent.errors import DiskWriteFailed
 from hydracore.agent.expressclaw.inbox import Inbox
 from hydracore.agent.expressclaw.telegram_api import (
-    TEXT_MAX_CHARS,
+    TEXT_CHARS_MAX,
     TelegramApi,
     TelegramBusy,
     TelegramRefused,
@@ -140,7 +140,7 @@ class _Delivery:
             self._inbox_id = unsent_inbox(self._deliveries.bot)
 
     async def _send(self) -> float | None:
-        piece, rest = self._unsent.text[:TEXT_MAX_CHARS], self._unsent.text[TEXT_MAX_CHARS:]
+        piece, rest = self._unsent.text[:TEXT_CHARS_MAX], self._unsent.text[TEXT_CHARS_MAX:]
         try:
             await self._deliveries.api.send(self._unsent.chat_id, piece)
         except TelegramBusy as error:

@@ -16,7 +16,7 @@ from hydracore.agent.chat_messages import (
     TokenUsage,
 )
 from hydracore.agent.chats import KeyMismatch, Question
-from hydracore.agent.expressclaw.context_window import CONTEXT_MAX_MESSAGES, ChatMessage
+from hydracore.agent.expressclaw.context_window import CONTEXT_MESSAGES_MAX, ChatMessage
 from hydracore.agent.expressclaw.database import Database
 from hydracore.agent.expressclaw.ledger import add_entries
 from hydracore.agent.expressclaw.notices import add_notices
@@ -37,7 +37,7 @@ DELETED_AT_ONCE = 10
 
 #: The most bytes that the shown messages of a conversation take as JSON. Of a longer one, the newest
 #: messages are shown.
-SHOWN_MAX_BYTES = 6 * 1024 * 1024
+SHOWN_BYTES_MAX = 6 * 1024 * 1024
 
 #: The most characters of the latest message that a list shows.
 PREVIEW_CHARS = 120
@@ -193,7 +193,7 @@ class Turns:
             found = db.execute(_SQL["conversation"], values).fetchone()
             if found is None:
                 return None
-            rows = db.execute(_SQL["messages"], {**values, "max_bytes": SHOWN_MAX_BYTES})
+            rows = db.execute(_SQL["messages"], {**values, "bytes_max": SHOWN_BYTES_MAX})
             messages = tuple(_message(row) for row in rows)
             one, created, updated = found
             return Conversation(
@@ -206,7 +206,7 @@ class Turns:
 def _open(db: sqlite3.Connection, question: Question, conversation: str, *, digest: str, at_ms: int) -> OpenTurn:
     db.execute(_SQL["touch_conversation"], {"conversation_id": conversation, "at_ms": at_ms})
     past = db.execute(
-        _SQL["latest_messages"], {"conversation_id": conversation, "limit": CONTEXT_MAX_MESSAGES}
+        _SQL["latest_messages"], {"conversation_id": conversation, "limit": CONTEXT_MESSAGES_MAX}
     ).fetchall()
     values = {
         "conversation_id": conversation,

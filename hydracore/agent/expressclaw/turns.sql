@@ -86,5 +86,5 @@ FROM (
     FROM message
     WHERE conversation_id = :conversation_id
 )
-WHERE bytes <= :max_bytes
+WHERE bytes <= :bytes_max
 ORDER BY id;

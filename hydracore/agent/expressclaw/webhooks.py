@@ -38,7 +38,7 @@ RETRY_CAP_S = 60.0
 CALL_TIMEOUT_S = 10.0
 
 #: The most bytes of an answer that are received. Its content is not used.
-ANSWER_MAX_BYTES = 64 * 1024
+ANSWER_BYTES_MAX = 64 * 1024
 
 
 class ChatDone(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="chat.done"):
@@ -177,7 +177,7 @@ async def _status(client: httpx.AsyncClient, request: httpx.Request) -> int:
     try:
         # The answer is read to its end, so that the connection can be used for the next notice.
         async with asyncio.timeout(CALL_TIMEOUT_S):
-            await read_answer(response, answer_max_bytes=ANSWER_MAX_BYTES)
+            await read_answer(response, answer_bytes_max=ANSWER_BYTES_MAX)
     except (TimeoutError, httpx.HTTPError, AnswerTooLarge) as error:
         _log.info("webhook_answer_unread", reason=type(error).__name__)
     finally:
