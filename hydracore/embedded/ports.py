@@ -8,7 +8,7 @@ as its source port. It is connected to itself then, and the server can never lis
 import secrets
 import socket
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 import psutil
@@ -24,6 +24,8 @@ AGENTS_PORT: Final = "agents"
 #: The most ports that are tried. If none of them is free, the range counts as full.
 TRIES_MAX: Final = 200
 
+_Port = Annotated[int, msgspec.Meta(ge=1, le=65_535)]
+
 
 class Ports:
     """The ports of one home, by name of the part, kept in `path`."""
@@ -31,8 +33,8 @@ class Ports:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._ports = msgspec.json.decode(path.read_bytes(), type=dict[str, int])
-        except (FileNotFoundError, ValueError):  # No JSON, or no UTF-8 in it.
+            self._ports = msgspec.json.decode(path.read_bytes(), type=dict[str, _Port])
+        except (FileNotFoundError, ValueError):  # No JSON, no UTF-8 in it, or no ports.
             self._ports = {}
         self._claimed: set[str] = set()
         self._drawn: set[str] = set()

@@ -13,7 +13,7 @@ import pytest
 from hydracore.embedded.errors import AgentsPortTaken, PortTaken
 from hydracore.embedded.files import write_json
 from hydracore.embedded.home import Home
-from hydracore.embedded.ports import LOOPBACK, Ports, free_port
+from hydracore.embedded.ports import LOOPBACK, PORT_FIRST, PORT_LAST, Ports, free_port
 from hydracore.embedded.stack import Stack
 from tests.services import open_folder
 
@@ -83,6 +83,16 @@ def test_a_port_that_agents_may_know_already_is_never_drawn_anew(home: Home) -> 
         assert json.loads(home.ports_file.read_bytes()) == dict(zip(("agents", "postgres"), known, strict=True))
         with pytest.raises(AgentsPortTaken):
             Ports(home.ports_file).claim_for_agents()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"agents": 65536}', '{"agents": 0}', '{"agents": "22000"}'])
+def test_ports_that_cannot_be_are_drawn_anew(home: Home, content: str) -> None:
+    home.ports_file.write_text(content)
+
+    drawn = Ports(home.ports_file).claim_for_agents()
+
+    assert PORT_FIRST <= drawn <= PORT_LAST
+    assert json.loads(home.ports_file.read_bytes()) == {"agents": drawn}
 
 
 async def test_an_api_of_another_home_on_the_same_port_is_not_taken_for_our_own(
