@@ -14,11 +14,10 @@ from hydracore.embedded.leftovers import end_processes
 GRACE_S: Final = 1.0
 
 
-def end_below(directory: Path) -> int:
-    """End every agent whose root is below `directory`. Returns their number: 0 where cloudsim has ended them itself."""
+def end_below(directory: Path) -> None:
+    """End every agent whose root is below `directory`."""
     found = [process for process in psutil.process_iter() if _is_agent_below(process, directory)]
     end_processes(dict.fromkeys(found, signal.SIGTERM), seconds_max=GRACE_S)
-    return len(found)
 
 
 def _is_agent_below(process: psutil.Process, directory: Path) -> bool:

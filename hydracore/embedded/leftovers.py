@@ -23,6 +23,7 @@ LEFTOVER_S_MAX: Final = 4.0
 class Mark(msgspec.Struct, frozen=True, kw_only=True):
     """Says that a process is a part, or was started by a part, of a home."""
 
+    #: The part's name, for whoever looks at a process's environment.
     name: str
     #: Asks the part's main process to end.
     stop_signal: signal.Signals
@@ -42,8 +43,8 @@ def device_and_inode(home: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def stop_leftovers(home: Path, *, seconds_max: float = LEFTOVER_S_MAX) -> list[str]:
-    """End every process with a mark of this home. Returns the names of their parts, for a message.
+def stop_leftovers(home: Path, *, seconds_max: float = LEFTOVER_S_MAX) -> None:
+    """End every process with a mark of this home.
 
     Call it with the home locked, so that no other supervisor's parts run there. Processes whose environment we
     may not read are not found. Our own process and its ancestors are spared, even with a mark.
@@ -59,7 +60,6 @@ def stop_leftovers(home: Path, *, seconds_max: float = LEFTOVER_S_MAX) -> list[s
         kill_group(process.pid)
     # The rest has left its process group, or its main process was killed before.
     end_processes(dict.fromkeys(found.keys() - mains.keys(), signal.SIGKILL), seconds_max=seconds_max)
-    return sorted({mark.name for mark in found.values()})
 
 
 def end_processes(processes: Mapping[psutil.Process, signal.Signals], *, seconds_max: float) -> None:
