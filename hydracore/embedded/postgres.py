@@ -149,10 +149,14 @@ class Postgres:
         base = self._preferred_base
         if account != current_account() and not account.can_enter(self._preferred_base.parent):
             base = self._fallback_base
+        try:
+            # The home, which is the other parent, is there already.
             base.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        base.mkdir(mode=0o700, exist_ok=True)
-        if account != current_account():
-            os.chown(base, account.uid, account.gid)
+            base.mkdir(mode=0o700, exist_ok=True)
+            if account != current_account():
+                os.chown(base, account.uid, account.gid)
+        except OSError as error:
+            raise EmbeddedError(f"cannot make {base} for PostgreSQL's data: {error.strerror}") from error
         return account, base
 
     async def _initialise(self) -> None:

@@ -197,6 +197,21 @@ async def test_below_a_closed_directory_the_data_lives_elsewhere_and_no_mode_cha
 
 
 @as_root
+def test_where_nothing_can_be_written_outside_of_the_home_the_error_says_so(
+    closed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in a container whose file system is read-only but for the home.
+    read_only = Path("/sys")
+    monkeypatch.setattr(binaries, "CACHE", read_only / "hydracore")
+    monkeypatch.setattr(wheels, "postgres_programs", lambda: closed)
+
+    with pytest.raises(EmbeddedError, match=r"^cannot make /sys/state/some-home for PostgreSQL's data: "):
+        postgres_in(closed, read_only)
+    with pytest.raises(EmbeddedError, match=r"^cannot copy PostgreSQL's programs to /sys/hydracore/postgresql-"):
+        binaries.postgres_programs(service_account())
+
+
+@as_root
 def test_binaries_that_the_account_cannot_reach_are_copied_once(
     reachable: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
