@@ -142,6 +142,7 @@ class Stack:
             "cloudsim_url": self.cloudsim_url,
             "cloudsim_token": self.secrets.cloudsim_token,
         }
+        # Those of the environment take the place of defaults, but not of ours.
         values |= defaults | values | ours
         if "database_url" not in values:
             postgres = Postgres(
