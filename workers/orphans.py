@@ -69,15 +69,17 @@ async def handle_orphans(project: Project, report: SweepReport, orphans: Orphans
     Too many unaccounted ones are left alone. With `remove_unaccounted`, unaccounted ones are removed at once, however many they are.
     """
     name = project.name
-    left_alone: list[Orphan] = []
+    to_watch = orphans.all
     if orphans.are_too_many and not remove_unaccounted:
         count = orphans.unaccounted
         _log.error("most_servers_unaccounted", provider=name, unaccounted=count, listed=orphans.listed)
         report.not_compared.append(NotCompared(name, f"the log has no record of {count} of {orphans.listed} servers"))
-        left_alone = [orphan for orphan in orphans.all if not orphan.known]
-    to_watch = [orphan for orphan in orphans.all if orphan not in left_alone]
-    for server, instance_id, _ in left_alone:
-        report.findings.append(Finding(name, "orphan", server.id, instance_id, "left alone: unknown to the log"))
+        to_watch = [orphan for orphan in orphans.all if orphan.known]
+        for server, instance_id, known in orphans.all:
+            if not known:
+                report.findings.append(
+                    Finding(name, "orphan", server.id, instance_id, "left alone: unknown to the log")
+                )
     for orphan in to_watch:
         at_once = remove_unaccounted and not orphan.known
         report.findings.append(await _watch_or_remove(project, orphan, at_once=at_once))
