@@ -12,6 +12,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 import structlog
+from msgspec.structs import replace
 
 from events.retries import run
 from events.sql import Statements
@@ -95,10 +96,10 @@ async def _watch_or_remove(project: Project, orphan: Orphan, *, at_once: bool) -
     removed = Finding(project.name, "orphan", server.id, orphan.instance_id, "removed")
     if project.dry_run:
         action = "would be removed" if at_once else "would be watched, then removed"
-        return removed._replace(action=action if orphan.known else f"{action}: unknown to the log")
+        return replace(removed, action=action if orphan.known else f"{action}: unknown to the log")
     if not at_once:
         # However short the grace period, a server is removed at the second sighting at the earliest: at the first, `seen_s` is 0.
         ((seen_s,),) = await run(deps.pool, _RECORD_SIGHTING, {"provider": project.name, "server_id": server.id})
         if seen_s < deps.settings.orphan_grace_s:
-            return removed._replace(action="watched")
+            return replace(removed, action="watched")
     return await carry_out(removed, project.provider.delete_server(server.id), action_if_refused="could not be removed")

@@ -15,7 +15,7 @@ from events.failures import describe
 from events.lifecycle import Status
 from events.retries import with_retries
 from events.sql import Statements
-from workers.sweep_findings import ProviderLeft, ServerLeft, SweepResult
+from workers.sweep_findings import Finding, ProviderLeft, SweepResult
 
 _SQL = Statements("workers", "stuck.sql")
 _INSTANCES = _SQL["instances"]
@@ -70,7 +70,7 @@ class Stuck(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     instances: list[StuckInstance]
-    servers: list[ServerLeft]
+    servers: list[Finding]
     providers: list[ProviderLeft]
     lanes: list[ParkedLane]
     is_complete: bool

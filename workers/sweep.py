@@ -11,6 +11,7 @@ from uuid import UUID
 
 import msgspec
 import structlog
+from msgspec.structs import asdict, replace
 
 from events import commands as c
 from events.ids import lane_of
@@ -74,8 +75,7 @@ async def sweep(deps: Deps, *, dry_run: bool, remove_unaccounted: bool = False) 
         if one.needed:
             _log.warning("sweep_failed", provider=one.provider, why=one.why)
     for finding in report.findings:
-        facts = finding._asdict() | {"instance_id": str(finding.instance_id)}
-        _log.warning("sweep_found", dry_run=dry_run, **facts)
+        _log.warning("sweep_found", dry_run=dry_run, **asdict(finding))
     if not dry_run:
         await run(deps.pool, _RECORD_RESULT, {"result": msgspec.json.encode(SweepResult.of(report)).decode()})
     return report
@@ -165,9 +165,9 @@ async def _check_owned(
     """Check a server that an instance accounts for. It is never removed here. `intent`: see `_repair_labels`."""
     finding = Finding(project.name, "wrong_provider", server.id, record.instance_id, "left alone")
     if record.provider != project.name:
-        return [finding._replace(action=f"left alone: in the log its provider is {record.provider}")]
+        return [replace(finding, action=f"left alone: in the log its provider is {record.provider}")]
     if record.status == ERROR:
-        return [finding._replace(kind="reappeared", action="left alone: it is removed when its instance is deleted")]
+        return [replace(finding, kind="reappeared", action="left alone: it is removed when its instance is deleted")]
     if record.server_id == server.id:
         return await _repair_labels(project, server, record, intent=intent)
     return []
@@ -212,7 +212,7 @@ async def _check_missing(project: Project, report: SweepReport, missing: Missing
         try:
             server = await project.provider.get_server(server_id)
         except ProviderError as error:
-            report.findings.append(finding._replace(action="could not be checked", code=error.code))
+            report.findings.append(replace(finding, action="could not be checked", code=error.code))
             continue
         if server is not None and server.name == server_name(record.instance_id):
             found.append(server.id)
@@ -243,12 +243,12 @@ async def _repair_labels(
         return []
     finding = Finding(project.name, "wrong_labels", server.id, record.instance_id, "labelled again")
     if project.dry_run:
-        return [finding._replace(action="would be labelled again")]
+        return [replace(finding, action="would be labelled again")]
     try:
         with reading_history(record.instance_id):
             state = await deps.store.load(record.instance_id)
     except HistoryUnreadable:
-        return [finding._replace(action="could not be labelled again", code=HISTORY_UNREADABLE)]
+        return [replace(finding, action="could not be labelled again", code=HISTORY_UNREADABLE)]
     if state is None or state.attempt is None or state.attempt.server_id != server.id:
         # The instance has changed meanwhile; the next sweep looks again.
         return []
@@ -264,7 +264,7 @@ async def _report_vanished(project: Project, finding: Finding, record: InstanceR
     """
     deps = project.deps
     if project.dry_run:
-        return finding._replace(action="would be watched, then reported")
+        return replace(finding, action="would be watched, then reported")
     ((missed_s,),) = await run(
         deps.pool, _RECORD_MISSING, {"provider": finding.provider, "server_id": finding.server_id}
     )
@@ -275,5 +275,5 @@ async def _report_vanished(project: Project, finding: Finding, record: InstanceR
         with reading_history(record.instance_id):
             await deps.store.execute(record.instance_id, command, deps.origin(record.instance_id, actor="sweeper"))
     except HistoryUnreadable:
-        return finding._replace(action="could not be reported", code=HISTORY_UNREADABLE)
-    return finding._replace(action="reported")
+        return replace(finding, action="could not be reported", code=HISTORY_UNREADABLE)
+    return replace(finding, action="reported")

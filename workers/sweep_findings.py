@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 import msgspec
+from msgspec.structs import replace
 
 from events.lifecycle import DELETED, FAILED, PROVISIONING, RUNNING, Status
 from workers.deps import Deps
@@ -56,7 +57,7 @@ class InstanceRecord(NamedTuple):
         return self.server_id if is_there else None
 
 
-class Finding(NamedTuple):
+class Finding(msgspec.Struct, frozen=True):
     """A difference between a provider and the log. `action`: what is done about it. `code`: why that failed, None if it did not.
 
     `kind` is one of:
@@ -83,7 +84,7 @@ class Finding(NamedTuple):
         return self.code is not None or self.action.startswith("left alone")
 
 
-class NotCompared(NamedTuple):
+class NotCompared(msgspec.Struct, frozen=True):
     """A provider that could not be compared with the log. `needed`: whether the log has instances there."""
 
     provider: str
@@ -91,7 +92,7 @@ class NotCompared(NamedTuple):
     needed: bool = True
 
 
-class SweepReport(NamedTuple):
+class SweepReport(msgspec.Struct, frozen=True):
     """The result of a sweep."""
 
     findings: list[Finding]
@@ -103,17 +104,6 @@ class SweepReport(NamedTuple):
         return not any(one.needed for one in self.not_compared) and not any(found.code for found in self.findings)
 
 
-class ServerLeft(msgspec.Struct, frozen=True):
-    """A finding that needs an operator. The fields are those of `Finding`."""
-
-    provider: str
-    kind: str
-    server_id: str
-    instance_id: UUID | None
-    action: str
-    code: str | None
-
-
 class ProviderLeft(msgspec.Struct, frozen=True):
     """A provider that has servers of ours and could not be compared with the log."""
 
@@ -122,15 +112,15 @@ class ProviderLeft(msgspec.Struct, frozen=True):
 
 
 class SweepResult(msgspec.Struct, frozen=True):
-    """What a sweep leaves to an operator. `servers`: the first `SERVERS_LEFT_MAX` of `servers_count`."""
+    """What a sweep leaves to an operator, as it is stored. `servers`: the first `SERVERS_LEFT_MAX` of `servers_count`."""
 
-    servers: list[ServerLeft]
+    servers: list[Finding]
     servers_count: int
     providers: list[ProviderLeft]
 
     @classmethod
     def of(cls, report: SweepReport) -> SweepResult:
-        left = [ServerLeft(*found) for found in report.findings if found.needs_operator]
+        left = [found for found in report.findings if found.needs_operator]
         providers = [ProviderLeft(one.provider, one.why) for one in report.not_compared if one.needed]
         return cls(left[:SERVERS_LEFT_MAX], len(left), providers)
 
@@ -140,5 +130,5 @@ async def carry_out(finding: Finding, work: Awaitable[None], *, action_if_refuse
     try:
         await work
     except ProviderError as error:
-        return finding._replace(action=action_if_refused, code=error.code)
+        return replace(finding, action=action_if_refused, code=error.code)
     return finding

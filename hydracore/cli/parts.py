@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from msgspec.structs import asdict
 
 from hydracore import settings as configuration
 from hydracore.cli.exit_status import FOUND, NOT_DONE
@@ -101,7 +102,7 @@ def sweep(*, dry_run: bool, remove_unaccounted: bool, as_json: bool) -> None:
         pool.check_database(settings.database_url, role=settings.database_role, application="hydracore-sweep")
         swept = run_sweep(settings, dry_run=dry_run, remove_unaccounted=remove_unaccounted)
     if as_json:
-        print_json({name: [one._asdict() for one in found] for name, found in swept._asdict().items()})
+        print_json(swept)
     else:
         _show_swept(swept)
     if not swept.is_complete:
@@ -110,7 +111,7 @@ def sweep(*, dry_run: bool, remove_unaccounted: bool, as_json: bool) -> None:
 
 def _show_swept(swept: "SweepReport") -> None:
     for finding in swept.findings:
-        facts = finding._asdict().items()
+        facts = asdict(finding).items()
         say(" ".join(f"{name}={value}" for name, value in facts if value is not None))
     for one in swept.not_compared:
         note = "" if one.needed else " (the log has no instances there)"

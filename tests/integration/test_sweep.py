@@ -9,6 +9,7 @@ from typing import LiteralString
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from events.commands import AnyCommand
 from events.ids import lane_of
@@ -294,6 +295,21 @@ async def test_a_dry_run_prints_and_changes_nothing(stack: Stack, provider: Hetz
     await stack.until(lambda: missed_long_ago(stack, stack.known_server(lost)))
     stack.hint(SWEEP)
     await stack.until_status(lost, "error")
+
+
+async def test_an_orphan_that_is_named_after_no_instance_is_logged_without_one(
+    stack: Stack, provider: HetznerProvider
+) -> None:
+    ours = installation()
+    server_id = await stray(provider, **ours, **{"hc-instance": "nobody"})
+
+    async with stack.deps(installation=ours["hc-installation"]) as deps:
+        with capture_logs() as logs:
+            await sweep(deps, dry_run=True)
+
+    said = [(line["server_id"], line["instance_id"]) for line in logs if line["event"] == "sweep_found"]
+    assert (server_id, None) in said
+    await provider.delete_server(server_id)
 
 
 async def test_a_sweep_that_could_not_look_where_servers_are_says_so_and_fails(stack: Stack) -> None:
