@@ -13,7 +13,7 @@ from events import saga
 from events.errors import NotFound, StoreUnavailable, VersionConflict
 from events.lifecycle import DELETING
 from events.state import Instance
-from workers import provision, teardown
+from workers import failed_attempts, provision, teardown
 from workers.deps import Deps
 from workers.erasure import record_missed_erasure
 from workers.locks import Hold
@@ -118,13 +118,13 @@ async def execute_step(deps: Deps, state: Instance, step: saga.DueStep) -> StepR
         case saga.VerifyAgent():
             return await provision.verify_agent(deps, state, step)
         case saga.DiscardServer():
-            return await provision.discard_server(deps, state, step)
+            return await failed_attempts.discard_server(deps, state, step)
         case saga.AbandonProvisioning():
-            return await provision.abandon(deps, state, step)
+            return await failed_attempts.abandon(deps, state, step)
         case saga.TearDown():
             return await teardown.tear_down(deps, state, step)
         case saga.FinishDeletion():
-            return await teardown.finish_deletion(deps, state, step)
+            return await teardown.finish_deletion(deps, state)
         case _:
             assert_never(step)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
 from operator import attrgetter
 
@@ -10,35 +9,23 @@ import structlog
 
 from events import commands as c
 from events.errors import ReservationTaken
-from events.saga import AbandonProvisioning, AwaitAgent, DiscardServer, EnsureServer, PlanAttempt, VerifyAgent
-from events.state import Attempt, Instance
+from events.saga import AbandonProvisioning, AwaitAgent, EnsureServer, PlanAttempt, VerifyAgent
+from events.state import Instance
 from hydracore.agent_client import AGENT_PORT, AgentAddress, AgentClientError
 from hydracore.tokens import enrol_token, hash_token, held_control_token
+from workers.creation import create_server, record_created
 from workers.deps import Deps
+from workers.failed_attempts import UNACCOUNTED, abandon, fail_attempt, fail_without_server
 from workers.health import record_first_heartbeat
-from workers.labels import instance_labels, is_accounted_for, is_made_for, server_labels
+from workers.labels import instance_labels, is_made_for
 from workers.placement import free_address, hostname_of, next_placement
-from workers.providers.base import (
-    CreateServer,
-    Provider,
-    ProviderError,
-    ProviderLater,
-    ProviderNameTaken,
-    ProviderNoCapacity,
-    ProviderRefused,
-    ProviderRetry,
-    Server,
-)
-from workers.removal import SERVER_STILL_THERE, assert_unchanged, may_delete, remove_servers
-from workers.steps import RETRY_AFTER_S_MAX, Continue, Retry, StepResult, Wait, retry_for
-from workers.timing import boot_remaining_s, remaining_s, wait_for_gap
-from workers.user_data import new_nonce, server_name, user_data
+from workers.providers.base import ProviderError
+from workers.removal import SERVER_STILL_THERE, assert_unchanged, may_delete
+from workers.steps import Continue, Retry, StepResult, Wait, retry_for
+from workers.timing import boot_remaining_s, remaining_s
+from workers.user_data import new_nonce, server_name
 
 _log = structlog.get_logger(__name__)
-
-#: The instance has a server that its history does not account for, for instance after a restore. It may be in use, so an operator has
-#: to decide what to do with it.
-UNACCOUNTED = Retry(code="server_unaccounted")
 
 
 async def plan_attempt(deps: Deps, state: Instance, step: PlanAttempt) -> StepResult:
@@ -95,7 +82,7 @@ async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Step
     if provider is None:
         return Retry(code="provider_not_configured")
     if await boot_remaining_s(deps, attempt) <= 0:
-        return await _fail_without_server(deps, state, attempt, provider)
+        return await fail_without_server(deps, state, attempt, provider)
     try:
         found = await provider.find_servers(instance_labels(deps.settings.installation, state.id))
         matching = sorted((server for server in found if is_made_for(attempt, server)), key=attrgetter("age_order"))
@@ -110,121 +97,10 @@ async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Step
     except ProviderError as error:
         return retry_for(error)
     if matching:
-        return await _record_created(deps, state, attempt, matching[0], action_id=None, adopted=True)
+        return await record_created(deps, state, attempt, matching[0], action_id=None, adopted=True)
     if found:
         return SERVER_STILL_THERE if len(extras) == len(found) else UNACCOUNTED
     return await create_server(deps, state, attempt, first=False)
-
-
-async def _fail_without_server(deps: Deps, state: Instance, attempt: Attempt, provider: Provider) -> StepResult:
-    """Fail an attempt whose boot time is over before it had a server.
-
-    If a server that the history does not account for is in the way, another attempt could not remove it either. So none is made.
-    """
-    try:
-        found = await provider.find_servers(instance_labels(deps.settings.installation, state.id))
-    except ProviderError:
-        found = []
-    if all(is_accounted_for(state, server) for server in found):
-        return await fail_attempt(deps, state, attempt, code="boot_timeout", retryable=True)
-    return await fail_attempt(deps, state, attempt, code=UNACCOUNTED.code, retryable=False)
-
-
-async def create_server(deps: Deps, state: Instance, attempt: Attempt, *, first: bool) -> StepResult:
-    """Create the intended server. Call it only if it is certain that none exists.
-
-    `first`: whether this is the first create call of the attempt. Otherwise an earlier call may still create a server, even if the
-    provider refuses this one.
-    """
-    provider = deps.providers.get(attempt.provider)
-    if provider is None:
-        return Retry(code="provider_not_configured")
-    assert attempt.server_name is not None, "an intent names the server"
-    order = CreateServer(
-        name=attempt.server_name,
-        server_type=attempt.server_type,
-        location=attempt.location,
-        image=attempt.image,
-        user_data=user_data(
-            control_plane_url=deps.settings.public_url,
-            instance_id=state.id,
-            attempt=attempt,
-            master_keys=deps.settings.master_keys,
-        ),
-        labels=server_labels(deps.settings.installation, state.id, attempt),
-    )
-    try:
-        created = await provider.create_server(order)
-    except ProviderNoCapacity as error:
-        return await fail_attempt(deps, state, attempt, code=error.code, retryable=True, nothing_made=first)
-    except ProviderRefused as error:
-        return await fail_attempt(deps, state, attempt, code=error.code, retryable=False, nothing_made=first)
-    except ProviderNameTaken as error:
-        return await _resolve_name_conflict(deps, state, attempt, provider, conflict=error, first=first)
-    except ProviderError as error:
-        return retry_for(error)
-    # The last action ends when the server runs; the ones before it only create the server.
-    action_id = created.action_ids[-1] if created.action_ids else None
-    return await _record_created(deps, state, attempt, created.server, action_id=action_id, adopted=False)
-
-
-async def _resolve_name_conflict(
-    deps: Deps, state: Instance, attempt: Attempt, provider: Provider, *, conflict: ProviderNameTaken, first: bool
-) -> StepResult:
-    """Find out which server has the name of the intended one.
-
-    If it is not ours, a search by label would never find it, and the attempt would wait until its boot time is over. So it fails now.
-    """
-    assert attempt.server_name is not None, "an intent names the server"
-    try:
-        holder = await provider.get_server_named(attempt.server_name)
-    except ProviderError as error:
-        return retry_for(error)
-    if holder is None or instance_labels(deps.settings.installation, state.id).items() <= holder.labels.items():
-        # Created by an earlier call whose answer was lost, or for an older attempt: the retry finds it by its labels.
-        return Retry(code=conflict.code, is_expected=True)
-    _log.warning("server_name_taken", instance_id=str(state.id), server_id=holder.id, provider=attempt.provider)
-    return await fail_attempt(deps, state, attempt, code="server_name_taken", retryable=False, nothing_made=first)
-
-
-async def _record_created(
-    deps: Deps, state: Instance, attempt: Attempt, server: Server, *, action_id: str | None, adopted: bool
-) -> StepResult:
-    command = c.RecordServerCreated(
-        at_ms=deps.now_ms(),
-        attempt=attempt.number,
-        server_id=server.id,
-        ipv4=server.ipv4,
-        ipv6=server.ipv6,
-        action_id=action_id,
-        adopted=adopted,
-    )
-    # Appended at any version: the agent may have enrolled, or a deletion may have been requested, in the meantime.
-    outcome = await deps.store.execute(state.id, command, deps.origin(state.id))
-    facts = {"instance_id": str(state.id), "attempt": attempt.number, "server_id": server.id}
-    now = outcome.state.attempt
-    if now is not None and now.server_id == server.id:
-        _log.info("server_created", adopted=adopted, **facts)
-        return Continue(state=outcome.state)
-    # The attempt had ended before the server was there. The log already says that it has none, so nobody will look for it again.
-    try:
-        await _delete_late_server(deps.providers[attempt.provider], server)
-    except ProviderError as error:
-        return retry_for(error)
-    _log.warning("late_server_deleted", **facts)
-    return Continue(state=outcome.state)
-
-
-async def _delete_late_server(provider: Provider, server: Server) -> None:
-    """Delete `server`, and retry while the provider is busy or has it locked, as it does during creation.
-
-    The time limit of `advance` ends this. The sweep then removes the server as an orphan.
-    """
-    while True:
-        try:
-            return await provider.delete_server(server.id)
-        except (ProviderRetry, ProviderLater) as error:
-            await asyncio.sleep(min(error.retry_after_s, RETRY_AFTER_S_MAX))
 
 
 async def await_agent(deps: Deps, state: Instance, step: AwaitAgent) -> StepResult:
@@ -255,52 +131,3 @@ async def verify_agent(deps: Deps, state: Instance, step: VerifyAgent) -> StepRe
     if await boot_remaining_s(deps, step.attempt) <= 0:
         return await fail_attempt(deps, state, step.attempt, code="attempt_unverified", retryable=True)
     return Retry(code="attempt_unverified", delay_s=0.5)
-
-
-async def discard_server(deps: Deps, state: Instance, step: DiscardServer) -> StepResult:
-    """Delete all servers of a failed attempt, including that of a create call that may still be in flight."""
-    attempt = step.attempt
-    provider = deps.providers.get(attempt.provider)
-    if provider is None:
-        return Retry(code="provider_not_configured")
-    if not attempt.nothing_made and attempt.server_id is None:
-        waits = await wait_for_gap(deps, state, gap_s=deps.settings.provider_timeout_s)
-        if waits is not None:
-            return waits
-    try:
-        if await remove_servers(deps, state, provider):
-            return SERVER_STILL_THERE
-    except ProviderError as error:
-        # A provider that refused to create the server may also refuse to list servers, for instance because of bad credentials.
-        if not (attempt.nothing_made and isinstance(error, ProviderRefused)):
-            return retry_for(error)
-    command = c.RecordServerDiscarded(at_ms=deps.now_ms(), attempt=attempt.number)
-    # Appended at the version that was checked: a server that was recorded since was not deleted.
-    outcome = await deps.store.execute_at(state, state.id, command, deps.origin(state.id))
-    return Continue(state=outcome.state)
-
-
-async def abandon(deps: Deps, state: Instance, step: AbandonProvisioning) -> StepResult:
-    """Record that provisioning has failed. The reservations stay until the instance is deleted."""
-    outcome = await deps.store.execute_at(
-        state, state.id, c.GiveUp(at_ms=deps.now_ms(), code=step.code), deps.origin(state.id)
-    )
-    _log.warning("provisioning_failed", instance_id=str(state.id), code=step.code)
-    return Continue(state=outcome.state)
-
-
-async def fail_attempt(
-    deps: Deps, state: Instance, attempt: Attempt, *, code: str, retryable: bool, nothing_made: bool = False
-) -> StepResult:
-    """Record that this attempt failed. The saga then tries the next placement or gives up.
-
-    `nothing_made`: whether the provider itself answered that it has created no server for this attempt.
-
-    Raises `VersionConflict` if the stream has changed since `state`: another worker may have created the server meanwhile.
-    """
-    command = c.FailAttempt(
-        at_ms=deps.now_ms(), attempt=attempt.number, code=code, retryable=retryable, nothing_made=nothing_made
-    )
-    outcome = await deps.store.execute_at(state, state.id, command, deps.origin(state.id))
-    _log.warning("attempt_failed", instance_id=str(state.id), attempt=attempt.number, code=code)
-    return Continue(state=outcome.state)

@@ -8,7 +8,7 @@ import structlog
 
 from events import commands as c
 from events.errors import VersionConflict
-from events.saga import FinishDeletion, TearDown
+from events.saga import TearDown
 from events.state import Attempt, Instance
 from hydracore.agent.messages import Drained
 from hydracore.agent_client import AGENT_PORT, AgentAddress, AgentClientError
@@ -152,7 +152,7 @@ async def _check_after_refusal(deps: Deps, state: Instance, attempt: Attempt) ->
         return retry_for(error)
 
 
-async def finish_deletion(deps: Deps, state: Instance, _step: FinishDeletion) -> StepResult:
+async def finish_deletion(deps: Deps, state: Instance) -> StepResult:
     """Append the last event of the stream."""
     outcome = await deps.store.execute_at(
         state, state.id, c.CompleteDeletion(at_ms=deps.now_ms()), deps.origin(state.id)
