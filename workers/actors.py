@@ -105,55 +105,62 @@ class DepsMiddleware(Middleware):
 
 def declare_actors(broker: RedisBroker, middleware: DepsMiddleware) -> None:
     """Declare all actors to the broker."""
+    handlers = _HintHandlers(middleware)
+    actors: dict[str, Callable[..., Awaitable[None]]] = {
+        b.ADVANCE: handlers.advance,
+        b.CHECK_HEALTH: handlers.check_health,
+        b.POLL_ACTIONS: handlers.poll_actions,
+        b.SWEEP: handlers.sweep,
+        b.FOLD_LANES: handlers.fold_lanes,
+    }
+    for name, actor in actors.items():
+        dramatiq.actor(actor_name=name, queue_name=b.QUEUE, broker=broker)(actor)
 
-    def deps() -> Deps:
-        assert middleware.deps is not None, "the worker has booted"
-        return middleware.deps
 
-    #: A hint has several instances. Still, only as many instances are handled at a time as the worker has threads.
-    slots = asyncio.Semaphore(middleware.settings.worker_threads)
+class _HintHandlers:
+    """The actors of one worker. They share its dependencies, which are open once the worker has booted."""
 
-    async def on_instances(work: Callable[[Deps, UUID], Awaitable[None]], texts: tuple[str, ...]) -> None:
+    def __init__(self, middleware: DepsMiddleware) -> None:
+        self._middleware = middleware
+        #: A hint has several instances. Still, only as many instances are handled at a time as the worker has threads.
+        self._slots = asyncio.Semaphore(middleware.settings.worker_threads)
+        self._polls = asyncio.Semaphore(POLLS_MAX)
+        self._sweeps = asyncio.Semaphore(SWEEPS_MAX)
+        self._folder = LaneFolder(middleware.settings)
+
+    async def advance(self, *instance_ids: str) -> None:
+        await self._on_instances(advance, instance_ids)
+
+    async def check_health(self, *instance_ids: str) -> None:
+        await self._on_instances(check_health, instance_ids)
+
+    async def poll_actions(self) -> None:
+        await _run_limited(self._polls, lambda: poll_actions(self._deps))
+
+    async def sweep(self) -> None:
+        await _run_limited(self._sweeps, lambda: sweep(self._deps, dry_run=False))
+
+    async def fold_lanes(self, name: str, generation: str) -> None:
+        # No time limit here: folding ends by itself. Cancelled in the middle of a lane, it would start that lane again and again.
+        await _run_and_log(self._folder.fold_for_hint(name, int(generation)), projection=name)
+
+    @property
+    def _deps(self) -> Deps:
+        assert self._middleware.deps is not None, "the worker has booted"
+        return self._middleware.deps
+
+    async def _on_instances(self, work: Callable[[Deps, UUID], Awaitable[None]], texts: tuple[str, ...]) -> None:
         # A slow or failing instance does not affect the others.
-        await asyncio.gather(*(on_instance(work, text) for text in texts))
+        await asyncio.gather(*(self._on_instance(work, text) for text in texts))
 
-    async def on_instance(work: Callable[[Deps, UUID], Awaitable[None]], text: str) -> None:
+    async def _on_instance(self, work: Callable[[Deps, UUID], Awaitable[None]], text: str) -> None:
         try:
             instance_id = UUID(str(text))
         except ValueError:
             _log.warning("hint_unreadable")
             return
-        async with slots:
-            await _run_within_limit(work(deps(), instance_id), instance_id=str(instance_id))
-
-    async def advance_actor(*instance_ids: str) -> None:
-        await on_instances(advance, instance_ids)
-
-    async def check_health_actor(*instance_ids: str) -> None:
-        await on_instances(check_health, instance_ids)
-
-    polls, sweeps = asyncio.Semaphore(POLLS_MAX), asyncio.Semaphore(SWEEPS_MAX)
-
-    async def poll_actions_actor() -> None:
-        await _run_limited(polls, lambda: poll_actions(deps()))
-
-    async def sweep_actor() -> None:
-        await _run_limited(sweeps, lambda: sweep(deps(), dry_run=False))
-
-    folder = LaneFolder(middleware.settings)
-
-    async def fold_lanes_actor(name: str, generation: str) -> None:
-        # No time limit here: folding ends by itself. Cancelled in the middle of a lane, it would start that lane again and again.
-        await _run_and_log(folder.fold_for_hint(name, int(generation)), projection=name)
-
-    def declare(name: str, actor: Callable[..., Awaitable[None]]) -> None:
-        dramatiq.actor(actor_name=name, queue_name=b.QUEUE, broker=broker)(actor)
-
-    declare(b.ADVANCE, advance_actor)
-    declare(b.CHECK_HEALTH, check_health_actor)
-    declare(b.POLL_ACTIONS, poll_actions_actor)
-    declare(b.SWEEP, sweep_actor)
-    declare(b.FOLD_LANES, fold_lanes_actor)
+        async with self._slots:
+            await _run_within_limit(work(self._deps, instance_id), instance_id=str(instance_id))
 
 
 async def _run_limited(slots: asyncio.Semaphore, work: Callable[[], Awaitable[object]]) -> None:
