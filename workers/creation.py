@@ -15,11 +15,10 @@ from workers.providers.base import (
     CreateServer,
     Provider,
     ProviderError,
-    ProviderLater,
     ProviderNameTaken,
     ProviderNoCapacity,
     ProviderRefused,
-    ProviderRetry,
+    ProviderWait,
     Server,
 )
 from workers.steps import RETRY_AFTER_S_MAX, Continue, Retry, StepResult, retry_for
@@ -122,5 +121,5 @@ async def _delete_late_server(provider: Provider, server: Server) -> None:
     while True:
         try:
             return await provider.delete_server(server.id)
-        except (ProviderRetry, ProviderLater) as error:
+        except ProviderWait as error:
             await asyncio.sleep(min(error.retry_after_s, RETRY_AFTER_S_MAX))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from events.state import Instance
-from workers.providers.base import ProviderError, ProviderLater, ProviderRetry
+from workers.providers.base import ProviderError, ProviderWait
 
 #: The longest pause that a provider's answer causes, even if it asks for a longer one: the instance's deadlines and alarms have to be
 #: checked. The provider's driver still keeps to the longer pause.
@@ -41,6 +41,6 @@ StepResult = Continue | Wait | Retry
 
 def retry_for(error: ProviderError) -> Retry:
     """The retry that a provider's failure calls for."""
-    if isinstance(error, ProviderRetry | ProviderLater):
+    if isinstance(error, ProviderWait):
         return Retry(code=error.code, delay_s=min(error.retry_after_s, RETRY_AFTER_S_MAX))
     return Retry(code=error.code)

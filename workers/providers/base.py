@@ -1,8 +1,9 @@
 """The interface of a server provider: its calls, their results, and all errors.
 
     ProviderError                has a code and a correlation id, but no text of the provider
-    ├── ProviderRetry            the call had no effect; it may be repeated after `retry_after_s`
-    ├── ProviderLater            the server or the provider is busy or broken; try again after `retry_after_s`, which is longer
+    ├── ProviderWait             may succeed after `retry_after_s`
+    │   ├── ProviderRetry        the call had no effect
+    │   └── ProviderLater        the server or the provider is busy or broken, which usually lasts longer
     ├── ProviderNoCapacity       this server type is not available at this location; another placement may be
     ├── ProviderNameTaken        a resource of this name exists; look whose it is
     ├── ProviderRefused          a repetition cannot succeed; somebody has to change something
@@ -92,11 +93,8 @@ class ProviderError(Exception):
         return self.code if self.correlation_id is None else f"{self.code} (correlation id {self.correlation_id})"
 
 
-class ProviderRetry(ProviderError):
-    """The call had no effect: a conflict, a rate limit, a bad gateway, or no connection.
-
-    Behind a gateway that is not certain, so a caller that creates a server looks for it before it creates it again.
-    """
+class ProviderWait(ProviderError):
+    """The same call may succeed after `retry_after_s` seconds."""
 
     def __init__(
         self, code: str, correlation_id: str | None = None, *, retry_after_s: float = RETRY_AFTER_S_DEFAULT
@@ -105,12 +103,15 @@ class ProviderRetry(ProviderError):
         self.retry_after_s = retry_after_s
 
 
-class ProviderLater(ProviderError):
-    """The resource is locked, or the provider is under maintenance, unavailable or broken."""
+class ProviderRetry(ProviderWait):
+    """The call had no effect: a conflict, a rate limit, a bad gateway, or no connection.
 
-    def __init__(self, code: str, correlation_id: str | None = None, *, retry_after_s: float = LATER_S_DEFAULT) -> None:
-        super().__init__(code, correlation_id)
-        self.retry_after_s = retry_after_s
+    Behind a gateway that is not certain, so a caller that creates a server looks for it before it creates it again.
+    """
+
+
+class ProviderLater(ProviderWait):
+    """The resource is locked, or the provider is under maintenance, unavailable or broken."""
 
 
 class ProviderNoCapacity(ProviderError):

@@ -42,7 +42,7 @@ class HetznerProvider:
     ) -> None:
         self._endpoint = endpoint
         self._http = HetznerHttp(endpoint, token, timeout_s=timeout_s)
-        self._key = HetznerKey(self._http, name=ssh_key_name, public_key=ssh_public_key or None)
+        self._key = HetznerKey(self._http, name=ssh_key_name, public_key=ssh_public_key)
 
     def __repr__(self) -> str:
         return f"HetznerProvider({self._endpoint!r})"

@@ -21,6 +21,7 @@ from workers.providers.base import (
     ProviderOutcomeUnknown,
     ProviderRefused,
     ProviderRetry,
+    ProviderWait,
 )
 
 TIMED_OUT: Final = "timeout"
@@ -97,7 +98,7 @@ def error_of(
     if mutation and (code == TIMED_OUT or (status in TIMEOUT_STATUSES and code not in CLASS_OF_CODE)):
         # The change may still happen.
         return ProviderOutcomeUnknown(code, kept_id)
-    if kind is ProviderRetry or kind is ProviderLater:
+    if issubclass(kind, ProviderWait):
         # A lock is released when its action ends, which takes seconds.
         soon = kind is ProviderRetry or code == LOCKED or status == 423  # noqa: PLR2004 - "locked"
         usual_s = RETRY_AFTER_S_DEFAULT if soon else LATER_S_DEFAULT

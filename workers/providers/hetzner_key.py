@@ -117,8 +117,8 @@ def _material(public_key: str) -> tuple[str, ...]:
     return tuple(public_key.split()[:2])
 
 
-def _short_digest(public_key: str | None) -> str:
-    return hashlib.sha256(" ".join(_material(public_key or "")).encode()).hexdigest()[:8]
+def _short_digest(public_key: str) -> str:
+    return hashlib.sha256(" ".join(_material(public_key)).encode()).hexdigest()[:8]
 
 
 def _throwaway_public_key() -> str:
