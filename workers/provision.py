@@ -126,7 +126,9 @@ async def verify_agent(deps: Deps, state: Instance, step: VerifyAgent) -> StepRe
                 await record_first_heartbeat(deps, state.id, status)
                 command = c.MarkReady(at_ms=deps.now_ms(), attempt=step.attempt.number)
                 outcome = await deps.store.execute(state.id, command, deps.origin(state.id))
-                _log.info("instance_ready", instance_id=str(state.id))
+                # Without an event, a deletion was requested, or the attempt has failed, while the agent was asked.
+                if outcome.events:
+                    _log.info("instance_ready", instance_id=str(state.id))
                 return Continue(state=outcome.state)
     if await boot_remaining_s(deps, step.attempt) <= 0:
         return await fail_attempt(deps, state, step.attempt, code="attempt_unverified", retryable=True)

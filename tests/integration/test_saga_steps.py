@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 from uuid import UUID
@@ -22,6 +23,7 @@ from tests.stack import Stack
 from tests.strays import stray
 from tests.tiny_agent import TinyAgent, serving
 from tests.use_fixtures import free_host
+from tests.waiting import until
 from workers.advance import advance
 from workers.deps import Deps
 from workers.health import record_first_heartbeat
@@ -251,6 +253,22 @@ async def test_what_answers_in_an_agent_s_place_makes_nothing_ready(
 
     assert (unready.status, why) == ("provisioning", "attempt_unverified")
     assert ready.status == "running"
+
+
+async def test_an_agent_that_answers_once_its_instance_is_being_deleted_is_not_logged_as_ready(deps: Deps) -> None:
+    host, agent = free_host(), TinyAgent(ADA)
+    agent.may_answer.clear()
+    await give(deps, *at_home(host, *lives.HEALTHY))
+
+    async with serving(agent, host):
+        with capture_logs() as said:
+            advancing = asyncio.create_task(advance(deps, ADA))
+            await until(lambda: agent.calls_of("/api/status"))
+            await give(deps, lives.delete())
+            agent.may_answer.set()
+            await advancing
+
+    assert "instance_ready" not in {line["event"] for line in said}
 
 
 @pytest.mark.parametrize(
