@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import dramatiq
@@ -97,7 +97,7 @@ class DepsMiddleware(Middleware):
             raise SettingsError((str(error),)) from None
         self.deps = deps
 
-    def _run(self, work: Any) -> None:
+    def _run(self, work: Awaitable[None]) -> None:
         thread = get_event_loop_thread()
         assert thread is not None, "AsyncIO stands before this middleware"
         thread.run_coroutine(_within(OPEN_S_MAX, work))

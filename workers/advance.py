@@ -90,6 +90,7 @@ async def _advance_locked(deps: Deps, state: Instance, hold: Hold) -> int:
 
 
 async def _try_step(deps: Deps, state: Instance, step: saga.DueStep) -> StepResult:
+    # In two blocks, because to load the state after a lost race may fail in the same ways as the step.
     try:
         try:
             return await execute_step(deps, state, step)

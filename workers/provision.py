@@ -99,6 +99,7 @@ async def ensure_server(deps: Deps, state: Instance, step: EnsureServer) -> Step
     if matching:
         return await record_created(deps, state, attempt, matching[0], action_id=None, adopted=True)
     if found:
+        # Another server has the name. Either all are being deleted, or one may not be deleted: then an operator has to decide.
         return SERVER_STILL_THERE if len(extras) == len(found) else UNACCOUNTED
     return await create_server(deps, state, attempt, first=False)
 

@@ -88,14 +88,10 @@ class HetznerKey:
 
     def _match(self, keys: list[WireKey]) -> WireKey | None:
         """Our key among `keys`: the one with the same key material, or, for a throwaway key, the one with our name."""
-        for key in keys:
-            if (
-                key.name == self._name
-                if self._public_key is None
-                else _material(key.public_key) == _material(self._public_key)
-            ):
-                return key
-        return None
+        if self._public_key is None:
+            return next((key for key in keys if key.name == self._name), None)
+        wanted = _material(self._public_key)
+        return next((key for key in keys if _material(key.public_key) == wanted), None)
 
     async def _create(self, name: str) -> int:
         body = {"name": name, "public_key": self._public_key or _throwaway_public_key()}

@@ -60,6 +60,7 @@ class Pacer:
         Raises `ProviderRetry` instead of waiting longer, and at once while the provider does not answer.
         """
         await self._slot(timeout_s)
+        # After the wait, because the provider may have fallen silent meanwhile.
         self.refuse_if_silent()
         if self._silence_s > 0.0:
             # Only this call tries whether the provider answers again.
