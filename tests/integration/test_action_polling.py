@@ -4,6 +4,7 @@ import psycopg
 from structlog.testing import capture_logs
 
 from tests import lives
+from tests.hetzner_calls import running
 from tests.stack import Stack
 from tests.strays import installation, recorded, stray
 from workers.action_polling import poll_actions
@@ -28,6 +29,27 @@ async def test_a_server_is_observed_though_the_provider_fails_at_another(
     assert [(line["event"], line["instance_id"], line["code"]) for line in logs] == [
         ("observation_failed", str(first), "invalid_input")
     ]
+    for server_id in servers:
+        await provider.delete_server(server_id)
+
+
+async def test_a_row_of_which_the_log_knows_nothing_keeps_no_other_server_from_being_observed(
+    stack: Stack, provider: HetznerProvider, database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    servers = [await stray(provider, **installation()) for _ in range(2)]
+    async with stack.deps(database_url=database_url) as deps:
+        made = [lives.created(server_id=server_id, action_id=f"99999{server_id}") for server_id in servers]
+        first, second = [await recorded(deps, number, one) for number, one in enumerate(made)]
+        await owner_conn.execute("UPDATE instance SET id = gen_random_uuid() WHERE id = %s", (first,))
+        for server_id in servers:
+            await running(provider, server_id)
+
+        with capture_logs() as logs:
+            await poll_actions(deps)
+
+    seen = await owner_conn.execute("SELECT stream_id FROM event WHERE type = 'server_observed'")
+    assert await seen.fetchall() == [(second,)]
+    assert [line["event"] for line in logs] == ["row_without_stream"]
     for server_id in servers:
         await provider.delete_server(server_id)
 

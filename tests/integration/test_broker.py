@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from uuid import uuid4
 
 import dramatiq
+import msgspec
 import pytest
 from dramatiq.brokers.redis import RedisBroker
 from redis import Redis
@@ -56,6 +57,19 @@ def test_no_more_hints_are_sent_than_may_wait(own_services: OwnServices, monkeyp
         waiting = redis.llen(f"hydracore:{b.QUEUE}")
 
     assert (sent, duty, waiting) == ([True, True, False, False], False, 2)
+
+
+def test_of_many_instances_each_is_in_one_hint(own_services: OwnServices, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(b.HintSender, "TOGETHER_MAX", 2)
+    instance_ids = [uuid4() for _ in range(4 * b.HintSender.IDS_MAX + 1)]
+
+    with closing(b.HintSender(own_services.redis_url)) as hints, Redis.from_url(own_services.redis_url) as redis:
+        assert hints.send(b.ADVANCE, instance_ids)
+        waiting = redis.hvals(f"hydracore:{b.QUEUE}.msgs")
+
+    named = [msgspec.json.decode(message)["args"] for message in waiting]
+    assert sorted(text for args in named for text in args) == sorted(map(str, instance_ids))
+    assert sorted(map(len, named)) == [1, *[b.HintSender.IDS_MAX] * 4]
 
 
 @pytest.mark.parametrize(
