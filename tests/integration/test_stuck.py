@@ -7,6 +7,7 @@ import json
 import re
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
@@ -21,6 +22,7 @@ from tests.strays import stray
 from tests.sweeping import found as found_by_sweep
 from workers.orphans import UNACCOUNTED_MAX
 from workers.providers.hetzner import HetznerProvider
+from workers.sweep_findings import Finding, SweepReport, SweepResult
 from workers.work_schedule import WorkSchedule
 
 ADA = lives.instance_id()
@@ -149,6 +151,21 @@ async def test_more_than_can_be_listed(
 
     assert done.output.endswith("\nmore than 1 stuck\n")
     assert (len(found["instances"]), found["is_complete"]) == (1, False)
+
+
+async def test_more_than_is_kept_of_a_sweep(
+    database_url: str, owner_conn: psycopg.AsyncConnection, parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.sweep_findings.SERVERS_LEFT_MAX", 1)
+    left = [Finding("cloudsim", "orphan", server_id, None, "left alone: unknown to the log") for server_id in "12"]
+    kept = msgspec.json.encode(SweepResult.of(SweepReport(left, [])))
+    await owner_conn.execute("UPDATE last_sweep SET result = %s", (kept.decode(),))
+
+    done = await stuck(database_url)
+    found = await listed(database_url)
+
+    assert done.output.endswith("\nmore than 1 stuck\n")
+    assert ([each["server_id"] for each in found["servers"]], found["is_complete"]) == (["1"], False)
 
 
 async def test_parked_lanes(database_url: str, owner_conn: psycopg.AsyncConnection, parts: None) -> None:
