@@ -7,6 +7,7 @@ collector is off, which would take a third of the import time.
 from __future__ import annotations
 
 import gc
+import logging
 import multiprocessing
 import os
 import pickle
@@ -35,6 +36,9 @@ def pickle_task(work: Callable[[], object], describe: Callable[[Exception], str]
 def run_task(task: bytes, pipe: PipeEnd) -> None:
     end_with_parent()
     os.nice(NICE)
+    # This process configures no logging, so that psycopg's warnings about a broken connection would be printed as they
+    # are, before the reason that the parent prints or logs.
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())
     # A fold creates millions of objects but no cycles. Searching for cycles would take a third of its time.
     gc.disable()
     work, describe = pickle.loads(task)  # noqa: S301 - from the process that has started this one

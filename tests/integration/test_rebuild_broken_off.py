@@ -17,6 +17,7 @@ from projections.errors import GenerationInUse
 from projections.instance import InstanceProjection
 from projections.rebuild import prune
 from tests.cloudsim_fixtures import REPOSITORY
+from tests.command import Command
 from tests.forked import Forked
 from tests.rebuilding import write_lives
 from tests.requests_to_log import open_store
@@ -24,6 +25,15 @@ from tests.waiting import PATIENCE_S, until
 
 LANES = "SELECT FROM projection_lane WHERE folded_at IS NULL"
 UNCLAIMED = "SELECT FROM projection_lane WHERE folded_at IS NULL FOR UPDATE SKIP LOCKED"
+
+#: Ends the sessions of the processes that fold, once one of them waits for the log.
+END_FOLDING = """
+  WITH sessions AS MATERIALIZED (
+       SELECT pid, bool_or(wait_event_type = 'Lock') OVER () AS is_waiting
+         FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'hydracore-projections')
+SELECT pg_terminate_backend(pid) FROM sessions WHERE is_waiting
+"""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -58,6 +68,26 @@ async def test_whoever_folds_ends_with_the_rebuild(
     assert status == (-number if number == signal.SIGKILL else INTERRUPTED)
     if number != signal.SIGKILL:
         assert (tmp_path / "errors").read_text() == "hydracore: interrupted\n"
+
+
+async def test_that_the_server_has_ended_the_sessions_of_a_fold_is_told_in_one_line(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=4)
+    env = os.environ | {"HYDRACORE_DATABASE_URL": database_url}
+
+    async def end_folding() -> bool:
+        return (await owner_conn.execute(END_FOLDING)).rowcount > 0
+
+    async with await psycopg.AsyncConnection.connect(database_url) as holder:
+        await holder.execute("LOCK TABLE event IN ACCESS EXCLUSIVE MODE")
+        with Command.started("projections", "rebuild", "instance", "--workers", "1", env=env) as command:
+            await until(end_folding)
+            ended = await command.ended()
+
+    assert (ended.status, ended.stdout) == (3, "")
+    assert ended.stderr == "hydracore: Folding the lanes of instance failed: AdminShutdown (57P01)\n"
 
 
 async def test_whoever_is_told_to_stop_at_the_end_does_not_wait_for_the_tables_to_be_analysed(
