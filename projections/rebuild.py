@@ -23,7 +23,7 @@ from projections.definition import Inline, Projection
 from projections.drift import Comparison, Drift
 from projections.errors import LiveIncomplete, NothingToRollBackTo, Outdated, ParityMismatch
 from projections.generations import Generation, Progress
-from projections.rebuild_lock import connect, rebuild_lock
+from projections.rebuild_lock import check_rebuild_lock, connect, rebuild_lock
 from projections.swap import SwapResult, swap
 from projections.swap_preparation import catch_up, compare_with_live, prepare_swap
 
@@ -110,12 +110,12 @@ async def rebuild(
             # Another comparison would only find the accepted drift again.
             candidate = candidate._replace(unverified=None)
         try:
-            swapped = await _swap(database_url, candidate)
+            swapped = await _swap(database_url, connection, candidate)
         except ParityMismatch as error:
             _record(report, error.comparison)
             if not accept_drift:
                 return report
-            swapped = await _swap(database_url, candidate._replace(unverified=None))
+            swapped = await _swap(database_url, connection, candidate._replace(unverified=None))
         report.rested_s = pace.rested_s
         _finish(report, swapped, began_s)
         return report
@@ -186,6 +186,7 @@ async def rollback(database_url: str, projection: Projection) -> Report:
         candidate = Candidate.of(projection, earlier, live, Pace(full_speed=True))._replace(unverified=None)
 
         async def prepare(swapping: AsyncConnection) -> None:
+            await check_rebuild_lock(connection)
             report.events += await prepare_swap(swapping, candidate)
 
         _finish(report, await swap(partial(connect, database_url), candidate, prepare=prepare), began_s)
@@ -272,8 +273,15 @@ async def _is_resumable(
     return isinstance(projection, Inline) or live is None or not await generations.is_ahead(connection, build)
 
 
-async def _swap(database_url: str, candidate: Candidate) -> SwapResult:
-    return await swap(partial(connect, database_url), candidate, prepare=partial(prepare_swap, candidate=candidate))
+async def _swap(database_url: str, connection: AsyncConnection, candidate: Candidate) -> SwapResult:
+    """`connection`: that of the rebuild lock."""
+
+    async def prepare(swapping: AsyncConnection) -> None:
+        # Each try has a session of its own, so that the loss of this one would stop none of them.
+        await check_rebuild_lock(connection)
+        await prepare_swap(swapping, candidate)
+
+    return await swap(partial(connect, database_url), candidate, prepare=prepare)
 
 
 async def _compare(connection: AsyncConnection, candidate: Candidate, report: Report) -> None:

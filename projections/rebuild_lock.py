@@ -18,6 +18,7 @@ from projections.generations import UNLIMITED_SESSION
 _SQL = Statements("projections", "rebuild_lock.sql")
 _TAKE = _SQL["take"]
 _TAKE_FOR_TRANSACTION = _SQL["take_for_transaction"]
+_CHECK = _SQL["check"]
 _RELEASE = _SQL["release"]
 
 #: Makes a session notice within half a second that its client was killed, even while it waits for a lock.
@@ -36,6 +37,15 @@ async def rebuild_lock(database_url: str, name: str) -> AsyncGenerator[AsyncConn
             # refused until then. If the connection is broken, the end of its session releases the lock.
             with suppress(Error):
                 await connection.execute(_RELEASE, (name,))
+
+
+async def check_rebuild_lock(connection: AsyncConnection) -> None:
+    """Check that the connection of `rebuild_lock` still holds the lock.
+
+    Raises psycopg's error where its session has ended, as at a restart of the server. Since then, another rebuild or a
+    `prune` may have changed or dropped the build.
+    """
+    await connection.execute(_CHECK)
 
 
 async def take_rebuild_lock(connection: AsyncConnection, name: str) -> None:

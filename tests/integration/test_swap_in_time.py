@@ -57,6 +57,14 @@ SELECT coalesce(wait_event_type, ''), state
  WHERE datname = current_database() AND application_name = 'hydracore-rebuild' AND query ~ 'lane_head' AND query ~ 'UPDATE'
 """
 
+#: Ends the session with the rebuild lock.
+END_LOCK = """
+SELECT pg_terminate_backend(a.pid, 5000)
+  FROM pg_stat_activity a
+  JOIN pg_locks l ON l.pid = a.pid AND l.locktype = 'advisory'
+ WHERE a.datname = current_database() AND a.application_name = 'hydracore-rebuild'
+"""
+
 
 async def test_a_swap_that_takes_too_long_is_not_committed_though_nothing_has_broken_it_off(
     database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
@@ -172,6 +180,25 @@ async def test_where_nobody_can_be_asked_whether_the_last_try_was_made_that_is_s
     assert live.number == 2
     assert await generations.newest_in_states(owner_conn, "instance", *generations.UNFINISHED) is None
     assert (await compared(database_url, InstanceProjection())).drifted == 0
+
+
+async def test_a_rebuild_that_has_lost_its_lock_swaps_nothing(
+    database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projections.swap.TRIES_MAX", 5)
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=4)
+    async with await psycopg.AsyncConnection.connect(database_url) as sitter:
+        await sitter.execute("SELECT FROM lane WHERE lane = 63 FOR UPDATE")
+        rebuilding = asyncio.create_task(rebuilt(database_url, InstanceProjection()))
+        await until(lambda: in_state(owner_conn, "Lock", "active"))
+
+        await owner_conn.execute(END_LOCK)
+
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            await rebuilding
+    report = await rebuilt(database_url, InstanceProjection())
+    assert (report.resumed, report.generation, report.drifted) == (True, 2, 0)
 
 
 async def test_a_rebuild_that_is_frozen_as_it_swaps_stops_nobody_and_swaps_once_it_can_go_on(
