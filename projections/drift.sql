@@ -1,3 +1,7 @@
+-- name: one_snapshot
+-- First in its transaction: the build is brought to the positions that the live tables have in the same snapshot.
+SET TRANSACTION ISOLATION LEVEL REPEATABLE READ
+
 -- name: whole_tables
 -- A hash join holds one side in memory while it reads the other. What does not fit goes to disk.
 SELECT set_config('work_mem', '64MB', true)

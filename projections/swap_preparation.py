@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from psycopg import AsyncConnection, IsolationLevel
+from psycopg import AsyncConnection
 
 from events.sql import Statements
 from projections.candidate import Candidate
@@ -10,7 +10,9 @@ from projections.drift import Comparison, Scope, compare
 from projections.errors import ParityMismatch
 from projections.swap import READ_MAX
 
-_WHOLE_TABLES = Statements("projections", "drift.sql")["whole_tables"]
+_SQL = Statements("projections", "drift.sql")
+_ONE_SNAPSHOT = _SQL["one_snapshot"]
+_WHOLE_TABLES = _SQL["whole_tables"]
 
 #: The swap is tried once a step applied at most this many events and read at most that many, or after this many steps.
 CLOSE_EVENTS = 200
@@ -45,17 +47,14 @@ async def compare_with_live(connection: AsyncConnection, candidate: Candidate, *
     """
     unverified = candidate.unverified
     assert unverified is not None, "the candidate is to be compared"
-    await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
-    try:
-        async with connection.transaction():
-            await candidate.step(connection, await candidate.live_positions(connection))
-            if candidate.live is None:
-                return Comparison()
-            await connection.execute(_WHOLE_TABLES)
-            scope = Scope() if everything else unverified.scope()
-            comparison = await compare(connection, candidate.projection, candidate.build, candidate.live, scope)
-    finally:
-        await connection.set_isolation_level(None)
+    async with connection.transaction():
+        await connection.execute(_ONE_SNAPSHOT)
+        await candidate.step(connection, await candidate.live_positions(connection))
+        if candidate.live is None:
+            return Comparison()
+        await connection.execute(_WHOLE_TABLES)
+        scope = Scope() if everything else unverified.scope()
+        comparison = await compare(connection, candidate.projection, candidate.build, candidate.live, scope)
     unverified.clear()
     return comparison
 

@@ -19,7 +19,7 @@ from projections.rebuild import prune
 from tests.cloudsim_fixtures import REPOSITORY
 from tests.command import Command
 from tests.forked import Forked
-from tests.rebuilding import write_lives
+from tests.rebuilding import rebuilt, write_lives
 from tests.requests_to_log import open_store
 from tests.waiting import PATIENCE_S, until
 
@@ -33,6 +33,13 @@ END_FOLDING = """
          FROM pg_stat_activity
         WHERE datname = current_database() AND application_name = 'hydracore-projections')
 SELECT pg_terminate_backend(pid) FROM sessions WHERE is_waiting
+"""
+
+#: Ends the session of a rebuild that waits for a table.
+END_WAITING = """
+SELECT pg_terminate_backend(pid)
+  FROM pg_stat_activity
+ WHERE datname = current_database() AND application_name = 'hydracore-rebuild' AND wait_event_type = 'Lock'
 """
 
 
@@ -114,6 +121,21 @@ async def test_whoever_is_told_to_stop_at_the_end_does_not_wait_for_the_tables_t
         await asyncio.wait((comparing,), timeout=PATIENCE_S)
         assert comparing.cancelled()
         assert not await waits()
+
+
+async def test_a_comparison_whose_session_ends_raises_what_ended_it(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async def end_waiting() -> bool:
+        return (await owner_conn.execute(END_WAITING)).rowcount > 0
+
+    async with await psycopg.AsyncConnection.connect(database_url) as holder:
+        await holder.execute("LOCK TABLE instance IN ACCESS EXCLUSIVE MODE")
+        rebuilding = asyncio.create_task(rebuilt(database_url, InstanceProjection()))
+        await until(end_waiting)
+
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            await rebuilding
 
 
 async def test_nobody_drops_lanes_that_are_being_folded(
