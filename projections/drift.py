@@ -92,16 +92,26 @@ async def compare(
     return result
 
 
-def _drift(table: Table, live: dict[str, Any] | None, fresh: dict[str, Any] | None) -> Drift:
+def _drift(table: Table, live_json: str | None, fresh_json: str | None) -> Drift:
+    live, fresh = _fields(live_json), _fields(fresh_json)
     either = live or fresh or {}
-    key = {name: either[name] for name in table.key}
-    for row in (live, fresh):
-        if row is not None:
-            del row["is_there"]
-    if live is None or fresh is None:
-        return Drift(table.name, key, live, fresh)
-    names = [name for name in live if live[name] != fresh[name]]
-    return Drift(table.name, key, {name: live[name] for name in names}, {name: fresh[name] for name in names})
+    # Compared as PostgreSQL writes them: a document may differ in its text alone, a number by less than a float holds.
+    names = either if live is None or fresh is None else [name for name in live if live[name] != fresh[name]]
+    key = {name: msgspec.json.decode(either[name]) for name in table.key}
+    return Drift(table.name, key, _decoded(live, names), _decoded(fresh, names))
+
+
+def _fields(row: str | None) -> dict[str, msgspec.Raw] | None:
+    """The undecoded fields of a row; None where there is no row."""
+    if row is None:
+        return None
+    fields = msgspec.json.decode(row, type=dict[str, msgspec.Raw])
+    del fields["is_there"]
+    return fields
+
+
+def _decoded(fields: dict[str, msgspec.Raw] | None, names: Iterable[str]) -> dict[str, Any] | None:
+    return None if fields is None else {name: msgspec.json.decode(fields[name]) for name in names}
 
 
 async def _columns(connection: AsyncConnection, table: Table, build: Generation) -> dict[str, str]:

@@ -28,4 +28,4 @@ SELECT {what}
 count(*), count(*) FILTER (WHERE {differs})
 
 -- name: rows
-CASE WHEN l.is_there THEN row_to_json(l) END, CASE WHEN f.is_there THEN row_to_json(f) END
+CASE WHEN l.is_there THEN row_to_json(l)::text END, CASE WHEN f.is_there THEN row_to_json(f)::text END

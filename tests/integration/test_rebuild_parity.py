@@ -156,6 +156,20 @@ async def test_a_lane_that_the_live_follower_takes_on_after_the_comparison_is_co
     assert (await rebuilt(database_url, projection)).stopped_s is None
 
 
+async def test_a_document_that_differs_in_its_text_alone_is_named(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=1)
+    await owner_conn.execute("UPDATE instance SET capabilities = capabilities::jsonb::text::json")
+
+    report = await compared(database_url, InstanceProjection())
+
+    (drift,) = report.drift
+    assert drift.live == drift.fresh
+    assert list(drift.live or ()) == ["capabilities"]
+
+
 async def test_all_rows_are_compared_of_a_projection_that_nobody_follows_any_more(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
