@@ -1,7 +1,6 @@
 """Errors of building and operating projections.
 
 RebuildError
-├── UnknownProjection     this code has no projection of that name
 ├── RebuildBusy           another rebuild of it is running
 ├── GenerationInUse       another session still folds or reads the generation that was to be dropped
 ├── Outdated              the live version is newer than this code's
@@ -34,12 +33,6 @@ if TYPE_CHECKING:
 
 class RebuildError(Exception):
     """Root of the errors of building and operating projections."""
-
-
-class UnknownProjection(RebuildError):
-    def __init__(self, name: str) -> None:
-        super().__init__(f"There is no projection {name!r}")
-        self.name = name
 
 
 class RebuildBusy(RebuildError):

@@ -13,7 +13,7 @@ from psycopg import AsyncConnection
 from events.sql import Statements
 from projections import generations
 from projections.definition import Inline
-from projections.errors import NotParked, NotSkipped, NotToBeSkipped, ParkedElsewhere, RebuildBusy, UnknownProjection
+from projections.errors import NotParked, NotSkipped, NotToBeSkipped, ParkedElsewhere, RebuildBusy
 from projections.generations import Generation
 from projections.rebuild_lock import take_rebuild_lock
 from projections.registry import projections
@@ -140,7 +140,7 @@ async def status(connection: AsyncConnection, *, sample_s: float = SAMPLE_S) -> 
 async def skip(connection: AsyncConnection, name: str, lane: int, seq: int, by: Author) -> Intervention:
     """Skip the event at which the lane is parked, in the live version and its rebuilds. Records the intervention.
 
-    `seq`: the number of that event. Raises `UnknownProjection`, `NotParked` and `ParkedElsewhere`.
+    `seq`: the number of that event. Raises `NotParked` and `ParkedElsewhere`.
     """
     async with connection.transaction():
         place = await _parked(connection, name, lane, seq=seq)
@@ -182,11 +182,13 @@ async def unskip(connection: AsyncConnection, name: str, lane: int, seq: int, by
     """Have the next rebuild of the live version apply a skipped event after all. Records the intervention.
 
     Drops an interrupted build of that version, because it may have folded lanes without the event. Raises
-    `UnknownProjection`, `RebuildBusy` while a rebuild runs, and `NotSkipped`.
+    `RebuildBusy` while a rebuild runs, and `NotSkipped`.
     """
     async with connection.transaction():
         await take_rebuild_lock(connection, name)
-        live = await _require_live(connection, name)
+        live = await generations.live_generation(connection, name)
+        if live is None:
+            raise NotSkipped(name, lane, seq)
         place = {"name": name, "version": live.version, "lane": lane, "seq": seq}
         row = await (await connection.execute(_SKIPPED, place)).fetchone()
         if row is None:
@@ -202,7 +204,7 @@ async def retry(
 ) -> Intervention:
     """Have the event at which the lane is parked tried again at once. Records the intervention.
 
-    `seq`: the event at which the lane must be parked, if given. Raises `UnknownProjection`, `NotParked` and
+    `seq`: the event at which the lane must be parked, if given. Raises `NotParked` and
     `ParkedElsewhere`.
     """
     async with connection.transaction():
@@ -211,21 +213,14 @@ async def retry(
         return await _record(connection, "retry", place, by)
 
 
-async def _require_live(connection: AsyncConnection, name: str) -> Generation:
-    live = await generations.live_generation(connection, name)
-    if live is None:
-        raise UnknownProjection(name)
-    return live
-
-
 async def _parked(connection: AsyncConnection, name: str, lane: int, *, seq: int | None) -> dict[str, Any]:
     """The event at which the lane is parked, with its checkpoint locked until the end of the transaction.
 
     `seq`: the event at which it must be parked, if given.
     """
-    live = await _require_live(connection, name)
+    live = await generations.live_generation(connection, name)
     row = await (await connection.execute(_PARKED, {"name": name, "lane": lane})).fetchone()
-    if row is None:
+    if live is None or row is None:
         raise NotParked(name, lane)
     if seq not in (None, row[0]):
         raise ParkedElsewhere(name, lane, at=row[0], asked=seq)

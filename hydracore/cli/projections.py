@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from events.ids import LANES, SEQ_MAX
+from events.ids import LANES
 from hydracore import settings as configuration
 from hydracore.cli.exit_status import PARKED
-from hydracore.cli.printing import full_speed_option, json_option, operator, print_json, say
+from hydracore.cli.printing import full_speed_option, json_option, print_json, say
+from hydracore.cli.projections_interventions import retry, skip, unskip
 from hydracore.cli.projections_running import (
     check_direct_connection,
     exit_with_worst_status,
+    known_name,
     on_database,
     owner_conninfo,
     projection_names,
@@ -36,23 +38,7 @@ if TYPE_CHECKING:
     from hydracore.settings import Settings
     from projections.definition import Projection
     from projections.generations import Generation
-    from projections.operations import Intervention
     from projections.rebuild import Folding, Report
-
-_lane = click.option("--lane", type=click.IntRange(0, LANES - 1), required=True, help="The lane's number.")
-_SEQ = click.IntRange(1, SEQ_MAX)
-_event = click.option("--event", "seq", type=_SEQ, required=True, help="The event's number in its lane.")
-
-
-def _not_blank(_context: click.Context, _option: click.Parameter, text: str) -> str:
-    if not text.strip():
-        raise click.BadParameter("must not be blank.")
-    return text
-
-
-_reason = click.option(
-    "--reason", required=True, callback=_not_blank, help="The reason, to be recorded with your user name."
-)
 
 
 @click.group()
@@ -61,6 +47,10 @@ def projections(context: click.Context) -> None:
     """Inspect, repair and rebuild the read tables."""
     # Also covers the time between two event loops, in which much is imported and the next projection begins.
     context.with_resource(interrupted_by_signals())
+
+
+for command in (skip, unskip, retry):
+    projections.add_command(command)
 
 
 @projections.command("list")
@@ -94,71 +84,6 @@ def status(*, name: str | None, as_json: bool) -> None:
     show_status(found, as_json=as_json)
     if any(one.parked for one in found):
         raise SystemExit(PARKED)
-
-
-@projections.command()
-@click.argument("name")
-@_lane
-@_event
-@click.option("--version", type=int, help="Skip it in the unfinished build of this version.")
-@_reason
-@json_option
-def skip(*, name: str, lane: int, seq: int, version: int | None, reason: str, as_json: bool) -> None:
-    """Skip an event that a projection fails to apply.
-
-    This must be the event at which the lane is parked or, with --version, one that an unfinished build has yet to
-    apply. The intervention is recorded.
-    """
-    from projections import operations
-
-    by = operations.Author(operator(), reason)
-    if version is None:
-        work = partial(operations.skip, name=name, lane=lane, seq=seq, by=by)
-    else:
-        work = partial(operations.skip_in_build, name=name, lane=lane, seq=seq, by=by, version=version)
-    _intervene(work, as_json=as_json)
-
-
-@projections.command()
-@click.argument("name")
-@_lane
-@_event
-@_reason
-@json_option
-def unskip(*, name: str, lane: int, seq: int, reason: str, as_json: bool) -> None:
-    """Apply a skipped event again in the next rebuild.
-
-    The intervention is recorded.
-    """
-    from projections import operations
-
-    _intervene(
-        partial(operations.unskip, name=name, lane=lane, seq=seq, by=operations.Author(operator(), reason)),
-        as_json=as_json,
-    )
-
-
-@projections.command()
-@click.argument("name")
-@_lane
-@click.option("--event", "seq", type=_SEQ, help="Fail unless the lane is parked at this event.")
-@_reason
-@json_option
-def retry(*, name: str, lane: int, seq: int | None, reason: str, as_json: bool) -> None:
-    """Retry the event at which a lane is parked, now.
-
-    The intervention is recorded.
-    """
-    from projections import operations
-
-    work = partial(operations.retry, name=name, lane=lane, seq=seq, by=operations.Author(operator(), reason))
-    _intervene(work, as_json=as_json)
-
-
-def _intervene(work: "Callable[[AsyncConnection], Coroutine[Any, Any, Intervention]]", *, as_json: bool) -> None:
-    from hydracore.cli.projections_view import show_intervention
-
-    show_intervention(on_database(work), as_json=as_json)
 
 
 @projections.command()
@@ -273,11 +198,8 @@ def prune(*, name: str | None, every: bool, as_json: bool) -> None:
         raise click.UsageError("Give either NAME or --all.")
     settings = load()
     check_direct_connection(settings)
-    known = on_database(projection_names)
-    if name is not None and name not in known:
-        refuse_unknown(name)
     pruned = list["Generation | Failure"]()
-    for each in known if name is None else [name]:
+    for each in on_database(projection_names) if name is None else [known_name(name)]:
         dropped = run_for_projection(each, drop(owner_conninfo(settings), each))
         pruned += dropped if isinstance(dropped, list) else [dropped]
     show_pruned(pruned, as_json=as_json)

@@ -53,6 +53,11 @@ async def projection_names(connection: "AsyncConnection") -> list[str]:
     return list(dict.fromkeys([*known(), *(one.name for one in found)]))
 
 
+def known_name(name: str) -> str:
+    """`name`, if it is one of `projection_names`; otherwise the command ends with a usage error."""
+    return name if name in on_database(projection_names) else refuse_unknown(name)
+
+
 def on_database(work: "Callable[[AsyncConnection], Coroutine[Any, Any, T]]") -> T:
     """The result of `work` on a connection as the owner. A failure becomes one line and an exit status."""
     settings = load()
@@ -102,12 +107,10 @@ def run_for_projection(name: str, work: Coroutine[Any, Any, T]) -> "T | Failure"
     from hydracore.cli.projections_view import Failure
     from hydracore.db.error_text import one_line
     from hydracore.db.readiness import DatabaseUnusable
-    from projections.errors import GenerationInUse, RebuildBusy, RebuildError, UnknownProjection
+    from projections.errors import GenerationInUse, RebuildBusy, RebuildError
 
     try:
         return run_to_completion(work)
-    except UnknownProjection as error:
-        refuse_unknown(error.name)
     except (RebuildError, EventsError, DatabaseUnusable, psycopg.Error) as error:
         status = BUSY if isinstance(error, RebuildBusy | GenerationInUse) else NOT_DONE
         failure = Failure(name, one_line(error), status)

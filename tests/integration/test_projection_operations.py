@@ -14,7 +14,7 @@ from events.ids import lane_of
 from events.types import InstanceRequested
 from hydracore.audit.verifying import Progress, Request, verify
 from projections import generations, operations
-from projections.errors import NotParked, NotSkipped, ParkedElsewhere, RebuildBusy, UnknownProjection
+from projections.errors import NotParked, NotSkipped, ParkedElsewhere, RebuildBusy
 from projections.fact import Fact, Read, Reader, read_facts
 from projections.fleet import Fleet
 from projections.follower import Follower
@@ -310,8 +310,6 @@ async def test_a_retried_event_is_taken_at_once_by_code_that_can(
         assert await requests_counted(owner_conn, refused) == 4
         with pytest.raises(NotParked):
             await operations.retry(owner_conn, "usage_daily", lane_of(refused), EVE)
-        with pytest.raises(UnknownProjection):
-            await operations.skip(owner_conn, "nothing", 0, 1, EVE)
 
 
 async def test_where_a_generation_was_parked_is_nothing_to_whoever_rolls_back_to_it(

@@ -179,6 +179,24 @@ async def test_names_are_those_of_this_release_and_of_the_database(
     assert (pruned.exit_code, pruned.stdout) == (0, "dropped generation 1 of old (previous)\n")
 
 
+async def test_a_lane_of_a_projection_that_is_not_live_is_said_to_be_neither_parked_nor_skipped(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    await owner_conn.execute("DELETE FROM projection WHERE name = 'fleet'")
+
+    told = [
+        await hydracore(database_url, word, "fleet", "--lane", "1", "--event", "1", "--reason", "none")
+        for word in ("skip", "retry", "unskip")
+    ]
+
+    assert [one.exit_code for one in told] == [3, 3, 3]
+    assert [one.stderr for one in told] == [
+        "hydracore: Lane 1 of fleet is not parked\n",
+        "hydracore: Lane 1 of fleet is not parked\n",
+        "hydracore: Event 1 of lane 1 is not skipped in the live version of fleet\n",
+    ]
+
+
 async def test_a_dry_run_keeps_a_build_that_was_broken_off(database_url: str) -> None:
     async with open_store(database_url) as (store, _):
         await write_lives(store, count=2)
