@@ -22,8 +22,9 @@ from bench.result import Comparison, Limit
 from bench.services import Services
 from projections.generations import Progress
 from projections.processes import fold_in_processes
-from projections.rebuild import ProgressCallbacks, Report, prune, rebuild
+from projections.rebuild import ProgressCallbacks, prune, rebuild
 from projections.registry import projections
+from projections.report import Report
 
 MILLIONS: Final = "0.1,1"
 INSTANCES_PER_MILLION: Final = 100_000

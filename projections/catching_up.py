@@ -16,7 +16,8 @@ from events.exchange import exchange
 from events.sql import Statements
 from projections.definition import Followed, Inline, Projection
 from projections.errors import EventRefused
-from projections.fact import LogEntry, Place, Reader, Skipped, read_facts, stream_of, table_reader
+from projections.fact import LogEntry, Place, Reader, Skipped, stream_of, table_reader
+from projections.fact_pages import read_facts
 from projections.generations import Generation, use_schema
 from projections.refolding import GrownStream, KeptFolds, Stream, grown_streams, refold
 

@@ -30,7 +30,8 @@ from events.sql import Statements
 from projections import checkpoint
 from projections.checkpoint import Move
 from projections.definition import Followed
-from projections.fact import LogEntry, Place, Read, Reader, Skipped, read_facts, table_reader
+from projections.fact import LogEntry, Place, Read, Reader, Skipped, table_reader
+from projections.fact_pages import read_facts
 
 _SQL = Statements("projections", "follower.sql")
 _CREATE_CHECKPOINTS = _SQL["create_checkpoints"]

@@ -13,59 +13,22 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import NamedTuple
 
-import msgspec
 from psycopg import AsyncConnection
 
 from events.pacing import Pace
 from projections import generations
 from projections.candidate import Candidate
 from projections.definition import Inline, Projection
-from projections.drift import Comparison, Drift
+from projections.drift import Comparison
 from projections.errors import LiveIncomplete, NothingToRollBackTo, Outdated, ParityMismatch
 from projections.generations import Generation, Progress
 from projections.rebuild_lock import check_rebuild_lock, connect, rebuild_lock
+from projections.report import Report
 from projections.swap import SwapResult, swap
 from projections.swap_preparation import catch_up, compare_with_live, prepare_swap
 
 Folding = Callable[[Projection, Generation, Callable[[], Awaitable[Progress]]], Awaitable[None]]
 """Folds all lanes of the build. It may call the third argument for the progress at any time. Raises `FoldFailed`."""
-
-
-class Report(msgspec.Struct, kw_only=True):
-    """What a rebuild did.
-
-    - `generation_before`: the generation that was live at the start; after a swap it is kept for a rollback.
-    - `rows_compared`, `drifted`: how many rows were compared at the same position in the log, and how many differ.
-      `drift`: the first of those.
-    - `left_out`: the tables that could not be compared, because this version identifies their rows by other columns
-      than the live one.
-    - `missing`: what the live generation lacked, in words.
-    - `swapped`: whether the generation is live now.
-    - `stopped_s`: how long the swap held up writers (for a followed projection: its followers); None where nothing was
-      swapped.
-    - `rested_s`: how long it rested while others wrote, without the rests of the fold.
-    """
-
-    name: str
-    version: int
-    version_before: int | None
-    generation: int
-    generation_before: int | None
-    resumed: bool
-    events: int
-    fold_s: float = 0.0
-    index_s: float = 0.0
-    compare_s: float = 0.0
-    rows_compared: int = 0
-    drifted: int = 0
-    drift: list[Drift] = []
-    left_out: list[str] = []
-    missing: list[str] = []
-    swapped: bool = False
-    stopped_s: float | None = None
-    tries: int = 0
-    rested_s: float = 0.0
-    total_s: float = 0.0
 
 
 class ProgressCallbacks(NamedTuple):
@@ -219,26 +182,18 @@ async def _build(
     live: Generation | None,
     drops_others: bool,
 ) -> tuple[Generation, Report]:
-    """The next generation, folded and indexed: a new build, or one that an earlier run has left.
+    """The next generation, folded and indexed: a new build, or one that an earlier run has left. Raises `Outdated`.
 
-    `drops_others`: whether to drop all other unfinished builds of the projection. Raises `Outdated`.
+    `drops_others`: whether to drop all other unfinished builds of the projection.
     """
     if live is not None and live.version > projection.version:
         raise Outdated(projection.name, projection.version, live=live.version)
-    build = None
-    for one in await generations.unfinished(connection, projection.name):
-        if build is None and await _is_resumable(connection, one, projection, live):
-            build = one
-        elif drops_others:
-            await generations.drop(connection, one)
-    resumed = build is not None
-    if build is None:
-        build = await generations.begin(connection, projection)
+    resumed = await _resumable(connection, projection, live, drops_others=drops_others)
+    build = begun = resumed or await generations.begin(connection, projection)
     began_s = time.perf_counter()
-    folded = build
 
     async def progress() -> Progress:
-        now = await generations.progress(connection, folded)
+        now = await generations.progress(connection, begun)
         callbacks.folded(now)
         return now
 
@@ -248,7 +203,7 @@ async def _build(
         version_before=None if live is None else live.version,
         generation=build.number,
         generation_before=None if live is None else live.number,
-        resumed=resumed,
+        resumed=resumed is not None,
         events=(await progress()).events,
     )
     if build.state == "folding":
@@ -262,6 +217,19 @@ async def _build(
         build = await generations.index(connection, projection, build)
         report.index_s = time.perf_counter() - began_s
     return build, report
+
+
+async def _resumable(
+    connection: AsyncConnection, projection: Projection, live: Generation | None, *, drops_others: bool
+) -> Generation | None:
+    """The newest build that can be continued, if there is one. `drops_others`: whether to drop all others."""
+    found = None
+    for build in await generations.unfinished(connection, projection.name):
+        if found is None and await _is_resumable(connection, build, projection, live):
+            found = build
+        elif drops_others:
+            await generations.drop(connection, build)
+    return found
 
 
 async def _is_resumable(

@@ -8,7 +8,8 @@ from events import types as e
 from events.exchange import Statement, parse_int
 from events.ids import LANES
 from events.lease import lease
-from projections.fact import Fact, Reader, read_facts
+from projections.fact import Fact, Reader
+from projections.fact_pages import read_facts
 from projections.follower import BATCH_MAX, LANE_BATCH_MIN
 
 _HEADS = Statement(b"SELECT lane, head FROM lane_head ORDER BY lane", ())

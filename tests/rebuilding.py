@@ -16,7 +16,8 @@ from projections.folding import fold_lanes
 from projections.followed import followed_projections
 from projections.follower import Follower
 from projections.generations import Generation, Progress
-from projections.rebuild import Folding, ProgressCallbacks, Report, dry_run, rebuild
+from projections.rebuild import Folding, ProgressCallbacks, dry_run, rebuild
+from projections.report import Report
 from tests import lives
 from tests.requests_to_log import origin, requested
 

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from hydracore.settings import Settings
     from projections.definition import Projection
     from projections.generations import Generation
-    from projections.rebuild import Folding, Report
+    from projections.rebuild import Folding
+    from projections.report import Report
 
 
 @click.group()

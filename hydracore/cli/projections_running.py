@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hydracore.cli.projections_view import Failure
     from hydracore.settings import Settings
     from projections.generations import Generation
-    from projections.rebuild import Report
+    from projections.report import Report
 
 T = TypeVar("T")
 
@@ -120,7 +120,7 @@ def run_for_projection(name: str, work: Coroutine[Any, Any, T]) -> "T | Failure"
 
 def exit_with_worst_status(outcomes: "Sequence[Report | Generation | Failure]") -> None:
     from hydracore.cli.projections_view import Failure
-    from projections.rebuild import Report
+    from projections.report import Report
 
     found = {one.status for one in outcomes if isinstance(one, Failure)}
     if any(isinstance(one, Report) and one.drifted and not one.swapped for one in outcomes):

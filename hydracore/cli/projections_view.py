@@ -13,7 +13,8 @@ from hydracore.wording import plural
 from projections.generations import Generation
 from projections.generations import Progress as Folded
 from projections.operations import Intervention, ProjectionStatus
-from projections.rebuild import ProgressCallbacks, Report
+from projections.rebuild import ProgressCallbacks
+from projections.report import Report
 
 #: The most differing rows that are printed. JSON has all that were listed.
 DRIFT_SHOWN = 20

@@ -18,7 +18,8 @@ from hydracore.audit.served_projections import find_served_projections
 from hydracore.audit.verifying_lanes import Job
 from hydracore.audit.window_facts import WindowFacts
 from projections.activity import Activity, ActivityFold
-from projections.fact import Fact, Reader, read_facts
+from projections.fact import Fact, Reader
+from projections.fact_pages import read_facts
 from projections.fleet import Fleet
 from projections.usage_daily import UsageDaily
 from tests import lives

@@ -6,7 +6,8 @@ import pytest
 from psycopg import AsyncConnection
 
 from events.ids import lane_of
-from projections.fact import LogEntry, read_facts
+from projections.fact import LogEntry
+from projections.fact_pages import read_facts
 from tests import lives
 from tests.following import EVERYTHING, Following
 from tests.lives import instance_id

@@ -15,7 +15,8 @@ from events.types import InstanceRequested
 from hydracore.audit.verifying import Progress, Request, verify
 from projections import generations, operations
 from projections.errors import NotParked, NotSkipped, ParkedElsewhere, RebuildBusy
-from projections.fact import Fact, Read, Reader, read_facts
+from projections.fact import Fact, Read, Reader
+from projections.fact_pages import read_facts
 from projections.fleet import Fleet
 from projections.follower import Follower
 from projections.rebuild import rebuild, rollback

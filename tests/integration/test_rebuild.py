@@ -19,7 +19,7 @@ from projections import generations
 from projections.copying import copy_in_async
 from projections.definition import Inline
 from projections.errors import EventRefused, FoldFailed, RebuildBusy, WritersNotStopped
-from projections.fact import page_statement
+from projections.fact_pages import page_statement
 from projections.fleet import Fleet
 from projections.folding import fold_lanes
 from projections.instance import InstanceProjection

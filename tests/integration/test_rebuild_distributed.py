@@ -24,7 +24,8 @@ from projections.errors import FoldFailed
 from projections.folding import fold_lanes
 from projections.generations import Progress
 from projections.instance import InstanceProjection
-from projections.rebuild import Report, rebuild
+from projections.rebuild import rebuild
+from projections.report import Report
 from tests.command import Command, Ended, run_forked
 from tests.next_release import InstanceV2
 from tests.rebuilding import QUIET, rebuilt, write_lives

@@ -22,7 +22,8 @@ from projections.definition import Projection
 from projections.drift import Scope
 from projections.follower import Follower
 from projections.instance import InstanceProjection
-from projections.rebuild import ProgressCallbacks, Report, rebuild
+from projections.rebuild import ProgressCallbacks, rebuild
+from projections.report import Report
 from projections.usage_daily import UsageDaily
 from tests import lives
 from tests.next_release import ActivityV2
