@@ -238,6 +238,9 @@ async def _is_resumable(
     """Whether a build that an earlier run has left can be continued, and compared with the live tables."""
     if build.version != projection.version:
         return False
+    # Where one of its tables is gone, the name would mean the live table, and what the build lacks would be added there.
+    if await generations.tables_missing(connection, build):
+        return False
     return isinstance(projection, Inline) or live is None or not await generations.is_ahead(connection, build)
 
 

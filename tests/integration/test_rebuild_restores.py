@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import LiteralString
 
@@ -10,6 +11,7 @@ import pytest
 
 from projections import generations
 from projections.errors import NamesTaken, NothingToRollBackTo
+from projections.folding import fold_lanes
 from projections.rebuild import rollback
 from projections.registry import projections
 from tests.rebuilding import compared, follow_all, hydracore, rebuilt, write_lives
@@ -74,6 +76,29 @@ async def test_a_table_that_is_gone_can_be_left_behind_by_a_rollback_and_is_not_
     assert (await compared(database_url, projection)).drifted == 0
     with pytest.raises(NothingToRollBackTo, match="the earlier generation is incomplete: provision_log is missing"):
         await rollback(database_url, projection)
+
+
+@pytest.mark.parametrize(
+    "loss", ["DROP SCHEMA fleet_g2 CASCADE", "DROP TABLE fleet_g2.fleet"], ids=["all of it", "a table"]
+)
+async def test_a_build_whose_tables_are_gone_is_begun_anew_and_not_continued_in_the_live_ones(
+    loss: LiteralString, database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    fleet = projections()["fleet"]
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=4)
+        await follow_all(pool)
+        build = await generations.begin(owner_conn, fleet)
+        await asyncio.to_thread(fold_lanes, database_url, fleet, build)
+        await generations.index(owner_conn, fleet, build)
+        await write_lives(store, count=4, start=4)
+        await follow_all(pool)
+    await owner_conn.execute(loss)
+
+    report = await rebuilt(database_url, fleet)
+
+    assert (report.resumed, report.swapped, report.drifted) == (False, True, 0)
+    assert [one.number for one in await generations.all_in_states(owner_conn, "previous")] == [1]
 
 
 async def test_a_table_that_was_moved_aside_is_in_the_way_of_a_rebuild_which_says_so_before_it_folds(
