@@ -121,26 +121,37 @@ async def swap(
             await prepare(connection)
             await generations.copy_privileges(connection, candidate.build)
             lost_session = connection.info.backend_pid
-            try:
-                await _stop_and_compare(connection, candidate)
-                stopped = await _exchange_tables(connection, candidate)
-                await connection.execute(_COMMIT_DURABLY, candidate.build.key)
-            except _NAME_CONFLICTS as error:
-                await connection.rollback()
-                taken = await generations.names_taken(connection, candidate.build, candidate.live)
-                raise NamesTaken(candidate.build.name, taken or [f"another ({error.diag.message_primary})"]) from error
-            except (*_RETRYABLE, psycopg.OperationalError) as error:
-                if not isinstance(error, _RETRYABLE) and not connection.closed:
-                    raise
-                # Closing the session releases all that it still holds.
-                await connection.close()
-            else:
+            stopped = await _try(connection, candidate)
+            if stopped is not None:
                 return SwapResult(stopped.total_seconds(), tries)
         await asyncio.sleep(min(PAUSE_S * tries, PAUSE_S_MAX))
     assert lost_session is not None, "it was tried"
     if await _was_last_try_committed(connect, candidate, session=lost_session):
         return SwapResult(_limit_s(candidate), TRIES_MAX)
     raise WritersNotStopped(candidate.build.name, TRIES_MAX)
+
+
+async def _try(connection: AsyncConnection, candidate: Candidate) -> timedelta | None:
+    """Try the swap once. Returns how long writers (or followers) were stopped.
+
+    Returns None where it is to be tried again: then the connection is closed, and if it was lost during the commit,
+    nobody knows yet whether the swap was made. Raises `ParityMismatch` and `NamesTaken`.
+    """
+    try:
+        await _stop_and_compare(connection, candidate)
+        stopped = await _exchange_tables(connection, candidate)
+        await connection.execute(_COMMIT_DURABLY, candidate.build.key)
+    except _NAME_CONFLICTS as error:
+        await connection.rollback()
+        taken = await generations.names_taken(connection, candidate.build, candidate.live)
+        raise NamesTaken(candidate.build.name, taken or [f"another ({error.diag.message_primary})"]) from error
+    except (*_RETRYABLE, psycopg.OperationalError) as error:
+        if not isinstance(error, _RETRYABLE) and not connection.closed:
+            raise
+        # Closing the session releases all that it still holds.
+        await connection.close()
+        return None
+    return stopped
 
 
 def _limit_s(candidate: Candidate) -> float:
