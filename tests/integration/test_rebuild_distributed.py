@@ -225,6 +225,26 @@ async def test_a_folding_process_that_is_stopped_does_not_stop_its_worker(
     assert folding.exitcode == -signal.SIGKILL
 
 
+async def test_a_worker_that_folds_starts_no_second_process_for_another_hint(
+    settings: Settings, owner_conn: psycopg.AsyncConnection
+) -> None:
+    build = await generations.begin(owner_conn, InstanceProjection())
+    folder, others = LaneFolder(settings), set(multiprocessing.active_children())
+
+    def processes() -> int:
+        return len(set(multiprocessing.active_children()) - others)
+
+    async with await psycopg.AsyncConnection.connect(settings.database_url) as holder:
+        await holder.execute("SELECT FROM projection_lane FOR UPDATE")
+        first = asyncio.create_task(folder.fold_for_hint(build.name, build.number))
+        await until(processes)
+        second = asyncio.create_task(folder.fold_for_hint(build.name, build.number))
+        await until(lambda: second.done() or processes() > 1)
+
+        assert processes() == 1
+    await asyncio.gather(first, second)
+
+
 async def test_without_redis_a_rebuild_says_so_and_goes_on_with_those_who_fold(settings: Settings) -> None:
     away = msgspec.structs.replace(settings, redis_url="redis://127.0.0.1:1/0")
     told, helpers = list[str](), list[asyncio.Task[int]]()
