@@ -40,6 +40,13 @@ def test_an_instance_is_proven_though_of_others_nothing_but_steps_is_there() -> 
     assert "not signed" in note
 
 
+def test_who_names_no_key_is_told_that_an_export_is_not_signed_and_not_alarmed() -> None:
+    report = verified(INSTANCE, public_key=None, allow_unsigned=False)
+
+    assert report.findings == []
+    assert any("not signed" in note for note in report.notes)
+
+
 @pytest.mark.parametrize(
     ("path", "counted"),
     [

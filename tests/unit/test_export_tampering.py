@@ -84,6 +84,16 @@ def swapped_payloads(forger: Forger) -> None:
         forger.change(at, type=like.type, payload=like.payload, digest=like.digest)
 
 
+def removed_last_command(forger: Forger) -> None:
+    at = forger.at(r.CommandRecord, 19)
+    del forger.records[at : at + 2]
+
+
+def lowered_end_of_the_lane(forger: Forger) -> None:
+    (at,) = (at for at, each in enumerate(forger.records) if isinstance(each, r.LaneEndRecord))
+    forger.change(at, seq=18)
+
+
 def removed_step(forger: Forger) -> None:
     (at, *_) = [at for at, each in enumerate(forger.records) if isinstance(each, r.StepsRecord)]
     del forger.records[at]
@@ -136,6 +146,7 @@ CASES: dict[Callable[[Forger], None], list[str]] = {
     edited_time_of_the_event_alone: ["event_edited 13"],
     removed_event: ["event_missing 16", "version_gap 17"],
     removed_command: ["chain_broken 15", "version_gap 19"],
+    removed_last_command: ["rewritten 13"],
     hidden_command: ["version_gap 19"],
     inserted_event: ["event_extra 17"],
     swapped_events: ["event_missing 16", "version_gap 17", "event_extra 16"],
@@ -145,6 +156,7 @@ CASES: dict[Callable[[Forger], None], list[str]] = {
     recomputed_chain_and_seal: ["seal_flawed -", "not_sealed 13"],
     removed_seals: ["not_sealed 13"],
     other_tenants_command: ["foreign_command 13", "foreign_command 15", "foreign_command 19"],
+    lowered_end_of_the_lane: ["event_missing 20"],
     no_end: ["file_truncated -"],
     no_end_of_the_lane: ["file_truncated 20", "file_truncated -"],
     later_end_of_the_lane: ["event_missing 20"],
@@ -175,6 +187,16 @@ def test_whatever_is_done_is_found_where_it_was_done(tamper: Callable[[Forger], 
     tamper(forger)
 
     assert found(forger.saved(tmp_path)) == CASES[tamper]
+
+
+def test_a_lane_that_is_there_twice_is_out_of_order(tmp_path: Path) -> None:
+    forger = Forger(INSTANCE)
+    begin, end = (at for at, each in enumerate(forger.records) if isinstance(each, (r.LaneRecord, r.LaneEndRecord)))
+    forger.records[end + 1 : end + 1] = forger.records[begin : end + 1]
+
+    first, *_ = verified(forger.saved(tmp_path)).findings
+
+    assert (first.kind, first.what.partition(" (")[0], first.lane) == ("file_edited", "The lane is out of order", LANE)
 
 
 def changes(forger: Forger) -> Iterator[tuple[str, list[Any]]]:
