@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 import pytest
 
 from hydracore.agent.messages import STAGES
@@ -109,6 +111,18 @@ async def test_a_refused_enrolment_is_tried_again_slowly(
     await control_plane.until_healthy()
 
     assert len({call.body["boot_id"] for call in control_plane.calls if call.endpoint == "enroll"}) == 1
+
+
+async def test_an_enrolment_that_is_answered_for_another_boot_is_tried_again(
+    control_plane: FakeControlPlane, agent: AgentProcess
+) -> None:
+    elsewhere = {"instance_id": control_plane.instance_id, "attempt": 1, "boot_id": str(UUID(int=7))}
+    control_plane.trouble("enroll", (200, elsewhere))
+
+    agent.start()
+    await control_plane.until_healthy()
+
+    assert control_plane.order() == ["enroll", "enroll", "secrets"]
 
 
 async def test_a_control_plane_that_forgot_the_boot_is_told_of_it_again(

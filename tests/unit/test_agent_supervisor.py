@@ -162,6 +162,9 @@ async def test_another_configuration_restarts_the_runtime_and_the_same_does_not(
     async with stage.running() as supervisor:
         await supervisor.wait_until_serving()
         supervisor.configure(config(1))
+        for _ in range(20):  # More turns of the loop than a restart takes.
+            await asyncio.sleep(0)
+        assert not stage.runs[0].is_stopped
         supervisor.configure(config(2))
         await until(lambda: supervisor.config_version == 2)
 
