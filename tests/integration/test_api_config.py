@@ -207,6 +207,25 @@ async def test_an_agent_that_does_not_run_with_it_yet_is_told_apart(
     assert shown in drifted["message"]
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "told"),
+    [
+        (422, {"code": "config_invalid", "detail": "no such model"}, "The agent cannot run with it: no such model"),
+        (422, {}, "The agent cannot run with it: it gave no reason"),
+        (500, {"detail": "oops"}, "The agent cannot be reached; it is applied when the agent next asks"),
+    ],
+)
+async def test_an_agent_that_refuses_it_is_told_apart_from_one_that_fails(
+    used: Used, status: int, body: dict[str, str], told: str
+) -> None:
+    used.agent.script("/api/config", status, body)
+
+    answer = (await used.ask("POST", "/config", {"agent_name": "Ada"})).json()
+
+    assert (answer["applied"], answer["config_version"], answer["agent_name"]) == (False, 2, "Ada")
+    assert answer["message"] == f"Configuration updated. {told}"
+
+
 async def test_before_the_agent_runs_and_after_it_is_gone(api: Api) -> None:
     instance_id = await order(api)
     path = f"/v1/instances/{instance_id}/config"

@@ -159,6 +159,17 @@ async def test_what_no_seal_speaks_of_is_said_and_can_be_left_out(log: Log, tmp_
     assert (of_sealed["events"], verified(log, sealed)[0], verified(log, sealed, "--allow-unsigned")[0]) == (12, 1, 0)
 
 
+async def test_what_is_sealed_cannot_be_exported_before_there_is_a_seal(log: Log, tmp_path: Path) -> None:
+    with psycopg.connect(log.url, autocommit=True) as connection:
+        connection.execute("DELETE FROM seal")
+
+    result = run(log, "export", "--output", str(tmp_path / "sealed.jsonl"), "--tenant", "acme", "--sealed")
+
+    assert result.exit_code != 0
+    assert "There is no seal yet" in result.stderr
+    assert names_in(tmp_path) == names_in(log.file.path.parent)
+
+
 async def test_a_file_is_whole_or_not_there_and_none_is_replaced_unasked(log: Log, tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text("precious")

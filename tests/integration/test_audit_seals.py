@@ -329,6 +329,22 @@ async def test_a_seal_that_cannot_be_continued_is_complained_about_until_it_can(
     sealing.cancel()
 
 
+async def test_a_copy_that_cannot_be_written_is_complained_about_and_completed_once_it_can(
+    log: Log, database_url: str, tmp_path: Path
+) -> None:
+    file = SealFile(tmp_path / "not mounted" / "relay.jsonl")
+    settings = Settings(database_url=database_url, seal_key=KEY, seal_file=file.path, seal_interval_s=0.01)
+
+    with capture_logs() as said:
+        sealing = asyncio.create_task(keep_sealing(log.pool, settings))
+        await until(lambda: sealing.done() or len(said) > 1)
+    file.path.parent.mkdir()
+
+    await until(lambda: sealing.done() or file.last_number() == 1)
+    sealing.cancel()
+    assert {(line["event"], line["log_level"]) for line in said} == {("sealing_waits", "warning")}
+
+
 @pytest.mark.parametrize("statement", ["UPDATE seal SET number = 2", "DELETE FROM seal", "TRUNCATE seal"])
 def test_the_app_cannot_change_or_remove_seals(database_url: str, statement: str) -> None:
     as_the_app = conninfo(database_url, role="hydracore_app", application="test")

@@ -282,6 +282,14 @@ def test_the_end_of_a_stream_can_be_hidden_in_an_export_that_is_not_signed_and_i
     assert found(forger.saved(tmp_path, key=KEY)) == []
 
 
+def test_what_is_signed_as_a_whole_is_proven_also_where_no_seal_covers_it(tmp_path: Path) -> None:
+    forger = Forger(TENANT)
+    forger.records = [each for each in forger.records if not isinstance(each, r.SealRecord)]
+
+    assert found(forger.saved(tmp_path, key=KEY)) == []
+    assert found(forger.saved(tmp_path)) == ["not_sealed 1"]
+
+
 def test_seals_are_compared_with_the_copy_that_is_kept_elsewhere(tmp_path: Path) -> None:
     copy = SealFile(tmp_path / "seals.jsonl")
     seals = [each.seal for each in Forger(INSTANCE).records if isinstance(each, r.SealRecord)]

@@ -59,6 +59,17 @@ def test_a_copy_has_every_seal_in_its_place(numbers: list[int], flaw: str | None
     assert [(each.kind, each.what) for each in findings] == ([] if flaw is None else [("copy_flawed", flaw)])
 
 
+def test_seals_that_were_taken_out_between_others_are_missed_and_kept() -> None:
+    seals = chain(5)
+
+    checked = check_seals([seals[0], seals[3], seals[4]], seals, public_key=PUBLIC)
+
+    kinds = [(finding.kind, finding.what.partition(":")[0]) for finding in checked.findings]
+    assert kinds[:2] == [("seal_missing", "Seal 2"), ("seal_missing", "Seal 3")]
+    assert set(kinds[2:]) == {("seal_flawed", "Seal 4")}
+    assert [seal.number for seal in checked.copied.seals] == [2, 3]
+
+
 def test_a_copy_that_says_otherwise_counts_only_where_it_is_good() -> None:
     (stored,) = chain(1)
     good = make_seal(heads(5), previous=None, sealed_at=NOON, key=KEY)
