@@ -143,6 +143,19 @@ async def test_a_create_that_may_still_be_on_its_way_is_waited_for(
     assert PROVIDER_TIMEOUT_S / 2 < pause_s <= PROVIDER_TIMEOUT_S
 
 
+async def test_a_server_is_intended_for_as_long_as_the_settings_say(stack: Stack, deps: Deps) -> None:
+    stack.cloudsim.fault("create_server", "rate_limit", name=f"hc-{ADA}", retry_after_s=3600)
+    await give(deps, lives.request())
+
+    state = await advanced(deps)
+
+    attempt = state.attempt
+    assert attempt is not None
+    assert attempt.intended_ms is not None
+    assert attempt.enrol_expires_ms - attempt.intended_ms == deps.settings.enrol_ttl_s * 1000
+    assert attempt.deadline_ms == attempt.intended_ms + deps.settings.boot_timeout_s * 1000
+
+
 async def test_a_server_that_cannot_be_had_in_the_time_of_a_boot_is_given_up(
     stack: Stack, deps: Deps, owner_conn: psycopg.AsyncConnection
 ) -> None:
