@@ -3,11 +3,14 @@
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import LiteralString
+from uuid import UUID
 
 import psycopg
 import pytest
 
 from events import keys
+from hydracore.api.runtime_document import RuntimeDocuments
+from hydracore.api.vault import Vault
 from hydracore.settings import PACKAGED_CATALOGUE
 from tests.api_server import Api, running_api
 from tests.log_check import check_log
@@ -53,6 +56,30 @@ async def test_a_repeat_is_answered_although_the_catalogue_has_dropped_what_was_
     for refused in new:
         assert (refused.status_code, [each["loc"] for each in refused.json()["detail"]]) == (422, wrong[1:])
     assert await check_log(owner_conn) == before
+
+
+async def test_an_agent_goes_on_without_a_preset_that_the_catalogue_has_dropped(
+    api: Api, database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    without = tmp_path / "catalogue.toml"
+    without.write_text(PACKAGED_CATALOGUE.read_text().replace("[presets.research_assistant]", "[presets.researcher]"))
+    answer = await api.client.post("/v1/instances", json=ORDER, headers=api.token())
+    state = await api.parts.store.load(UUID(answer.json()["instance_id"]))
+    assert state is not None
+
+    async with running_api(database_url, redis_url, catalogue=without) as later:
+        parts = later.parts
+        documents = RuntimeDocuments(
+            pool=parts.pool,
+            vault=Vault(parts.keyring),
+            catalogue=parts.catalogue,
+            settings=parts.settings,
+            now_ms=parts.now_ms,
+        )
+        document = await documents.build(state)
+
+    name = ORDER["preset_id"]
+    assert document["preset"] == {"id": name, "name": name, "system_prompt": "", "skills": []}
 
 
 @pytest.mark.parametrize(

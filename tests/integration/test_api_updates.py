@@ -115,12 +115,14 @@ async def test_force_applies_what_is_applied_already(used: Used, owner_conn: psy
     assert (event["restarted"], event["forced"]) == (False, True)
 
 
-async def test_chats_that_were_cut_off_are_told_of(used: Used) -> None:
-    cut_off = {"config_version": 1, "restarted": True, "drained": False, "skills_loaded": []}
+async def test_chats_that_were_cut_off_and_an_error_that_is_left_are_told_of(used: Used) -> None:
+    error = {"code": "skill_broken", "message": "A skill is broken"}
+    cut_off = {"config_version": 1, "restarted": True, "drained": False, "skills_loaded": [], "error": error}
     used.agent.script("/api/updates/apply", 200, cut_off)
 
     answer = await used.ask("POST", "/updates/apply", {"force": True, "restart_agent": True})
 
+    assert "with an error (A skill is broken)" in answer.json()["message"]
     assert "were cut off" in answer.json()["message"]
 
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 
 from events import lane_verification
-from tests.sealed_log import Forger
+from events.ids import LANES
+from events.lane_verification import LaneReport
+from events.pacing import Pace
+from hydracore.audit import verifying_lanes
+from hydracore.audit.verifying_lanes import Job, verify_lanes
+from tests.sealed_log import LANE, Forger
 from tests.tampering import (
     COMMAND,
     DROP_COMMAND,
@@ -194,6 +199,23 @@ def test_an_order_that_was_made_up_without_events_is_found(forger: Forger, count
     forger.do(COMMAND.format(f"event_count = {count}", 13))
 
     assert (expected, 13) in places(lane_findings(forger, sealed=False))
+
+
+def test_of_all_lanes_each_is_checked_however_few_streams_fit_into_a_snapshot(
+    forger: Forger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forger.do(EVENT.format(FORGE, 7))
+    jobs = [Job(lane=lane, replay=False) for lane in range(LANES)]
+
+    def checked() -> list[LaneReport]:
+        return verify_lanes(forger.connection, jobs, Pace(full_speed=True), lambda _: None)
+
+    together = checked()
+    monkeypatch.setattr(verifying_lanes, "STREAMS_PER_SNAPSHOT", 0)
+
+    assert checked() == together
+    assert [report.lane for report in together] == [*range(LANES)]
+    assert {report.lane for report in together if report.findings} == {LANE}
 
 
 @pytest.mark.parametrize("window", [1, 2, 5])
