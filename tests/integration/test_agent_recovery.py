@@ -268,3 +268,21 @@ async def test_secrets_that_nobody_knows_to_be_stored_are_acknowledged_before_an
     assert control_plane.order()[-2:] == ["enroll", "secrets/ack"]
     assert control_plane.acknowledged
     assert len(control_plane.issued_keys) == 1
+
+
+async def test_stored_secrets_that_are_refused_when_they_are_acknowledged_are_replaced(
+    control_plane: FakeControlPlane, agent: AgentProcess
+) -> None:
+    hold = await stopped_at(control_plane, agent, "callback", "before")
+    await agent.kill()
+    hold.released.set()
+    control_plane.trouble("callback", 500, 500, 500)
+    # As where the key was rotated after it had been fetched.
+    control_plane.trouble("secrets/ack", 409)
+    control_plane.heartbeats.clear()
+
+    agent.start()
+    await control_plane.until_healthy()
+
+    assert control_plane.order()[-3:] == ["enroll", "secrets/ack", "secrets"]
+    assert control_plane.acknowledged
