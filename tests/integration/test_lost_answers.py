@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
+from urllib.parse import urlsplit
 
+from msgspec.structs import replace
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -19,6 +22,8 @@ from tests import lives
 from tests.lives import instance_id
 from tests.log_check import check_log
 from tests.requests_to_log import open_store, origin
+from tests.stack import Stack
+from workers.advance import advance
 
 ADA = instance_id("ada")
 
@@ -37,14 +42,20 @@ class LossyDoor:
         self._there = (str(given["host"]), int(str(given["port"])))
         self.losing = False
         self.lost = 0
+        self._serving: set[asyncio.Task[Any]] = set()
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[int]:
         """The port to go through."""
         async with await asyncio.start_server(self._serve, "127.0.0.1", 0) as server:
             yield server.sockets[0].getsockname()[1]
+            # Whoever has gone through it has left, so that its connections end now.
+            await asyncio.wait(self._serving)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
         there_reader, there_writer = await asyncio.open_connection(*self._there)
         back = asyncio.create_task(self._pass(there_reader, writer, answers=True))
         await self._pass(reader, there_writer, answers=False)
@@ -60,6 +71,8 @@ class LossyDoor:
                 writer.write(data)
                 await writer.drain()
         writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 async def test_an_append_whose_answer_was_lost_tells_its_events_all_the_same(
@@ -115,3 +128,26 @@ async def test_an_append_whose_answer_was_lost_takes_nothing_back_that_was_freed
     assert again.state.status == "deleted"
     held = await owner_conn.execute("SELECT kind FROM reservation WHERE released_at IS NULL")
     assert await held.fetchall() == [("idempotency_key",)]
+
+
+async def test_a_plan_whose_answer_was_lost_may_have_led_to_a_create_already(stack: Stack, database_url: str) -> None:
+    door = LossyDoor(database_url)
+    stack.cloudsim.fault("create_server", "no_capacity", name=f"hc-{ADA}")
+    async with door.open() as port:
+        there = urlsplit(database_url)
+        through = there._replace(netloc=there.netloc.replace(f":{there.port}", f":{port}")).geturl()
+        async with stack.deps(database_url=through) as deps:
+            await deps.store.execute(ADA, replace(lives.request(), at_ms=deps.now_ms()), deps.origin(ADA))
+            door.losing = True
+            await advance(deps, ADA)
+            state = await deps.store.load(ADA)
+
+    assert door.lost == 1
+    assert state is not None
+    assert state.attempt is not None
+    # Another worker may have sent one meanwhile, so that the refusal of this one says nothing of it.
+    assert (state.attempt.number, state.attempt.failure, state.attempt.nothing_made) == (
+        1,
+        "resource_unavailable",
+        False,
+    )

@@ -63,6 +63,9 @@ async def test_of_two_servers_that_are_an_instance_s_the_older_one_is_adopted_an
     assert state is not None
     assert state.attempt is not None
     assert state.attempt.server_id == older
+    adopted = await provider.get_server(older)
+    assert adopted is not None
+    assert adopted.status != "deleting"
     await provider.delete_server(older)
 
 

@@ -56,6 +56,22 @@ async def test_where_the_log_knows_too_few_servers_only_an_operator_removes_the_
     await stack.until(lambda: are_left(provider, ours, []))
 
 
+async def test_a_few_among_many_that_the_log_knows_are_removed_after_the_grace(
+    stack: Stack, provider: HetznerProvider, database_url: str
+) -> None:
+    ours = installation()
+    settings = {"database_url": database_url, "installation": ours["hc-installation"], "orphan_grace_s": SHORT}
+    known = [await stray_of(provider, KNOWN, **ours) for _ in range(2)]
+    unknown = [await stray(provider, **ours) for _ in range(2)]
+
+    async with stack.deps(**settings) as deps:
+        for command in LIFE:
+            await deps.store.execute(KNOWN, command, deps.origin(KNOWN))
+        swept = [await actions(deps) for _ in range(2)]
+
+    assert swept == [dict.fromkeys(known + unknown, done) for done in ("watched", "removed")]
+
+
 async def test_of_servers_that_were_left_alone_the_grace_begins_once_they_are_few(
     stack: Stack, provider: HetznerProvider, database_url: str
 ) -> None:
