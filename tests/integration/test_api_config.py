@@ -269,6 +269,8 @@ async def test_notes_say_what_a_caller_might_not_expect(used: Used) -> None:
 
     assert "unknown recipe; known: appointment_desk" in answer["message"]
     assert "the model policy's 1.5 takes precedence" in answer["message"]
+    renamed = (await used.ask("POST", "/config", {"agent_name": "Ada"})).json()
+    assert "Note on" not in renamed["message"]
     assert used.agent.runtime["model_policy"]["temperature"] == 1.5
     assert used.agent.runtime["recipe"] is None
 
