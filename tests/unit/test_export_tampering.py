@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from events.digest import GENESIS
 from events.ids import LANES
 from events.seal import Head, make_seal
 from hydracore.audit import export_records as r
@@ -178,6 +179,17 @@ def test_where_two_seals_are_of_the_same_end_the_events_since_the_one_before_are
     places = [each.place for each in verified(forger.saved(tmp_path)).findings if each.kind == "rewritten"]
 
     assert places == ["lane 6, 13 to 19"]
+
+
+def test_a_seal_of_before_the_exported_part_of_a_lane_says_nothing_of_it(tmp_path: Path) -> None:
+    # As where another lane of the tenant begins at it.
+    forger = Forger(INSTANCE)
+    at = min(at for at, each in enumerate(forger.records) if isinstance(each, r.SealRecord))
+    heads = [Head(5, bytes(32)) if lane == LANE else Head(0, GENESIS) for lane in range(LANES)]
+    earlier = make_seal(heads, previous=None, sealed_at=forger.records[at].seal.sealed_at, key=KEY)
+    forger.records.insert(at, r.SealRecord.of(earlier))
+
+    assert found(forger.saved(tmp_path)) == []
 
 
 @pytest.mark.parametrize("tamper", CASES, ids=lambda tamper: tamper.__name__)
