@@ -135,7 +135,10 @@ class LaneChain:
         if end is None:
             self._report_break("file_truncated", "The end of the lane is missing in the file", self._next_seq)
             return
-        if end.seq < self._next_seq - 1 or (self._is_next_exact and end.seq > self._next_seq - 1):
+        last = self._next_seq - 1
+        if end.seq < last:
+            self._report_break("event_extra", f"The lane should end with {end.seq}", end.seq + 1, last_seq=last)
+        elif self._is_next_exact and end.seq > last:
             self._report_break("event_missing", f"The lane should end with {end.seq}", self._next_seq, last_seq=end.seq)
         self._check_points(end.seq + 1)
         if end.link != self._link and not self.is_broken:

@@ -157,7 +157,7 @@ CASES: dict[Callable[[Forger], None], list[str]] = {
     recomputed_chain_and_seal: ["seal_flawed -", "not_sealed 13"],
     removed_seals: ["not_sealed 13"],
     other_tenants_command: ["foreign_command 13", "foreign_command 15", "foreign_command 19"],
-    lowered_end_of_the_lane: ["event_missing 20"],
+    lowered_end_of_the_lane: ["event_extra 19"],
     no_end: ["file_truncated -"],
     no_end_of_the_lane: ["file_truncated 20", "file_truncated -"],
     later_end_of_the_lane: ["event_missing 20"],
