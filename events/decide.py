@@ -257,7 +257,7 @@ def _teardown_step(state: Instance, command: c.RecordTeardownStep) -> Events:
         raise Rejected(state.id, f"Teardown step {command.step} before {state.teardown_step}")
     done = e.TeardownStepDone(at_ms=command.at_ms, step=command.step)
     agent = state.agent
-    # A key that was issued during the drain is revoked at its end.
-    if command.step in {"key_revoked", "drained"} and agent is not None and agent.key_id is not None:
+    # The first step revokes the key, and the end of the drain one that was issued meanwhile. Before other steps none is in force.
+    if agent is not None and agent.key_id is not None:
         return (e.AgentKeyRevoked(at_ms=command.at_ms, key_id=agent.key_id, reason="deletion"), done)
     return (done,)
