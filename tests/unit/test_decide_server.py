@@ -221,6 +221,14 @@ def test_only_a_failed_attempt_is_discarded_and_only_once() -> None:
     assert life.give(lives.discarded()) == ()
 
 
+def test_that_an_earlier_attempt_left_no_server_says_nothing_of_the_present_one() -> None:
+    life = Life.after(*lives.ATTEMPT_DISCARDED, lives.plan(2), lives.created(2), lives.failed(2))
+
+    assert life.give(lives.discarded(1)) == ()
+    assert life.state.attempt is not None
+    assert life.state.attempt.may_have_server
+
+
 @pytest.mark.parametrize("way", [lives.INTENDED, lives.CREATED, lives.ATTEMPT_FAILED])
 def test_nobody_gives_up_while_there_may_be_a_server(way: tuple[c.AnyCommand, ...]) -> None:
     with pytest.raises(TransitionRefused, match="cannot fail with a server"):
