@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import datetime
 from uuid import UUID
 
 import psycopg
@@ -44,6 +45,17 @@ class Forgetful(Fleet):
             raise ValueError("no")
         return await super().changes(read, facts)
 
+
+#: What is skipped, and skipped no longer, in another projection, version, lane and event.
+_SKIPPED_ELSEWHERE = """
+INSERT INTO projection_intervention (name, version, lane, seq, action, error, actor, reason)
+SELECT e.name, e.version, e.lane, e.seq, a.action, 'elsewhere', 'operator:eve', ''
+  FROM (VALUES ('fleet', 1, %(lane)s, %(seq)s), ('usage_daily', 2, %(lane)s, %(seq)s),
+               ('usage_daily', 1, (SELECT min(lane) FROM lane_head WHERE head = 0), %(seq)s),
+               ('usage_daily', 1, %(lane)s, %(seq)s + 1000)) AS e (name, version, lane, seq)
+ CROSS JOIN (VALUES ('skip'), ('unskip')) AS a (action)
+ ORDER BY a.action
+"""
 
 #: Who looks after projections here.
 EVE = operations.Author("operator:eve", "ticket 7")
@@ -158,6 +170,21 @@ def test_outdated_is_what_a_rebuild_by_this_code_brings_forward(
     assert found.outdated == is_outdated
 
 
+async def test_a_swap_changes_the_date_of_no_other_projection_s(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async def swapped_at() -> dict[str, tuple[int | None, datetime | None]]:
+        return {one.name: (one.generation, one.swapped_at) for one in await operations.status(owner_conn, sample_s=0)}
+
+    await rebuilt(database_url, UsageDaily())
+    before = await swapped_at()
+    await rebuilt(database_url, Fleet())
+    after = await swapped_at()
+
+    assert before["usage_daily"][0] == after["fleet"][0] == 2
+    assert {name for name, dated in after.items() if dated != before[name]} == {"fleet"}
+
+
 async def test_what_one_version_passed_over_the_next_one_takes(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
@@ -201,6 +228,7 @@ async def test_an_event_that_is_skipped_no_longer_is_taken_by_the_next_rebuild(
         with pytest.raises(NotSkipped):
             await operations.unskip(owner_conn, "usage_daily", lane, seq, EVE)
         await skipped(owner_conn, refused)
+        await owner_conn.execute(_SKIPPED_ELSEWHERE, {"lane": lane, "seq": seq})
         await Follower(pool, UsageDaily()).catch_up()
         await owner_conn.execute("UPDATE usage_daily SET requests = 99 WHERE instance_id <> %s", (refused,))
         assert (await rebuilt(database_url, UsageDaily())).drifted == 9, "a build is kept that lacks the event"
