@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import psycopg
 import pytest
@@ -14,11 +15,13 @@ from projections import generations, operations
 from projections.activity import Activity, ActivityFold
 from projections.definition import Followed, Projection
 from projections.errors import FoldFailed, Outdated
+from projections.folding import fold_lanes
 from projections.follower import Follower
 from projections.generations import Generation
 from projections.inline import inline_projections
 from projections.instance import InstanceProjection
 from projections.rebuild import dry_run, prune, rebuild, rollback
+from projections.reservation import ReservationProjection
 from projections.tables import Rows
 from projections.versions import Versions
 from tests import lives
@@ -92,6 +95,31 @@ async def test_a_build_that_another_release_has_left_is_begun_anew(
     live = await generations.live_generation(owner_conn, "activity")
     assert live is not None
     assert (live.version, live.number, report.resumed, report.drifted) == (2, report.generation, False, 0)
+
+
+async def test_a_release_folds_a_build_of_its_version_and_nothing_of_any_other(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=2)
+    # Builds of another version, of another projection, and of another projection under the same number.
+    others = [await generations.begin(owner_conn, one()) for one in (InstanceProjection, *[ReservationProjection] * 2)]
+    before = [await generations.progress(owner_conn, one) for one in others]
+    build = await generations.begin(owner_conn, InstanceV2())
+
+    # Each ends at once, or else here.
+    until_s = time.monotonic() + 40
+    async with asyncio.timeout(30):
+        old, new = [
+            await asyncio.to_thread(fold_lanes, database_url, one, build, until_s=until_s)
+            for one in (InstanceProjection(), InstanceV2())
+        ]
+
+    assert (old, new) == (0, 2)
+    done = await generations.progress(owner_conn, build)
+    assert (others[-1].number, build.number, done.lanes, done.lanes_folded) == (3, 3, 64, 64)
+    assert [(one.lanes, one.lanes_folded) for one in before] == [(64, 62)] * 3
+    assert [await generations.progress(owner_conn, one) for one in others] == before
 
 
 async def test_a_dry_run_of_one_release_leaves_the_build_of_another_to_be_gone_on_with(
