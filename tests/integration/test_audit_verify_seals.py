@@ -8,8 +8,11 @@ import base64
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from events.ids import lane_of
 from hydracore.audit.sealing import Sealer
-from tests.sealed_log import SEAL_KEY, Forger, Log, run
+from tests import lives
+from tests.requests_to_log import origin, requested
+from tests.sealed_log import LANE, SEAL_KEY, Forger, Log, run
 from tests.verifying import FORGE, forger, found, log, rewrite
 
 __all__ = ["forger", "log"]
@@ -75,6 +78,16 @@ async def test_since_the_seal_only_what_came_after_it_is_looked_at(log: Log, for
     status, findings = found(log, "--since-seal")
 
     assert (status, [(finding["kind"], finding["seq"]) for finding in findings]) == (1, [("event_edited", 14)])
+
+
+async def test_since_the_seal_each_lane_is_looked_at_from_where_it_ended(log: Log) -> None:
+    elsewhere = await requested(log.store, key="number 1")
+    assert lane_of(elsewhere) != LANE
+    await log.sealer.seal()
+    await log.store.execute(elsewhere, lives.plan(hostname="hc-other", vpn_ip="10.64.0.17"), origin("worker"))
+    await log.name(0, "third")
+
+    assert found(log, "--since-seal") == (0, [])
 
 
 async def test_since_the_seal_a_lane_that_was_written_anew_before_it_is_found(log: Log, forger: Forger) -> None:
