@@ -38,6 +38,20 @@ async def test_a_decision_on_a_past_state_is_a_conflict(
     assert await check_log(owner_conn) == before
 
 
+async def test_a_decision_on_a_stream_that_the_log_has_lost_is_a_conflict(
+    store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
+) -> None:
+    await live(store, request())
+    past = await other_store.load(ADA)
+    await owner_conn.execute("TRUNCATE event, command, stream")
+
+    with pytest.raises(VersionConflict) as conflict:
+        # This store has not read the state itself, so it does not know the digest that would show the loss as well.
+        await store.execute_at(past, ADA, lives.plan(), origin())
+
+    assert (conflict.value.expected, conflict.value.actual) == (1, 0)
+
+
 async def test_commands_that_race_are_decided_again_until_all_have_landed(
     store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
 ) -> None:
@@ -92,6 +106,27 @@ async def test_many_changes_at_once_in_several_processes_all_land(
 
     changed = [event for event in (await check_log(owner_conn)).events if event["type"] == "config_changed"]
     assert len(changed) == 80
+
+
+async def test_whoever_loses_one_race_after_another_is_told_in_the_end(
+    store: EventStore, other_store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("events.store.RACES_MAX", 3)
+    await store.create(ADA, request(), first())
+    decided = list[int]()
+
+    async def overtaken(state: Instance | None) -> c.AnyCommand:
+        assert state is not None
+        decided.append(state.version)
+        faster = c.ChangeConfig(at_ms=NOW_MS, agent_name=f"at {state.version}")
+        await other_store.execute(ADA, faster, origin())
+        return lives.delete()
+
+    with pytest.raises(VersionConflict) as conflict:
+        await store.change(ADA, overtaken, origin())
+
+    assert decided == [1, 2, 3]
+    assert (conflict.value.expected, conflict.value.actual) == (3, 4)
 
 
 async def test_whoever_waits_for_a_stream_that_stays_locked_is_told_and_the_next_ones_go_on(

@@ -16,6 +16,7 @@ from events.errors import (
     SequenceGap,
     TokenRefused,
 )
+from events.evolve_agent import SUPERSEDED_BOOTS_KEPT
 from events.state import Agent
 from tests import lives
 from tests.lives import (
@@ -195,6 +196,16 @@ def test_a_boot_that_was_superseded_cannot_come_back() -> None:
 
     with pytest.raises(BootSuperseded):
         life.give(lives.enrol(BOOT))
+
+
+def test_an_agent_that_boots_over_and_over_does_not_make_the_state_grow() -> None:
+    life = Life.after(*lives.ENROLLED)
+    boots = tuple(UUID(int=0xE00 + number) for number in range(SUPERSEDED_BOOTS_KEPT + 9))
+
+    for boot in boots:
+        assert life.give(lives.enrol(boot))
+
+    assert agent_of(life).superseded_boots == boots[-SUPERSEDED_BOOTS_KEPT - 1 : -1]
 
 
 # --- the key ---------------------------------------------------------------------------------------------------------
