@@ -53,6 +53,25 @@ async def test_a_rebuilt_projection_is_the_live_one_in_shape_grants_and_rows(
         assert (await compared(database_url, projection)).drifted == 0
 
 
+async def test_a_swap_of_what_writers_write_leaves_followers_and_other_projections_as_they_are(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=4)
+        await follow_all(pool)
+    places = "SELECT follower, lane, seq FROM checkpoint ORDER BY follower, lane"
+    states = (
+        "SELECT name, generation, state FROM projection_generation WHERE name <> 'instance' ORDER BY name, generation"
+    )
+    before, others = [await (await owner_conn.execute(look)).fetchall() for look in (places, states)]
+
+    await rebuilt(database_url, InstanceProjection())
+
+    assert any(seq > 0 for *_, seq in before)
+    assert set(before) <= set(await (await owner_conn.execute(places)).fetchall())
+    assert await (await owner_conn.execute(states)).fetchall() == others
+
+
 async def test_a_rebuild_by_somebody_else_leaves_a_table_whose_it_was(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
