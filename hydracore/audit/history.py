@@ -169,8 +169,7 @@ async def tenant_entries(
     `heads`, these are the rest of an earlier reading; events that were committed since may have earlier
     times. Raises `NotInLog` for a tenant that the log does not know.
     """
-    if not (await fetch_rows(pool, _IS_TENANT, {"tenant_id": tenant_id}))[0][0]:
-        raise NotInLog(f"The log has no tenant {tenant_id!r}")
+    await require_tenant(pool, tenant_id)
     parameters: dict[str, Any] = {
         "tenant_id": tenant_id,
         "heads": await current_heads(pool) if heads is None else heads,
@@ -197,6 +196,12 @@ async def tenant_entries(
                 yield Entry(record, event, before, state)
         if not page:
             return
+
+
+async def require_tenant(pool: AsyncConnectionPool, tenant_id: str) -> None:
+    """Raises `NotInLog` for a tenant that the log does not know, which may be mistyped."""
+    if not (await fetch_rows(pool, _IS_TENANT, {"tenant_id": tenant_id}))[0][0]:
+        raise NotInLog(f"The log has no tenant {tenant_id!r}")
 
 
 async def locate(pool: AsyncConnectionPool, position: Position) -> LocatedEvent:

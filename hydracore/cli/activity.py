@@ -42,8 +42,7 @@ def activity(*, tenant: str, first: date | None, last: date | None, actor: str |
 
     Exit status: 0 done; 2 the log has no such tenant; 3 the database cannot be reached.
     """
-    from events.retries import with_retries
-    from hydracore.cli.tenants import require_tenant
+    from hydracore.audit.history import require_tenant
     from projections.activity_queries import LINES_MAX, tenant_activity
 
     last = last or datetime.now(UTC).date()
@@ -55,7 +54,7 @@ def activity(*, tenant: str, first: date | None, last: date | None, actor: str |
     async def work(pool: "AsyncConnectionPool") -> "list[ActivityLine]":
         found = await tenant_activity(pool, tenant, first=first, last=last, actor=actor)
         if not found:
-            await with_retries(pool, lambda connection: require_tenant(connection, tenant))
+            await require_tenant(pool, tenant)
         return found
 
     found = on_database(load(), work)

@@ -122,4 +122,10 @@ def test_a_key_that_there_is_not_is_a_usage_error(database_url: str) -> None:
 
     assert (nowhere.exit_code, no_id.exit_code) == (2, 2)
     assert "There is no API key" in nowhere.stderr
-    assert json.loads(run(database_url, "list", "--tenant", "nobody", "--json").stdout) == []
+
+
+def test_a_tenant_without_a_key_has_an_empty_list_and_is_named(database_url: str) -> None:
+    listed = run(database_url, "list", "--tenant", "nobody", "--json")
+
+    assert (listed.exit_code, json.loads(listed.stdout)) == (0, [])
+    assert listed.stderr == "hydracore: there is no API key of a tenant 'nobody'\n"
