@@ -1,4 +1,4 @@
-"""How many conversations an agent keeps, and which ones it gives up."""
+"""How many conversations an agent keeps, and which ones it deletes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.unit.test_claw_ledger import entry
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Store]:
     monkeypatch.setattr(turns, "CONVERSATIONS_MAX", 5)
     monkeypatch.setattr(turns, "DELETED_AT_ONCE", 2)
-    # It goes back all the time.
+    # A clock that goes back at each reading.
     clock = count(2_000_000_000_000, -1000)
     store = Store(tmp_path / STORE_FILE, now_ms=lambda: next(clock), new_id=uuid4)
     yield store
@@ -45,7 +45,7 @@ async def kept(store: Store) -> set[str]:
     return {summary.id for summary in await store.turns.latest_conversations(100)}
 
 
-async def test_those_used_longest_ago_are_given_up_whatever_the_clock_says(store: Store) -> None:
+async def test_the_least_recently_used_conversations_are_deleted_even_if_the_clock_goes_back(store: Store) -> None:
     for name in ["a", "b", "c", "d", "e", "a"]:
         await finish(store, await begin(store, name))
     assert await kept(store) == {"a", "b", "c", "d", "e"}
@@ -54,13 +54,13 @@ async def test_those_used_longest_ago_are_given_up_whatever_the_clock_says(store
 
     assert await kept(store) == {"a", "d", "e", "f"}
     assert await store.turns.conversation("b") is None
-    # What it cost is owed all the same.
+    # Its cost is still reported.
     batch = await store.ledger.next_batch()
     assert batch is not None
     assert len(batch.entries) == 7
 
 
-async def test_one_that_is_being_answered_stays(store: Store) -> None:
+async def test_a_conversation_whose_answer_is_in_progress_is_kept(store: Store) -> None:
     slow = await begin(store, "slow")
     for name in ["a", "b", "c", "d", "e", "f"]:
         await finish(store, await begin(store, name))

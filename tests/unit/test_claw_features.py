@@ -1,4 +1,4 @@
-"""What customers ask for in the free parts of a document: used where it can be, and told of where it cannot."""
+"""What customers ask for in the free-form parts of a document: it is used where possible, and else reported as ignored."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def ignored(found: Features) -> dict[str, str]:
     return {each.path: each.reason for each in found.ignored}
 
 
-def test_nothing_asked_for_is_nothing_ignored() -> None:
+def test_an_empty_document_has_no_features_and_nothing_is_ignored() -> None:
     found = read_features(Document())
 
     assert (found.ignored, found.states, found.webhooks, found.workflows, found.skills) == ((), {}, (), (), ())
@@ -34,22 +34,22 @@ def test_nothing_asked_for_is_nothing_ignored() -> None:
 # --- channels --------------------------------------------------------------------------------------------------------
 
 
-def test_a_channel_has_a_token_a_switch_and_a_list_of_people() -> None:
-    of_the_configuration = features()
-    of_its_own = features(channels={"telegram": {"bot_token": "1:own", "allowed_user_ids": [7, 8]}})
-    off = features(channels={"telegram": {"enabled": False, "bot_token": "1:own"}})
+def test_a_telegram_channel_may_set_its_own_token_limit_its_users_or_be_disabled() -> None:
+    from_configuration = features()
+    with_own_token = features(channels={"telegram": {"bot_token": "1:own", "allowed_user_ids": [7, 8]}})
+    disabled = features(channels={"telegram": {"enabled": False, "bot_token": "1:own"}})
 
-    assert of_the_configuration.bot.telegram.bot_token == TOKEN
-    assert of_the_configuration.bot.allowed_user_ids is None
-    assert (of_its_own.bot.telegram.bot_token, of_its_own.bot.allowed_user_ids) == ("1:own", (7, 8))
-    assert not off.bot.is_wanted
-    assert "own" not in repr(of_its_own)
+    assert from_configuration.bot.telegram.bot_token == TOKEN
+    assert from_configuration.bot.allowed_user_ids is None
+    assert (with_own_token.bot.telegram.bot_token, with_own_token.bot.allowed_user_ids) == ("1:own", (7, 8))
+    assert not disabled.bot.is_wanted
+    assert "own" not in repr(with_own_token)
 
 
 @pytest.mark.parametrize(
     "channel", ["yes", {"allowed_user_ids": "7"}, {"allowed_user_ids": ["7"]}, {"enabled": "no"}, {"bot_token": 5}]
 )
-def test_a_channel_that_is_half_understood_lets_nobody_in(channel: Any) -> None:
+def test_an_invalid_telegram_channel_gets_no_token_and_is_reported(channel: Any) -> None:
     found = features(channels={"telegram": channel})
 
     assert found.bot.telegram.bot_token is None
@@ -59,14 +59,14 @@ def test_a_channel_that_is_half_understood_lets_nobody_in(channel: Any) -> None:
 
 
 @pytest.mark.parametrize("wanted", [900, 0, "10", None, True])
-def test_a_time_that_is_none_is_told(wanted: Any) -> None:
+def test_an_invalid_model_timeout_is_reported_with_the_valid_range(wanted: Any) -> None:
     reason = "must be a number of seconds above 0, at most 300"
 
     assert ignored(features(advanced={"model_timeout_s": wanted})) == {"platform.advanced.model_timeout_s": reason}
     assert ignored(features(advanced={"model_timeout_s": 10})) == {}
 
 
-def test_channels_and_settings_that_there_are_not_are_told() -> None:
+def test_unknown_channels_and_settings_are_reported_and_not_used() -> None:
     channels = {
         "slack": {"token": "xoxb-secret"},
         "email": {"enabled": False},
@@ -89,7 +89,7 @@ def test_channels_and_settings_that_there_are_not_are_told() -> None:
 # --- integrations ----------------------------------------------------------------------------------------------------
 
 
-def test_webhooks_are_taken_and_everything_else_is_told() -> None:
+def test_valid_webhooks_are_used_and_invalid_or_unsupported_integrations_are_reported() -> None:
     good = {"id": "crm", "type": "webhook", "url": "https://crm.test/hook", "secret": "s3cret"}
 
     found = features(
@@ -132,7 +132,7 @@ def test_webhooks_are_taken_and_everything_else_is_told() -> None:
         None,
     ],
 )
-def test_a_webhook_goes_to_an_address_that_proves_itself_or_stays_on_the_machine(url: Any) -> None:
+def test_a_webhook_url_that_is_invalid_or_neither_https_nor_loopback_is_refused(url: Any) -> None:
     found = features(integrations=[{"id": "crm", "type": "webhook", "url": url}])
 
     assert found.webhooks == ()
@@ -143,27 +143,27 @@ def test_a_webhook_goes_to_an_address_that_proves_itself_or_stays_on_the_machine
 # --- skills and workflows --------------------------------------------------------------------------------------------
 
 
-def test_skills_that_cannot_be_loaded_are_told_with_their_place() -> None:
+def test_skills_that_cannot_be_loaded_are_reported_with_their_path() -> None:
     found = features(skills=["email-drafts", "no-such-skill", {"id": "nor-this", "enabled": False}, 5])
-    of_the_preset = read_features(Document(preset=Preset(skills=("no-such-skill",))))
+    from_preset = read_features(Document(preset=Preset(skills=("no-such-skill",))))
 
     assert [skill.id for skill in found.skills] == ["email-drafts"]
     assert ignored(found) == {
         "platform.skills.1": "there is no skill 'no-such-skill'",
         "platform.skills.3": A_SKILL,
     }
-    assert list(ignored(of_the_preset).values()) == ["there is no skill 'no-such-skill'"]
+    assert list(ignored(from_preset).values()) == ["there is no skill 'no-such-skill'"]
 
 
 @pytest.mark.parametrize("enabled", ["no", "false", 0, None, []])
-def test_a_skill_that_is_half_understood_is_not_loaded_and_told(enabled: Any) -> None:
+def test_a_skill_with_an_invalid_enabled_value_is_not_loaded_and_is_reported(enabled: Any) -> None:
     found = features(skills=[{"id": "email-drafts", "enabled": enabled}, {"id": "task-planning", "enabled": True}])
 
     assert [skill.id for skill in found.skills] == ["task-planning"]
     assert ignored(found) == {"platform.skills.0": A_SKILL}
 
 
-def test_workflows_bring_their_steps_and_skills_into_the_prompt_and_unknown_ones_are_told() -> None:
+def test_a_workflow_adds_its_steps_and_skills_and_an_unknown_workflow_is_reported() -> None:
     review = Workflow(
         slug="review", name="Review", when="asked for one", steps=("Ask.", "Sum up."), skills=("task-planning",)
     )
@@ -181,19 +181,19 @@ def test_workflows_bring_their_steps_and_skills_into_the_prompt_and_unknown_ones
     assert "when asked for one:\n\n1. Ask.\n2. Sum up.\n\nToday is" in prompt
 
 
-def test_a_recipe_that_there_is_not_is_told() -> None:
+def test_an_unknown_recipe_is_reported() -> None:
     assert ignored(read_features(Document(recipe_id="gone"))) == {"recipe_id": "there is no recipe 'gone'"}
     assert ignored(read_features(Document(recipe_id="there", recipe=Recipe(id="there", prompt="Do.")))) == {}
 
 
-def test_what_is_told_has_its_limit() -> None:
+def test_the_number_and_the_path_length_of_ignored_settings_are_limited() -> None:
     found = features(advanced={f"{number}{'x' * 1000}": 1 for number in range(500)})
 
     assert len(found.ignored) == IGNORED_MAX
     assert max(len(each.path) for each in found.ignored) == 200
 
 
-def test_a_telegram_document_of_old_stays_what_it_was() -> None:
+def test_a_document_in_the_old_format_still_sets_the_telegram_token() -> None:
     found = read_features(Document(telegram=Telegram(bot_token=TOKEN)))
 
     assert found.bot.telegram.bot_token == TOKEN

@@ -1,4 +1,4 @@
-"""Keys that make a chat's repeat safe, as they are kept."""
+"""Idempotency keys of chats, as they are stored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hydracore.agent.expressclaw.turns import OpenTurn, Reply
 from hydracore.clock import now_ms
 
 
-def test_no_two_callers_share_a_key() -> None:
+def test_each_pair_of_user_and_key_gets_a_stored_key_of_its_own() -> None:
     users = [None, "a", "a:b", "1:a", "", "é"]
     keys = ["k", "a:k", "1:a:k", ":k"]
 
@@ -28,7 +28,7 @@ def test_no_two_callers_share_a_key() -> None:
 
 
 @pytest.mark.parametrize("end_user", [None, "zoë"])
-async def test_an_answer_under_a_key_of_old_is_found_again_and_only_by_who_had_it(
+async def test_an_answer_stored_under_an_old_style_key_is_found_again_by_its_own_user_only(
     tmp_path: Path, end_user: str | None
 ) -> None:
     path = tmp_path / "chats.sqlite"
@@ -38,14 +38,14 @@ async def test_an_answer_under_a_key_of_old_is_found_again_and_only_by_who_had_i
         db.execute("UPDATE turn SET key = 'api:k'")
 
     again = await begin(path, end_user, key)
-    somebody_else = await begin(path, "bert", caller_key("bert", "k"))
+    other_user = await begin(path, "bert", caller_key("bert", "k"))
 
     assert (first, again) == (None, "Hello you")
-    assert somebody_else is None
+    assert other_user is None
 
 
 async def begin(path: Path, end_user: str | None, key: str) -> str | None:
-    """Ask in a fresh process: the answer that is on disk; where there is none, one is put there."""
+    """Ask with a newly opened store: return the stored answer, or store one and return None."""
     store = Store(path, now_ms=now_ms, new_id=uuid4)
     question = Question(message="Hello", conversation_id=None, end_user=end_user, channel="api", key=key)
     begun = await store.turns.begin(

@@ -1,4 +1,4 @@
-"""Money: what calls cost, what of it counts against a budget, and how it goes to the control plane."""
+"""Costs: what calls cost, what counts against a budget, and how usage is sent to the control plane."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ async def spend(database: Database, *costs: str, at_ms: int = NOON_MS) -> None:
     await database.run(lambda db: add_entries(db, [entry(cost, at_ms=at_ms) for cost in costs]))
 
 
-async def spent(database: Database, told: Spent | None = None, *, today: str = "2026-11-23") -> Spend:
-    return await database.run(lambda db: current_spend(db, told or Spent(), today=today))
+async def spent(database: Database, reported: Spent | None = None, *, today: str = "2026-11-23") -> Spend:
+    return await database.run(lambda db: current_spend(db, reported or Spent(), today=today))
 
 
 async def deliver(ledger: Ledger) -> list[int]:
-    """Send all there is; the sizes of the batches."""
+    """Send all batches; return their sizes."""
     sizes = []
     while (batch := await ledger.next_batch()) is not None:
         sizes.append(len(batch.entries))
@@ -82,7 +82,7 @@ async def deliver(ledger: Ledger) -> list[int]:
     return sizes
 
 
-def test_costs_are_exact_and_a_model_without_a_price_costs_what_the_dearest_do() -> None:
+def test_costs_are_exact_and_a_model_without_a_price_is_charged_at_the_highest_prices() -> None:
     prices = {
         "m": Price(input_usd_per_mtok=Decimal("0.15"), output_usd_per_mtok=Decimal("0.60")),
         "n": Price(input_usd_per_mtok=Decimal("0.20"), output_usd_per_mtok=Decimal("0.10")),
@@ -95,7 +95,7 @@ def test_costs_are_exact_and_a_model_without_a_price_costs_what_the_dearest_do()
     assert decimal_text(Decimal("1E+3")) == "1000"
 
 
-def test_days_are_utc() -> None:
+def test_days_begin_at_midnight_utc() -> None:
     assert [utc_day(NOON_MS + shift) for shift in (0, DAY_MS // 2 - 1, DAY_MS // 2)] == [
         "2026-11-23",
         "2026-11-23",
@@ -113,7 +113,9 @@ def test_days_are_utc() -> None:
         (ModelPolicy(budget_daily_usd=Decimal(0)), "today"),
     ],
 )
-def test_a_budget_is_spent_when_nothing_of_it_is_left(policy: ModelPolicy, refusal: str | None) -> None:
+def test_a_budget_is_spent_once_spending_reaches_the_daily_or_monthly_limit(
+    policy: ModelPolicy, refusal: str | None
+) -> None:
     if refusal is None:
         require_budget(Spend(Decimal(1), Decimal(5)), policy)
     else:
@@ -121,7 +123,7 @@ def test_a_budget_is_spent_when_nothing_of_it_is_left(policy: ModelPolicy, refus
             require_budget(Spend(Decimal(1), Decimal(5)), policy)
 
 
-async def test_sums_are_kept_by_day_and_month(database: Database) -> None:
+async def test_spending_is_summed_by_day_and_month(database: Database) -> None:
     await spend(database, "0.1", "0.2")
     await spend(database, "4", at_ms=NOON_MS - DAY_MS)
     await spend(database, "8", at_ms=NOON_MS - 30 * DAY_MS)
@@ -131,46 +133,52 @@ async def test_sums_are_kept_by_day_and_month(database: Database) -> None:
     assert await spent(database, today="2026-12-01") == (Decimal(0), Decimal(0))
 
 
-async def test_what_the_control_plane_tells_covers_what_it_had_and_no_more(database: Database, ledger: Ledger) -> None:
+async def test_spending_not_delivered_before_a_configuration_is_added_to_its_figures(
+    database: Database, ledger: Ledger
+) -> None:
     await spend(database, "1")
     await deliver(ledger)
     await spend(database, "2")
-    told = Spent(day="2026-11-23", daily_usd=Decimal(10), month="2026-11", monthly_usd=Decimal(30))
+    reported = Spent(day="2026-11-23", daily_usd=Decimal(10), month="2026-11", monthly_usd=Decimal(30))
 
-    # Nothing was said of when these figures were made: our own sum may be in them or not, so it is added.
-    assert await spent(database, told) == (Decimal(13), Decimal(33))
+    # It is unknown when these figures were made: our own sum may or may not be in them, so it is added.
+    assert await spent(database, reported) == (Decimal(13), Decimal(33))
     ledger.set_spend_base("config-1")
-    assert await spent(database, told) == (Decimal(12), Decimal(32))
+    assert await spent(database, reported) == (Decimal(12), Decimal(32))
     await deliver(ledger)
     await spend(database, "4")
-    # The same configuration after a restart is as old as it was.
+    # After a restart, the same configuration is no newer: its base stays.
     ledger.set_spend_base("config-1")
-    assert await spent(database, told) == (Decimal(16), Decimal(36))
+    assert await spent(database, reported) == (Decimal(16), Decimal(36))
     ledger.set_spend_base("config-2")
-    assert await spent(database, told) == (Decimal(14), Decimal(34))
+    assert await spent(database, reported) == (Decimal(14), Decimal(34))
 
 
-async def test_our_own_sum_is_the_least_that_is_spent(database: Database, ledger: Ledger) -> None:
+async def test_current_spending_is_never_less_than_the_ledger_s_own_sum(database: Database, ledger: Ledger) -> None:
     await spend(database, "5")
     await deliver(ledger)
     ledger.set_spend_base("config-1")
 
-    told = Spent(day="2026-11-23", daily_usd=Decimal(1), month="2026-11", monthly_usd=Decimal(1))
+    reported = Spent(day="2026-11-23", daily_usd=Decimal(1), month="2026-11", monthly_usd=Decimal(1))
 
-    assert await spent(database, told) == (Decimal(5), Decimal(5))
+    assert await spent(database, reported) == (Decimal(5), Decimal(5))
 
 
-async def test_yesterday_s_figures_and_base_are_no_part_of_today(database: Database, ledger: Ledger) -> None:
+async def test_figures_of_an_earlier_day_or_month_do_not_count_towards_the_current_one(
+    database: Database, ledger: Ledger
+) -> None:
     await spend(database, "5")
     await deliver(ledger)
     ledger.set_spend_base("config-1")
-    told = Spent(day="2026-11-23", daily_usd=Decimal(7), month="2026-11", monthly_usd=Decimal(9))
+    reported = Spent(day="2026-11-23", daily_usd=Decimal(7), month="2026-11", monthly_usd=Decimal(9))
 
-    assert await spent(database, told, today="2026-11-24") == (Decimal(0), Decimal(9))
-    assert await spent(database, told, today="2026-12-01") == (Decimal(0), Decimal(0))
+    assert await spent(database, reported, today="2026-11-24") == (Decimal(0), Decimal(9))
+    assert await spent(database, reported, today="2026-12-01") == (Decimal(0), Decimal(0))
 
 
-async def test_batches_are_dense_bounded_and_the_same_until_accepted(database: Database, ledger: Ledger) -> None:
+async def test_batches_are_bounded_in_size_and_unchanged_until_they_are_accepted(
+    database: Database, ledger: Ledger
+) -> None:
     assert await ledger.next_batch() is None
     await spend(database, *["1"] * (BATCH_ENTRIES_MAX + 1))
     first = await ledger.next_batch()
@@ -183,7 +191,7 @@ async def test_batches_are_dense_bounded_and_the_same_until_accepted(database: D
     assert await ledger.next_batch() is None
 
 
-async def test_the_control_plane_may_ask_for_earlier_batches_and_for_none_that_never_were(
+async def test_the_control_plane_can_ask_for_earlier_batches_but_not_for_ones_that_never_existed(
     database: Database, ledger: Ledger
 ) -> None:
     for cost in ("1", "2", "3"):
@@ -198,9 +206,7 @@ async def test_the_control_plane_may_ask_for_earlier_batches_and_for_none_that_n
     assert [await ledger.resend_from(seq) for seq in (0, 5, 4)] == [False, False, True]
 
 
-async def test_where_nobody_knows_what_the_control_plane_has_the_last_batch_is_sent_again(
-    database: Database, ledger: Ledger
-) -> None:
+async def test_the_last_batch_is_sent_again_when_its_acceptance_is_unknown(database: Database, ledger: Ledger) -> None:
     ledger.resend_last()
     assert await ledger.next_batch() is None
     for cost in ("1", "2"):
@@ -219,7 +225,7 @@ async def test_where_nobody_knows_what_the_control_plane_has_the_last_batch_is_s
     assert (again.seq, first.seq, await deliver(ledger)) == (2, 1, [1, 1])
 
 
-async def test_old_batches_are_dropped_whole_once_they_are_delivered(
+async def test_delivered_batches_are_deleted_once_all_their_entries_are_old(
     database: Database, ledger: Ledger, clock: Clock
 ) -> None:
     await spend(database, "1")
@@ -239,7 +245,7 @@ async def test_old_batches_are_dropped_whole_once_they_are_delivered(
     assert [one.cost_usd for one in batch.entries] == ["1", "2"]
 
 
-async def test_an_entry_of_a_clock_that_went_ahead_keeps_no_old_batches(
+async def test_an_entry_dated_in_the_future_does_not_keep_old_batches_from_being_deleted(
     database: Database, ledger: Ledger, clock: Clock
 ) -> None:
     await spend(database, "1", at_ms=NOON_MS + 1000 * DAY_MS)
@@ -254,7 +260,7 @@ async def test_an_entry_of_a_clock_that_went_ahead_keeps_no_old_batches(
     assert [await ledger.resend_from(seq) for seq in (1, 2, 3)] == [False, False, True]
 
 
-async def test_old_batches_that_are_wanted_again_stay_until_they_are_delivered(
+async def test_old_batches_that_are_requested_again_are_kept_until_they_are_delivered(
     database: Database, ledger: Ledger, clock: Clock
 ) -> None:
     for _ in range(PRUNE_EVERY_BATCHES + 1):
@@ -275,7 +281,7 @@ async def test_old_batches_that_are_wanted_again_stay_until_they_are_delivered(
 # --- the database ----------------------------------------------------------------------------------------------------
 
 
-async def test_work_that_fails_leaves_nothing(database: Database) -> None:
+async def test_database_work_that_fails_is_rolled_back(database: Database) -> None:
     def work(db: sqlite3.Connection) -> None:
         add_entries(db, [entry("1")])
         raise BudgetSpent("no")
@@ -286,7 +292,7 @@ async def test_work_that_fails_leaves_nothing(database: Database) -> None:
     assert await spent(database) == (0, 0)
 
 
-async def test_a_ledger_keeps_its_id_as_long_as_its_file(tmp_path: Path) -> None:
+async def test_a_ledger_id_stays_the_same_for_its_file_and_differs_between_files(tmp_path: Path) -> None:
     ids = []
     for name in ("one", "one", "two"):
         database = Database(tmp_path / name, new_id=uuid4)
@@ -299,7 +305,7 @@ async def test_a_ledger_keeps_its_id_as_long_as_its_file(tmp_path: Path) -> None
     assert ids[0] == ids[1] != ids[2]
 
 
-async def test_what_was_given_is_done_before_the_file_is_closed(tmp_path: Path) -> None:
+async def test_submitted_database_work_is_done_before_the_file_is_closed(tmp_path: Path) -> None:
     database = Database(tmp_path / "chats.sqlite", new_id=uuid4)
     for _ in range(20):
         database.submit(lambda db: add_entries(db, [entry("1")]))

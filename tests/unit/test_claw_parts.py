@@ -1,4 +1,4 @@
-"""Small parts of the runtime: answers in the making, events of a stream, bots' tokens."""
+"""Small parts of the runtime: chats while they are answered, events of a stream, tokens of bots."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ ANSWER = ChatAnswer(
 )
 
 
-async def heard(chat: OpenChat) -> list[str]:
+async def received(chat: OpenChat) -> list[str]:
     return [text async for text in chat.texts()]
 
 
-async def test_whoever_listens_late_hears_it_all() -> None:
+async def test_a_listener_that_comes_late_receives_the_whole_answer() -> None:
     chat = OpenChat()
-    early = asyncio.create_task(heard(chat))
+    early = asyncio.create_task(received(chat))
     await asyncio.sleep(0)
 
     chat.add_text("Hello ")
     await asyncio.sleep(0)
-    late = asyncio.create_task(heard(chat))
+    late = asyncio.create_task(received(chat))
     await asyncio.sleep(0)
     chat.add_text("the")
     chat.add_text("re")
@@ -40,17 +40,17 @@ async def test_whoever_listens_late_hears_it_all() -> None:
     assert await chat.answer() == ANSWER
 
 
-async def test_what_nobody_has_heard_can_be_taken_back() -> None:
+async def test_text_can_be_retracted_until_a_listener_has_received_it() -> None:
     chat = OpenChat()
     chat.add_text("Wrong")
     assert chat.retract()
     chat.add_text("Right")
     chat.finish(ANSWER)
-    assert await heard(chat) == ["Right"]
+    assert await received(chat) == ["Right"]
     assert not chat.retract()
 
 
-async def test_an_error_comes_after_what_was_said_and_to_everybody() -> None:
+async def test_an_error_is_raised_after_the_text_so_far_and_to_every_reader() -> None:
     chat = OpenChat()
     chat.add_text("Hel")
     chat.fail(ModelFailed("It broke"))
@@ -64,14 +64,14 @@ async def test_an_error_comes_after_what_was_said_and_to_everybody() -> None:
     assert said == "Hel"
 
 
-async def test_a_whole_answer_stays_one() -> None:
+async def test_a_finished_answer_is_not_replaced_by_a_later_error() -> None:
     chat = OpenChat()
     chat.finish(ANSWER)
     chat.fail(Interrupted("Too late"))
     assert await chat.answer() == ANSWER
 
 
-def test_only_the_last_listener_leaves_a_chat_alone() -> None:
+def test_a_chat_is_abandoned_only_when_its_last_listener_leaves() -> None:
     chat = OpenChat()
     with chat.listening():
         with chat.listening():
@@ -81,7 +81,7 @@ def test_only_the_last_listener_leaves_a_chat_alone() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
-def test_events_are_found_however_they_are_cut(size: int) -> None:
+def test_events_of_a_stream_are_read_whatever_the_chunk_size(size: int) -> None:
     stream = (
         b"\xef\xbb\xbfdata: zero\n\n: ping\r\n\r\ndata: one\r\n\r\nevent: x\ndata:two\n\ndata: \xc3\xa4\nid: 3\n\n\n"
         b"data: in\ndata: two\n\ndata: {}\nid: 4\ndata: {\ndata: }\n\ndata: [DONE]\ndata: last\ndata: unfinished"
@@ -96,7 +96,7 @@ def test_events_are_found_however_they_are_cut(size: int) -> None:
 
 
 @pytest.mark.parametrize("chunk", [b"data: x", b"data: x\n"])
-def test_an_event_without_end_is_given_up(chunk: bytes) -> None:
+def test_an_event_longer_than_the_limit_raises_an_error(chunk: bytes) -> None:
     events = EventReader(event_bytes_max=100)
 
     with pytest.raises(EventTooLong):
@@ -117,5 +117,5 @@ def test_an_event_without_end_is_given_up(chunk: bytes) -> None:
         ("", None),
     ],
 )
-def test_only_what_looks_like_a_token_becomes_part_of_an_address(token: str, public: str | None) -> None:
+def test_a_bot_id_is_read_only_from_a_well_formed_token(token: str, public: str | None) -> None:
     assert bot_id(token) == public

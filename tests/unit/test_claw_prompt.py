@@ -1,4 +1,4 @@
-"""What goes into a prompt: skills from their folders, the parts in order, as much of the past as fits."""
+"""What goes into a prompt: skills from their folders, its parts in order, and as much of the conversation's history as fits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from hydracore.agent.expressclaw.skills import (
 # --- skills ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_shipped_skill_can_be_read_and_says_what_it_is_for() -> None:
+def test_every_shipped_skill_can_be_read_and_has_instructions_and_a_name_of_its_own() -> None:
     folders = sorted(path.name for path in SHIPPED_SKILLS.iterdir() if path.is_dir())
 
     skills, missing = load_skills(folders)
@@ -50,7 +50,7 @@ def test_every_shipped_skill_can_be_read_and_says_what_it_is_for() -> None:
     assert len({skill.name for skill in skills}) == 3
 
 
-def test_skills_are_loaded_in_order_and_only_those_that_are_there(tmp_path: Path) -> None:
+def test_skills_are_loaded_in_the_order_given_and_missing_or_broken_ones_are_reported(tmp_path: Path) -> None:
     for name in ("a", "b", "broken"):
         (tmp_path / name).mkdir()
         (tmp_path / name / SKILL_FILE).write_text(f"---\nname: {name.upper()}\ndescription: d: e\n---\nDo {name}.\n")
@@ -77,7 +77,7 @@ def test_skills_are_loaded_in_order_and_only_those_that_are_there(tmp_path: Path
     ],
     ids=["missing", "empty", "binary", "unclosed", "undescribed", "without_instructions", "long"],
 )
-def test_a_folder_that_is_no_skill_says_why(tmp_path: Path, content: bytes | None) -> None:
+def test_a_folder_without_a_valid_skill_file_is_refused_with_the_reason(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / SKILL_FILE).write_bytes(content)
 
@@ -85,7 +85,7 @@ def test_a_folder_that_is_no_skill_says_why(tmp_path: Path, content: bytes | Non
         read_skill(tmp_path)
 
 
-def test_the_platform_decides_about_skills_and_the_preset_where_it_does_not() -> None:
+def test_skills_of_the_platform_replace_those_of_the_preset() -> None:
     preset = Preset(skills=("one", "two"))
     chosen = ("three", {"id": "two"}, {"id": "four", "enabled": False}, {"id": 5}, 6, "three")
 
@@ -116,7 +116,7 @@ def test_an_empty_document_means_the_defaults() -> None:
         {"system_prompt": 5},
     ],
 )
-def test_a_document_that_cannot_be_used_is_refused_without_its_values(settings: dict[str, object]) -> None:
+def test_an_invalid_document_is_refused_without_quoting_its_values(settings: dict[str, object]) -> None:
     with pytest.raises(RuntimeFailed) as caught:
         read_document(settings)
 
@@ -124,7 +124,7 @@ def test_a_document_that_cannot_be_used_is_refused_without_its_values(settings: 
     assert "secret" not in caught.value.message
 
 
-def test_what_customers_put_into_advanced_does_no_harm() -> None:
+def test_an_invalid_model_timeout_is_replaced_by_the_default() -> None:
     waits = [
         read_document({"platform": {"advanced": {"model_timeout_s": wanted}}}).platform.model_timeout_s
         for wanted in (5, 0.5, 0, -1, 301, "x", None, [], True)
@@ -133,11 +133,11 @@ def test_what_customers_put_into_advanced_does_no_harm() -> None:
     assert waits == [5, 0.5, *[MODEL_TIMEOUT_S] * 7]
 
 
-def test_no_model_is_asked_twice() -> None:
+def test_a_model_that_is_both_primary_and_fallback_is_listed_once() -> None:
     assert ModelPolicy(primary="a", fallbacks=("b", "a", "", "c")).models == ("a", "b", "c")
 
 
-def test_secrets_and_prompts_are_not_printed() -> None:
+def test_secrets_and_prompts_are_left_out_of_the_repr() -> None:
     document = read_document(
         {
             "system_prompt": "very private",
@@ -153,10 +153,10 @@ def test_secrets_and_prompts_are_not_printed() -> None:
     assert "1:tok" not in shown
 
 
-# --- prompt and memory -----------------------------------------------------------------------------------------------
+# --- prompt and history ----------------------------------------------------------------------------------------------
 
 
-def test_a_prompt_leaves_out_what_is_not_there() -> None:
+def test_a_prompt_leaves_out_the_parts_that_are_not_set() -> None:
     assert system_prompt(Document(), (), today="2026-11-23") == "Today is 2026-11-23 (UTC)."
     document = Document(agent_name="Ada", preset=Preset(system_prompt=" Help. \n"), system_prompt="", recipe=None)
     assert system_prompt(document, (), today="2026-11-23") == (
@@ -164,7 +164,7 @@ def test_a_prompt_leaves_out_what_is_not_there() -> None:
     )
 
 
-def test_memory_is_bounded_by_messages_and_begins_with_the_user() -> None:
+def test_the_history_in_a_prompt_is_bounded_by_messages_and_begins_with_the_user() -> None:
     past = [ChatMessage("user" if index % 2 == 0 else "assistant", str(index)) for index in range(200)]
 
     kept = latest_that_fit(past)
@@ -175,7 +175,7 @@ def test_memory_is_bounded_by_messages_and_begins_with_the_user() -> None:
     assert latest_that_fit(past[-61:])[0].role == "user"
 
 
-def test_memory_is_bounded_by_tokens_and_never_holds_half_a_message() -> None:
+def test_the_history_in_a_prompt_is_bounded_by_tokens_and_holds_whole_messages_only() -> None:
     long = ChatMessage("user", "x" * 8000)
     past = [long, ChatMessage("assistant", "short")] * 20
 
@@ -187,7 +187,7 @@ def test_memory_is_bounded_by_tokens_and_never_holds_half_a_message() -> None:
     assert latest_that_fit([ChatMessage("user", "x" * 5 * CONTEXT_TOKENS_MAX)]) == []
 
 
-def test_neighbours_of_one_role_become_one() -> None:
+def test_consecutive_messages_of_one_role_are_merged() -> None:
     messages = [
         ChatMessage("user", "a"),
         ChatMessage("user", "b"),
@@ -202,5 +202,5 @@ def test_neighbours_of_one_role_become_one() -> None:
     ]
 
 
-def test_estimates_round_up() -> None:
+def test_token_estimates_are_rounded_up() -> None:
     assert [estimate_text_tokens(text) for text in ("", "a", "abcd", "abcde")] == [0, 1, 1, 2]

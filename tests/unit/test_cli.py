@@ -1,4 +1,4 @@
-"""The command line: what it refuses, in one clear line a problem, and the tokens that it signs."""
+"""The command line: what it refuses, in one clear line per problem, and the tokens that it signs."""
 
 import os
 import shlex
@@ -40,7 +40,7 @@ def run(*words: str, **environ: str) -> Result:
         ("token create --tenant acme --user ada --role admin", ["JWT_SECRET"]),
     ],
 )
-def test_missing_settings_are_one_line_each_and_exit_2(command: str, missing: list[str]) -> None:
+def test_missing_settings_are_reported_one_per_line_with_exit_status_2(command: str, missing: list[str]) -> None:
     result = run(*command.split())
 
     assert result.exit_code == 2
@@ -69,14 +69,14 @@ def test_missing_settings_are_one_line_each_and_exit_2(command: str, missing: li
         "api-key revoke hck_1",
     ],
 )
-def test_what_cannot_be_understood_is_a_usage_error(command: str) -> None:
+def test_an_invalid_command_line_is_a_usage_error_with_exit_status_2(command: str) -> None:
     result = run(*command.split())
 
     assert result.exit_code == 2
     assert result.stderr.startswith("Usage: ")
 
 
-def test_a_simulator_says_all_that_is_wrong_with_its_options_and_settings_at_once() -> None:
+def test_cloudsim_reports_all_its_invalid_options_and_settings_at_once() -> None:
     result = run("cloudsim", "--port", "http", "--boot", "fast", LOG_LEVEL="loud")
 
     assert (result.exit_code, result.stdout) == (2, "")
@@ -92,18 +92,18 @@ def test_a_simulator_says_all_that_is_wrong_with_its_options_and_settings_at_onc
 @pytest.mark.parametrize(
     "command", ["", "up", "demo", "db", "db migrate", "token", "token create", "cloudsim", "agent"]
 )
-def test_every_command_explains_itself(command: str) -> None:
+def test_a_command_prints_its_usage_on_help(command: str) -> None:
     result = run(*command.split(), "--help")
 
     assert result.exit_code == 0
     assert result.stdout.startswith("Usage: ")
 
 
-def test_what_a_command_says_for_going_on_is_what_its_help_asks_for() -> None:
+def test_the_help_of_audit_show_gives_the_format_of_its_after_option() -> None:
     assert "--after LANE:NUMBER[@HEADS] " in run("audit", "show", "--help").stdout
 
 
-def test_a_token_says_who_and_for_how_long() -> None:
+def test_a_token_holds_the_given_user_tenant_role_and_email() -> None:
     words = ("--tenant", "acme", "--user", "ada", "--role", "customer", "--email", "ada@example.com", "--days", "2")
     result = run("token", "create", *words, JWT_SECRET=SECRET)
 
@@ -117,14 +117,14 @@ def test_a_token_says_who_and_for_how_long() -> None:
     }
 
 
-def test_a_token_for_an_impossible_id_is_refused() -> None:
+def test_a_token_for_an_invalid_tenant_id_is_refused_without_printing_the_secret() -> None:
     result = run("token", "create", "--tenant", "a b", "--user", "ada", "--role", "admin", JWT_SECRET=SECRET)
 
     assert result.exit_code == 2
     assert SECRET not in result.output
 
 
-def test_whoever_names_a_projection_that_there_is_not_is_told_which_there_are() -> None:
+def test_an_unknown_projection_is_refused_with_the_list_of_projections() -> None:
     result = run("projections", "rebuild", "usage")
 
     assert result.exit_code == 2
@@ -149,7 +149,7 @@ def test_whoever_names_a_projection_that_there_is_not_is_told_which_there_are() 
         "activity acme",
     ],
 )
-def test_a_database_that_is_not_there_is_one_line_without_its_password(words: str) -> None:
+def test_an_unreachable_database_is_reported_in_one_line_without_its_password(words: str) -> None:
     result = run(*words.split(), DATABASE_URL="postgresql://owner:pg-password@127.0.0.1:1/db")
 
     assert result.exit_code == NOT_DONE
@@ -161,7 +161,7 @@ def test_a_database_that_is_not_there_is_one_line_without_its_password(words: st
 
 
 @pytest.mark.parametrize(
-    ("said", "line"),
+    ("text", "line"),
     [
         ("connection refused\n\tIs it running?\n", "connection refused; Is it running?"),
         (
@@ -173,19 +173,19 @@ def test_a_database_that_is_not_there_is_one_line_without_its_password(words: st
         ("", ""),
     ],
 )
-def test_a_complaint_of_several_lines_is_one_that_can_be_read(said: str, line: str) -> None:
-    assert one_line(said) == line
+def test_an_error_text_of_several_lines_is_joined_into_one_readable_line(text: str, line: str) -> None:
+    assert one_line(text) == line
 
 
-def test_a_want_of_memory_is_no_finding(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_that_runs_out_of_memory_exits_as_not_done_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended, failures():
         raise MemoryError
 
     assert (ended.value.code, capsys.readouterr().err) == (NOT_DONE, "hydracore: Not enough memory\n")
 
 
-def test_whoever_has_no_name_gives_orders_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A user of a container, whom no file of the machine knows.
+def test_an_operator_without_a_user_name_is_recorded_by_uid(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As in a container, where /etc/passwd may have no entry for the user.
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 54_321)
@@ -195,7 +195,7 @@ def test_whoever_has_no_name_gives_orders_by_number(monkeypatch: pytest.MonkeyPa
     assert operator() == "operator:ada"
 
 
-def test_what_up_says_can_be_pasted_wherever_its_home_is() -> None:
+def test_commands_printed_by_up_can_be_pasted_into_a_shell_whatever_its_home_path() -> None:
     ada, eve = User("ada", "token-a"), User("eve", "token-e")
     file = DevFile(
         url="http://127.0.0.1:8080",

@@ -1,4 +1,4 @@
-"""A server's disk is what user_data says, and nothing beside it."""
+"""A server's disk holds the files that user_data names, and nothing else."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_files_are_written_with_their_permissions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "#!/bin/sh\n", '{"write_files": []}', "#cloud-config\n{}"])
-def test_other_user_data_makes_an_empty_disk(tmp_path: Path, text: str) -> None:
+def test_user_data_without_cloud_config_files_makes_an_empty_disk(tmp_path: Path, text: str) -> None:
     write_disk(tmp_path / "1", text)
 
     assert list((tmp_path / "1").iterdir()) == []
@@ -49,7 +49,9 @@ def test_other_user_data_makes_an_empty_disk(tmp_path: Path, text: str) -> None:
         {"path": "/" + "a" * 300},
     ],
 )
-def test_a_file_that_cannot_be_is_refused_and_not_quoted(tmp_path: Path, file: dict[str, str]) -> None:
+def test_a_file_with_an_invalid_path_or_permissions_is_refused_without_quoting_its_content(
+    tmp_path: Path, file: dict[str, str]
+) -> None:
     with pytest.raises(UserDataError) as refused:
         write_disk(tmp_path / "disks" / "1", cloud_config({"content": "secret", **file}))
 

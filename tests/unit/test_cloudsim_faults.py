@@ -1,4 +1,4 @@
-"""Faults hit whom they are meant for, as often as they are meant to."""
+"""A fault applies to the operations that it names, as often as it says."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -22,14 +22,14 @@ def taken(faults: Faults, operation: str = "create_server", **facts: Any) -> str
     return order.fault if order else None
 
 
-def test_a_fault_is_used_up_after_its_times() -> None:
+def test_a_fault_applies_as_many_times_as_ordered() -> None:
     faults = faults_of({"operation": "create_server", "fault": "locked", "times": 2})
 
     assert [taken(faults) for _ in range(3)] == ["locked", "locked", None]
     assert faults.all() == []
 
 
-def test_a_fault_for_ever_lasts_until_it_is_cleared() -> None:
+def test_a_fault_without_a_limit_applies_until_it_is_cleared() -> None:
     faults = faults_of({"operation": "*", "fault": "locked", "times": None})
     assert [taken(faults, "get_server") for _ in range(9)] == ["locked"] * 9
 
@@ -38,13 +38,13 @@ def test_a_fault_for_ever_lasts_until_it_is_cleared() -> None:
     assert taken(faults) is None
 
 
-def test_the_first_ones_can_be_skipped() -> None:
+def test_a_fault_can_skip_the_first_calls_of_its_operation() -> None:
     faults = faults_of({"operation": "list_servers", "fault": "drop_reply", "skip": 2})
 
     assert [taken(faults, "list_servers") for _ in range(4)] == [None, None, "drop_reply", None]
 
 
-def test_filters_choose_the_server() -> None:
+def test_a_fault_with_a_location_applies_only_to_its_operation_at_that_location() -> None:
     faults = faults_of({"operation": "create_server", "fault": "no_capacity", "times": None, "location": "local1"})
 
     assert taken(faults, location="local2") is None
@@ -52,13 +52,13 @@ def test_filters_choose_the_server() -> None:
     assert taken(faults, location="local1") == "no_capacity"
 
 
-def test_orders_are_met_one_after_the_other() -> None:
+def test_faults_of_one_operation_apply_in_the_order_in_which_they_were_added() -> None:
     faults = faults_of(*({"operation": "create_server", "fault": fault} for fault in ("locked", "drop_reply")))
 
     assert [taken(faults) for _ in range(3)] == ["locked", "drop_reply", None]
 
 
-def test_a_server_can_come_out_wrong_while_its_answer_is_lost() -> None:
+def test_a_create_can_lose_its_reply_and_also_make_a_faulty_server() -> None:
     faults = faults_of(
         {"operation": "create_server", "fault": "slow_boot", "delay_s": 2.5},
         {"operation": "create_server", "fault": "drop_reply"},

@@ -1,4 +1,4 @@
-"""Label syntax and selectors, term by term and on made-up labels."""
+"""Label syntax and selectors, term by term and on generated labels."""
 
 import re
 import string
@@ -21,7 +21,7 @@ values = st.one_of(st.just(""), st.sampled_from(ENDS), names)
 
 
 @given(st.dictionaries(names, values, max_size=5))
-def test_what_the_rules_allow_is_accepted_and_selects_itself(labels: dict[str, str]) -> None:
+def test_valid_labels_are_accepted_and_match_a_selector_made_from_them(labels: dict[str, str]) -> None:
     check_labels(labels)
 
     selected = parse_selector(",".join(f"{key}=={value}" for key, value in labels.items()))
@@ -30,7 +30,7 @@ def test_what_the_rules_allow_is_accepted_and_selects_itself(labels: dict[str, s
 
 
 @given(st.text(max_size=70))
-def test_a_value_is_accepted_exactly_when_the_rules_allow_it(text: str) -> None:
+def test_a_label_value_is_accepted_exactly_when_its_length_and_characters_are_allowed(text: str) -> None:
     allowed = len(text) <= 63 and set(text) <= set(ENDS + "-_.") and (not text or {text[0], text[-1]} <= set(ENDS))
 
     if allowed:
@@ -41,14 +41,14 @@ def test_a_value_is_accepted_exactly_when_the_rules_allow_it(text: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "-a", "a-", "a b", "a" * 64, "ä", "a\n", "/a", "A/b", "prefix//a"])
-def test_a_bad_key_is_refused(key: str) -> None:
+def test_an_invalid_label_key_is_refused(key: str) -> None:
     with pytest.raises(ApiError) as refused:
         check_labels({key: "value"})
 
     assert refused.value.code == "invalid_input"
 
 
-def test_a_key_may_have_a_prefix_and_there_is_a_limit() -> None:
+def test_a_label_key_may_have_a_prefix_and_the_number_of_labels_is_limited() -> None:
     check_labels({"example.com/name": "x"})
     check_labels({f"key{number}": "x" for number in range(LABELS_MAX)})
 
@@ -83,14 +83,16 @@ def test_a_key_may_have_a_prefix_and_there_is_a_limit() -> None:
         ("example.com/k==v", {"example.com/k": "v"}, True),
     ],
 )
-def test_a_selector_means_what_it_says(selector: str, labels: dict[str, str], *, expected: bool) -> None:
+def test_a_selector_of_each_supported_form_matches_the_right_labels(
+    selector: str, labels: dict[str, str], *, expected: bool
+) -> None:
     assert parse_selector(selector)(labels) is expected
 
 
 @pytest.mark.parametrize(
     "selector", ["==v", "k===v", "k==v==w", "!k==v", "k,", ",", "k in v", "k in (a", "a b", "k==-", "!"]
 )
-def test_a_selector_that_cannot_be_read_is_refused(selector: str) -> None:
+def test_a_malformed_selector_is_refused(selector: str) -> None:
     with pytest.raises(ApiError) as refused:
         parse_selector(selector)
 

@@ -1,4 +1,4 @@
-"""Pages cut a list completely and without overlap, and say where they are."""
+"""Pages cover a list completely and without overlap, and say where in it they are."""
 
 import pytest
 from hypothesis import given
@@ -9,7 +9,7 @@ from hydracore.cloudsim.problems import ApiError
 
 
 @given(st.integers(0, 220), st.integers(1, 60))
-def test_following_the_pages_reads_everything_once(count: int, per_page: int) -> None:
+def test_following_next_page_reads_every_item_exactly_once(count: int, per_page: int) -> None:
     items = list(range(count))
     found: list[int] = []
     page, pagination = 0, {"next_page": 1}
@@ -27,7 +27,7 @@ def test_following_the_pages_reads_everything_once(count: int, per_page: int) ->
     assert page == pagination["last_page"]
 
 
-def test_without_parameters_it_is_the_first_page_of_the_usual_size() -> None:
+def test_without_parameters_the_first_page_is_returned_in_the_default_size() -> None:
     part, meta = page_of(list(range(30)), page=None, per_page=None)
 
     assert part == list(range(PER_PAGE_DEFAULT))
@@ -42,14 +42,14 @@ def test_a_page_beyond_the_end_is_empty() -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "x", "", "²", "1" * 10])
-def test_a_page_that_is_no_number_is_refused(text: str) -> None:
+def test_an_invalid_page_or_page_size_is_refused(text: str) -> None:
     for parameters in ({"page": text, "per_page": None}, {"page": None, "per_page": text}):
         with pytest.raises(ApiError) as refused:
             page_of([1], **parameters)
         assert refused.value.code == "invalid_input"
 
 
-def test_sorting_goes_by_the_first_field_first_and_keeps_the_order_of_equals() -> None:
+def test_sorting_by_several_fields_is_stable_and_an_invalid_field_is_refused() -> None:
     items = [("b", 1), ("a", 2), ("b", 3), ("a", 4)]
     fields = {"name": lambda item: item[0], "id": lambda item: item[1]}
 

@@ -1,4 +1,4 @@
-"""Reads that share a statement: who shares, who does not, and whose trouble it is."""
+"""Reads that share a statement: which reads share it, which do not, and which fail with it."""
 
 import asyncio
 
@@ -27,7 +27,7 @@ class Table:
         return found
 
 
-async def test_what_is_asked_for_together_is_fetched_together() -> None:
+async def test_concurrent_reads_share_one_fetch() -> None:
     table = Table()
     reads: Coalescer[int, str] = Coalescer(table.fetch)
 
@@ -37,7 +37,7 @@ async def test_what_is_asked_for_together_is_fetched_together() -> None:
     assert table.batches == [[1, 2, 5000]]
 
 
-async def test_whoever_asks_after_a_fetch_has_begun_gets_a_later_one() -> None:
+async def test_a_read_made_after_a_fetch_has_begun_is_answered_by_a_later_fetch() -> None:
     table = Table()
     reads: Coalescer[int, str] = Coalescer(table.fetch)
     table.go.clear()
@@ -52,7 +52,7 @@ async def test_whoever_asks_after_a_fetch_has_begun_gets_a_later_one() -> None:
     assert (await early, await late) == ("row 1", "written since")
 
 
-async def test_batches_and_fetches_are_bounded() -> None:
+async def test_the_size_of_a_batch_and_the_number_of_concurrent_fetches_are_bounded() -> None:
     table = Table()
     reads: Coalescer[int, str] = Coalescer(table.fetch)
     table.go.clear()
@@ -68,7 +68,7 @@ async def test_batches_and_fetches_are_bounded() -> None:
     assert answers == [f"row {key}" for key in range(len(asked))]
 
 
-async def test_whoever_asks_in_the_turn_in_which_all_fetches_end_gets_one_of_their_own() -> None:
+async def test_a_read_made_in_the_event_loop_turn_in_which_all_fetches_end_gets_its_own_fetch() -> None:
     table = Table()
     reads: Coalescer[int, str] = Coalescer(table.fetch)
     table.go.clear()
@@ -77,12 +77,12 @@ async def test_whoever_asks_in_the_turn_in_which_all_fetches_end_gets_one_of_the
         early.append(asyncio.create_task(reads.get(key)))
         await until(lambda: len(table.batches) == len(early))
 
-    async def ask_once_they_end() -> str | None:
+    async def read_once_the_fetches_end() -> str | None:
         await table.go.wait()
         return await reads.get(FETCHES_MAX)
 
-    late = asyncio.create_task(ask_once_they_end())
-    # It waits behind them, and so has its turn right behind theirs.
+    late = asyncio.create_task(read_once_the_fetches_end())
+    # It waits for the same event after the fetches, so its turn comes right after theirs.
     await asyncio.sleep(0)
     table.go.set()
 
@@ -90,7 +90,7 @@ async def test_whoever_asks_in_the_turn_in_which_all_fetches_end_gets_one_of_the
     assert len(table.batches) == FETCHES_MAX + 1
 
 
-async def test_an_error_is_everybodys_who_shared_the_fetch_and_nobody_elses() -> None:
+async def test_a_failed_fetch_fails_all_reads_that_shared_it_and_no_later_read() -> None:
     table = Table()
     reads: Coalescer[int, str] = Coalescer(table.fetch)
     table.error = OSError("away")
@@ -102,16 +102,16 @@ async def test_an_error_is_everybodys_who_shared_the_fetch_and_nobody_elses() ->
     assert await reads.get(1) == "row 1"
 
 
-async def test_one_who_gives_up_does_not_disturb_the_others() -> None:
+async def test_a_cancelled_read_does_not_disturb_another_read_of_the_same_fetch() -> None:
     table = Table()
     reads: Coalescer[int, str] = Coalescer(table.fetch)
     table.go.clear()
-    gone, stays = asyncio.create_task(reads.get(1)), asyncio.create_task(reads.get(1))
+    cancelled, other = asyncio.create_task(reads.get(1)), asyncio.create_task(reads.get(1))
     await until(lambda: table.batches)
 
-    gone.cancel()
+    cancelled.cancel()
     table.go.set()
 
-    assert await stays == "row 1"
+    assert await other == "row 1"
     with pytest.raises(asyncio.CancelledError):
-        await gone
+        await cancelled

@@ -1,7 +1,7 @@
-"""Events and their bytes: what was written once must be read for ever, and be the same bytes when written again.
+"""Events and their bytes: a stored event must stay readable for ever, and encode to the same bytes again.
 
-`tests/corpus/events-v1.jsonl` holds what the first version wrote, a line per sample below. Lines are added, never edited:
-an edit here is an edit of everybody's history, and every digest over it breaks.
+`tests/corpus/events-v1.jsonl` holds what the first version wrote, one line per sample below. Lines are added, never edited:
+an event that encodes to other bytes than before breaks every digest over the histories that contain it.
 """
 
 from __future__ import annotations
@@ -162,13 +162,13 @@ def lines() -> list[bytes]:
     return CORPUS.read_bytes().splitlines()
 
 
-def test_every_type_of_event_has_its_line_in_the_corpus() -> None:
+def test_every_event_type_has_a_line_in_the_corpus() -> None:
     assert {type(event) for event in SAMPLES} == set(TYPES)
     assert len(lines()) == len(SAMPLES)
 
 
 @pytest.mark.parametrize("number", range(len(SAMPLES)))
-def test_what_was_written_is_read_as_it_was_meant_and_written_again_byte_for_byte(number: int) -> None:
+def test_a_stored_event_decodes_to_its_sample_and_encodes_to_the_same_bytes(number: int) -> None:
     line = lines()[number]
 
     event = decode(line)
@@ -177,7 +177,7 @@ def test_what_was_written_is_read_as_it_was_meant_and_written_again_byte_for_byt
     assert encode(event) == line
 
 
-def test_tags_are_told_apart_and_are_in_every_payload() -> None:
+def test_each_event_type_has_a_tag_of_its_own_and_writes_it_into_the_payload() -> None:
     tags = {tag_of(event): event for event in SAMPLES}
 
     assert len(tags) == len(TYPES)
@@ -194,12 +194,12 @@ def test_tags_are_told_apart_and_are_in_every_payload() -> None:
         b'{"type":"agent_key_acknowledged","at_ms":1,"key_id":"no-uuid"}',
     ],
 )
-def test_what_was_never_written_is_refused(payload: bytes) -> None:
+def test_a_payload_that_fits_no_event_type_is_refused(payload: bytes) -> None:
     with pytest.raises(msgspec.ValidationError):
         decode(payload)
 
 
-#: What JSON carries without loss: whole numbers that every reader keeps exact, and text that UTF-8 can spell.
+#: What JSON carries without loss: whole numbers that every reader keeps exact, and text that UTF-8 can encode.
 NUMBERS = st.integers(-(2**53), 2**53)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 VALUES = st.recursive(
@@ -242,7 +242,7 @@ def structs_of(kind: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
 
 @settings(max_examples=150)
 @given(st.one_of(*map(structs_of, TYPES)))
-def test_any_event_comes_back_as_it_went_and_as_the_same_bytes(event: e.AnyEvent) -> None:
+def test_any_event_survives_encoding_and_decoding_and_encodes_to_the_same_bytes(event: e.AnyEvent) -> None:
     payload = encode(event)
 
     assert decode(payload) == event

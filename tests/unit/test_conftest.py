@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-#: A plugin that fails as it tells of one of two tests.
+#: A plugin that fails while it reports the second of two tests.
 BREAKS = """
 def pytest_runtest_makereport(item, call):
     assert item.name != "test_second"

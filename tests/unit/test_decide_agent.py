@@ -1,4 +1,4 @@
-"""Decisions about what agents send: enrolment, keys and callbacks, in order, doubled, late, and from somebody else."""
+"""Decisions about what agents send: enrolment, keys and callbacks, in order, repeated, late, and from the wrong sender."""
 
 from __future__ import annotations
 
@@ -46,12 +46,14 @@ def agent_of(life: Life) -> Agent:
     return life.state.agent
 
 
-# --- whoever is over -------------------------------------------------------------------------------------------------
+# --- agents that must stop -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("message", MESSAGES)
 @pytest.mark.parametrize("status", ["pending", "failed", "error", "deleted"])
-def test_an_agent_of_an_instance_that_is_over_must_stop(status: str, message: c.AnyCommand) -> None:
+def test_an_agent_of_an_instance_that_is_pending_failed_in_error_or_deleted_must_stop(
+    status: str, message: c.AnyCommand
+) -> None:
     with pytest.raises(AttemptSuperseded):
         Life.after(*lives.WAYS[status]).give(message)
 
@@ -65,23 +67,23 @@ def test_an_agent_of_an_instance_that_is_over_must_stop(status: str, message: c.
     ],
     ids=["never had a chat", "drained"],
 )
-def test_an_agent_that_has_nothing_to_tell_of_an_instance_being_deleted_must_stop(
+def test_an_agent_with_nothing_left_to_report_must_stop_while_its_instance_is_deleted(
     way: tuple[c.AnyCommand, ...], message: c.AnyCommand
 ) -> None:
     with pytest.raises(AttemptSuperseded):
         Life.after(*way).give(message)
 
 
-# --- whoever is leaving ----------------------------------------------------------------------------------------------
+# --- agents being drained --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [(), ("key_revoked",)])
-def test_an_agent_being_drained_waits_with_its_reports(steps: tuple[e.TeardownStep, ...]) -> None:
+def test_bootstrap_reports_of_an_agent_being_drained_are_refused(steps: tuple[e.TeardownStep, ...]) -> None:
     with pytest.raises(AgentDraining):
         Life.after(*lives.DELETING, *map(lives.teardown, steps)).give(lives.report(9, "booted"))
 
 
-def test_an_agent_being_drained_that_has_no_key_in_force_gets_one_until_it_is_drained() -> None:
+def test_an_agent_being_drained_without_a_key_in_force_gets_one_that_is_revoked_once_drained() -> None:
     life = Life.after(*lives.RUNNING, lives.rotate_key(), lives.delete(), lives.teardown("key_revoked"))
 
     life.give(lives.issue(SECOND_KEY))
@@ -94,7 +96,7 @@ def test_an_agent_being_drained_that_has_no_key_in_force_gets_one_until_it_is_dr
     )
 
 
-def test_a_later_boot_of_an_agent_being_drained_is_known() -> None:
+def test_a_later_boot_of_an_agent_being_drained_can_enrol() -> None:
     life = Life.after(*lives.DELETING, lives.teardown("key_revoked"))
 
     life.give(lives.enrol(SECOND_BOOT))
@@ -129,19 +131,19 @@ def test_the_first_agent_with_the_token_is_bound_to_it() -> None:
     assert life.state.provisioning_stage == "bootstrapping"
 
 
-def test_the_same_enrolment_again_gets_the_same_answer_and_no_event() -> None:
+def test_a_repeated_enrolment_adds_no_event() -> None:
     assert Life.after(*lives.ENROLLED).give(lives.enrol()) == ()
 
 
 @pytest.mark.parametrize("way", [lives.OBSERVED, lives.ENROLLED])
-def test_a_wrong_token_is_refused(way: tuple[c.AnyCommand, ...]) -> None:
+def test_an_enrolment_with_a_wrong_token_is_refused(way: tuple[c.AnyCommand, ...]) -> None:
     life = Life.after(*way)
 
     with pytest.raises(TokenRefused):
         life.give(lives.enrol(SECOND_BOOT, token_hash=lives.token_hash(9)))
 
 
-def test_a_token_is_good_until_its_last_millisecond_and_no_longer() -> None:
+def test_an_enrol_token_is_valid_until_the_millisecond_of_its_expiry_and_no_longer() -> None:
     last_ms = NOW_MS + ENROL_TTL_MS
 
     with pytest.raises(TokenRefused):
@@ -149,14 +151,14 @@ def test_a_token_is_good_until_its_last_millisecond_and_no_longer() -> None:
     assert Life.after(*lives.OBSERVED).give(lives.enrol(at_ms=last_ms))
 
 
-def test_the_time_limit_is_for_the_first_use_only() -> None:
+def test_an_enrolled_agent_can_enrol_a_new_boot_after_its_token_has_expired() -> None:
     life = Life.after(*lives.ENROLLED)
 
     assert life.give(lives.enrol(SECOND_BOOT, at_ms=NOW_MS + 10 * ENROL_TTL_MS))
     assert agent_of(life).boot_id == SECOND_BOOT
 
 
-def test_another_key_with_the_right_token_raises_one_alarm_and_changes_no_binding() -> None:
+def test_an_enrolment_with_the_right_token_but_another_key_raises_one_alarm_and_binds_nothing() -> None:
     life = Life.after(*lives.KEYED)
 
     (alarm,) = life.give(lives.enrol(SECOND_BOOT, signing_key=OTHER_SIGNING_KEY))
@@ -167,13 +169,13 @@ def test_another_key_with_the_right_token_raises_one_alarm_and_changes_no_bindin
     assert (agent_of(life).signing_key, agent_of(life).boot_id) == (lives.SIGNING_KEY, BOOT)
 
 
-def test_another_vpn_key_is_another_agent_too() -> None:
+def test_an_enrolment_with_another_vpn_key_also_raises_an_alarm() -> None:
     (alarm,) = Life.after(*lives.ENROLLED).give(lives.enrol(vpn_key="b3RoZXI="))
 
     assert isinstance(alarm, e.EnrolmentContested)
 
 
-def test_a_new_boot_starts_its_callbacks_again_and_keeps_its_key() -> None:
+def test_a_new_boot_restarts_the_callback_sequence_and_keeps_the_key() -> None:
     life = Life.after(*lives.HEALTHY)
 
     life.give(lives.enrol(SECOND_BOOT))
@@ -183,7 +185,7 @@ def test_a_new_boot_starts_its_callbacks_again_and_keeps_its_key() -> None:
     assert life.state.provisioning_stage == "bootstrapping"
 
 
-def test_a_new_boot_of_a_running_agent_does_not_take_it_back_to_provisioning() -> None:
+def test_a_new_boot_of_a_running_agent_leaves_its_instance_running_and_ready() -> None:
     life = Life.after(*lives.RUNNING)
 
     life.give(lives.enrol(SECOND_BOOT))
@@ -191,7 +193,7 @@ def test_a_new_boot_of_a_running_agent_does_not_take_it_back_to_provisioning() -
     assert (life.state.status, life.state.provisioning_stage) == ("running", "ready")
 
 
-def test_a_boot_that_was_superseded_cannot_come_back() -> None:
+def test_a_superseded_boot_cannot_enrol_again() -> None:
     life = Life.after(*lives.ENROLLED, lives.enrol(SECOND_BOOT))
 
     with pytest.raises(BootSuperseded):
@@ -211,7 +213,7 @@ def test_an_agent_that_boots_over_and_over_does_not_make_the_state_grow() -> Non
 # --- the key ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_key_can_be_fetched_again_until_it_is_acknowledged() -> None:
+def test_issuing_a_key_again_before_it_is_acknowledged_keeps_the_same_key() -> None:
     life = Life.after(*lives.ENROLLED, lives.issue(KEY))
 
     again = life.give(lives.issue(SECOND_KEY))
@@ -225,7 +227,7 @@ def test_an_acknowledged_key_is_never_given_out_again() -> None:
         Life.after(*lives.KEYED).give(lives.issue(SECOND_KEY))
 
 
-def test_a_key_is_acknowledged_once() -> None:
+def test_a_repeated_acknowledgement_of_a_key_adds_no_event() -> None:
     life = Life.after(*lives.ENROLLED, lives.issue())
 
     assert life.give(lives.acknowledge()) == (e.AgentKeyAcknowledged(at_ms=NOW_MS, key_id=KEY),)
@@ -233,12 +235,12 @@ def test_a_key_is_acknowledged_once() -> None:
     assert agent_of(life).control_key_id == KEY
 
 
-def test_reports_of_a_boot_acknowledge_the_key_they_name_once() -> None:
+def test_a_bootstrap_report_acknowledges_the_key_that_it_names_once() -> None:
     life = Life.after(*lives.ENROLLED, lives.issue())
-    told = lives.report(1, "booted", key_id=KEY)
+    report = lives.report(1, "booted", key_id=KEY)
 
-    assert [type(event) for event in life.give(told)] == [e.AgentKeyAcknowledged, e.BootstrapReported]
-    assert life.give(told) == ()
+    assert [type(event) for event in life.give(report)] == [e.AgentKeyAcknowledged, e.BootstrapReported]
+    assert life.give(report) == ()
     assert agent_of(life).key_acknowledged
 
 
@@ -250,12 +252,12 @@ def test_a_key_that_is_not_in_force_cannot_be_acknowledged(way: tuple[c.AnyComma
         Life.after(*way).give(lives.report(1, "booted", key_id=SECOND_KEY))
 
 
-def test_a_key_is_for_an_agent_that_has_enrolled() -> None:
+def test_no_key_is_issued_before_an_agent_has_enrolled() -> None:
     with pytest.raises(AttemptSuperseded):
         Life.after(*lives.OBSERVED).give(lives.issue())
 
 
-def test_a_boot_that_was_superseded_gets_no_key() -> None:
+def test_a_superseded_boot_gets_no_key() -> None:
     life = Life.after(*lives.ENROLLED, lives.enrol(SECOND_BOOT))
 
     with pytest.raises(BootSuperseded):
@@ -263,7 +265,7 @@ def test_a_boot_that_was_superseded_gets_no_key() -> None:
     assert life.give(lives.issue(boot_id=SECOND_BOOT))
 
 
-def test_a_rotation_revokes_the_key_and_allows_one_fresh_issue() -> None:
+def test_a_rotation_revokes_the_key_and_lets_one_new_key_be_issued() -> None:
     life = Life.after(*lives.RUNNING)
 
     (revoked,) = life.give(lives.rotate_key())
@@ -278,7 +280,7 @@ def test_a_rotation_revokes_the_key_and_allows_one_fresh_issue() -> None:
         life.give(lives.issue(THIRD_KEY))
 
 
-def test_a_revoked_key_cannot_be_acknowledged_but_still_opens_the_agent_to_us() -> None:
+def test_a_revoked_key_cannot_be_acknowledged_but_remains_the_key_for_calls_to_the_agent() -> None:
     life = Life.after(*lives.RUNNING, lives.rotate_key())
 
     with pytest.raises(KeyNotPending):
@@ -299,19 +301,19 @@ def test_callbacks_are_recorded_in_order() -> None:
 
 
 @pytest.mark.parametrize("seq", [0, 1, 2])
-def test_a_doubled_or_late_callback_is_no_event(seq: int) -> None:
+def test_a_repeated_or_late_callback_adds_no_event(seq: int) -> None:
     assert Life.after(*lives.KEYED).give(lives.report(seq, "healthy", message="something else")) == ()
 
 
 @pytest.mark.parametrize("seq", [4, 5, 1_000])
-def test_a_callback_before_its_predecessor_learns_which_one_is_missing(seq: int) -> None:
+def test_a_callback_ahead_of_its_sequence_is_refused_with_the_expected_number(seq: int) -> None:
     with pytest.raises(SequenceGap) as refusal:
         Life.after(*lives.KEYED).give(lives.report(seq, "healthy"))
 
     assert refusal.value.expected_seq == 3
 
 
-def test_a_callback_of_a_boot_that_was_superseded_is_refused() -> None:
+def test_a_callback_of_a_superseded_boot_is_refused() -> None:
     life = Life.after(*lives.KEYED, lives.enrol(SECOND_BOOT))
 
     with pytest.raises(BootSuperseded):
@@ -320,7 +322,7 @@ def test_a_callback_of_a_boot_that_was_superseded_is_refused() -> None:
 
 
 @pytest.mark.parametrize("boot_id", [BOOT, THIRD_BOOT], ids=["superseded", "never enrolled"])
-def test_an_acknowledgement_of_a_boot_that_is_not_the_present_one_is_refused(boot_id: UUID) -> None:
+def test_an_acknowledgement_from_a_boot_other_than_the_current_one_is_refused(boot_id: UUID) -> None:
     life = Life.after(*lives.ENROLLED, lives.issue(), lives.enrol(SECOND_BOOT))
 
     with pytest.raises(BootSuperseded):
@@ -333,7 +335,7 @@ def test_a_callback_of_a_boot_that_never_enrolled_is_refused() -> None:
         Life.after(*lives.KEYED).give(lives.report(1, "booted", THIRD_BOOT))
 
 
-def test_a_stage_never_goes_back_within_a_boot() -> None:
+def test_the_bootstrap_stage_never_goes_back_within_a_boot() -> None:
     life = Life.after(*lives.ENROLLED, lives.report(1, "configured"))
 
     (event,) = life.give(lives.report(2, "booted"))
@@ -343,11 +345,11 @@ def test_a_stage_never_goes_back_within_a_boot() -> None:
     assert (agent_of(life).bootstrap_stage, agent_of(life).bootstrap_seq) == ("configured", 2)
 
 
-def test_an_agent_that_says_it_is_healthy_is_verified_next() -> None:
+def test_an_instance_whose_agent_reports_healthy_is_in_the_verifying_stage() -> None:
     assert Life.after(*lives.HEALTHY).state.provisioning_stage == "verifying"
 
 
-def test_a_running_agent_that_reports_on_stays_ready() -> None:
+def test_a_report_after_a_new_boot_of_a_running_agent_leaves_its_instance_ready() -> None:
     life = Life.after(*lives.RUNNING, lives.enrol(SECOND_BOOT))
 
     assert life.give(lives.report(1, "healthy", SECOND_BOOT))

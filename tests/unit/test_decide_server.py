@@ -1,4 +1,4 @@
-"""Decisions about the request, the placements and the server: what each command causes, repeats, and what comes late."""
+"""Decisions about the request, the placements and the server: what commands record, and what repeated and late ones do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def names(events: tuple[e.AnyEvent, ...]) -> list[str]:
 # --- the request -----------------------------------------------------------------------------------------------------
 
 
-def test_a_request_keeps_everything_that_was_asked_for() -> None:
+def test_a_request_records_every_field_that_was_given() -> None:
     command = lives.request(tier_name="Starter", agent_name="Ada's", workflow_slugs=("a", "b"), recipe_id="r")
 
     (event,) = Life().give(command)
@@ -45,14 +45,14 @@ def test_a_request_keeps_everything_that_was_asked_for() -> None:
     )
 
 
-def test_a_request_for_what_exists_changes_nothing() -> None:
+def test_a_request_for_an_existing_instance_changes_nothing() -> None:
     life = Life.after(*lives.RUNNING)
 
     assert life.give(lives.request(agent_name="another")) == ()
 
 
 @pytest.mark.parametrize("command", [lives.plan(), lives.enrol(), lives.delete(), lives.usage(1), lives.rotate_key()])
-def test_nothing_can_happen_to_an_instance_that_nobody_asked_for(command: c.AnyCommand) -> None:
+def test_a_command_for_an_instance_that_was_never_requested_is_refused(command: c.AnyCommand) -> None:
     with pytest.raises(NotFound):
         decide(None, command, stream_id=instance_id())
 
@@ -60,7 +60,7 @@ def test_nothing_can_happen_to_an_instance_that_nobody_asked_for(command: c.AnyC
 # --- plans -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_plan_chooses_a_placement_takes_addresses_and_intends_a_server_in_one_decision() -> None:
+def test_the_first_plan_chooses_a_placement_reserves_addresses_and_intends_a_server_at_once() -> None:
     life = Life.after(*lives.PENDING)
 
     events = life.give(lives.plan())
@@ -82,7 +82,7 @@ def test_a_later_plan_keeps_the_addresses_and_forgets_the_agent() -> None:
 
 
 @pytest.mark.parametrize("way", [lives.INTENDED, lives.CREATED, lives.ATTEMPT_FAILED, lives.RUNNING, lives.DELETING])
-def test_no_second_server_is_planned_while_there_may_be_a_first_one(way: tuple[c.AnyCommand, ...]) -> None:
+def test_no_second_server_is_planned_while_the_first_one_may_exist(way: tuple[c.AnyCommand, ...]) -> None:
     with pytest.raises(TransitionRefused):
         Life.after(*way).give(lives.plan(2))
 
@@ -106,7 +106,7 @@ def test_there_are_at_most_four_attempts() -> None:
     assert len(life.state.failed_placements) == ATTEMPTS_MAX
 
 
-def test_nothing_is_planned_after_a_failure_that_no_placement_can_mend() -> None:
+def test_no_server_is_planned_after_a_failure_that_is_not_retryable() -> None:
     life = Life.after(*lives.CREATED, lives.failed(retryable=False), lives.discarded())
 
     with pytest.raises(TransitionRefused):
@@ -127,7 +127,7 @@ def test_a_created_server_is_recorded_once() -> None:
     assert life.state.attempt.server_id == "41"
 
 
-def test_a_create_reply_that_comes_after_its_attempt_failed_still_says_what_to_remove() -> None:
+def test_a_create_reply_that_comes_after_its_attempt_failed_is_still_recorded() -> None:
     life = Life.after(*lives.INTENDED, lives.failed(code="boot_timeout"))
 
     events = life.give(lives.created())
@@ -137,7 +137,7 @@ def test_a_create_reply_that_comes_after_its_attempt_failed_still_says_what_to_r
     assert life.state.attempt.may_have_server
 
 
-def test_a_create_reply_that_comes_during_a_deletion_still_says_what_to_remove() -> None:
+def test_a_create_reply_that_comes_during_a_deletion_is_still_recorded() -> None:
     life = Life.after(*lives.INTENDED, lives.delete())
 
     assert names(life.give(lives.created())) == ["ServerCreated"]
@@ -160,7 +160,7 @@ def test_a_create_reply_of_an_attempt_that_is_over_changes_nothing(way: tuple[c.
     assert Life.after(*way).give(lives.created(server_id="999")) == ()
 
 
-def test_an_agent_that_enrols_before_the_create_reply_keeps_its_stage() -> None:
+def test_a_create_reply_that_comes_after_an_enrolment_does_not_set_the_stage_back() -> None:
     life = Life.after(*lives.INTENDED, lives.enrol())
 
     life.give(lives.created())
@@ -171,7 +171,7 @@ def test_an_agent_that_enrols_before_the_create_reply_keeps_its_stage() -> None:
     assert life.state.attempt.action_id is None
 
 
-def test_an_agent_that_enrols_tells_that_its_server_runs() -> None:
+def test_an_enrolment_shows_that_the_server_runs_so_that_observing_it_adds_no_event() -> None:
     life = Life.after(*lives.CREATED, lives.enrol())
 
     assert life.state.attempt is not None
@@ -187,7 +187,7 @@ def test_a_running_server_is_observed_once() -> None:
 
 
 @pytest.mark.parametrize("make", [lives.observed, lives.failed, lives.mark_ready, lives.discarded])
-def test_what_concerns_another_attempt_changes_nothing(make: Any) -> None:
+def test_an_observation_of_another_attempt_changes_nothing(make: Any) -> None:
     life = Life.after(*lives.ATTEMPT_DISCARDED, lives.plan(2), lives.created(2))
 
     assert life.give(make(1)) == ()
@@ -209,7 +209,7 @@ def test_an_attempt_fails_once_and_its_placement_is_remembered() -> None:
 
 
 @pytest.mark.parametrize("way", [lives.RUNNING, lives.DELETING, lives.FAILED])
-def test_an_attempt_cannot_fail_when_it_is_not_being_provisioned(way: tuple[c.AnyCommand, ...]) -> None:
+def test_a_failure_of_an_attempt_that_is_not_being_provisioned_changes_nothing(way: tuple[c.AnyCommand, ...]) -> None:
     assert Life.after(*way).give(lives.failed()) == ()
 
 
@@ -230,12 +230,12 @@ def test_that_an_earlier_attempt_left_no_server_says_nothing_of_the_present_one(
 
 
 @pytest.mark.parametrize("way", [lives.INTENDED, lives.CREATED, lives.ATTEMPT_FAILED])
-def test_nobody_gives_up_while_there_may_be_a_server(way: tuple[c.AnyCommand, ...]) -> None:
+def test_provisioning_is_not_given_up_while_there_may_be_a_server(way: tuple[c.AnyCommand, ...]) -> None:
     with pytest.raises(TransitionRefused, match="cannot fail with a server"):
         Life.after(*way).give(lives.gave_up())
 
 
-def test_giving_up_says_why() -> None:
+def test_provisioning_that_is_given_up_records_the_reason() -> None:
     life = Life.after(*lives.ATTEMPT_DISCARDED)
 
     (event,) = life.give(lives.gave_up("no_placement"))
@@ -256,12 +256,12 @@ def test_an_instance_becomes_ready_once() -> None:
 
 
 @pytest.mark.parametrize("way", [lives.OBSERVED, (*lives.INTENDED, lives.enrol())])
-def test_nothing_is_ready_without_a_server_and_an_agent(way: tuple[c.AnyCommand, ...]) -> None:
+def test_an_instance_without_a_server_or_without_an_agent_cannot_become_ready(way: tuple[c.AnyCommand, ...]) -> None:
     with pytest.raises(TransitionRefused):
         Life.after(*way).give(lives.mark_ready())
 
 
-def test_a_deletion_that_came_first_wins_over_readiness() -> None:
+def test_an_instance_whose_deletion_was_requested_does_not_become_ready() -> None:
     life = Life.after(*lives.HEALTHY, lives.delete())
 
     assert life.give(lives.mark_ready()) == ()
@@ -277,11 +277,11 @@ def test_only_a_change_of_health_is_an_event() -> None:
 
 
 @pytest.mark.parametrize("way", [lives.HEALTHY, lives.LOST, lives.DELETING, lives.DELETED])
-def test_health_is_a_matter_of_running_instances(way: tuple[c.AnyCommand, ...]) -> None:
+def test_the_health_of_an_instance_that_is_not_running_is_not_recorded(way: tuple[c.AnyCommand, ...]) -> None:
     assert Life.after(*way).give(lives.health("unreachable")) == ()
 
 
-def test_a_vanished_server_of_a_running_instance_is_an_error_and_stays_ours_to_look_for() -> None:
+def test_a_running_instance_whose_server_vanished_is_in_error_and_may_still_have_it() -> None:
     life = Life.after(*lives.RUNNING)
 
     assert names(life.give(lives.vanished())) == ["ServerVanished"]
@@ -291,7 +291,7 @@ def test_a_vanished_server_of_a_running_instance_is_an_error_and_stays_ours_to_l
     assert life.state.attempt.may_have_server
 
 
-def test_a_server_that_vanishes_while_it_is_made_fails_its_attempt() -> None:
+def test_a_server_that_vanishes_during_provisioning_fails_its_attempt() -> None:
     life = Life.after(*lives.OBSERVED)
 
     (event,) = life.give(lives.vanished())
@@ -300,5 +300,5 @@ def test_a_server_that_vanishes_while_it_is_made_fails_its_attempt() -> None:
 
 
 @pytest.mark.parametrize("command", [lives.vanished(server_id="999"), lives.vanished(attempt=2)])
-def test_that_another_server_vanished_is_no_news(command: c.AnyCommand) -> None:
+def test_the_disappearance_of_another_server_or_attempt_changes_nothing(command: c.AnyCommand) -> None:
     assert Life.after(*lives.RUNNING).give(command) == ()

@@ -1,4 +1,4 @@
-"""Decisions about the end of an instance: the steps in their order, once each, and what the last one leaves."""
+"""Decisions about the end of an instance: the teardown steps in their order, each of them once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from events.state import TEARDOWN_STEPS
 from tests import lives
 from tests.lives import KEY, NOW_MS, Life
 
-#: What comes in late from the saga of an instance that has been deleted in the meantime.
+#: Commands that the saga of an instance sends late, after the instance was deleted.
 LATE: tuple[c.AnyCommand, ...] = (
     lives.created(server_id="999"),
     lives.observed(),
@@ -27,7 +27,7 @@ LATE: tuple[c.AnyCommand, ...] = (
 )
 
 
-def test_a_deletion_says_why() -> None:
+def test_a_deletion_records_its_reason_and_its_time() -> None:
     life = Life.after(*lives.RUNNING)
 
     assert life.give(lives.delete("requested by admin")) == (
@@ -36,7 +36,7 @@ def test_a_deletion_says_why() -> None:
     assert life.state.deletion_requested_ms == NOW_MS
 
 
-def test_the_steps_are_done_in_order_and_then_the_deletion_is_complete() -> None:
+def test_the_teardown_steps_are_done_in_order_and_then_the_deletion_is_complete() -> None:
     life = Life.after(*lives.DELETING)
 
     for step in TEARDOWN_STEPS:
@@ -49,14 +49,14 @@ def test_the_steps_are_done_in_order_and_then_the_deletion_is_complete() -> None
 
 
 @pytest.mark.parametrize("done", range(1, len(TEARDOWN_STEPS) + 1))
-def test_a_step_that_was_done_is_not_done_again(done: int) -> None:
+def test_a_teardown_step_that_was_done_is_not_recorded_again(done: int) -> None:
     life = Life.after(*lives.DELETING, *map(lives.teardown, TEARDOWN_STEPS[:done]))
 
     assert life.give(lives.teardown(TEARDOWN_STEPS[done - 1])) == ()
 
 
 @pytest.mark.parametrize("step", TEARDOWN_STEPS[1:])
-def test_no_step_is_done_before_the_one_it_stands_on(step: e.TeardownStep) -> None:
+def test_no_other_teardown_step_is_done_before_the_key_is_revoked(step: e.TeardownStep) -> None:
     with pytest.raises(Rejected, match=f"Teardown step {step} before key_revoked"):
         Life.after(*lives.DELETING).give(lives.teardown(step))
 
@@ -69,7 +69,7 @@ def test_a_deletion_is_not_complete_before_its_last_step(done: int) -> None:
         life.give(lives.finish())
 
 
-def test_the_first_step_revokes_the_key_that_is_in_force() -> None:
+def test_the_first_teardown_step_revokes_the_key_that_is_in_force() -> None:
     life = Life.after(*lives.DELETING)
 
     assert life.give(lives.teardown("key_revoked")) == (
@@ -82,20 +82,20 @@ def test_the_first_step_revokes_the_key_that_is_in_force() -> None:
 
 
 @pytest.mark.parametrize("way", [lives.PENDING, lives.ENROLLED, (*lives.RUNNING, lives.rotate_key())])
-def test_where_no_key_is_in_force_none_is_revoked(way: tuple[c.AnyCommand, ...]) -> None:
+def test_the_first_teardown_step_revokes_nothing_when_no_key_is_in_force(way: tuple[c.AnyCommand, ...]) -> None:
     life = Life.after(*way, lives.delete())
 
     assert life.give(lives.teardown("key_revoked")) == (e.TeardownStepDone(at_ms=NOW_MS, step="key_revoked"),)
 
 
-def test_once_absence_is_verified_there_is_no_server_to_look_for() -> None:
+def test_once_its_server_s_absence_is_verified_an_instance_has_no_server_any_more() -> None:
     life = Life.after(*lives.DELETING, *map(lives.teardown, TEARDOWN_STEPS[:4]))
 
     assert life.state.attempt is not None
     assert not life.state.attempt.may_have_server
 
 
-def test_a_blocked_teardown_says_so_once_per_reason_and_goes_on() -> None:
+def test_a_blocked_teardown_is_recorded_once_per_reason_and_cleared_once_the_step_is_done() -> None:
     life = Life.after(*lives.DELETING)
 
     first = life.give(lives.block("key_revoked", "locked"))
@@ -108,7 +108,7 @@ def test_a_blocked_teardown_says_so_once_per_reason_and_goes_on() -> None:
 
 
 @pytest.mark.parametrize("step", ["key_revoked", "server_deleted"])
-def test_an_alarm_about_a_step_that_is_not_the_current_one_is_late(step: e.TeardownStep) -> None:
+def test_a_block_of_a_teardown_step_that_is_not_the_current_one_is_ignored(step: e.TeardownStep) -> None:
     life = Life.after(*lives.DELETING, lives.teardown("key_revoked"))
 
     assert life.give(lives.block(step)) == ()
@@ -116,10 +116,10 @@ def test_an_alarm_about_a_step_that_is_not_the_current_one_is_late(step: e.Teard
 
 @pytest.mark.parametrize("status", ["pending", "provisioning", "running", "failed", "error"])
 @pytest.mark.parametrize("command", [lives.teardown("key_revoked"), lives.block("key_revoked"), lives.finish()])
-def test_nothing_is_torn_down_that_nobody_wants_deleted(command: c.AnyCommand, status: str) -> None:
+def test_teardown_commands_do_nothing_without_a_requested_deletion(command: c.AnyCommand, status: str) -> None:
     assert Life.after(*lives.WAYS[status]).give(command) == ()
 
 
 @pytest.mark.parametrize("command", LATE, ids=str)
-def test_nothing_happens_to_a_deleted_instance(command: c.AnyCommand) -> None:
+def test_late_commands_change_nothing_in_a_deleted_instance(command: c.AnyCommand) -> None:
     assert Life.after(*lives.DELETED).give(command) == ()

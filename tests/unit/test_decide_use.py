@@ -1,4 +1,4 @@
-"""Decisions about using an instance: configuration, consent, what was read, and what was spent."""
+"""Decisions about using an instance: configuration, consent, reads of conversations, and usage."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ CHANGES: tuple[c.AnyCommand, ...] = (
 
 @pytest.mark.parametrize("status", ["deleting", "deleted"])
 @pytest.mark.parametrize("command", CHANGES, ids=lambda command: type(command).__name__)
-def test_an_instance_on_its_way_out_cannot_be_changed(command: c.AnyCommand, status: str) -> None:
+def test_an_instance_that_is_deleting_or_deleted_cannot_be_changed(command: c.AnyCommand, status: str) -> None:
     with pytest.raises(TransitionRefused):
         Life.after(*lives.WAYS[status]).give(command)
 
 
-def test_a_change_of_configuration_holds_what_changed_and_raises_its_version() -> None:
+def test_a_configuration_change_records_only_what_changed_and_raises_the_version() -> None:
     life = Life.after(*lives.RUNNING, lives.configure(agent_name="Ada's", model_temperature=0.5))
 
     (event,) = life.give(lives.configure(agent_name="Ada's", model_temperature=0.7, system_prompt=Sealed("v1.x")))
@@ -43,7 +43,7 @@ def test_a_change_of_configuration_holds_what_changed_and_raises_its_version() -
     assert life.state.config.version == 3
 
 
-def test_null_clears_and_what_is_unset_stays() -> None:
+def test_null_clears_a_field_and_an_omitted_field_stays() -> None:
     life = Life.after(*lives.RUNNING, lives.configure(agent_name="Ada's", recipe_id="r"))
 
     life.give(lives.configure(agent_name=None))
@@ -52,14 +52,14 @@ def test_null_clears_and_what_is_unset_stays() -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"agent_name": None}, {"workflow_slugs": ()}, {"system_prompt": None}])
-def test_what_is_so_already_is_no_change(changes: dict[str, Any]) -> None:
+def test_values_that_are_already_set_add_no_event(changes: dict[str, Any]) -> None:
     life = Life.after(*lives.RUNNING)
 
     assert life.give(lives.configure(**changes)) == ()
     assert life.state.config.version == 1
 
 
-def test_documents_of_the_platform_configuration_replace_those_before() -> None:
+def test_a_platform_configuration_patch_replaces_the_parts_that_changed() -> None:
     life = Life.after(*lives.RUNNING)
 
     life.give(c.PatchPlatformConfig(at_ms=NOW_MS, integrations=({"id": "x"},), channels=Sealed("v1.c")))
@@ -71,7 +71,7 @@ def test_documents_of_the_platform_configuration_replace_those_before() -> None:
 
 @pytest.mark.parametrize("field", ["integrations", "skills"])
 @pytest.mark.parametrize(("before", "after"), [(1, True), (False, 0), (1, 1.0)])
-def test_values_that_only_python_takes_for_equal_are_a_change(field: str, before: Any, after: Any) -> None:
+def test_values_that_only_python_treats_as_equal_are_a_change(field: str, before: Any, after: Any) -> None:
     items: list[dict[str, Any]] = [{field: ({"id": "x", "on": value},)} for value in (before, after)]
     reordered: dict[str, Any] = {field: ({"on": after, "id": "x"},)}
     life = Life.after(*lives.RUNNING, c.PatchPlatformConfig(at_ms=NOW_MS, **items[0]))
@@ -82,13 +82,13 @@ def test_values_that_only_python_takes_for_equal_are_a_change(field: str, before
     assert life.give(c.PatchPlatformConfig(at_ms=NOW_MS, **reordered)) == ()
 
 
-def test_a_text_that_cannot_be_stored_is_left_to_the_log_to_refuse() -> None:
+def test_decide_does_not_refuse_a_text_that_cannot_be_stored() -> None:
     life = Life.after(*lives.RUNNING, lives.configure(agent_name="Ada's"))
 
     assert life.give(lives.configure(agent_name="\ud800")) == (e.ConfigChanged(at_ms=NOW_MS, agent_name="\ud800"),)
 
 
-def test_a_model_policy_goes_back_to_the_default_with_null() -> None:
+def test_null_resets_a_field_of_the_model_policy_to_its_default() -> None:
     life = Life.after(*lives.RUNNING, c.ChangeModelPolicy(at_ms=NOW_MS, primary="m", budget_daily_usd="1.50"))
 
     (event,) = life.give(c.ChangeModelPolicy(at_ms=NOW_MS, primary=None))
@@ -98,7 +98,7 @@ def test_a_model_policy_goes_back_to_the_default_with_null() -> None:
     assert (policy.primary, policy.budget_daily_usd) == (None, "1.50")
 
 
-def test_consent_changes_once() -> None:
+def test_only_a_change_of_consent_adds_an_event() -> None:
     life = Life.after(*lives.RUNNING)
 
     assert life.give(c.ChangeConsent(at_ms=NOW_MS, granted=False)) == ()
@@ -108,7 +108,7 @@ def test_consent_changes_once() -> None:
 
 
 @pytest.mark.parametrize("gone", [(*lives.RUNNING, lives.delete()), lives.DELETED], ids=["deleting", "deleted"])
-def test_consent_is_decided_on_also_where_nothing_else_can_be_changed(gone: tuple[c.AnyCommand, ...]) -> None:
+def test_consent_can_be_withdrawn_from_an_instance_that_is_deleting_or_deleted(gone: tuple[c.AnyCommand, ...]) -> None:
     life = Life.after(*lives.CREATED, c.ChangeConsent(at_ms=NOW_MS, granted=True), *gone[len(lives.CREATED) :])
 
     (event,) = life.give(c.ChangeConsent(at_ms=NOW_MS, granted=False))
@@ -117,7 +117,7 @@ def test_consent_is_decided_on_also_where_nothing_else_can_be_changed(gone: tupl
     assert not life.state.consent_debug_access
 
 
-def test_every_read_of_conversations_is_an_event() -> None:
+def test_every_read_of_conversations_adds_an_event() -> None:
     life = Life.after(*lives.RUNNING)
     read = c.RecordConversationsAccess(at_ms=NOW_MS, conversation_id="c-1")
 
@@ -138,7 +138,9 @@ def test_every_read_of_conversations_is_an_event() -> None:
     ],
     ids=lambda each: type(each).__name__,
 )
-def test_what_came_of_updates_is_told_until_the_instance_is_deleted(command: c.AnyCommand, event: e.AnyEvent) -> None:
+def test_the_outcome_of_updates_is_recorded_until_the_instance_is_deleted(
+    command: c.AnyCommand, event: e.AnyEvent
+) -> None:
     asked = c.RequestUpdates(at_ms=NOW_MS, config_version=2, restart=True, forced=False)
 
     assert Life.after(*lives.RUNNING, asked).give(command) == (event,)
@@ -150,7 +152,7 @@ def test_what_came_of_updates_is_told_until_the_instance_is_deleted(command: c.A
 # --- usage -----------------------------------------------------------------------------------------------------------
 
 
-def test_usage_is_recorded_in_order_and_once() -> None:
+def test_usage_batches_are_recorded_in_order_and_once_each() -> None:
     life = Life.after(*lives.RUNNING)
 
     first = life.give(lives.usage(1))
@@ -161,7 +163,7 @@ def test_usage_is_recorded_in_order_and_once() -> None:
     assert life.state.usage_seqs == {str(LEDGER): 2}
 
 
-def test_an_agent_that_makes_up_ledgers_does_not_make_the_state_grow() -> None:
+def test_an_agent_that_invents_ledgers_does_not_make_the_state_grow_without_limit() -> None:
     life = Life.after(*lives.RUNNING, lives.usage(1))
 
     for number in range(1, LEDGERS_KEPT + 10):
@@ -171,20 +173,20 @@ def test_an_agent_that_makes_up_ledgers_does_not_make_the_state_grow() -> None:
     assert life.state.usage_seqs[str(LEDGER)] == 2, "the one that is in use is kept"
 
 
-def test_usage_before_its_predecessor_learns_which_batch_is_missing() -> None:
+def test_a_usage_batch_ahead_of_its_sequence_is_refused_with_the_expected_number() -> None:
     with pytest.raises(SequenceGap) as refusal:
         Life.after(*lives.RUNNING, lives.usage(1)).give(lives.usage(3))
 
     assert refusal.value.expected_seq == 2
 
 
-def test_each_ledger_counts_for_itself() -> None:
+def test_each_ledger_numbers_its_usage_batches_on_its_own() -> None:
     life = Life.after(*lives.RUNNING, lives.usage(1), lives.usage(2))
 
     assert life.give(lives.usage(1, ledger_id=UUID(int=7)))
 
 
-def test_what_was_spent_counts_until_the_instance_is_deleted() -> None:
+def test_usage_is_recorded_until_the_instance_is_deleted() -> None:
     assert Life.after(*lives.DELETING).give(lives.usage(1))
     with pytest.raises(AttemptSuperseded):
         Life.after(*lives.DELETED).give(lives.usage(1))

@@ -1,4 +1,4 @@
-"""What the demo tells fits the terminal: lines break between words, and what they go on with stands below, indented."""
+"""The demo's output fits the terminal: lines break between words and continue below, indented."""
 
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
@@ -29,13 +29,13 @@ EVENT: dict[str, Any] = {
 HEAD = "  05:22:18.756 11/123 agent_key_acknowledged  customer:885d64d7"
 
 
-def told(*, terminal: bool) -> tuple[Narrator, StringIO]:
+def narrator_and_output(*, terminal: bool) -> tuple[Narrator, StringIO]:
     file = StringIO()
     return Narrator(Console(file=file, width=80, force_terminal=terminal, color_system=None)), file
 
 
-def test_an_event_that_is_too_long_for_a_terminal_goes_on_below_its_type() -> None:
-    narrator, file = told(terminal=True)
+def test_an_event_too_long_for_the_terminal_continues_indented_below_its_type() -> None:
+    narrator, file = narrator_and_output(terminal=True)
     narrator.line(head_of(EVENT), facts_of(EVENT["payload"]), indent=TYPE_COLUMN)
 
     assert file.getvalue().splitlines() == [
@@ -48,7 +48,7 @@ def test_an_event_that_is_too_long_for_a_terminal_goes_on_below_its_type() -> No
 @pytest.mark.parametrize("terminal", [True, False])
 @pytest.mark.parametrize("payload", [{}, {"server_name": "hc-90902d16-2ea3-57d7-839c-2546331bc9cb"}])
 def test_no_line_of_an_event_ends_in_blanks(payload: dict[str, Any], *, terminal: bool) -> None:
-    narrator, file = told(terminal=terminal)
+    narrator, file = narrator_and_output(terminal=terminal)
     narrator.line(head_of(EVENT | {"actor": "api"}), facts_of(payload), indent=TYPE_COLUMN)
 
     lines = file.getvalue().splitlines()
@@ -56,8 +56,8 @@ def test_no_line_of_an_event_ends_in_blanks(payload: dict[str, Any], *, terminal
     assert lines[0].startswith("  05:22:18.756 11/123 agent_key_acknowledged  api")
 
 
-def test_where_nobody_looks_an_event_is_one_line() -> None:
-    narrator, file = told(terminal=False)
+def test_an_event_is_one_line_when_the_output_is_not_a_terminal() -> None:
+    narrator, file = narrator_and_output(terminal=False)
     narrator.line(head_of(EVENT), facts_of(EVENT["payload"]), indent=TYPE_COLUMN)
 
     (line,) = file.getvalue().splitlines()
@@ -65,27 +65,27 @@ def test_where_nobody_looks_an_event_is_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "lines"),
+    ("text", "lines"),
     [
         ("short", ["  short"]),
         (f"{'word ' * 16}end", [f"  {'word ' * 14}word", "    word end"]),
         ("two\nlines", ["  two", "    lines"]),
         ("x" * 100 + " end", [f"  {'x' * 100}", "    end"]),
         (f"{'界' * 38} 界", [f"  {'界' * 38}", "    界"]),
-        # What is written out takes more columns than what it was.
+        # An escaped character takes more columns than the character itself.
         (" ".join(["\x1b" * 12] * 2), ["  " + r"\x1b" * 12, "    " + r"\x1b" * 12]),
         ("a\tb", ["  a       b"]),
     ],
 )
-def test_what_is_said_breaks_between_words(said: str, lines: list[str]) -> None:
-    narrator, file = told(terminal=True)
-    narrator.say(said)
+def test_a_long_line_breaks_between_words(text: str, lines: list[str]) -> None:
+    narrator, file = narrator_and_output(terminal=True)
+    narrator.say(text)
 
     assert file.getvalue().splitlines() == lines
 
 
 @pytest.mark.parametrize("markup", ["[/x]", "[red]", "[link=http://x]", "\\[", "\\"])
-def test_why_the_demo_failed_and_the_logs_are_shown_whatever_answered(markup: str) -> None:
+def test_a_failure_and_the_logs_are_printed_without_obeying_markup_or_control_characters(markup: str) -> None:
     console = Console(file=StringIO(), width=80, force_terminal=True, color_system=None)
     answer = httpx.Response(500, text=f"\x1b[2J{markup}\r\n  Done", request=httpx.Request("GET", "http://x/chat"))
 
@@ -104,7 +104,7 @@ def test_why_the_demo_failed_and_the_logs_are_shown_whatever_answered(markup: st
     ]
 
 
-def test_an_error_without_words_is_told_of_by_its_name() -> None:
+def test_an_error_without_a_message_is_shown_by_its_class_name() -> None:
     console = Console(file=StringIO(), width=80)
     print_failure(httpx.ReadTimeout(""), {}, console)
 
@@ -112,19 +112,19 @@ def test_an_error_without_words_is_told_of_by_its_name() -> None:
     assert console.file.getvalue() == "\nThe demo failed: ReadTimeout\n"
 
 
-def test_a_head_alone_is_a_line() -> None:
-    narrator, file = told(terminal=True)
+def test_a_line_without_facts_is_printed_as_its_head_alone() -> None:
+    narrator, file = narrator_and_output(terminal=True)
     narrator.line(Text("head"), "", indent=4)
 
     assert file.getvalue() == "head\n"
 
 
-async def test_what_a_model_says_is_words_and_no_orders_to_the_terminal() -> None:
+async def test_terminal_control_characters_in_a_model_s_answer_are_escaped() -> None:
     async def words() -> AsyncGenerator[str]:
         yield "Hello\n"
         yield "\x1b[2JDone\r"
 
-    narrator, file = told(terminal=False)
+    narrator, file = narrator_and_output(terminal=False)
     await narrator.stream_line(words())
     narrator.say("It said\x1b[2J\nso")
 

@@ -1,4 +1,4 @@
-"""Digests: no field can change, move into its neighbour, or be left out without another digest."""
+"""Digests: no field can change, move into its neighbour, or be left out without a change of the digest."""
 
 from __future__ import annotations
 
@@ -62,27 +62,27 @@ OTHER_LINKS = [{"previous": b"p" * 32}, {"command": b"d" * 32}, {"first_seq": 10
 
 
 @pytest.mark.parametrize("change", OTHER_EVENTS, ids=str)
-def test_another_event_has_another_digest(change: dict[str, Any]) -> None:
+def test_a_change_in_any_field_of_an_event_changes_its_digest(change: dict[str, Any]) -> None:
     assert event_digest(**EVENT | change) != event_digest(**EVENT)
 
 
 @pytest.mark.parametrize("change", OTHER_COMMANDS, ids=str)
-def test_another_command_has_another_digest(change: dict[str, Any]) -> None:
+def test_a_change_in_any_field_of_a_command_changes_its_digest(change: dict[str, Any]) -> None:
     assert command_digest(**COMMAND | change) != command_digest(**COMMAND)
 
 
 @pytest.mark.parametrize("change", OTHER_LINKS, ids=str)
-def test_another_place_in_the_chain_has_another_link(change: dict[str, Any]) -> None:
+def test_a_change_in_any_field_of_a_chain_link_changes_its_hash(change: dict[str, Any]) -> None:
     assert chain_link(**LINK | change) != chain_link(**LINK)
 
 
-def test_what_is_absent_is_not_what_is_empty() -> None:
+def test_an_absent_field_and_an_empty_field_give_different_digests() -> None:
     absent: dict[str, Any] = COMMAND | {"request_hash": None}
     empty: dict[str, Any] = COMMAND | {"request_hash": b""}
     assert command_digest(**absent) != command_digest(**empty)
 
 
-def test_digests_are_what_they_were_when_the_first_log_was_written() -> None:
+def test_digests_of_known_inputs_never_change() -> None:
     assert event_digest(**EVENT).hex() == EVENT_DIGEST
     assert command_digest(**COMMAND).hex() == COMMAND_DIGEST
     assert chain_link(**LINK).hex() == LINK_DIGEST
