@@ -1,4 +1,4 @@
-"""The documentation tells of everything there is: a new event, setting, command or error without a word fails here."""
+"""The documentation is complete: a new event, setting, command or error that it does not describe fails here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hydracore.signals import INTERRUPTED
 from projections import refolding, stream_assembly
 from workers.unreadable_histories import HISTORY_UNREADABLE
 
-#: click's.
+#: The exit status of a usage error, as click has it.
 USAGE = 2
 ROOT = Path(__file__).parents[2]
 DOCS = {
@@ -47,7 +47,7 @@ def all_errors(root: type[Exception]) -> list[type[Exception]]:
     return [found for child in root.__subclasses__() for found in [child, *all_errors(child)]]
 
 
-def test_every_refusal_is_described() -> None:
+def test_every_error_of_the_events_package_is_described() -> None:
     described = DOCS["docs/events.md"]
 
     missing = [e.__name__ for e in all_errors(errors.EventsError) if f"`{e.__name__}`" not in described]
@@ -56,7 +56,7 @@ def test_every_refusal_is_described() -> None:
 
 
 @pytest.mark.parametrize("code", TEXTS)
-def test_every_failure_is_described_as_it_is_told(code: str) -> None:
+def test_every_failure_code_is_described_with_the_text_that_users_see(code: str) -> None:
     assert f"| `{code}` | {TEXTS[code]} |" in DOCS["docs/api.md"].splitlines()
 
 
@@ -77,7 +77,7 @@ def test_every_setting_is_described(field: str) -> None:
         ("token create", settings.TOKEN_NEEDS),
     ],
 )
-def test_what_a_command_does_not_start_without_is_described(command: str, needs: tuple[str, ...]) -> None:
+def test_the_settings_that_a_command_requires_are_described(command: str, needs: tuple[str, ...]) -> None:
     rows = [line.split("|")[1:3] for line in DOCS["docs/operations.md"].splitlines() if line.startswith("| `")]
 
     assert [wanted for named, wanted in rows if f"`{command}`" in named] == [
@@ -92,12 +92,12 @@ def commands(group: click.Group, prefix: str = "hydracore") -> list[str]:
     return found
 
 
-def test_no_command_is_told_of_in_half_a_sentence() -> None:
+def test_no_summary_of_a_command_is_cut_off_in_the_help() -> None:
     groups = [main, *(command for command in main.commands.values() if isinstance(command, click.Group))]
 
-    told = [group.get_help(click.Context(group, info_name="hydracore", terminal_width=80)) for group in groups]
+    helps = [group.get_help(click.Context(group, info_name="hydracore", terminal_width=80)) for group in groups]
 
-    assert [line for text in told for line in text.splitlines()[1:] if line.endswith("...")] == []
+    assert [line for text in helps for line in text.splitlines()[1:] if line.endswith("...")] == []
 
 
 def test_every_command_is_described() -> None:
@@ -114,18 +114,18 @@ def test_every_exit_status_is_described() -> None:
 
 
 def codes_of_workers() -> set[str]:
-    """By the calls that record them: a code is a plain text, or a constant named after itself."""
+    """Found by the calls that record them: a code is a literal text, or a constant named after it."""
     code = "".join(path.read_text() for path in (ROOT / "workers").rglob("*.py"))
     return set(re.findall(r'''\bcode="([a-z_]+)"''', code)) | {HISTORY_UNREADABLE}
 
 
-def test_every_code_of_the_workers_has_a_text() -> None:
+def test_every_failure_code_of_the_workers_has_a_text() -> None:
     assert {"boot_timeout", "provider_not_configured"} <= codes_of_workers()
     assert codes_of_workers() - TEXTS.keys() == set()
 
 
 def kinds_of_findings() -> set[str]:
-    """By the calls that make them: a kind is a plain text."""
+    """Found by the calls that make them: a kind is a literal text."""
     code = "".join(
         path.read_text() for folder in ("events", "hydracore/audit") for path in (ROOT / folder).glob("*.py")
     )
@@ -140,7 +140,7 @@ def test_every_finding_of_an_audit_is_described() -> None:
 
 
 def bounds_that_are_not_served() -> list[str]:
-    """The upper ones; a text's characters are counted in its pattern, where that counts them."""
+    """The upper bounds only; the length of a text may be limited by its pattern instead."""
     metas = [
         meta
         for module in (schemas, use_schemas)
@@ -151,7 +151,7 @@ def bounds_that_are_not_served() -> list[str]:
     return [f"{int(bound):,}" for meta in metas for bound in (meta.max_length, meta.le) if bound is not None]
 
 
-def test_bounds_that_the_served_document_does_not_show_are_described() -> None:
+def test_limits_that_the_served_openapi_document_omits_are_described() -> None:
     described = DOCS["docs/api.md"]
 
     assert {"10,000", "50,000", "10,000,000"} <= set(bounds_that_are_not_served())
@@ -167,7 +167,7 @@ def test_every_error_of_the_api_is_described(name: str) -> None:
     assert f"`{name}`" in DOCS["docs/api.md"]
 
 
-def test_the_drawn_lifecycle_is_the_real_one() -> None:
+def test_the_lifecycle_diagram_matches_the_code() -> None:
     class Drawn:
         pass
 
@@ -185,18 +185,18 @@ def test_the_drawn_lifecycle_is_the_real_one() -> None:
     assert all(f"`{name}`" in DOCS["docs/lifecycle.md"] for name in (*STAGES, *BOOTSTRAP_STAGES, *TEARDOWN_STEPS))
 
 
-def test_the_way_in_names_every_package_and_every_decision() -> None:
-    way_in = DOCS["docs/architecture.md"]
+def test_the_architecture_page_names_every_package_and_every_decision_record() -> None:
+    architecture = DOCS["docs/architecture.md"]
 
     packages = [path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("hydracore/*/__init__.py")]
     decisions = [path.name for path in ROOT.glob("docs/adr/*.md")]
 
-    assert [name for name in packages if f"`{name}`" not in way_in] == []
-    assert [name for name in decisions if f"](adr/{name}) |" not in way_in] == []
+    assert [name for name in packages if f"`{name}`" not in architecture] == []
+    assert [name for name in decisions if f"](adr/{name}) |" not in architecture] == []
 
 
 @pytest.mark.parametrize("name", sorted(DOCS))
-def test_every_link_leads_somewhere(name: str) -> None:
+def test_every_link_leads_to_an_existing_file(name: str) -> None:
     targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", DOCS[name])
 
     missing = [target for target in targets if not ((ROOT / name).parent / target).exists()]
@@ -205,7 +205,7 @@ def test_every_link_leads_somewhere(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(DOCS))
-def test_every_link_to_a_section_finds_it(name: str) -> None:
+def test_every_link_to_a_section_leads_to_an_existing_section(name: str) -> None:
     targets = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", DOCS[name])
 
     missing = [
@@ -218,7 +218,7 @@ def test_every_link_to_a_section_finds_it(name: str) -> None:
 
 
 def sections(text: str) -> set[str]:
-    """As GitHub names them: in lower case, blanks as hyphens, and without what is neither."""
+    """As GitHub names them: in lower case, with hyphens for blanks, and without other characters."""
     titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
 
@@ -234,12 +234,12 @@ def sections(text: str) -> set[str]:
         (keys.TEXTS_BYTES_MAX, "bounded by bytes over all customers ({} MiB)"),
     ],
 )
-def test_how_much_is_held_at_a_time_is_as_promised(held_bytes: int, promise: str) -> None:
-    """The tests of these bounds have smaller ones, so that a short log is more than there is room for."""
+def test_the_memory_bounds_in_the_guarantees_are_those_of_the_code(held_bytes: int, promise: str) -> None:
+    """The tests of these bounds use smaller ones, which a short log already exceeds."""
     assert promise.format(f"{held_bytes / 2**20:g}") in DOCS["docs/guarantees.md"]
 
 
-def test_every_proof_that_is_named_exists() -> None:
+def test_every_test_that_the_guarantees_name_exists() -> None:
     named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", DOCS["docs/guarantees.md"])
 
     assert named
@@ -247,6 +247,6 @@ def test_every_proof_that_is_named_exists() -> None:
         assert f"def {test}(" in (ROOT / path).read_text() or not test, f"{path} has no {test}"
 
 
-def test_no_document_names_a_machine() -> None:
+def test_no_document_contains_a_local_path() -> None:
     for name, text in DOCS.items():
         assert not re.search(r"/(root|home|work)/\w+", text), name

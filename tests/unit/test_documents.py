@@ -1,4 +1,4 @@
-"""Free JSON documents: what they may hold, RFC 7396, and secrets that are hidden and come back hidden."""
+"""Free-form JSON documents: what they may hold, merge patches (RFC 7396), and secrets that are shown masked and sent back masked."""
 
 import json
 from typing import Any
@@ -42,7 +42,9 @@ TOKEN = "1234567890:AAH-abcdefghij"
     ],
     ids=lambda value: json.dumps(value) if value is not None else "null",
 )
-def test_a_merge_patch_does_what_its_standard_says(target: Any, patch: Any, result: Any) -> None:
+def test_a_merge_patch_gives_the_results_of_rfc_7396_and_leaves_its_inputs_unchanged(
+    target: Any, patch: Any, result: Any
+) -> None:
     before = json.dumps([target, patch])
 
     assert merge_patch(target, patch) == result
@@ -69,16 +71,16 @@ def nested(depth: int) -> Any:
         ({"a": [{}] * (VALUES_MAX - 2)}, []),
         ({"a": [{}] * (VALUES_MAX - 1)}, [()]),
     ],
-    ids=["fine", "no_number", "nul", "half_a_character", "in_names", "deep", "too_deep", "many", "too_many"],
+    ids=["valid", "not_a_number", "nul", "lone_surrogate", "in_names", "deep", "too_deep", "many", "too_many"],
 )
-def test_what_cannot_be_stored_is_found_and_its_place_can_be_told(value: Any, paths: list[Any]) -> None:
+def test_values_that_cannot_be_stored_are_found_with_a_path_that_json_can_encode(value: Any, paths: list[Any]) -> None:
     found = list(flaws(value))
 
     assert [flaw.path for flaw in found] == paths
     json.dumps([flaw.path for flaw in found]).encode()
 
 
-def test_secrets_are_masked_wherever_their_names_say_so() -> None:
+def test_secrets_are_masked_by_their_names_at_any_depth() -> None:
     document = {
         "telegram": {"bot_token": TOKEN, "chat": "general"},
         "list": [{"apiKey": "short", "Password": TOKEN, "name": "x"}],
@@ -132,14 +134,14 @@ URL = "https://ann:hunter2@crm.example/in"
         {"headers": [{"name": "Authorization", "value": "?"}]},
         {"headers": [{"name": "x", "value": "plain"}, {"Header": "Set-Cookie", "Value": "?"}]},
         {"env": [{"name": "SMTP_PASS", "value": ["?"]}]},
-        # Too long to be read.
+        # Names that are too long to be examined are taken for secrets.
         {"x" * 1_001: "?"},
         {"name": "x" * 1_001, "value": "?"},
         {"type": "x" * 1_001, "url": "?"},
     ],
     ids=lambda secret: str(secret)[:60],
 )
-def test_what_is_a_secret_is_told_by_many_names(secret: Any) -> None:
+def test_a_secret_is_recognised_by_many_spellings_of_names_and_types(secret: Any) -> None:
     stored = json.loads(json.dumps(secret).replace("?", TOKEN))
 
     assert json.dumps(masked(stored)) == json.dumps(secret).replace("?", mask(TOKEN))
@@ -164,7 +166,7 @@ def test_what_is_a_secret_is_told_by_many_names(secret: Any) -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_an_address_with_a_user_in_it_is_a_secret_whatever_its_name_is(text: str, is_secret: bool) -> None:  # noqa: FBT001 - a parameter
+def test_a_url_with_a_user_in_it_is_a_secret_whatever_the_field_is_called(text: str, is_secret: bool) -> None:  # noqa: FBT001 - a parameter
     stored = {"endpoint": text, "args": ["--url", text]}
     shown = mask(text) if is_secret else text
 
@@ -172,7 +174,7 @@ def test_an_address_with_a_user_in_it_is_a_secret_whatever_its_name_is(text: str
     assert unmasked(masked(stored), stored) == stored
 
 
-def test_a_pair_whose_name_is_a_secret_itself_comes_back_whole() -> None:
+def test_a_name_value_pair_whose_name_is_masked_too_is_restored_whole() -> None:
     stored = {"env": {"key": "SMTP_API_KEY", "value": "hunter2-hunter2"}, "list": [{"key": "TOKEN_A", "value": "abc"}]}
 
     assert masked(stored)["env"] == {"key": "****_KEY", "value": "****ter2"}
@@ -181,14 +183,14 @@ def test_a_pair_whose_name_is_a_secret_itself_comes_back_whole() -> None:
         unmasked({"env": {"key": "colour"}}, stored)
 
 
-def test_what_was_shown_masked_may_be_sent_back() -> None:
+def test_a_masked_document_that_is_sent_back_keeps_its_secrets() -> None:
     stored = {"telegram": {"bot_token": TOKEN}, "list": [{"secret": "one"}, {"secret": "two"}]}
 
     assert unmasked(masked(stored), stored) == stored
     assert merge_patch(stored, unmasked({"telegram": {"bot_token": mask(TOKEN)}}, stored)) == stored
 
 
-def test_items_of_lists_that_have_an_id_may_come_go_and_move() -> None:
+def test_list_items_with_ids_keep_their_secrets_when_items_are_added_removed_or_moved() -> None:
     stored = [{"id": "a", "secret": "the secret of a"}, {"id": "b", "secret": "the secret of b"}, {"secret": "third"}]
     a, b, third = masked(stored)
     new = {"id": "c", "secret": "new"}
@@ -209,14 +211,14 @@ def test_items_of_lists_that_have_an_id_may_come_go_and_move() -> None:
     ],
     ids=str,
 )
-def test_a_mask_of_another_secret_is_never_taken_for_a_secret(patch: Any, paths: Any) -> None:
+def test_a_mask_that_matches_no_stored_secret_is_refused_with_its_path(patch: Any, paths: Any) -> None:
     with pytest.raises(MasksUnmatched) as caught:
         unmasked(patch, {"telegram": {"bot_token": TOKEN, "name": TOKEN}})
 
     assert caught.value.paths == paths
 
 
-def test_a_mask_does_not_outlive_what_made_its_text_a_secret() -> None:
+def test_a_mask_is_refused_where_a_changed_type_makes_its_field_public() -> None:
     stored = [{"id": "a", "type": "webhook", "url": "https://hooks.example/abcdefgh"}]
 
     with pytest.raises(MasksUnmatched) as caught:
@@ -225,7 +227,7 @@ def test_a_mask_does_not_outlive_what_made_its_text_a_secret() -> None:
     assert caught.value.paths == ((0, "url"),)
 
 
-def test_a_patch_is_judged_by_what_it_makes_of_the_document() -> None:
+def test_a_patch_that_would_make_a_stored_secret_public_is_refused() -> None:
     hook = {"type": "webhook", "url": "https://hooks.example/abcdefgh"}
 
     assert unmasked({"hook": {"url": mask(hook["url"])}}, {"hook": hook}) == {"hook": {"url": hook["url"]}}
@@ -244,17 +246,17 @@ def test_a_patch_is_judged_by_what_it_makes_of_the_document() -> None:
     [{"telegram": {"name": "****zzzz"}}, {"telegram": "****"}, {"telegram": {"bot_token": "****zz"}}],
     ids=str,
 )
-def test_where_no_secret_is_a_mask_is_a_text_like_any_other(patch: Any) -> None:
+def test_a_text_that_looks_like_a_mask_is_kept_where_it_cannot_be_one(patch: Any) -> None:
     assert unmasked(patch, {"telegram": {"bot_token": TOKEN, "name": TOKEN}}) == patch
 
 
-async def test_secrets_within_lists_can_be_sealed_and_opened() -> None:
-    async def turn(text: str) -> str:
+async def test_replace_secrets_replaces_the_secrets_within_lists_and_nothing_else() -> None:
+    async def backwards(text: str) -> str:
         return text[::-1]
 
     items = [{"type": "mail", "password": "abc", "ports": [25]}, "plain", {"keys": {"token": {"a": "xyz"}}}]
 
-    sealed = await replace_secrets(items, turn)
+    replaced = await replace_secrets(items, backwards)
 
-    assert sealed == [{"type": "mail", "password": "cba", "ports": [25]}, "plain", {"keys": {"token": {"a": "zyx"}}}]
-    assert await replace_secrets(sealed, turn) == items
+    assert replaced == [{"type": "mail", "password": "cba", "ports": [25]}, "plain", {"keys": {"token": {"a": "zyx"}}}]
+    assert await replace_secrets(replaced, backwards) == items

@@ -1,4 +1,4 @@
-"""Documents of all kinds, shown with their secrets masked and sent back: unchanged, changed in one place, and made into others."""
+"""Documents of all kinds that are shown with masked secrets and sent back: unchanged, changed in one place, or rearranged."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from hydracore.documents import MasksUnmatched, is_mask, masked, merge_patch, un
 
 URL = "https://user:hunter2hunter2@db.example/x"
 
-#: Several are shown alike, some are secrets whatever their names are, and some say of what stands beside them that it is one.
+#: Several have the same mask, some are secrets under any name, and some mark the value beside them as a secret.
 TEXTS = (
     *("short1", "short2", "longlonglong-aaaa", "longlonglong-bbbb", "longlonglong-cccc-aaaa"),
     *(URL, "https://other:hunter2hunter2@db.example/x", "https://a:b@c"),
     *("webhook", "https://webhook@token.example/x", "API_KEY", "x"),
 )
-#: As people write them where no secret is.
+#: Texts that look like masks, for places where there is no secret.
 LIKE_MASKS = ("****", "****le/x", "****aaaa", "********")
 NAMES = ("id", "note", "token", "Secret", "type", "url", "name", "key", "value")
 
@@ -46,7 +46,7 @@ def lists(*texts: str) -> st.SearchStrategy[list[Any]]:
 
 
 def stored_of(value: Any) -> Any:
-    """`value` as it is kept where nothing was kept before; without what looks like a mask in the place of a secret."""
+    """`value` as it is stored at first; a text that looks like a mask in the place of a secret is replaced before."""
     try:
         return merge_patch({}, unmasked(value, {}))
     except MasksUnmatched as refusal:
@@ -62,7 +62,7 @@ def strictly(value: Any) -> str:
 
 
 def objects_in(value: Any, *, below_an_id: bool = False) -> Iterator[dict[str, Any]]:
-    """Those that are no part of what an item is known by."""
+    """The objects in `value` that are no part of an item's id."""
     if isinstance(value, dict):
         if not below_an_id:
             yield value
@@ -83,7 +83,7 @@ def texts_in(value: Any) -> Iterator[str]:
 
 @DOCUMENTS
 @given(documents(*TEXTS, *LIKE_MASKS), lists(*TEXTS, *LIKE_MASKS))
-def test_what_was_shown_may_be_sent_back_and_changes_nothing(value: Any, items: list[Any]) -> None:
+def test_a_masked_document_that_is_sent_back_unchanged_changes_nothing(value: Any, items: list[Any]) -> None:
     document, items = stored_of({"document": value}), stored_of(items)
 
     assert strictly(merge_patch(document, unmasked(masked(document), document))) == strictly(document)
@@ -92,7 +92,7 @@ def test_what_was_shown_may_be_sent_back_and_changes_nothing(value: Any, items: 
 
 @DOCUMENTS
 @given(lists(*TEXTS, *LIKE_MASKS), st.data())
-def test_what_was_shown_may_be_sent_back_with_a_change_which_is_all_that_changes(
+def test_a_masked_document_that_is_sent_back_with_one_change_changes_nothing_else(
     items: list[Any], data: st.DataObject
 ) -> None:
     stored = stored_of(items)
@@ -109,9 +109,7 @@ def test_what_was_shown_may_be_sent_back_with_a_change_which_is_all_that_changes
 
 @DOCUMENTS
 @given(lists(*TEXTS), st.data())
-def test_whatever_is_made_of_what_was_shown_no_mask_of_a_secret_is_stored(
-    items: list[Any], data: st.DataObject
-) -> None:
+def test_no_mask_is_stored_however_a_masked_document_is_rearranged(items: list[Any], data: st.DataObject) -> None:
     stored = stored_of(items)
     shown = masked(stored)
     made = data.draw(lists(*TEXTS, *texts_in(shown)))
@@ -126,7 +124,9 @@ def test_whatever_is_made_of_what_was_shown_no_mask_of_a_secret_is_stored(
 
 @DOCUMENTS
 @given(lists(*TEXTS), st.data())
-def test_items_with_ids_of_their_own_keep_their_secrets_wherever_they_go(items: list[Any], data: st.DataObject) -> None:
+def test_items_with_unique_ids_keep_their_secrets_in_any_order_and_selection(
+    items: list[Any], data: st.DataObject
+) -> None:
     stored = stored_of([{"id": number, "item": item} for number, item in enumerate(items)])
     order = data.draw(st.lists(st.sampled_from(range(len(stored))), unique=True))
     shown = masked(stored)
@@ -147,13 +147,13 @@ def test_items_with_ids_of_their_own_keep_their_secrets_wherever_they_go(items: 
     ],
     ids=json.dumps,
 )
-def test_items_that_are_hard_to_tell_apart_come_back_as_they_were(stored: Any) -> None:
+def test_items_with_ambiguous_ids_keep_their_secrets_when_they_are_sent_back_unchanged(stored: Any) -> None:
     assert strictly(unmasked(masked(stored), stored)) == strictly(stored)
     document = {"list": stored}
     assert strictly(merge_patch(document, unmasked(masked(document), document))) == strictly(document)
 
 
-def test_a_number_is_the_same_id_whether_or_not_it_is_written_with_a_fraction() -> None:
+def test_an_integer_id_matches_the_equal_float_and_not_the_boolean() -> None:
     stored = [{"id": True, "token": "short1"}, {"id": 1.0, "token": "short2"}]
 
     assert unmasked([{"id": 1, "token": "****"}], stored) == [{"id": 1, "token": "short2"}]
@@ -165,7 +165,7 @@ NEW = {"id": "x", "note": "new", "token": "short3"}
 
 
 @pytest.mark.parametrize("without", [(), ("id",)], ids=["of_one_id", "without_ids"])
-def test_items_that_nothing_but_their_contents_tells_apart_may_come_go_move_and_change(
+def test_items_without_unique_ids_are_matched_by_content_when_added_removed_moved_or_changed(
     without: tuple[str, ...],
 ) -> None:
     a, b, new = [{name: item for name, item in each.items() if name not in without} for each in (A, B, NEW)]
@@ -182,7 +182,7 @@ def test_items_that_nothing_but_their_contents_tells_apart_may_come_go_move_and_
     assert unmasked([shown_a | {"note": "c"}, shown_b, new], stored) == [a | {"note": "c"}, b, new]
 
 
-def test_of_items_whose_secrets_look_the_same_each_keeps_its_own_by_what_else_it_says() -> None:
+def test_items_whose_secrets_have_the_same_mask_are_matched_by_their_other_fields() -> None:
     mail, shop = (
         {"name": name, "token": secret, "host": f"{name}-1"} for name, secret in (("mail", "aaa"), ("shop", "bbb"))
     )
@@ -204,9 +204,9 @@ def test_of_items_whose_secrets_look_the_same_each_keeps_its_own_by_what_else_it
         ([{"id": "x", "token": "****"}, {"id": "y", "token": "****"}], ((0, "token"), (1, "token"))),
         ([{"id": "x", "token": "****"}] * 3, ((0, "token"), (1, "token"), (2, "token"))),
     ],
-    ids=["one_is_left", "one_has_become_another", "there_is_one_more"],
+    ids=["one_removed", "one_renamed", "one_added"],
 )
-def test_where_nothing_tells_whose_secret_is_meant_none_is_taken(given_back: list[Any], paths: Any) -> None:
+def test_an_ambiguous_mask_is_refused_with_its_path(given_back: list[Any], paths: Any) -> None:
     stored = [{"id": "x", "token": "short1"}, {"id": "x", "token": "short2"}]
 
     with pytest.raises(MasksUnmatched) as caught:
@@ -226,12 +226,12 @@ def test_where_nothing_tells_whose_secret_is_meant_none_is_taken(given_back: lis
     ],
     ids=json.dumps,
 )
-def test_a_mask_is_not_stored_where_its_secret_was_not(made: list[Any]) -> None:
+def test_a_mask_that_was_moved_to_another_place_is_refused(made: list[Any]) -> None:
     with pytest.raises(MasksUnmatched):
         unmasked(made, [{"id": "a", "url": URL}])
 
 
-def test_an_id_that_is_a_secret_may_be_given_itself() -> None:
+def test_an_id_that_is_a_secret_is_accepted_masked_or_in_plain_text() -> None:
     other = "https://other:hunter2hunter2@db.example/x"
     stored = [{"id": URL, "token": "short1"}, {"id": other, "token": "short2"}]
     shown = masked(stored)
@@ -240,7 +240,7 @@ def test_an_id_that_is_a_secret_may_be_given_itself() -> None:
     assert unmasked([{"id": other, "token": "****"}, {"id": URL, "token": "****"}], stored) == stored[::-1]
 
 
-def test_changed_items_of_several_lists_are_told_apart_by_what_else_they_say() -> None:
+def test_changed_items_of_several_lists_are_matched_by_their_other_fields() -> None:
     stored = {
         f"list_{number}": [{"a": f"a{item}", "b": f"b{item}", "token": f"secret-{number}-{item}"} for item in range(40)]
         for number in range(10)

@@ -1,6 +1,6 @@
-"""How much work documents are, counted and not timed: twice the document may be some twice the work, whatever is in it.
+"""How much work masking and unmasking take, counted and not timed: about twice the work for twice the document, whatever is in it.
 
-It is counted in the interpreter's own steps, and where one of them may be much work, by the values themselves.
+Work is counted in steps of the interpreter; where one step may be much work, the values count their own uses.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 from hydracore.documents import MasksUnmatched, masked, merge_patch, unmasked
 from hydracore.item_matching import COMPARISONS_MAX
 
-#: The work for twice as much is at most this many times as much; it would be four times where each were compared with each.
+#: Twice the document may take at most this many times the work; comparing each item with each other would take four times.
 GROWTH_MAX = 2.6
 
 #: Python's hash of a number is its remainder by this, a prime.
@@ -47,7 +47,7 @@ def steps(work: Callable[[], object]) -> int:
     return count
 
 
-#: What is given, and what is stored where it is to go; each has some `size` values.
+#: The document that is sent, and the one that is stored; each has about `size` values.
 SHAPES: dict[str, Callable[[int], tuple[Any, Any]]] = {
     "one_mask_beside_many": lambda size: ({"a": ["****"]}, {"a": [*range(size)]}),
     "many_masks_beside_one": lambda size: ({"a": ["****"] * size}, {"a": [1]}),
@@ -78,7 +78,7 @@ SHAPES: dict[str, Callable[[int], tuple[Any, Any]]] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_twice_the_document_is_twice_the_work(shape: str) -> None:
+def test_masking_and_unmasking_twice_the_document_take_about_twice_the_work(shape: str) -> None:
     def work(size: int) -> int:
         given, stored = SHAPES[shape](size)
         return steps(lambda: merge_patch(masked(stored), unmasked(given, stored)))
@@ -87,7 +87,7 @@ def test_twice_the_document_is_twice_the_work(shape: str) -> None:
 
 
 class CountedInt(int):
-    """A number that counts how often such are compared."""
+    """A number whose class counts comparisons."""
 
     compared: ClassVar[int] = 0
 
@@ -116,7 +116,7 @@ class CountedFloat(float):
     ],
     ids=["integers", "fractions"],
 )
-def test_numbers_that_hash_alike_are_not_compared_with_each_other(
+def test_numbers_with_equal_hashes_are_not_all_compared_with_each_other(
     counted: type[CountedInt | CountedFloat], numbers: list[Any]
 ) -> None:
     assert len({hash(number) for number in numbers}) == 1
@@ -128,7 +128,7 @@ def test_numbers_that_hash_alike_are_not_compared_with_each_other(
 
 
 class CountedText(str):
-    """A text that counts how often such are read as names."""
+    """A text whose class counts how often one is read as a name."""
 
     read: ClassVar[int] = 0
     __slots__ = ()
@@ -139,7 +139,7 @@ class CountedText(str):
 
 
 @pytest.mark.parametrize(("half", "other"), [("value", "name"), ("url", "type")])
-def test_what_says_that_its_other_half_is_a_secret_is_read_once(half: str, other: str) -> None:
+def test_the_text_that_decides_whether_its_neighbours_are_secret_is_read_only_once(half: str, other: str) -> None:
     spellings = {"".join(letters) for letters in product(*zip(half, half.upper(), strict=True))}
     document = {other: CountedText("x" * 500), **dict.fromkeys(spellings, "y")}
     CountedText.read = 0
@@ -149,7 +149,7 @@ def test_what_says_that_its_other_half_is_a_secret_is_read_once(half: str, other
     assert CountedText.read == 1
 
 
-def test_no_more_changed_items_of_a_document_are_compared_for_being_in_several_lists() -> None:
+def test_the_limit_on_comparisons_of_changed_items_is_for_the_whole_document() -> None:
     size = isqrt(COMPARISONS_MAX)
     stored = {
         name: [{"a": f"a{n}", "b": f"b{n}", "token": f"{name}-{n}"} for n in range(size)]

@@ -1,4 +1,4 @@
-"""Erasing a customer, as the fold sees it: every sealed field goes, from every status, and none comes back."""
+"""Erasing a customer, in the state of an instance: every sealed field is cleared, in every status, and none comes back."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sealed_fields(of: type[msgspec.Struct]) -> set[str]:
     return {name for name, hint in get_type_hints(of).items() if Sealed in get_args(hint)}
 
 
-def test_every_sealed_field_of_the_state_is_known_to_the_erasure() -> None:
+def test_the_erasure_covers_every_sealed_field_of_the_state() -> None:
     assert sealed_fields(Instance) == set(SEALED_OF_INSTANCE)
     assert sealed_fields(Config) == set(SEALED_OF_CONFIG)
 
@@ -48,7 +48,7 @@ def test_an_erasure_leaves_no_ciphertext_in_the_state_or_in_its_row() -> None:
     assert life.state.erased_ms == NOW_MS
 
 
-def test_secrets_within_lists_go_and_what_is_around_them_stays() -> None:
+def test_an_erasure_clears_the_secrets_within_lists_and_keeps_the_rest() -> None:
     sealed = "v1." + "QUJD" * 12
     lists = {"integrations": ({"id": "mail", "token": sealed}, "v1.2 of it"), "skills": ("calculator", [sealed])}
     life = Life.after(*lives.RUNNING, c.PatchPlatformConfig(at_ms=NOW_MS, **lists))
@@ -59,7 +59,7 @@ def test_secrets_within_lists_go_and_what_is_around_them_stays() -> None:
     assert life.state.config.skills == ("calculator", [None])
 
 
-def test_an_agent_learns_from_the_version_of_its_configuration_that_its_prompts_are_gone() -> None:
+def test_an_erasure_raises_the_version_of_the_configuration() -> None:
     life = Life.after(*FULL)
     version = life.state.config.version
 
@@ -69,7 +69,7 @@ def test_an_agent_learns_from_the_version_of_its_configuration_that_its_prompts_
 
 
 @pytest.mark.parametrize("status", lives.WAYS)
-def test_an_erasure_is_recorded_once_in_every_status_and_changes_none(status: str) -> None:
+def test_an_erasure_is_recorded_once_in_every_status_and_does_not_change_the_status(status: str) -> None:
     life = Life.after(*lives.WAYS[status])
 
     first, second = life.give(ERASE), life.give(ERASE)
@@ -78,7 +78,7 @@ def test_an_erasure_is_recorded_once_in_every_status_and_changes_none(status: st
     assert life.state.status == status
 
 
-def test_what_was_sealed_before_the_erasure_and_comes_after_it_is_not_kept() -> None:
+def test_sealed_values_that_arrive_after_the_erasure_are_not_kept() -> None:
     life = Life.after(*FULL, ERASE)
 
     assert life.give(lives.configure(agent_name="Bob's", system_prompt=SECRET))

@@ -1,4 +1,4 @@
-"""The list of the erased: a line that a crash left half done is nobody's, a damaged one keeps everything closed."""
+"""The file of erasures: an incomplete line that a crash left is skipped, a damaged line is an error."""
 
 import os
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ def erasure(customer_id: str) -> Erasure:
     return Erasure(tenant_id="t", customer_id=customer_id, ordered_at=datetime(2026, 11, 25, tzinfo=UTC), by="test")
 
 
-def test_a_line_that_was_left_half_done_is_passed_over_wherever_it_stands(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_skipped_even_between_other_lines(tmp_path: Path) -> None:
     file = ErasureFile(tmp_path / "erasures.jsonl")
     file.append([erasure("ada")])
     with file.path.open("ab") as raw:
@@ -27,7 +27,7 @@ def test_a_line_that_was_left_half_done_is_passed_over_wherever_it_stands(tmp_pa
     assert list(file.erasures()) == [("t", "ada"), ("t", "bob")]
 
 
-def test_what_is_added_is_on_the_disk_and_so_is_the_name_of_a_new_file(tmp_path: Path, steps: list[str]) -> None:
+def test_an_added_erasure_is_synced_to_disk_and_so_is_the_name_of_a_new_file(tmp_path: Path, steps: list[str]) -> None:
     file = ErasureFile(tmp_path / "erasures.jsonl")
 
     file.append([erasure("ada")])
@@ -36,7 +36,7 @@ def test_what_is_added_is_on_the_disk_and_so_is_the_name_of_a_new_file(tmp_path:
     assert steps == ["fsync erasures.jsonl", f"fsync {tmp_path.name}", "fsync erasures.jsonl"]
 
 
-def test_a_damaged_line_is_an_alarm(tmp_path: Path) -> None:
+def test_a_damaged_line_raises_an_error(tmp_path: Path) -> None:
     file = ErasureFile(tmp_path / "erasures.jsonl")
     file.append([erasure("ada"), erasure("bob")])
     file.path.write_bytes(file.path.read_bytes().replace(b'"customer_id":"ada"', b'"customer_id":#ada"'))
@@ -45,7 +45,7 @@ def test_a_damaged_line_is_an_alarm(tmp_path: Path) -> None:
         file.erasures()
 
 
-def test_a_pipe_is_no_place_for_what_must_be_kept(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_as_an_erasure_file(tmp_path: Path) -> None:
     pipe = tmp_path / "erasures.jsonl"
     os.mkfifo(pipe)
 

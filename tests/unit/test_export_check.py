@@ -1,4 +1,4 @@
-"""An export proves itself with nothing but the public key, whole and in words, and what is no whole export is none.
+"""An export is verified with nothing but the public key, and a file that is not a complete export is reported or refused.
 
 The exports are those that the first version of the format wrote (`tests/corpus/export-v1-*`): each later version must read them.
 """
@@ -22,7 +22,7 @@ from tests.exports import INSTANCE, TENANT, TENANT_PARQUET, Forger, found, verif
 
 
 @pytest.mark.parametrize("path", [TENANT, TENANT_PARQUET], ids=lambda path: path.suffix)
-def test_what_the_first_version_wrote_is_read_and_proven(path: Path) -> None:
+def test_an_export_of_the_first_format_version_is_read_and_verified(path: Path) -> None:
     report = verified(path)
 
     assert (report.findings, report.notes, report.signed) == ([], [], True)
@@ -30,7 +30,7 @@ def test_what_the_first_version_wrote_is_read_and_proven(path: Path) -> None:
     assert (report.events, report.commands, report.streams, report.steps, report.seals) == (19, 15, 4, 0, 1)
 
 
-def test_an_instance_is_proven_though_of_others_nothing_but_steps_is_there() -> None:
+def test_an_export_of_one_instance_is_verified_with_only_chain_steps_of_the_others() -> None:
     report = verified(INSTANCE)
 
     assert (report.findings, report.signed) == ([], False)
@@ -54,22 +54,22 @@ def test_who_names_no_key_is_told_that_an_export_is_not_signed_and_not_alarmed()
         (TENANT, "15 commands of 4 instances of tenant acme, "),
     ],
 )
-def test_whose_an_export_is_is_said_in_words(path: Path, counted: str) -> None:
+def test_the_result_names_the_tenant_or_instance_of_the_export(path: Path, counted: str) -> None:
     done = CliRunner().invoke(main, ["audit", "verify-export", str(path), "--allow-unsigned"])
 
     assert counted in done.stdout
 
 
-def test_both_formats_hold_the_same_records_to_the_last_bit() -> None:
+def test_jsonl_and_parquet_exports_hold_exactly_the_same_records() -> None:
     lines, rows = ([placed.record for placed in read_records(path)] for path in (TENANT, TENANT_PARQUET))
 
     assert len(lines) == len(rows) == 39
-    # All but the moment at which they were made, and with it the digest of the whole.
+    # All but the first and the last, with the time of the export and the digest over all.
     assert lines[1:-1] == rows[1:-1]
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
-def test_what_is_written_again_is_the_same(form: Any, tmp_path: Path) -> None:
+def test_records_that_are_read_and_written_again_make_a_valid_export(form: Any, tmp_path: Path) -> None:
     fingerprint = r.Fingerprint()
     with open_writer(tmp_path / "again", form) as write:
         for _, record in read_records(TENANT):
@@ -79,7 +79,7 @@ def test_what_is_written_again_is_the_same(form: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [TENANT, TENANT_PARQUET], ids=lambda path: path.suffix)
-def test_a_file_that_was_cut_off_anywhere_is_no_whole_export(path: Path, tmp_path: Path) -> None:
+def test_a_truncated_export_is_a_finding(path: Path, tmp_path: Path) -> None:
     whole, cut = path.read_bytes(), tmp_path / "cut"
     for size in (len(whole) - 2, len(whole) - 100, len(whole) // 2, 2_000):
         cut.write_bytes(whole[:size])
@@ -89,7 +89,7 @@ def test_a_file_that_was_cut_off_anywhere_is_no_whole_export(path: Path, tmp_pat
         assert finding.kind in {"record_unreadable", "file_truncated"}
 
 
-def test_an_export_that_lacks_nothing_but_the_end_of_its_last_line_is_whole(tmp_path: Path) -> None:
+def test_an_export_without_its_final_line_break_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "export.jsonl"
     path.write_bytes(TENANT.read_bytes().removesuffix(b"\n"))
 
@@ -98,14 +98,14 @@ def test_an_export_that_lacks_nothing_but_the_end_of_its_last_line_is_whole(tmp_
     assert (report.findings, report.signed) == ([], True)
 
 
-def test_an_export_without_its_header_is_an_edited_one(tmp_path: Path) -> None:
+def test_an_export_without_its_header_is_reported_as_edited(tmp_path: Path) -> None:
     forger = Forger(TENANT)
     del forger.records[0]
 
     assert found(forger.saved(tmp_path, fit=False)) == ["file_edited -"]
 
 
-def test_what_is_no_export_and_what_is_a_later_one_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_export_or_of_a_later_format_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for content in (b"", b"\n", b"{}\n", b"\0" * 1000, INSTANCE.read_bytes().replace(b"hydracore-export", b"x")):
         path.write_bytes(content)
@@ -117,8 +117,8 @@ def test_what_is_no_export_and_what_is_a_later_one_is_refused(tmp_path: Path) ->
         verified(path)
 
 
-def test_an_export_is_proven_as_it_comes_out_of_a_pipe_unless_it_is_parquet() -> None:
-    """As where it is kept compressed: `zcat export.jsonl.gz | hydracore audit verify-export /dev/stdin`."""
+def test_an_export_is_verified_from_a_pipe_unless_it_is_parquet() -> None:
+    """For compressed exports: `zcat export.jsonl.gz | hydracore audit verify-export /dev/stdin`."""
     words = [sys.executable, "-m", "hydracore", "audit", "verify-export", "/dev/stdin", "--allow-unsigned"]
     lines, table = (
         subprocess.run(words, input=path.read_bytes(), capture_output=True, check=False, timeout=60)
@@ -130,14 +130,14 @@ def test_an_export_is_proven_as_it_comes_out_of_a_pipe_unless_it_is_parquet() ->
     assert b"a Parquet file cannot be read from a pipe: give a regular file: '/dev/stdin'" in table.stderr
 
 
-def test_without_a_key_nothing_is_taken_for_proven() -> None:
+def test_without_a_public_key_a_note_says_that_signatures_by_any_key_were_accepted() -> None:
     report = verified(INSTANCE, public_key=None)
 
     assert report.findings == []
     assert any("Signatures by any key were accepted" in note for note in report.notes)
 
 
-def test_verifying_imports_neither_a_database_nor_pyarrow() -> None:
+def test_verifying_an_export_imports_neither_a_database_pool_nor_pyarrow() -> None:
     code = (
         "import sys, hydracore.audit.export_check\n"
         "assert not {'pyarrow', 'psycopg_pool', 'litestar'} & sys.modules.keys(), sorted(sys.modules)"

@@ -1,4 +1,4 @@
-"""An export comes from strangers: whatever is in it is a finding or refused, and costs no more than the file is long."""
+"""Exports come from strangers: hostile content is a finding or refused, at a cost in proportion to the size of the file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hydracore.audit.errors import NotAnExport
 from hydracore.cli import main
 from tests.exports import INSTANCE, TENANT, TENANT_PARQUET, Forger, found, verified
 
-#: A time that says of no zone which moment it is.
+#: A time without a time zone.
 SOME_NOON = datetime(2026, 11, 23, 12)  # noqa: DTZ001
 
 
@@ -48,15 +48,17 @@ def first(forger: Forger, kind: type[r.Record]) -> int:
         (r.LaneEndRecord, {"seq": 2**70}),
     ],
 )
-def test_what_the_log_never_writes_cannot_be_read(kind: type[r.Record], fields: dict[str, Any], tmp_path: Path) -> None:
+def test_a_record_with_a_value_that_the_log_never_writes_is_unreadable(
+    kind: type[r.Record], fields: dict[str, Any], tmp_path: Path
+) -> None:
     forger = Forger(INSTANCE)
     forger.change(first(forger, kind), **fields)
 
     assert found(forger.saved(tmp_path))[-1] == "record_unreadable -"
 
 
-def test_a_field_that_is_there_twice_cannot_be_read(tmp_path: Path) -> None:
-    """Others may read the first one, of which nothing is proven."""
+def test_a_record_with_a_duplicate_field_is_unreadable(tmp_path: Path) -> None:
+    """Other programs may read the first of the two, which is not verified."""
     path = tmp_path / "forged.jsonl"
     path.write_bytes(TENANT.read_bytes().replace(b'"payload":', b'"payload":"{}","payload":', 1))
 
@@ -65,7 +67,7 @@ def test_a_field_that_is_there_twice_cannot_be_read(tmp_path: Path) -> None:
     assert (finding.kind, "not encoded as an export encodes it" in finding.what) == ("record_unreadable", True)
 
 
-def test_a_column_that_is_there_twice_cannot_be_read(tmp_path: Path) -> None:
+def test_a_parquet_file_with_a_duplicate_column_is_unreadable(tmp_path: Path) -> None:
     table, path = pq.read_table(TENANT_PARQUET), tmp_path / "forged.parquet"
     payloads = pa.array(["{}"] * table.num_rows)
     pq.write_table(table.add_column(1, "payload", payloads), path)
@@ -75,7 +77,7 @@ def test_a_column_that_is_there_twice_cannot_be_read(tmp_path: Path) -> None:
     assert (finding.kind, "payload appears more than once" in finding.what) == ("record_unreadable", True)
 
 
-def in_capitals(values: list[Any]) -> list[Any]:
+def in_upper_case(values: list[Any]) -> list[Any]:
     return [value and value.upper() for value in values]
 
 
@@ -83,7 +85,7 @@ def in_base64(values: list[Any]) -> list[Any]:
     return [value and b64encode(value).decode() for value in values]
 
 
-def in_words(values: list[Any]) -> list[Any]:
+def as_iso_texts(values: list[Any]) -> list[Any]:
     return [value and value.isoformat() for value in values]
 
 
@@ -91,24 +93,24 @@ def in_the_header(values: list[Any]) -> list[Any]:
     return ["{}", *values[1:]]
 
 
-def left_to_be_guessed(values: list[Any]) -> list[Any]:
+def with_null_for_zero(values: list[Any]) -> list[Any]:
     return [value or None for value in values]
 
 
 @pytest.mark.parametrize(
     ("name", "edit"),
     [
-        ("stream_id", in_capitals),
+        ("stream_id", in_upper_case),
         ("digest", in_base64),
-        ("recorded_at", in_words),
+        ("recorded_at", as_iso_texts),
         ("payload", in_the_header),
-        ("number", left_to_be_guessed),
+        ("number", with_null_for_zero),
     ],
 )
-def test_a_row_that_others_would_read_otherwise_cannot_be_read(
+def test_a_parquet_value_that_is_not_encoded_as_an_export_encodes_it_is_unreadable(
     name: str, edit: Callable[[list[Any]], list[Any]], tmp_path: Path
 ) -> None:
-    """What we take for the same value is none that whoever asks for it by its own finds."""
+    """What we could decode to the same value may be another one to other programs."""
     table, path = pq.read_table(TENANT_PARQUET), tmp_path / "forged.parquet"
     at, values = table.schema.names.index(name), edit(table.column(name).to_pylist())
     pq.write_table(table.set_column(at, name, pa.array(values)), path)
@@ -118,7 +120,7 @@ def test_a_row_that_others_would_read_otherwise_cannot_be_read(
     assert (finding.kind, "not encoded as an export encodes it" in finding.what) == ("record_unreadable", True)
 
 
-def test_a_table_that_another_program_has_stored_otherwise_is_the_same_export(tmp_path: Path) -> None:
+def test_a_parquet_file_rewritten_with_other_storage_options_is_the_same_export(tmp_path: Path) -> None:
     table, path = pq.read_table(TENANT_PARQUET), tmp_path / "again.parquet"
     pq.write_table(table, path, compression="gzip", row_group_size=7, use_dictionary=False, data_page_version="2.0")
 
@@ -126,14 +128,16 @@ def test_a_table_that_another_program_has_stored_otherwise_is_the_same_export(tm
 
 
 @pytest.mark.parametrize("fields", [{"first_seq": SEQ_MAX}, {"event_count": SEQ_MAX}])
-def test_numbers_at_the_end_of_all_numbers_are_a_finding(fields: dict[str, Any], tmp_path: Path) -> None:
+def test_the_largest_possible_sequence_number_or_event_count_is_a_finding(
+    fields: dict[str, Any], tmp_path: Path
+) -> None:
     forger = Forger(INSTANCE)
     forger.change(first(forger, r.CommandRecord), **fields)
 
     assert "chain_broken" in str(found(forger.saved(tmp_path))) or "event_missing" in str(found(forger.saved(tmp_path)))
 
 
-def test_a_header_of_brackets_is_no_export_and_a_record_of_them_cannot_be_read(tmp_path: Path) -> None:
+def test_deeply_nested_json_is_refused_as_a_header_and_unreadable_as_a_record(tmp_path: Path) -> None:
     header, *others = INSTANCE.read_bytes().splitlines(keepends=True)
     brackets = b'{"kind":' + b"[" * 200_000 + b"\n"
     path = tmp_path / "brackets.jsonl"
@@ -145,7 +149,7 @@ def test_a_header_of_brackets_is_no_export_and_a_record_of_them_cannot_be_read(t
     assert found(path) == ["record_unreadable -"]
 
 
-def test_events_that_are_missing_cost_nothing_however_many_they_are_said_to_be(tmp_path: Path) -> None:
+def test_a_claim_of_millions_of_missing_events_costs_little_memory(tmp_path: Path) -> None:
     forger = Forger(INSTANCE)
     at = first(forger, r.CommandRecord)
     forger.change(at, event_count=30_000_000)
@@ -162,16 +166,16 @@ def test_events_that_are_missing_cost_nothing_however_many_they_are_said_to_be(t
     assert peak_bytes < 10_000_000
 
 
-def other_text(column: Any) -> Any:
+def invalid_utf_8(column: Any) -> Any:
     return pa.array([b"\xff"] * len(column), pa.binary()).view(pa.string())
 
 
-def later_than_all(column: Any) -> Any:
+def out_of_range_time(column: Any) -> Any:
     return pa.array([2**62] * len(column), pa.int64()).view(column.type)
 
 
-@pytest.mark.parametrize(("name", "edit"), [("tenant_id", other_text), ("recorded_at", later_than_all)])
-def test_a_parquet_file_of_texts_that_are_none_and_times_that_never_come_is_damaged(
+@pytest.mark.parametrize(("name", "edit"), [("tenant_id", invalid_utf_8), ("recorded_at", out_of_range_time)])
+def test_a_parquet_file_with_invalid_utf_8_or_an_out_of_range_time_is_unreadable(
     name: str, edit: Callable[[Any], Any], tmp_path: Path
 ) -> None:
     table: Any = pq.read_table(TENANT_PARQUET)
@@ -187,13 +191,13 @@ LIE = "x\x1b[2J\x1b[H0 findings in 41 events of tenant acme, 63 steps of others 
 
 
 def shown(path: Path) -> list[str]:
-    """What a terminal is given by whoever has the file verified, line by line."""
+    """The lines that verifying the file prints on a terminal."""
     words = ["audit", "verify-export", "--allow-unsigned", str(path)]
-    # `color`: what escapes is left in, as it is where the output is a terminal's.
+    # `color`: escape sequences are left in, as they are on a terminal.
     return CliRunner().invoke(main, words, color=True).output.removesuffix("\n").split("\n")
 
 
-def test_a_tenant_who_is_called_like_a_good_end_does_not_look_like_one(tmp_path: Path) -> None:
+def test_a_tenant_id_that_imitates_a_successful_result_is_printed_escaped(tmp_path: Path) -> None:
     forger = Forger(INSTANCE)
     forger.change(0, tenant_id=LIE, instance_id=None)
 
@@ -205,7 +209,7 @@ def test_a_tenant_who_is_called_like_a_good_end_does_not_look_like_one(tmp_path:
     assert r'of tenant "x\u001b[2J\u001b[H0 findings in 41 events of tenant acme' in end
 
 
-def test_a_tenant_whose_name_has_no_end_is_shown_by_its_beginning(tmp_path: Path) -> None:
+def test_a_very_long_tenant_id_is_printed_shortened(tmp_path: Path) -> None:
     forger = Forger(INSTANCE)
     forger.change(0, tenant_id=" " * 100_000, instance_id=None)
 
@@ -213,7 +217,7 @@ def test_a_tenant_whose_name_has_no_end_is_shown_by_its_beginning(tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", [LIE, "x" * 100_000], ids=["lie", "long"])
-def test_what_cannot_be_read_is_told_of_in_a_plain_line(kind: str, tmp_path: Path) -> None:
+def test_an_unreadable_record_is_reported_in_short_lines_of_printable_characters(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "forged.jsonl"
     header, *_ = INSTANCE.read_bytes().splitlines(keepends=True)
     path.write_bytes(header + msgspec.json.encode({"kind": kind}) + b"\n")

@@ -1,4 +1,4 @@
-"""Whatever is done to an export is found, and where it was done, also where whoever did it makes the rest fit again."""
+"""Every change to an export is found, and where it was made, even if the rest of the file was recomputed to match."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ CASES: dict[Callable[[Forger], None], list[str]] = {
 
 
 @pytest.mark.parametrize("link", [bytes(32), b"\xff" * 32], ids=["the lowest link", "the highest link"])
-def test_where_two_seals_are_of_the_same_end_the_events_since_the_one_before_are_named(
+def test_two_contradicting_seals_over_one_head_report_all_events_since_the_seal_before_them(
     link: bytes, tmp_path: Path
 ) -> None:
     forger = Forger(INSTANCE)
@@ -193,7 +193,7 @@ def test_a_seal_of_before_the_exported_part_of_a_lane_says_nothing_of_it(tmp_pat
 
 
 @pytest.mark.parametrize("tamper", CASES, ids=lambda tamper: tamper.__name__)
-def test_whatever_is_done_is_found_where_it_was_done(tamper: Callable[[Forger], None], tmp_path: Path) -> None:
+def test_each_kind_of_tampering_is_found_where_it_was_done(tamper: Callable[[Forger], None], tmp_path: Path) -> None:
     forger = Forger(INSTANCE)
 
     tamper(forger)
@@ -212,7 +212,7 @@ def test_a_lane_that_is_there_twice_is_out_of_order(tmp_path: Path) -> None:
 
 
 def changes(forger: Forger) -> Iterator[tuple[str, list[Any]]]:
-    """Every record taken out, doubled, and exchanged with the next; every field of every record changed."""
+    """Every record removed, duplicated, and exchanged with the next; every field of every record changed."""
     records = forger.records
     for at, record in enumerate(records):
         yield f"without {at}", [*records[:at], *records[at + 1 :]]
@@ -242,23 +242,23 @@ def other_than(value: Any) -> Any:
             return value + timedelta(seconds=1)
 
 
-def test_nothing_of_a_signed_export_can_be_changed(tmp_path: Path) -> None:
-    assert unseen(TENANT, tmp_path, fit=False) == []
+def test_every_change_to_a_signed_export_is_found(tmp_path: Path) -> None:
+    assert undetected(TENANT, tmp_path, fit=False) == []
 
 
-def test_what_the_seals_speak_of_cannot_be_changed_by_who_makes_the_rest_fit(tmp_path: Path) -> None:
-    # What the header says of the file's making, and what is computed anew, is not in the log.
+def test_every_change_to_sealed_content_is_found_even_if_the_rest_is_recomputed(tmp_path: Path) -> None:
+    # How the file was made, as the header says, and the values that are recomputed are not in the log.
     last = len(Forger(INSTANCE).records) - 1
     made_up = ("format_version", "made_by", "exported_at")
     computed = ("events", "commands", "streams", "digest", "public_key", "signature")
-    assert set(unseen(INSTANCE, tmp_path, fit=True)) <= {
+    assert set(undetected(INSTANCE, tmp_path, fit=True)) <= {
         *(f"{name} of 0" for name in made_up),
         *(f"{name} of {last}" for name in computed),
     }
 
 
-def unseen(whole: Path, folder: Path, *, fit: bool) -> list[str]:
-    """Which of all changes nobody sees; with `fit` in a file of which the rest was made to fit."""
+def undetected(whole: Path, folder: Path, *, fit: bool) -> list[str]:
+    """The changes that are not found; with `fit`, in a file whose rest was recomputed to match."""
     return [
         what
         for what, records in changes(Forger(whole))
@@ -276,12 +276,12 @@ def refused(records: list[Any], folder: Path, *, fit: bool) -> bool:
     return bool(report.findings)
 
 
-def test_the_end_of_a_stream_can_be_hidden_in_an_export_that_is_not_signed_and_in_none_that_is(tmp_path: Path) -> None:
+def test_hiding_the_end_of_a_stream_is_found_in_a_signed_export_and_not_in_an_unsigned_one(tmp_path: Path) -> None:
     forger = Forger(INSTANCE)
     forger.hide(19)
     assert found(forger.saved(tmp_path)) == []
 
-    # That is what the signature is for, which whoever has the key therefore misses.
+    # The signature guards against that, so an export without one is reported unless that is allowed.
     forger = Forger(TENANT)
     forger.hide(19)
     (unsigned,) = verified(forger.saved(tmp_path), allow_unsigned=False).findings
@@ -302,12 +302,12 @@ def test_what_is_signed_as_a_whole_is_proven_also_where_no_seal_covers_it(tmp_pa
     assert found(forger.saved(tmp_path)) == ["not_sealed 1"]
 
 
-def test_seals_are_compared_with_the_copy_that_is_kept_elsewhere(tmp_path: Path) -> None:
+def test_seals_of_an_export_are_compared_with_the_copy_outside_the_database(tmp_path: Path) -> None:
     copy = SealFile(tmp_path / "seals.jsonl")
     seals = [each.seal for each in Forger(INSTANCE).records if isinstance(each, r.SealRecord)]
     forger = Forger(INSTANCE)
     recomputed_chain(forger)
-    forger.seal_anew(KEY)  # Somebody has the key, too.
+    forger.seal_anew(KEY)  # As a forger who has the key, too.
     path = forger.saved(tmp_path)
     assert found(path) == []
 

@@ -1,4 +1,4 @@
-"""What ids, secrets, ciphertext and reservations are made of: the bytes that they have always had."""
+"""The bytes from which ids, secrets, ciphertext and reservations are made: they never change."""
 
 from uuid import UUID
 
@@ -12,7 +12,7 @@ INSTANCE = UUID("5f0f5ad3-2f0b-5a6e-9f7a-0d5c7d1d3b11")
 KEY = UUID("9d2f2a53-7d8f-4a7b-8f6a-1d2c3b4a5f60")
 
 
-def test_what_is_made_of_framed_parts_never_changes() -> None:
+def test_ids_and_tokens_made_of_length_prefixed_parts_never_change() -> None:
     plain = instance_id_for(tenant_id="acme", customer_id="ada", idempotency_key="first")
     accented = instance_id_for(tenant_id="acme", customer_id="ada", idempotency_key="zwölf")
 
@@ -24,11 +24,11 @@ def test_what_is_made_of_framed_parts_never_changes() -> None:
     assert tokens.control_token(MASTER, INSTANCE, KEY)[-43:] == "7FKMyOYUwsKxuaf3cAtClsKGNeU6-A1Wv43xYtEss64"
 
 
-def test_a_reservation_has_a_form_of_its_own_that_never_changes() -> None:
+def test_the_form_of_an_idempotency_reservation_never_changes() -> None:
     assert idempotency_value("acme", "ada", "zwölf") == "4:acme3:adazwölf"
 
 
-def test_no_other_parts_give_the_same() -> None:
+def test_different_parts_give_different_length_prefixed_bytes() -> None:
     assert length_prefixed("a", "bc") != length_prefixed("ab", "c")
     assert length_prefixed("1:a") != length_prefixed("", "a")
     assert length_prefixed() != length_prefixed("")

@@ -1,4 +1,4 @@
-"""A version of a projection gives the same rows of the same history for ever: what is stored by one release is what the next one gives."""
+"""A version of a projection gives the same rows for the same history for ever: rows that one release stores, the next one gives too."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests import frozen, lives
 ADA = lives.instance_id()
 START = datetime(2026, 9, 21, 22, tzinfo=UTC)
 
-#: By name and version: the digest of all rows of the frozen histories. Where one fails: what is stored is not what a replay gives any
-#: more. Raise the version, keep the former one beside it (docs/projections.md), and add a line.
+#: By name and version: the digest of all rows of the frozen histories. Where one differs, a replay no longer gives
+#: the rows that are stored: raise the version, keep the former one beside it (docs/projections.md), and add a line.
 FROZEN: dict[tuple[str, int], str] = {
     ("usage_daily", 1): "7caacc26c8053ef8fd0664717d078fe360205bdb258fd8ccef23856a7c38ae37",
     ("fleet", 1): "0c19295714745d197abf5ce58d47b81e4a44c4ab25723a4192efbe6651553a39",
@@ -36,8 +36,8 @@ FROZEN: dict[tuple[str, int], str] = {
     ("provision_log", 2): "c798cc33d27e12302a50f6913624965eff7ba538464c7feb5eee7d0ac1a008be",
 }
 
-#: The words of `provision_log` for the codes of failures, by version. A code that no log has yet may be added, and this be renewed; of one
-#: that is in a log, they are part of the projection's version, and so is that it has none.
+#: The texts of `provision_log` for the codes of failures, by version. A code that no log has yet may be added, with a new digest here; the
+#: text of a code that is in a log, or that it has none, is part of the projection's version.
 FROZEN_TEXTS = {
     1: (TEXTS_1, "b7443a1beeb1cace7a30355584534c9a7b2a59af22828ae50915c6dcd3109d24"),
     2: (TEXTS, "207ff1121052262582e64b5feb3ecefb6adefec767b103013e5732fd59cf814f"),
@@ -53,13 +53,13 @@ def projections() -> list[Inline | Followed]:
 
 
 def rows(projection: Inline | Followed) -> Iterator[bytes]:
-    """Of each history, and of each with one more event of each type behind it where the projection can make something of that."""
+    """The rows of each history, and of each with one more event of each type; where that raises an error, its name."""
     for history in frozen.histories():
         yield rows_of(projection, history)
         for event in frozen.events():
             try:
                 yield rows_of(projection, [*history, event])
-            except Exception as error:  # noqa: BLE001 - that it makes no sense there, and how that is found, is a result
+            except Exception as error:  # noqa: BLE001 - an event that makes no sense there raises one, and that is a result too
                 yield type(error).__name__.encode()
 
 
@@ -93,10 +93,12 @@ def encoded(value: Any) -> bytes:
 
 
 @pytest.mark.parametrize("projection", projections(), ids=lambda projection: f"{projection.name}-{projection.version}")
-def test_a_version_of_a_projection_gives_the_rows_that_it_always_gave(projection: Inline | Followed) -> None:
+def test_each_version_of_a_projection_still_gives_the_frozen_rows(projection: Inline | Followed) -> None:
     assert sha256(b"\n".join(rows(projection))).hexdigest() == FROZEN[projection.name, projection.version]
 
 
 @pytest.mark.parametrize(("texts", "digest"), FROZEN_TEXTS.values(), ids=FROZEN_TEXTS)
-def test_the_words_for_failures_are_those_that_are_stored(texts: dict[str, str], digest: str) -> None:
+def test_the_texts_of_failures_in_each_version_of_the_provision_log_never_change(
+    texts: dict[str, str], digest: str
+) -> None:
     assert sha256(encoded(texts)).hexdigest() == digest

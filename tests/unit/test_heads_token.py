@@ -10,7 +10,7 @@ from hydracore.audit.heads_token import decode_heads, encode_heads
 HEADS = [0, 1, 127, 128, 129, 16_383, 16_384, SEQ_MAX, *range(LANES - 8)]
 
 
-def test_the_text_has_all_heads_in_few_letters() -> None:
+def test_all_heads_are_encoded_in_a_short_text_of_letters_digits_and_hyphens() -> None:
     text = encode_heads(HEADS)
 
     assert decode_heads(text) == HEADS
@@ -21,6 +21,6 @@ def test_the_text_has_all_heads_in_few_letters() -> None:
 @pytest.mark.parametrize(
     "text", ["A", "A" * 5, encode_heads(HEADS)[:-4], encode_heads(HEADS) + "AAAA", encode_heads([SEQ_MAX + 1] * LANES)]
 )
-def test_a_text_that_encodes_no_heads_is_refused(text: str) -> None:
+def test_a_text_that_does_not_encode_the_heads_of_all_lanes_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=text):
         decode_heads(text)

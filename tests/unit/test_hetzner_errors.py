@@ -1,4 +1,4 @@
-"""Provider errors: the right class for each code, and never a word that the provider chose freely."""
+"""Provider errors: the right class for each code, and never any free text of the provider."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def body_of(code: str, message: str = "") -> bytes:
 
 
 @pytest.mark.parametrize("code", sorted(CLASS_OF_CODE))
-def test_the_code_decides_whatever_the_status(code: str) -> None:
+def test_the_error_code_decides_the_error_class_whatever_the_status(code: str) -> None:
     for status in (400, 422, 500, 503):
         failed = error(status, body_of(code))
         assert (type(failed), failed.code) == (CLASS_OF_CODE[code], code)
@@ -58,7 +58,7 @@ def test_the_code_decides_whatever_the_status(code: str) -> None:
         (504, ProviderRetry),
     ],
 )
-def test_without_a_code_the_status_decides(status: int, kind: type[ProviderError]) -> None:
+def test_without_an_error_code_the_http_status_decides_the_error_class(status: int, kind: type[ProviderError]) -> None:
     for body in (b"", b"<html>", b"[]", b'{"error": "text"}', b"\xff"):
         failed = error(status, body)
         assert (type(failed), failed.code) == (kind, f"http_{status}")
@@ -72,11 +72,11 @@ def test_without_a_code_the_status_decides(status: int, kind: type[ProviderError
         (500, "server_error", None, LATER_S_DEFAULT),
         (503, "maintenance", None, LATER_S_DEFAULT),
         (503, "unavailable", 50.0, 50.0),
-        # Deadlines and alarms of an instance are looked at all the same.
+        # No longer than that, because deadlines and alarms of an instance are still checked.
         (503, "unavailable", 3_600.0, 60.0),
     ],
 )
-def test_what_may_get_better_is_tried_again_when_it_may_be_better(
+def test_the_delay_before_a_retry_depends_on_the_error_and_on_retry_after(
     status: int, code: str, retry_after_s: float | None, delay_s: float
 ) -> None:
     failed = error_of(
@@ -86,7 +86,7 @@ def test_what_may_get_better_is_tried_again_when_it_may_be_better(
     assert retry_for(failed).delay_s == delay_s
 
 
-def test_a_gateway_that_gave_up_waiting_for_a_change_leaves_its_outcome_unknown() -> None:
+def test_a_timeout_answer_leaves_the_outcome_of_a_change_unknown_and_a_read_to_be_retried() -> None:
     for status, body in (
         (504, b"<html>"),
         (504, body_of("timeout")),
@@ -101,32 +101,32 @@ def test_a_gateway_that_gave_up_waiting_for_a_change_leaves_its_outcome_unknown(
 
 
 @given(st.text(), st.text(min_size=1), st.text())
-def test_nothing_that_the_provider_says_freely_is_kept(code: str, message: str, correlation_id: str) -> None:
+def test_no_free_text_of_the_provider_is_kept_in_an_error(code: str, message: str, correlation_id: str) -> None:
     failed = error(400, body_of(code, f"#{message}#"), correlation_id=correlation_id)
 
-    said = f"{failed} {failed!r} {vars(failed)}"
-    assert f"#{message}#" not in said
+    printed = f"{failed} {failed!r} {vars(failed)}"
+    assert f"#{message}#" not in printed
     assert CODE_PATTERN.fullmatch(failed.code)
     assert failed.correlation_id is None or set(failed.correlation_id) <= set("0123456789abcdef-")
 
 
-def test_an_error_reads_as_code_and_correlation_id() -> None:
+def test_an_error_is_printed_as_its_code_and_correlation_id() -> None:
     assert str(error(400, body_of("invalid_input"), correlation_id="1e30f35cca296a67")) == (
         "invalid_input (correlation id 1e30f35cca296a67)"
     )
     assert str(ProviderRefused("invalid_input")) == "invalid_input"
 
 
-def test_an_order_and_a_driver_hide_their_secrets() -> None:
+def test_a_create_order_and_the_provider_client_do_not_print_their_secrets() -> None:
     order = CreateServer(name="n", server_type="t", location="l", image="i", user_data="enrol-secret", labels={})
     driver = HetznerProvider(
         "https://example.invalid/v1", "api-secret", timeout_s=1, ssh_public_key=None, ssh_key_name="k"
     )
 
-    said = f"{order!r} {order} {driver!r} {driver} {vars(driver)} {vars(driver._http)}"
+    printed = f"{order!r} {order} {driver!r} {driver} {vars(driver)} {vars(driver._http)}"
 
-    assert "secret" not in said
-    assert "user_data=<12 characters>" in said
+    assert "secret" not in printed
+    assert "user_data=<12 characters>" in printed
     assert msgspec.structs.asdict(order)["user_data"] == "enrol-secret"
 
 

@@ -1,4 +1,4 @@
-"""The gate before each call, on clocks that the test moves."""
+"""The gate that holds calls to the provider back, on clocks that the test moves."""
 
 import asyncio
 
@@ -44,7 +44,7 @@ class Clocks:
         return await self.refused_for_s(code=UNREACHABLE, timeout_s=10)
 
     def pass_in_silence(self, seconds: float) -> None:
-        """The time of calls that are all made now and not answered."""
+        """Let time pass in which calls made now get no answer."""
         since = 100 + self.passed_s
         self.passed_s += seconds
         for _ in range(3):
@@ -56,7 +56,7 @@ def clocks() -> Clocks:
     return Clocks()
 
 
-async def test_the_gate_is_open_at_first_and_while_there_is_plenty(clocks: Clocks) -> None:
+async def test_the_gate_is_open_at_first_and_while_many_requests_remain(clocks: Clocks) -> None:
     assert await clocks.refused_for_s() == 0
 
     clocks.pacer.read_rate_limit(status=200, headers=clocks.limits(remaining=100))
@@ -64,7 +64,7 @@ async def test_the_gate_is_open_at_first_and_while_there_is_plenty(clocks: Clock
     assert [await clocks.refused_for_s() for _ in range(5)] == [0] * 5
 
 
-async def test_a_429_closes_it_for_as_long_as_it_says(clocks: Clocks) -> None:
+async def test_a_429_closes_the_gate_for_its_retry_after_time(clocks: Clocks) -> None:
     assert clocks.pacer.read_rate_limit(status=429, headers={"retry-after": "7"}) == 7
 
     assert await clocks.refused_for_s() == 7
@@ -74,7 +74,7 @@ async def test_a_429_closes_it_for_as_long_as_it_says(clocks: Clocks) -> None:
     assert await clocks.refused_for_s() == 0
 
 
-async def test_a_later_and_shorter_429_does_not_open_it_sooner(clocks: Clocks) -> None:
+async def test_a_later_429_with_a_shorter_wait_does_not_open_the_gate_sooner(clocks: Clocks) -> None:
     clocks.pacer.read_rate_limit(status=429, headers={"retry-after": "7"})
 
     clocks.pacer.read_rate_limit(status=429, headers={"retry-after": "1"})
@@ -95,13 +95,15 @@ async def test_a_later_and_shorter_429_does_not_open_it_sooner(clocks: Clocks) -
         ({"retry-after": "²"}, 1),
     ],
 )
-async def test_other_429s_close_it_for_a_sensible_time(clocks: Clocks, headers: dict[str, str], wait_s: float) -> None:
+async def test_a_429_closes_the_gate_for_a_bounded_time_whatever_its_headers(
+    clocks: Clocks, headers: dict[str, str], wait_s: float
+) -> None:
     assert clocks.pacer.read_rate_limit(status=429, headers=headers) == wait_s
 
     assert await clocks.refused_for_s() == wait_s
 
 
-async def test_who_is_told_to_come_later_may_not_come_at_once_and_nobody_else_waits(clocks: Clocks) -> None:
+async def test_a_503_with_retry_after_delays_its_own_caller_within_bounds_and_no_other_call(clocks: Clocks) -> None:
     waits = [
         clocks.pacer.read_rate_limit(status=503, headers={"retry-after": text}) for text in ("0", "7", "999999", "soon")
     ]
@@ -110,7 +112,7 @@ async def test_who_is_told_to_come_later_may_not_come_at_once_and_nobody_else_wa
     assert await clocks.refused_for_s() == 0
 
 
-async def test_whoever_waits_for_the_end_of_a_429_learns_of_another_that_came_meanwhile(clocks: Clocks) -> None:
+async def test_a_caller_waiting_out_a_429_is_refused_when_another_429_comes_meanwhile(clocks: Clocks) -> None:
     clocks.pacer.read_rate_limit(status=429, headers={"retry-after": "7"})
     clocks.passed_s = 6.99
     waiting = asyncio.create_task(clocks.refused_for_s(timeout_s=5))
@@ -121,7 +123,7 @@ async def test_whoever_waits_for_the_end_of_a_429_learns_of_another_that_came_me
     assert await waiting == pytest.approx(9)
 
 
-async def test_near_the_end_calls_are_spaced_at_the_pace_of_the_refill(clocks: Clocks) -> None:
+async def test_calls_are_spaced_at_the_refill_rate_when_few_requests_remain(clocks: Clocks) -> None:
     clocks.pacer.read_rate_limit(status=200, headers=clocks.limits(remaining=0, reset_in_s=500))
 
     await clocks.pacer.wait_for_turn(timeout_s=10)
@@ -134,7 +136,7 @@ async def test_near_the_end_calls_are_spaced_at_the_pace_of_the_refill(clocks: C
     assert await clocks.refused_for_s() == 0
 
 
-async def test_headers_that_make_no_sense_change_nothing(clocks: Clocks) -> None:
+async def test_invalid_rate_limit_headers_change_nothing(clocks: Clocks) -> None:
     clocks.pacer.read_rate_limit(
         status=200, headers={"ratelimit-limit": "many", "ratelimit-remaining": "0", "ratelimit-reset": "-1"}
     )
@@ -142,7 +144,9 @@ async def test_headers_that_make_no_sense_change_nothing(clocks: Clocks) -> None
     assert [await clocks.refused_for_s() for _ in range(3)] == [0, 0, 0]
 
 
-async def test_a_provider_that_answers_nobody_is_tried_by_one_call_at_a_time_ever_less_often(clocks: Clocks) -> None:
+async def test_a_provider_that_does_not_answer_is_tried_by_one_call_at_a_time_with_growing_pauses(
+    clocks: Clocks,
+) -> None:
     pauses: list[float] = []
     for _ in range(5):
         assert await clocks.unreachable_for_s() == 0
@@ -152,12 +156,12 @@ async def test_a_provider_that_answers_nobody_is_tried_by_one_call_at_a_time_eve
 
     assert pauses == [1, 2, 4, 8, SILENCE_S_MAX]
     assert await clocks.unreachable_for_s() == 0
-    assert await clocks.unreachable_for_s() == 10, "one is on its way"
+    assert await clocks.unreachable_for_s() == 10, "another call is under way"
     clocks.passed_s += 10
-    assert await clocks.unreachable_for_s() == 0, "it was cut off before it found anything out"
+    assert await clocks.unreachable_for_s() == 0, "that call ended without a result"
 
 
-async def test_any_answer_opens_the_gate(clocks: Clocks) -> None:
+async def test_any_answer_of_the_provider_reopens_the_gate(clocks: Clocks) -> None:
     clocks.pass_in_silence(10)
     assert await clocks.unreachable_for_s() == 1
 
@@ -166,7 +170,7 @@ async def test_any_answer_opens_the_gate(clocks: Clocks) -> None:
     assert [await clocks.unreachable_for_s() for _ in range(3)] == [0, 0, 0]
 
 
-async def test_a_call_without_an_answer_closes_no_gate_while_others_are_answered(clocks: Clocks) -> None:
+async def test_a_call_without_an_answer_does_not_close_the_gate_while_others_are_answered(clocks: Clocks) -> None:
     clocks.passed_s = 5
     clocks.pacer.record_answer()
     clocks.passed_s = 10

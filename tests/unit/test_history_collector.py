@@ -1,4 +1,4 @@
-"""Histories are put together as their lanes are read: each is given once, whole and in order, or not at all."""
+"""Histories are collected while their lanes are read: each is returned once, complete and in order, or not at all."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def window(events: Sequence[Read]) -> Window:
         "schema_versions": [event.schema_version for event in events],
         "payloads": [event.payload for event in events],
     }
-    return Window(**fields)  # pyright: ignore[reportArgumentType] - the others are looked at by nobody
+    return Window(**fields)  # pyright: ignore[reportArgumentType] - the other fields are not read
 
 
 def whole(
     events: Sequence[Read], lengths: dict[bytes, int], *, size: int = 3, bytes_max: int = HELD_BYTES_MAX
 ) -> dict[bytes, list[bytes]]:
-    """What is given of `events`, which come in windows of that size."""
+    """The histories that are returned for `events` in windows of that size."""
     collector, found = HistoryCollector(dict(lengths), bytes_max=bytes_max), dict[bytes, list[bytes]]()
     for at in range(0, len(events), size):
         collector.take(LANE, window(events[at : at + size]))
@@ -57,7 +57,7 @@ def whole(
         given = collector.pop_complete()
         assert sum(map(len, given.values())) == count
         assert sum(len(payload) for payloads in given.values() for payload in payloads) == size_whole
-        assert not given.keys() & found.keys(), "each is given once"
+        assert not given.keys() & found.keys(), "each is returned once"
         found |= given
     return found
 
@@ -76,10 +76,10 @@ def interleaved(draw: st.DrawFn) -> list[Read]:
 
 @settings(max_examples=150)
 @given(interleaved(), st.integers(1, 7), st.sampled_from([HELD_BYTES_MAX, 4_000, 1_000, 0]), st.integers(0, 3))
-def test_each_is_given_whole_and_in_order_or_not_at_all(
+def test_a_history_is_returned_complete_and_in_order_or_not_at_all(
     events: list[Read], size: int, bytes_max: int, since: int
 ) -> None:
-    """`since`: how many events of each stream were appended after it was asked how many there are."""
+    """`since`: how many events of each stream were appended after its length was read."""
     counts = {stream: sum(event.stream == stream for event in events) for stream in STREAMS}
     lengths = {stream: count - since for stream, count in counts.items() if count > since}
 
@@ -91,7 +91,7 @@ def test_each_is_given_whole_and_in_order_or_not_at_all(
         assert found.keys() == lengths.keys()
 
 
-def test_where_not_all_may_be_held_some_are() -> None:
+def test_some_histories_are_collected_when_memory_is_too_small_for_all() -> None:
     ends = [event for version in (1, 2) for stream in STREAMS for event in history(stream, [version])]
     one = len(ends[0].payload) + 64
 
@@ -100,15 +100,15 @@ def test_where_not_all_may_be_held_some_are() -> None:
     assert set(found) == set(STREAMS[:2]), "those in the first quarter"
 
 
-def test_what_was_given_is_held_no_longer() -> None:
-    """However many come one behind the other, none has to go."""
+def test_a_returned_history_no_longer_counts_towards_the_memory_bound() -> None:
+    """Any number of histories is collected if they follow one another."""
     events = [event for stream in STREAMS for event in history(stream, range(1, 11))]
     weight = 10 * (len(events[0].payload) + 64)
 
     assert set(whole(events, dict.fromkeys(STREAMS, 10), bytes_max=3 * weight)) == set(STREAMS)
 
 
-def test_one_that_lacks_an_event_is_not_given() -> None:
+def test_a_history_that_lacks_an_event_is_not_returned() -> None:
     a, b, c, d, _ = STREAMS
     events = [*history(a, (1, 3)), *history(b, (2, 3)), *history(c, (1, 1, 2, 3)), *history(d, (1, 2, 2, 3))]
 
@@ -117,13 +117,13 @@ def test_one_that_lacks_an_event_is_not_given() -> None:
     assert found == {c: [event.payload for event in history(c, (1, 2, 3))]}
 
 
-def test_one_whose_events_are_not_in_order_is_not_given() -> None:
+def test_a_history_whose_events_are_out_of_order_is_not_returned() -> None:
     a, b, *_ = STREAMS
 
     assert whole([*history(a, (1, 3, 2, 4)), *history(b, (1, 2, 2, 4))], {a: 4, b: 4}) == {}
 
 
-def test_one_that_begins_again_is_given_once() -> None:
+def test_a_history_that_begins_again_is_returned_once() -> None:
     (stream, *_) = STREAMS
 
     found = whole(history(stream, (1, 2, 1, 2)), {stream: 2}, size=2)
@@ -132,7 +132,7 @@ def test_one_that_begins_again_is_given_once() -> None:
 
 
 @pytest.mark.parametrize("elsewhere", [(1,), (2,), (3,), (1, 2), (1, 2, 3)])
-def test_what_another_lane_has_of_a_stream_is_no_part_of_it(elsewhere: tuple[int, ...]) -> None:
+def test_events_of_a_stream_in_another_lane_are_not_part_of_its_history(elsewhere: tuple[int, ...]) -> None:
     (stream, *_) = STREAMS
     collector = HistoryCollector({stream: 3})
 
@@ -143,14 +143,14 @@ def test_what_another_lane_has_of_a_stream_is_no_part_of_it(elsewhere: tuple[int
     assert collector.pop_complete() == {stream: [event.payload for event in history(stream, (1, 2, 3))]}
 
 
-def test_one_of_another_lane_is_not_given() -> None:
+def test_a_history_in_the_wrong_lane_is_not_returned() -> None:
     stranger = UUID(int=1).bytes
     assert lane_of_bytes(stranger) != LANE
 
     assert whole(history(stranger, (1, 2)), {stranger: 2}) == {}
 
 
-def test_an_event_of_another_version_is_told_as_such() -> None:
+def test_an_event_of_another_schema_version_is_returned_as_outdated() -> None:
     (stream, *_) = STREAMS
     events = [Read(stream, 1), Read(stream, 2, schema_version=7)]
 
