@@ -33,7 +33,7 @@ from tests.lives import NOW_MS, Life
 from tests.unit.test_erasure import FULL
 
 CIPHERTEXT = "v1." + "QUJD" * 12
-#: What a sealed field and a list with sealed texts look like in the log, and everything else beside them.
+#: Commands that set every sealed field and lists with sealed texts, and then erase the customer.
 SECRETIVE = (
     *FULL,
     c.PatchPlatformConfig(at_ms=NOW_MS, integrations=({"id": "mail", "token": CIPHERTEXT}, ["v1.2 of it", CIPHERTEXT])),
@@ -54,7 +54,7 @@ def entries(life: Life) -> list[Entry]:
     return found
 
 
-def test_every_field_that_is_sealed_is_known_to_be() -> None:
+def test_the_audit_knows_every_sealed_field() -> None:
     shapes: list[Any] = [Instance, Config, *get_args(e.AnyEvent)]
     hints = {name: hint for shape in shapes for name, hint in get_type_hints(shape).items()}
 
@@ -62,10 +62,10 @@ def test_every_field_that_is_sealed_is_known_to_be() -> None:
     assert hints.keys() >= PARTLY_SEALED_FIELDS
 
 
-async def test_what_stands_for_a_credential_is_masked_wherever_it_is() -> None:
+async def test_hashes_of_credentials_are_masked_in_every_rendered_event() -> None:
     life = Life.after(*lives.RUNNING, lives.delete(), lives.teardown("key_revoked"))
-    said = [await render_event(entry, hide_sealed) for entry in entries(life)]
-    text = msgspec.json.encode(said).decode()
+    rendered = [await render_event(entry, hide_sealed) for entry in entries(life)]
+    text = msgspec.json.encode(rendered).decode()
 
     hashes = {
         life.state.attempt and life.state.attempt.enrol_token_hash,
@@ -75,7 +75,7 @@ async def test_what_stands_for_a_credential_is_masked_wherever_it_is() -> None:
     assert not [each for each in hashes if str(each) in text]
 
 
-async def test_what_was_stored_before_it_was_known_for_a_secret_is_masked() -> None:
+async def test_secrets_that_were_stored_unsealed_are_masked() -> None:
     old = {
         "id": "mail",
         "smtp": {"pass": "hunter2-hunter2"},
@@ -92,7 +92,7 @@ async def test_what_was_stored_before_it_was_known_for_a_secret_is_masked() -> N
     assert event.changes[-1].after == event.fields["integrations"]
 
 
-async def test_no_ciphertext_is_shown_of_any_event_or_state() -> None:
+async def test_no_ciphertext_is_shown_in_any_event_or_state() -> None:
     life = Life.after(*SECRETIVE)
 
     shown = [msgspec.json.encode(await render_event(entry, hide_sealed)) for entry in entries(life)]
@@ -101,11 +101,11 @@ async def test_no_ciphertext_is_shown_of_any_event_or_state() -> None:
         for each in entries(life)
     ]
 
-    # Nine texts: in the fields of their events, in what those change, and in what the erasure takes away.
+    # Nine texts, each three times: in the fields of its event, in what that changed, and in what the erasure cleared.
     assert sum(text.count(SEALED.encode()) for text in shown) == 3 * 9
     assert b'["v1.2 of it","(sealed)"]' in shown[-2]
     assert not [text for text in shown + states if b"v1.c2" in text or CIPHERTEXT.encode() in text]
-    # Of the hash of a key, only what tells two apart.
+    # Nor is the whole hash of a token.
     assert not [text for text in shown + states if lives.token_hash().encode() in text]
 
 
@@ -121,10 +121,10 @@ def test_the_changes_of_all_events_add_up_to_the_state(way: tuple[c.AnyCommand, 
             fields[change.field] = change.after
 
     stated = dict(leaves("", msgspec.to_builtins(life.state)))
-    untold = {"id", "version", "updated_ms"}
+    not_shown = {"id", "version", "updated_ms"}
     assert {name for name, value in fields.items() if value is not None} == {
         name for name, value in stated.items() if value not in (None, {})
-    } - untold
+    } - not_shown
     assert all(fields[name] == stated.get(name) for name in fields)
 
 
@@ -138,7 +138,7 @@ def test_the_changes_of_all_events_add_up_to_the_state(way: tuple[c.AnyCommand, 
         ("2026-11-23", "2026-11-23T00:00:00.000000Z"),
     ],
 )
-def test_times_are_read_as_people_write_them(text: str, time: str) -> None:
+def test_common_forms_of_iso_8601_times_are_accepted(text: str, time: str) -> None:
     assert time_text(parse_time(text)) == time
 
 
@@ -146,7 +146,7 @@ def test_times_are_read_as_people_write_them(text: str, time: str) -> None:
     ("text", "time"),
     [("2026-11-23", "2026-11-23T23:59:59.999999Z"), ("2026-11-23T20:47Z", "2026-11-23T20:47:00.000000Z")],
 )
-def test_a_day_that_something_ends_with_belongs_to_it(text: str, time: str) -> None:
+def test_an_end_time_that_is_a_day_includes_the_whole_day(text: str, time: str) -> None:
     assert time_text(parse_end_time(text)) == time
 
 
@@ -164,6 +164,6 @@ def test_a_day_that_something_ends_with_belongs_to_it(text: str, time: str) -> N
         ),
     ],
 )
-def test_what_is_no_time_is_refused_with_what_to_write(text: str) -> None:
+def test_an_invalid_time_is_refused_with_an_example_of_a_valid_one(text: str) -> None:
     with pytest.raises(ValueError, match="such as 2026-11-23T20:47:41Z"):
         parse_time(text)

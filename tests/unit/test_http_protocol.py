@@ -1,4 +1,4 @@
-"""What the protocol makes of requests, however their bytes are cut into pieces."""
+"""How the HTTP protocol handles requests, however their bytes are split."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 
 @asynccontextmanager
 async def connected(app: Any = echo) -> AsyncGenerator[tuple[BoundedProtocol, asyncio.StreamReader]]:
-    """A connection, to be told what is read from it, and what comes back."""
+    """A protocol to feed with bytes, and a reader of what it sends back."""
     config = uvicorn_config(app)
     config.load()
     ours, theirs = socket.socketpair()
@@ -77,7 +77,9 @@ def request(*headers: bytes) -> bytes:
     ],
     ids=["none", "as Java's client", "in capitals", "several"],
 )
-async def test_a_wish_for_another_protocol_changes_nothing_wherever_a_request_is_cut(headers: list[bytes]) -> None:
+async def test_a_request_to_upgrade_the_protocol_is_answered_as_usual_wherever_it_is_split(
+    headers: list[bytes],
+) -> None:
     whole = request(*headers)
 
     for at in range(len(whole)):
@@ -98,9 +100,11 @@ async def test_a_wish_for_another_protocol_changes_nothing_wherever_a_request_is
         b"POST /first HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nno chunk\r\n",
         b"GET /first HTTP/1.1\r\nA: x",
     ],
-    ids=["a wish with a body", "no head", "no body", "too long"],
+    ids=["an upgrade with a body", "no head", "no body", "too long"],
 )
-async def test_a_request_is_answered_whatever_comes_behind_it(first: bytes, behind: bytes) -> None:
+async def test_a_request_is_answered_even_if_an_upgrade_or_an_invalid_request_follows_it(
+    first: bytes, behind: bytes
+) -> None:
     more = b"x" * (HEAD_BYTES_MAX + 1)
     for pieces in ([first + behind, more], [first + behind[:20], behind[20:], more]):
         async with connected() as (protocol, reader), asyncio.timeout(PATIENCE_S):
@@ -112,7 +116,7 @@ async def test_a_request_is_answered_whatever_comes_behind_it(first: bytes, behi
             assert await reader.read() == b""
 
 
-async def test_nothing_is_kept_of_what_comes_behind_a_request_and_is_refused() -> None:
+async def test_refused_bytes_that_follow_a_request_are_not_kept_in_memory() -> None:
     async with connected() as (protocol, reader):
         with holding_less_than(8 * HEAD_BYTES_MAX):
             protocol.data_received(NEXT + b"GET /first HTTP/1.1\r\nA: x")
@@ -122,8 +126,8 @@ async def test_nothing_is_kept_of_what_comes_behind_a_request_and_is_refused() -
         assert await answer(reader) == (200, b"/next ")
 
 
-@pytest.mark.parametrize("headers", [b"", b"Connection: keep-alive\r\n"], ids=["alone", "asking_to_keep_it"])
-async def test_to_http_1_0_an_answer_without_a_length_ends_with_the_connection(headers: bytes) -> None:
+@pytest.mark.parametrize("headers", [b"", b"Connection: keep-alive\r\n"], ids=["without_headers", "keep_alive"])
+async def test_an_http_1_0_response_without_a_length_ends_with_the_connection(headers: bytes) -> None:
     async with connected(stream) as (protocol, reader), asyncio.timeout(PATIENCE_S):
         protocol.data_received(b"GET / HTTP/1.0\r\n" + headers + b"\r\n")
         head, _, body = (await reader.read()).partition(b"\r\n\r\n")
@@ -133,7 +137,7 @@ async def test_to_http_1_0_an_answer_without_a_length_ends_with_the_connection(h
     assert b"transfer-encoding" not in head
 
 
-async def test_to_http_1_0_an_answer_with_a_length_has_it_and_one_to_head_has_no_body() -> None:
+async def test_an_http_1_0_response_keeps_its_length_and_a_response_to_head_has_no_body() -> None:
     async with connected() as (protocol, reader), asyncio.timeout(PATIENCE_S):
         protocol.data_received(b"GET /a HTTP/1.0\r\n\r\n")
         assert await answer(reader) == (200, b"/a ")
@@ -143,7 +147,7 @@ async def test_to_http_1_0_an_answer_with_a_length_has_it_and_one_to_head_has_no
         assert (await reader.read()).endswith(b"\r\n\r\n")
 
 
-async def test_to_http_1_1_an_answer_without_a_length_is_chunked_and_others_may_follow() -> None:
+async def test_an_http_1_1_response_without_a_length_is_chunked_and_the_connection_stays_open() -> None:
     async with connected(stream) as (protocol, reader), asyncio.timeout(PATIENCE_S):
         for _ in range(2):
             protocol.data_received(NEXT)

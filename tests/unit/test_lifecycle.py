@@ -33,7 +33,7 @@ MOVES: dict[Trigger, c.AnyCommand] = {
     "finish_deletion": lives.finish(),
 }
 
-#: Where an instance must have got to within its status before the trigger has its way.
+#: How far an instance must have come within its status for the trigger to be accepted.
 READY_TO = {
     ("become_ready", "provisioning"): lives.HEALTHY,
     ("fail", "provisioning"): lives.ATTEMPT_DISCARDED,
@@ -42,18 +42,18 @@ READY_TO = {
 
 
 @pytest.mark.parametrize(("trigger", "source"), CELLS)
-def test_the_table_has_exactly_the_steps_of_the_design(trigger: Trigger, source: Status) -> None:
+def test_the_lifecycle_table_has_exactly_the_expected_transitions(trigger: Trigger, source: Status) -> None:
     assert destination(trigger, source=source) == TABLE[trigger].get(source)
 
 
-def test_there_is_no_trigger_and_no_status_beside_the_table() -> None:
+def test_the_lifecycle_has_no_trigger_and_no_status_outside_the_table() -> None:
     triggers = {trigger for trigger, _, _ in TRANSITIONS}
 
     assert triggers == TABLE.keys()
     assert set(STATUSES) == WAYS.keys() == {state.name for state in lifecycle.machine().states.values()}
 
 
-def test_every_status_but_the_first_can_be_reached_and_deleted_absorbs() -> None:
+def test_every_status_but_pending_can_be_reached_and_none_follows_deleted() -> None:
     reached = {destination for _, _, destination in TRANSITIONS}
 
     assert reached == set(STATUSES) - {"pending"}
@@ -86,7 +86,7 @@ def test_a_delete_is_legal_from_every_status_and_the_second_one_is_a_no_op(statu
     assert second == ()
 
 
-def test_a_refusal_says_what_cannot_be_done_in_which_status() -> None:
+def test_a_refused_transition_says_what_cannot_be_done_in_which_status() -> None:
     life = Life.after(*WAYS["running"])
 
     with pytest.raises(TransitionRefused, match="An instance that is running cannot plan another server"):

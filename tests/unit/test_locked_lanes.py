@@ -1,4 +1,4 @@
-"""Who waits for which locked lane, and who is tried next."""
+"""Which appends wait for which locked lane, and which are tried next."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.requests_to_log import origin
 
 
 class One(NamedTuple):
-    """Somebody who waits with an append."""
+    """A caller that waits with an append."""
 
     append: Append
 
@@ -34,14 +34,14 @@ def one(lane: int, *, stream: int = 0) -> One:
 
 
 def tried(locked: LockedLanes[One]) -> list[int]:
-    """The lanes that are tried next, in their order, where no try ends."""
+    """The lanes that are tried next, in order, while no try ends."""
     lanes: list[int] = []
     while batch := locked.next_batch(count_max=64):
         lanes.append(batch[0].append.lane)
     return lanes
 
 
-def test_a_lane_that_is_locked_since_now_is_tried_before_those_that_were_tried_already() -> None:
+def test_a_newly_locked_lane_is_tried_before_lanes_that_were_locked_earlier() -> None:
     locked = LockedLanes[One]()
     locked.add_blocked([one(1), one(2)])
 
@@ -65,7 +65,7 @@ def test_locked_lanes_are_tried_in_turn() -> None:
     assert turns[3:] == turns[:3]
 
 
-def test_those_who_were_not_let_in_are_tried_before_those_who_came_since() -> None:
+def test_appends_that_a_try_found_blocked_are_tried_before_later_ones() -> None:
     locked = LockedLanes[One]()
     early, late = one(1, stream=1), one(1, stream=2)
     locked.add_blocked([early])
@@ -78,7 +78,7 @@ def test_those_who_were_not_let_in_are_tried_before_those_who_came_since() -> No
     assert locked.next_batch(count_max=1) == [early]
 
 
-def test_a_lane_is_tried_with_one_append_of_each_stream_and_the_next_ones_stay_in_their_order() -> None:
+def test_a_try_takes_one_append_of_each_stream_and_leaves_the_next_ones_in_order() -> None:
     locked = LockedLanes[One]()
     first, second, third, other = (one(1, stream=stream) for stream in (1, 1, 1, 2))
     locked.add_blocked([first, second, third, other])
@@ -91,7 +91,7 @@ def test_a_lane_is_tried_with_one_append_of_each_stream_and_the_next_ones_stay_i
     assert batches == [[first, other], [second], [third]]
 
 
-def test_what_a_try_has_no_room_for_waits_for_the_next() -> None:
+def test_appends_beyond_the_limit_of_a_try_wait_for_the_next_one() -> None:
     locked = LockedLanes[One]()
     waiting = [one(1, stream=stream) for stream in range(5)]
     locked.add_blocked(waiting)

@@ -1,4 +1,4 @@
-"""A log that others write to is kept from growing, and goes on."""
+"""A log file that another process writes to is rotated when it has grown large, and its writer goes on."""
 
 import asyncio
 import errno
@@ -24,7 +24,7 @@ def large(log: Path) -> Path:
     return log
 
 
-def test_a_small_one_stays_as_it_is(log: Path) -> None:
+def test_a_small_log_is_not_rotated(log: Path) -> None:
     log.write_text("line\n")
 
     rotate(log, bytes_max=5)
@@ -32,7 +32,7 @@ def test_a_small_one_stays_as_it_is(log: Path) -> None:
     assert {path.name: path.read_text() for path in log.parent.iterdir()} == {"part.log": "line\n"}
 
 
-def test_of_a_large_one_the_last_content_is_kept_beside_and_its_writer_goes_on(log: Path) -> None:
+def test_a_large_log_is_moved_to_an_old_file_while_its_writer_goes_on(log: Path) -> None:
     with log.open("a") as writer:
         for line in ("first\n", "second\n"):
             writer.write(line)
@@ -46,7 +46,7 @@ def test_of_a_large_one_the_last_content_is_kept_beside_and_its_writer_goes_on(l
     }
 
 
-def test_one_that_finds_no_room_beside_it_stays_and_takes_no_more(log: Path) -> None:
+def test_a_log_that_cannot_be_copied_for_lack_of_room_stays_and_leaves_no_copy(log: Path) -> None:
     log.write_text("a line\n")
 
     with room_in_files(3), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
@@ -55,11 +55,11 @@ def test_one_that_finds_no_room_beside_it_stays_and_takes_no_more(log: Path) -> 
     assert {path.name: path.read_text() for path in log.parent.iterdir()} == {"part.log": "a line\n"}
 
 
-async def test_what_cannot_be_set_aside_keeps_no_other_from_it(large: Path, tmp_path: Path) -> None:
-    looking = asyncio.create_task(
+async def test_a_log_that_cannot_be_rotated_does_not_stop_the_rotation_of_others(large: Path, tmp_path: Path) -> None:
+    rotating = asyncio.create_task(
         rotate_periodically(lambda: [tmp_path / "none.log", tmp_path, large], interval_s=0.01)
     )
     await until(lambda: not large.stat().st_size)
-    looking.cancel()
+    rotating.cancel()
 
     assert large.with_name("part.log.old").stat().st_size == LOG_BYTES_MAX + 1

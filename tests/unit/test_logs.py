@@ -1,4 +1,4 @@
-"""Logs that nobody takes: they are lost, and whoever writes them goes on."""
+"""Log lines that cannot be written: they are lost, and the process that writes them goes on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-#: A part, and a library that it stands on, which log before and after there is room for one line and a piece of the next.
+#: A program and a library of it, which log before, while and after there is room for only a piece of a line.
 CUT_OFF = """
 import logging, os, resource, structlog
 from hydracore import logs
@@ -31,7 +31,7 @@ log.info("written again")
 library.warning("written too")
 """
 
-#: The same, with nothing but what its output is to make it fail.
+#: A program that fails only if its log cannot be written.
 SPEAK = """
 import logging, sys, structlog
 from hydracore import logs
@@ -63,15 +63,15 @@ def pipe_without_a_reader() -> Generator[int]:
 
 
 @pytest.mark.parametrize("output", [full_disk, pipe_without_a_reader])
-def test_whoever_logs_goes_on_where_nothing_takes_it(output: Callable[[], AbstractContextManager[int]]) -> None:
+def test_a_process_goes_on_when_its_log_cannot_be_written(output: Callable[[], AbstractContextManager[int]]) -> None:
     with output() as stderr:
         done = subprocess.run([sys.executable, "-c", SPEAK], stdout=subprocess.PIPE, stderr=stderr, check=False)
 
     assert (done.returncode, done.stdout) == (0, b"goes on\n")
 
 
-def test_whoever_has_no_output_at_all_goes_on_and_writes_to_no_other_file(tmp_path: Path) -> None:
-    """Number 2 is then the first file that is opened: here one that is not for logs."""
+def test_a_process_without_standard_error_goes_on_and_logs_to_no_other_file(tmp_path: Path) -> None:
+    """Descriptor 2 is then given to the first file that is opened: here one that is not for logs."""
     other = tmp_path / "other"
     program = f"import os; file = open({str(other)!r}, 'w'); assert file.fileno() == 2\n{SPEAK}"
 
@@ -82,7 +82,7 @@ def test_whoever_has_no_output_at_all_goes_on_and_writes_to_no_other_file(tmp_pa
     assert (done.returncode, done.stdout, other.read_text()) == (0, b"goes on\n", "")
 
 
-def test_a_line_that_is_cut_off_spoils_no_other(tmp_path: Path) -> None:
+def test_a_log_line_that_is_cut_off_does_not_damage_other_lines(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("ab") as stderr:
         subprocess.run([sys.executable, "-c", CUT_OFF], stderr=stderr, check=True)

@@ -1,4 +1,4 @@
-"""What a state is said to weigh."""
+"""Estimates of the memory that a state takes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests import lives
 RUNNING = lives.Life.after(*lives.RUNNING).state
 
 
-def test_a_state_weighs_what_its_configuration_does() -> None:
+def test_the_memory_estimate_of_a_state_grows_with_its_configuration() -> None:
     patched = PlatformConfigPatched(at_ms=1, advanced=Sealed("v1." + "A" * 100_000), skills=({"name": "a"},) * 1_000)
     large = _after(RUNNING, patched)
 
@@ -31,7 +31,7 @@ def test_a_state_weighs_what_its_configuration_does() -> None:
 
 
 @pytest.mark.parametrize("item", [{}, [], {"a": 1}, {"name": "a"}, [1.5], ["ab"]], ids=msgspec.json.encode)
-def test_a_state_of_many_small_values_takes_no_more_memory_than_it_weighs(item: Any) -> None:
+def test_a_state_of_many_small_values_takes_no_more_memory_than_estimated(item: Any) -> None:
     items = (item,) * 9_000
     payload = encode(PlatformConfigPatched(at_ms=1, skills=items, integrations=items))
 
@@ -43,7 +43,7 @@ def test_a_state_of_many_small_values_takes_no_more_memory_than_it_weighs(item: 
     finally:
         tracemalloc.stop()
 
-    # To some hundredths: what the interpreter keeps for later is traced, too.
+    # Within a few per cent: memory that the interpreter keeps for reuse is traced, too.
     assert taken < 1.05 * state_bytes(state, before=None, weight=0)
 
 

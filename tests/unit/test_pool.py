@@ -1,4 +1,4 @@
-"""How the database is reached: what the URL says counts, and what it leaves out is chosen so that nobody waits for hours."""
+"""How the database is reached: what the URL says is kept, and the defaults detect a vanished server soon."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REQUIRED_OPTIONS = (
 )
 
 
-def test_a_connection_acts_as_the_role_and_says_whose_it_is() -> None:
+def test_a_connection_has_the_given_role_and_application_name() -> None:
     given = conninfo_to_dict(conninfo(URL, role="hydracore_app", application="hydracore-api"))
 
     assert (given["options"], given["application_name"]) == (
@@ -24,7 +24,7 @@ def test_a_connection_acts_as_the_role_and_says_whose_it_is() -> None:
     assert (given["host"], given["port"], given["user"], given["dbname"]) == ("db.example", "5433", "ada", "hydra")
 
 
-def test_without_a_role_it_stays_whoever_logged_in() -> None:
+def test_without_a_role_a_connection_sets_no_options() -> None:
     assert conninfo_to_dict(conninfo(URL, role="", application="x")).get("options", "") == ""
 
 
@@ -34,7 +34,7 @@ def test_options_of_the_url_are_kept_beside_the_role() -> None:
     assert given["options"] == f"{REQUIRED_OPTIONS} -c jit=off -c role=app"
 
 
-def test_a_server_that_is_gone_without_a_word_is_noticed_within_half_a_minute() -> None:
+def test_the_default_timeouts_detect_a_vanished_database_server_within_half_a_minute() -> None:
     given = conninfo_to_dict(conninfo(URL, role="", application="x"))
 
     idle, interval, count = (int(str(given[f"keepalives_{name}"])) for name in ("idle", "interval", "count"))
@@ -43,7 +43,7 @@ def test_a_server_that_is_gone_without_a_word_is_noticed_within_half_a_minute() 
     assert int(str(given["connect_timeout"])) <= 10
 
 
-def test_what_the_url_says_about_waiting_counts() -> None:
+def test_timeouts_given_in_the_url_override_the_defaults() -> None:
     given = conninfo_to_dict(conninfo(f"{URL}?connect_timeout=60&keepalives_idle=600", role="", application="x"))
 
     assert (given["connect_timeout"], given["keepalives_idle"]) == ("60", "600")

@@ -1,4 +1,4 @@
-"""What commands print: lines for people, in which nothing that others have written does anything but show."""
+"""What commands print: lines for people, in which text from elsewhere cannot control the terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hydracore.embedded.errors import PartFailed
     [
         ("Žofie, 3 €, \N{SNOWMAN}", "Žofie, 3 €, \N{SNOWMAN}"),
         ("a\x1b[2J\r\n\t\x00b", r"a\x1b[2J\r\n\t\x00b"),
-        # What begins an escape sequence, or ends a line, in one character of another block.
+        # Characters of another block that alone begin an escape sequence or end a line.
         ("a\x7f\x9b2J\x85", r"a\x7f\x9b2J\x85"),
         ("a\N{LINE SEPARATOR}\N{PARAGRAPH SEPARATOR}b", r"a\u2028\u2029b"),
         ("a\N{RIGHT-TO-LEFT OVERRIDE}b\N{POP DIRECTIONAL ISOLATE}", r"a\u202eb\u2069"),
@@ -31,23 +31,23 @@ from hydracore.embedded.errors import PartFailed
         ("no \udcff text", r"no \udcff text"),
     ],
 )
-def test_a_plain_text_shows_what_does_not_show(text: str, shown: str) -> None:
+def test_unprintable_characters_are_shown_escaped(text: str, shown: str) -> None:
     assert escaped(text) == shown
     assert escaped(shown) == shown
 
 
 @pytest.mark.parametrize("text", ["acme, 63 steps of others", "", "null", 'say "so" now'])
-def test_a_text_that_would_go_on_as_we_do_is_in_quotes(text: str) -> None:
+def test_an_ambiguous_text_is_printed_in_quotes(text: str) -> None:
     assert quoted(text).startswith('"')
     assert quoted("acme-1") == "acme-1"
 
 
-def test_of_a_long_text_a_line_shows_the_beginning() -> None:
+def test_a_long_text_is_shortened_and_its_length_is_given() -> None:
     assert brief("x" * SHOWN_MAX) == "x" * SHOWN_MAX
     assert brief("x" * (SHOWN_MAX + 1)) == "x" * SHOWN_MAX + f"... ({SHOWN_MAX + 1} characters)"
 
 
-def test_lines_are_ours_and_within_them_nothing_is() -> None:
+def test_say_escapes_line_breaks_and_control_characters_within_a_line() -> None:
     @click.command()
     def tell() -> None:
         say("first\n", "second\x1b[2J", bold=True)
@@ -55,7 +55,7 @@ def test_lines_are_ours_and_within_them_nothing_is() -> None:
     assert CliRunner().invoke(tell, color=True).output == "\x1b[1mfirst\\n\x1b[0m\nsecond\\x1b[2J\n"
 
 
-def test_of_a_long_line_the_beginning_is_shown_unless_somebody_asks_for_all_of_it() -> None:
+def test_a_long_line_is_shortened_unless_it_is_to_be_printed_whole() -> None:
     @click.command()
     def tell() -> None:
         say("first", "\x1b" * LINE_MAX)
@@ -67,8 +67,10 @@ def test_of_a_long_line_the_beginning_is_shown_unless_somebody_asks_for_all_of_i
 
 
 @pytest.mark.parametrize("show", [print_json, print_json_line])
-def test_json_shows_what_does_not_show_and_says_the_same(show: Callable[[object], None]) -> None:
-    # JSON has no half of a pair alone. Few of the characters above the third plane are any, and those stand in ranges.
+def test_printed_json_escapes_unprintable_characters_and_decodes_to_the_same_value(
+    show: Callable[[object], None],
+) -> None:
+    # JSON has no lone surrogates. Few code points above the third plane are characters, and those stand in ranges.
     several = [*range(0xE000, 0x40000), *range(0x40000, sys.maxunicode, 101), *range(0xE0000, 0xE0200), sys.maxunicode]
     texts = ["".join(map(chr, range(0xD800))), "".join(map(chr, several)), r"\x7f \u202e"]
     value = {"a\x9b2J": texts, "Žofie": msgspec.Raw(b'[\n\t"\x7f\\u001b", {}]')}
@@ -84,7 +86,7 @@ def test_json_shows_what_does_not_show_and_says_the_same(show: Callable[[object]
 
 
 @pytest.mark.parametrize("error", [click.UsageError, click.ClickException])
-def test_of_a_long_error_the_beginning_is_shown(error: type[click.ClickException]) -> None:
+def test_a_long_error_message_is_shortened(error: type[click.ClickException]) -> None:
     @click.command()
     def fail() -> None:
         raise error("There is no " + "x" * 50_000)
@@ -94,7 +96,7 @@ def test_of_a_long_error_the_beginning_is_shown(error: type[click.ClickException
     assert len(CliRunner().invoke(group, ["fail"]).stderr) < LINE_MAX + 200
 
 
-def test_the_end_of_a_log_that_has_tabs_is_shown_with_blanks() -> None:
+def test_tabs_in_the_end_of_a_log_are_printed_as_blanks() -> None:
     @click.command()
     def fail() -> None:
         raise PartFailed("postgres", "ended", Path("postgres.log"), "HINT:\tlook\n\tat \x1b[2Jit")
@@ -107,7 +109,7 @@ def test_the_end_of_a_log_that_has_tabs_is_shown_with_blanks() -> None:
 
 
 @pytest.mark.parametrize("error", [click.UsageError, click.ClickException])
-def test_what_an_error_says_is_plain(error: type[click.ClickException]) -> None:
+def test_control_characters_in_an_error_message_are_escaped(error: type[click.ClickException]) -> None:
     @click.command()
     def fail() -> None:
         raise error("There is no\x1b[2J\r\nwell")
@@ -117,8 +119,8 @@ def test_what_an_error_says_is_plain(error: type[click.ClickException]) -> None:
     assert r"There is no\x1b[2J\r\nwell" in CliRunner().invoke(group, ["fail"], color=True).stderr
 
 
-def test_no_command_prints_a_line_by_another_way() -> None:
-    """JSON is printed beside it, and what `up` gives to be pasted."""
+def test_commands_print_only_through_the_printing_module() -> None:
+    """Except for the commands to be pasted that `up` prints."""
     found = set[tuple[str, str]]()
     for path in Path(*cli.__path__).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_bytes())):

@@ -1,4 +1,4 @@
-"""Reading values: the same verdicts, words and codes as pydantic's, on anything at all."""
+"""Validation of values: the same results, messages and types of problems as pydantic has, for any input."""
 
 import uuid
 from collections.abc import Callable
@@ -43,7 +43,7 @@ spoilt_uuids = st.builds(
     st.integers(0, 2),
     st.sampled_from(["{0}", "urn:uuid:{0}", "{{{0}}}", "{0}{0}"]),
 )
-# Whole numbers stay within 64 bits: pydantic words what is beyond in several ways, and nobody pins those.
+# Whole numbers stay within 64 bits: pydantic has several messages for larger ones, which are not reproduced.
 numbers = st.integers(-(2**53), 2**53) | st.floats(-1e15, 1e15) | st.just(float("nan")) | st.just(float("inf"))
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 words = st.sampled_from(
@@ -71,7 +71,9 @@ def judged_fixture() -> Callable[..., Any]:
 @example({"text": "x", "amount": True})
 @example({"text": "x", "ident": "{" + A_UUID.replace("-", "") + "}"})
 @example({"text": "x", "inner": {"size": "1"}, "switches": {"a": "maybe", "b": 2}})
-def test_any_object_is_judged_as_pydantic_judges_it(judged: Callable[..., Any], raw: dict[str, Any]) -> None:
+def test_any_object_is_validated_with_the_same_result_and_problems_as_by_pydantic(
+    judged: Callable[..., Any], raw: dict[str, Any]
+) -> None:
     expected, problems = judged(raw)
 
     try:
@@ -88,7 +90,7 @@ def test_any_object_is_judged_as_pydantic_judges_it(judged: Callable[..., Any], 
 
 
 @given(values.filter(lambda value: not isinstance(value, dict)))
-def test_what_is_no_object_is_refused_as_one(raw: Any) -> None:
+def test_a_value_that_is_not_an_object_is_refused_as_such(raw: Any) -> None:
     with pytest.raises(Invalid) as raised:
         read(raw, Outer)
 
@@ -96,7 +98,7 @@ def test_what_is_no_object_is_refused_as_one(raw: Any) -> None:
 
 
 @given(st.builds(Outer, text=texts, short=st.just("abc"), lower=st.just("abc"), choice=st.just("b"), count=st.just(7)))
-def test_what_msgspec_accepts_is_read_alike(value: Outer) -> None:
+def test_a_value_that_msgspec_accepts_is_read_the_same_way(value: Outer) -> None:
     raw = msgspec.to_builtins(value)
 
     assert read(raw, Outer) == msgspec.convert(raw, Outer)
@@ -135,14 +137,16 @@ def test_what_msgspec_accepts_is_read_alike(value: Outer) -> None:
     ],
     ids=lambda value: value[2] if isinstance(value, tuple) else "",
 )
-def test_further_problems_have_words_too(raw: Any, declared: Any, problem: tuple[Any, ...]) -> None:
+def test_further_invalid_values_have_the_right_message_and_type(
+    raw: Any, declared: Any, problem: tuple[Any, ...]
+) -> None:
     with pytest.raises(Invalid) as raised:
         read(raw, declared)
 
     assert [tuple(each) for each in raised.value.problems] == [problem]
 
 
-def test_a_named_check_is_run_on_text_alone_and_reported_in_place() -> None:
+def test_a_named_check_runs_on_texts_only_and_reports_the_place_of_its_field() -> None:
     class Order(msgspec.Struct):
         region: Annotated[str, Meta(extra={"check": "region"})]
         tier: Annotated[str, Meta(extra={"check": "tier"})] | None = None

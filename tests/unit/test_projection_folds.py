@@ -38,7 +38,7 @@ _moves_of_each = st.lists(st.tuples(st.sampled_from(CUSTOMERS), moves), min_size
 
 
 def erased_at(history: list[tuple[str, Move]], at: int) -> list[tuple[str, Move]]:
-    """The same with an erasure of one customer somewhere in it, or behind it."""
+    """The history with an erasure of one customer somewhere in it or after it."""
     return [*history[:at], (CUSTOMERS[0], erasure), *history[at:]]
 
 
@@ -46,7 +46,7 @@ histories = st.one_of(_moves_of_each, st.builds(erased_at, _moves_of_each, st.in
 
 
 def lived(history: Sequence[tuple[str, Move]]) -> list[Append]:
-    """The appends that a history comes to; refused commands leave nothing."""
+    """The appends of a history; a refused command adds none."""
     states: dict[UUID, Instance] = {}
     appends = list[Append]()
     for name, move in history:
@@ -80,7 +80,7 @@ def lived(history: Sequence[tuple[str, Move]]) -> list[Append]:
 
 @settings(max_examples=60)
 @given(histories)
-def test_inline_tables_are_the_fold_of_their_streams_after_every_append(history: list[tuple[str, Move]]) -> None:
+def test_inline_tables_equal_the_fold_of_their_streams_after_every_append(history: list[tuple[str, Move]]) -> None:
     folds = {(kind, who.id): kind().begin(who.id, lane=lane_of(who.id)) for kind in INLINE for who in PEOPLE}
     written: dict[Any, dict[Any, Row]] = {kind: {} for kind in INLINE}
     given_by: dict[Any, dict[Any, Row]] = {whose: {} for whose in folds}
@@ -173,7 +173,7 @@ def rows_of(fold: Accumulator, facts: Sequence[Fact]) -> dict[str, list[Row]]:
 
 @settings(max_examples=60)
 @given(histories, st.data())
-def test_followed_tables_add_up_to_one_fold_however_the_log_was_cut(
+def test_followed_tables_equal_one_fold_of_the_log_however_it_was_split(
     history: list[tuple[str, Move]], data: st.DataObject
 ) -> None:
     facts = facts_of(lived(history))
@@ -210,7 +210,7 @@ def fleet(parts: Sequence[dict[str, list[Row]]]) -> dict[Any, tuple[int, int]]:
 
 @settings(max_examples=60)
 @given(histories, st.data())
-def test_a_run_of_events_folds_to_what_they_fold_to_one_by_one(
+def test_folding_several_events_at_once_gives_the_same_state_as_one_by_one(
     history: list[tuple[str, Move]], data: st.DataObject
 ) -> None:
     appends = [append for append in lived(history) if append.stream_id == PEOPLE[0].id]
@@ -223,4 +223,4 @@ def test_a_run_of_events_folds_to_what_they_fold_to_one_by_one(
 
     assert evolve_all(None, events[:cut], stream_id=PEOPLE[0].id) == states[cut]
     assert evolve_all(states[cut], events[cut:], stream_id=PEOPLE[0].id) == states[-1]
-    assert before == states[cut], "a state that somebody has is never changed"
+    assert before == states[cut], "the state that a fold starts from is not changed"

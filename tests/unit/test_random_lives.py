@@ -1,4 +1,4 @@
-"""Whatever is given to an instance, in whatever order: its life keeps to the table and its state to its events."""
+"""Any sequence of commands keeps an instance within its lifecycle, and its state equal to the fold of its events."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from tests.random_lives import SEALED, Move, Who, command_of, erasure, moves
 
 STEPS = {(source, destination) for _, source, destination in TRANSITIONS}
 
-#: What is recorded every time that it happens.
+#: Commands that are recorded each time, even when they are repeated.
 RECORDS = (c.RecordConversationsAccess, c.RequestUpdates, c.RecordUpdatesApplied, c.RecordUpdatesFailed)
 
 MASTER_KEYS = MasterKeys(bytes(32), [])
 
 
 class Witness:
-    """Lives a life move by move and checks what must always hold."""
+    """Applies one move after the other to an instance and checks what must always hold."""
 
     def __init__(self) -> None:
         self.who = Who("acme", "ada")
@@ -45,7 +45,7 @@ class Witness:
             events = decide(self.now, command, stream_id=self.who.id)
         except Rejected:
             return
-        assert events == decide(self.now, command, stream_id=self.who.id), "a decision is a function"
+        assert events == decide(self.now, command, stream_id=self.who.id), "a decision depends on its arguments alone"
         for event in events:
             self._fold(event)
         if not isinstance(command, RECORDS):
@@ -73,9 +73,9 @@ class Witness:
     def _check_repeat(self, command: c.AnyCommand) -> None:
         assert self.now is not None
         if self.now.erased_ms is not None and SEALED.encode() in msgspec.json.encode(command):
-            return  # What came too late is recorded and not kept, each time.
+            return  # A sealed value after the erasure is recorded each time, and not kept.
         with suppress(Rejected):
-            assert decide(self.now, command, stream_id=self.who.id) == (), "a repeat of what has happened is no event"
+            assert decide(self.now, command, stream_id=self.who.id) == (), "a repeated command adds no event"
 
 
 def check(state: Instance) -> None:
@@ -99,7 +99,7 @@ def check(state: Instance) -> None:
 
 @settings(max_examples=150)
 @given(st.lists(moves, min_size=15, max_size=50))
-def test_any_sequence_of_commands_keeps_the_lifecycle_and_owes_what_it_says(sequence: list[Move]) -> None:
+def test_any_sequence_of_commands_keeps_the_lifecycle_and_the_invariants_of_an_instance(sequence: list[Move]) -> None:
     witness = Witness()
 
     for move in sequence:
@@ -112,9 +112,7 @@ def test_any_sequence_of_commands_keeps_the_lifecycle_and_owes_what_it_says(sequ
 
 @settings(max_examples=100)
 @given(st.lists(moves, min_size=1, max_size=30), st.lists(moves, max_size=20))
-def test_an_erasure_at_any_point_leaves_nothing_sealed_from_then_on_and_stops_nothing(
-    before: list[Move], after: list[Move]
-) -> None:
+def test_an_erasure_at_any_point_leaves_no_sealed_value_from_then_on(before: list[Move], after: list[Move]) -> None:
     witness = Witness()
     for move in before:
         witness.live(move)
@@ -137,7 +135,7 @@ def test_an_erasure_at_any_point_leaves_nothing_sealed_from_then_on_and_stops_no
 
 @settings(max_examples=40)
 @given(st.lists(moves, min_size=15, max_size=50))
-def test_which_master_key_a_token_is_by_is_known_without_what_happened_in_use(sequence: list[Move]) -> None:
+def test_the_master_key_status_is_the_same_when_irrelevant_events_are_left_out(sequence: list[Move]) -> None:
     witness, whole, without_use = Witness(), None, None
     for move in sequence:
         witness.live(move)
@@ -154,7 +152,7 @@ def test_which_master_key_a_token_is_by_is_known_without_what_happened_in_use(se
 
 @given(st.integers(0, 40))
 @settings(max_examples=41)
-def test_a_life_by_the_book_comes_to_its_end_from_wherever_it_was_cut_short(count: int) -> None:
+def test_an_instance_that_only_takes_its_next_steps_is_deleted_in_the_end(count: int) -> None:
     witness = Witness()
     for _ in range(count):
         witness.live("forward")

@@ -1,4 +1,4 @@
-"""What of an instance depends on a former master key."""
+"""Whether an instance still depends on a former master key."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SECOND = lives.issue(lives.SECOND_KEY, key_hash=key_hash(NEW, ADA, lives.SECOND_
         ((*OLD_RUNS, lives.delete(), lives.teardown("key_revoked"), lives.teardown("drained")), "none"),
     ],
 )
-def test_it_is_known_at_each_step_of_a_life_what_depends_on_the_former_key(
+def test_key_status_tells_at_each_step_of_a_life_whether_the_former_key_is_needed(
     commands: tuple[AnyCommand, ...], expected: str
 ) -> None:
     state = lives.Life.after(*commands).state

@@ -1,4 +1,4 @@
-"""How long work on a database is tried again."""
+"""Which database errors are retried, and for how long."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Exhausted:
         pass
 
 
-async def test_a_connection_is_waited_for_no_longer_than_work_is_repeated() -> None:
+async def test_a_connection_is_awaited_no_longer_than_work_is_retried() -> None:
     pool = Exhausted()
 
     async def work(_connection: AsyncConnection) -> None:
@@ -53,7 +53,7 @@ async def test_a_connection_is_waited_for_no_longer_than_work_is_repeated() -> N
     assert max(later) <= PATIENCE_S / 2
 
 
-async def test_one_that_takes_no_writes_is_told_as_such() -> None:
+async def test_a_read_only_database_is_reported_as_a_standby() -> None:
     async def work(_connection: AsyncConnection) -> None:
         raise psycopg.errors.ReadOnlySqlTransaction
 
@@ -78,7 +78,7 @@ async def test_one_that_takes_no_writes_is_told_as_such() -> None:
         pytest.param("25006", id="a standby that is about to take over"),
     ],
 )
-def test_what_the_database_says_of_its_own_trouble_may_pass(sqlstate: str) -> None:
+def test_errors_about_the_state_of_the_database_are_transient(sqlstate: str) -> None:
     assert is_transient(psycopg.errors.lookup(sqlstate)())
 
 
@@ -91,11 +91,11 @@ def test_what_the_database_says_of_its_own_trouble_may_pass(sqlstate: str) -> No
         pytest.param("42P01", id="a table that is not there"),
     ],
 )
-def test_what_the_database_says_of_a_statement_stays_true(sqlstate: str) -> None:
+def test_errors_about_a_statement_are_not_transient(sqlstate: str) -> None:
     assert not is_transient(psycopg.errors.lookup(sqlstate)())
 
 
 @pytest.mark.parametrize("error", [psycopg.OperationalError, psycopg.InterfaceError])
-def test_a_connection_of_which_the_database_says_nothing_may_be_had_again(error: type[psycopg.Error]) -> None:
+def test_a_connection_error_without_an_sqlstate_is_transient(error: type[psycopg.Error]) -> None:
     assert is_transient(error())
     assert not is_transient(psycopg.ProgrammingError())

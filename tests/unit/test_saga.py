@@ -1,4 +1,4 @@
-"""What an instance needs next, for every place in its life, and when it needs it."""
+"""The next step of an instance at every point of its life, and when it is due."""
 
 from __future__ import annotations
 
@@ -61,24 +61,24 @@ STEPS: list[tuple[str, Way, type]] = [
 
 
 @pytest.mark.parametrize(("way", "step"), [row[1:] for row in STEPS], ids=[row[0] for row in STEPS])
-def test_every_place_in_a_life_has_one_next_step(way: Way, step: type) -> None:
+def test_every_point_of_a_life_has_the_expected_next_step(way: Way, step: type) -> None:
     assert type(next_step(Life.after(*way).state)) is step
 
 
 @pytest.mark.parametrize("way", [row[1] for row in STEPS], ids=[row[0] for row in STEPS])
-def test_an_instance_is_woken_if_and_only_if_something_is_due_for_it(way: Way) -> None:
+def test_an_instance_has_a_wake_time_if_and_only_if_it_has_a_next_step(way: Way) -> None:
     state = Life.after(*way).state
 
     assert (wake_at_ms(state) is None) == isinstance(next_step(state), Idle)
 
 
-def test_work_is_due_at_once_and_waiting_for_an_agent_at_its_deadline() -> None:
+def test_work_is_due_at_once_and_a_wait_for_an_agent_at_its_deadline() -> None:
     assert wake_at_ms(Life.after(*lives.PENDING).state) == NOW_MS
     assert wake_at_ms(Life.after(*lives.HEALTHY).state) == NOW_MS
     assert wake_at_ms(Life.after(*lives.CREATED).state) == DEADLINE_MS
 
 
-def test_attempts_are_planned_one_after_the_other() -> None:
+def test_attempts_are_planned_with_consecutive_numbers() -> None:
     assert next_step(Life.after(*lives.PENDING).state) == PlanAttempt(number=1)
     assert next_step(Life.after(*lives.ATTEMPT_DISCARDED).state) == PlanAttempt(number=2)
 
@@ -88,7 +88,7 @@ def test_provisioning_is_abandoned_with_the_last_failure_as_the_reason() -> None
 
 
 @pytest.mark.parametrize("status", ["running", "failed", "error", "deleted"])
-def test_what_rests_says_why(status: str) -> None:
+def test_an_idle_instance_gives_its_status_as_the_reason(status: str) -> None:
     assert next_step(Life.after(*lives.WAYS[status]).state) == Idle(status=status)  # type: ignore[arg-type]
 
 
@@ -100,7 +100,7 @@ def test_a_teardown_takes_its_steps_in_order(done: int) -> None:
 
 
 @pytest.mark.parametrize("way", [row[1] for row in STEPS[:14]], ids=[row[0] for row in STEPS[:14]])
-def test_a_deletion_cancels_whatever_was_to_be_done_next(way: Way) -> None:
+def test_a_deletion_replaces_any_next_step_by_the_first_teardown_step(way: Way) -> None:
     life = Life.after(*way, lives.delete())
 
     assert next_step(life.state) == TearDown(step="key_revoked")

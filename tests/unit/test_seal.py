@@ -1,4 +1,4 @@
-"""Seals: what is signed cannot be changed, left out or put in another order without being seen."""
+"""Seals: what is signed cannot be changed, left out or put in another order without being found out."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def flaws(seal: Seal, previous: Seal | None) -> list[str]:
     return list(find_flaws(seal, previous=previous, public_key=PUBLIC))
 
 
-def test_a_former_key_counts_until_a_later_one_has_signed() -> None:
+def test_a_former_key_is_accepted_until_a_newer_one_has_signed_a_seal() -> None:
     newer = Ed25519PrivateKey.from_private_bytes(bytes(32))
     keys = {"public_key": newer.public_key().public_bytes_raw(), "former_keys": (PUBLIC,)}
     seals = chain(1)
@@ -74,7 +74,7 @@ def test_a_former_key_counts_until_a_later_one_has_signed() -> None:
 
 
 @pytest.mark.parametrize("size", range(1, len(LEAVES) + 1))
-def test_roots_are_those_of_certificate_transparency(size: int) -> None:
+def test_merkle_roots_equal_those_in_the_tests_of_certificate_transparency(size: int) -> None:
     assert root_of(LEAVES[:size]).hex() == ROOTS[size - 1]
 
 
@@ -109,14 +109,14 @@ def test_seals_in_their_order_have_no_flaws() -> None:
         ({"sealed_at": "2026-11-23T12:00:00Z"}, MALFORMED),
     ],
 )
-def test_a_seal_that_was_edited_shows_it(change: dict[str, Any], flaw: str) -> None:
+def test_an_edited_seal_is_reported_with_its_flaw(change: dict[str, Any], flaw: str) -> None:
     first, second = chain(2)
 
     assert flaw in flaws(replace(second, **change), first)
 
 
 @pytest.mark.parametrize("change", [{"heads": [1] * (LANES - 1)}, {"links": bytes(32)}, {"heads": None}])
-def test_nothing_is_built_on_a_seal_that_is_malformed(change: dict[str, Any]) -> None:
+def test_require_well_formed_refuses_a_malformed_seal(change: dict[str, Any]) -> None:
     (seal,) = chain(1)
 
     assert require_well_formed(seal) is seal
@@ -125,19 +125,19 @@ def test_nothing_is_built_on_a_seal_that_is_malformed(change: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("change", [{"heads": [1] * (LANES - 1)}, {"sealed_at": NOON.replace(tzinfo=None)}])
-def test_what_is_no_seal_says_nothing_of_the_one_behind_it(change: dict[str, Any]) -> None:
+def test_a_valid_seal_after_a_malformed_one_has_no_flaws(change: dict[str, Any]) -> None:
     first, second = chain(2)
 
     assert flaws(second, replace(first, **change)) == []
 
 
-def test_a_seal_that_was_taken_out_is_missed() -> None:
+def test_a_removed_seal_is_reported_as_missing() -> None:
     seals = chain(3)
 
     assert flaws(seals[2], seals[0]) == ["seal 2 is missing before it"]
 
 
-def test_a_seal_by_another_key_counts_only_where_any_key_does() -> None:
+def test_a_seal_signed_with_another_key_is_accepted_only_if_no_key_is_given() -> None:
     forged = make_seal(heads(0), previous=None, sealed_at=NOON, key=Ed25519PrivateKey.generate())
 
     assert flaws(forged, None) == ["it was signed with another key"]
@@ -147,7 +147,7 @@ def test_a_seal_by_another_key_counts_only_where_any_key_does() -> None:
         assert list(find_flaws(second, previous=forged, public_key=None)) == []
 
 
-def test_a_lane_never_gets_shorter_and_time_never_goes_back() -> None:
+def test_a_seal_with_a_shorter_lane_or_an_earlier_time_than_its_predecessor_is_flawed() -> None:
     (first,) = chain(1)
     second = make_seal(heads(-1), previous=first, sealed_at=NOON - timedelta(seconds=1), key=KEY)
 
@@ -157,7 +157,7 @@ def test_a_lane_never_gets_shorter_and_time_never_goes_back() -> None:
     ]
 
 
-def test_the_file_gives_back_what_it_was_given(tmp_path: Path) -> None:
+def test_seals_that_are_appended_to_the_file_are_read_back(tmp_path: Path) -> None:
     file = SealFile(tmp_path / "seals.jsonl")
     seals = chain(5)
 
@@ -168,7 +168,7 @@ def test_the_file_gives_back_what_it_was_given(tmp_path: Path) -> None:
     assert file.last_number() == 5
 
 
-def test_a_file_that_is_not_there_or_empty_has_no_seals(tmp_path: Path) -> None:
+def test_a_missing_or_empty_file_has_no_seals(tmp_path: Path) -> None:
     file = SealFile(tmp_path / "seals.jsonl")
     assert file.last_number() == 0
 
@@ -178,7 +178,7 @@ def test_a_file_that_is_not_there_or_empty_has_no_seals(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [1, 100, -1])
-def test_a_line_that_a_crash_left_half_done_is_written_again(tmp_path: Path, kept: int) -> None:
+def test_a_seal_whose_line_a_crash_left_incomplete_is_appended_again(tmp_path: Path, kept: int) -> None:
     file = SealFile(tmp_path / "seals.jsonl")
     seals = chain(3)
     file.append(seals[:1])

@@ -1,4 +1,4 @@
-"""Seals beside the copy of them: a damaged copy is a finding and no more, and a long one takes no more memory than a short one."""
+"""Seals and the copy of them: a damaged copy is only a finding, and a long one is checked in bounded memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.unit.test_seal import KEY, NOON, PUBLIC, chain, heads
     ],
 )
 @pytest.mark.parametrize("kept", [3, 0])
-def test_a_damaged_copy_is_flawed_and_hides_no_other(change: dict[str, Any], kept: int) -> None:
+def test_a_damaged_seal_in_the_copy_is_a_finding_and_hides_no_other_seal(change: dict[str, Any], kept: int) -> None:
     seals = chain(3)
     copies = [seals[0], replace(seals[1], **change), seals[2]]
 
@@ -51,7 +51,7 @@ def test_a_damaged_copy_is_flawed_and_hides_no_other(change: dict[str, Any], kep
     ],
     ids=["taken out", "swapped", "the beginning", "written by two relays", "not yet written"],
 )
-def test_a_copy_has_every_seal_in_its_place(numbers: list[int], flaw: str | None) -> None:
+def test_a_seal_missing_or_out_of_order_in_the_copy_is_a_finding(numbers: list[int], flaw: str | None) -> None:
     seals = chain(4)
 
     findings = check_seals(seals, [seals[number - 1] for number in numbers], public_key=PUBLIC).findings
@@ -70,7 +70,7 @@ def test_seals_that_were_taken_out_between_others_are_missed_and_kept() -> None:
     assert [seal.number for seal in checked.copied.seals] == [2, 3]
 
 
-def test_a_copy_that_says_otherwise_counts_only_where_it_is_good() -> None:
+def test_a_copied_seal_that_contradicts_the_stored_one_counts_only_if_it_is_valid() -> None:
     (stored,) = chain(1)
     good = make_seal(heads(5), previous=None, sealed_at=NOON, key=KEY)
     flawed = replace(good, signature=bytes(64))
@@ -82,8 +82,8 @@ def test_a_copy_that_says_otherwise_counts_only_where_it_is_good() -> None:
 
 
 @pytest.mark.parametrize("at", range(3))
-def test_another_seal_of_a_number_counts_wherever_it_stands_in_the_copy(at: int) -> None:
-    """As where two relays' files were put together, one of them of another history."""
+def test_a_second_seal_of_the_same_number_counts_wherever_it_is_in_the_copy(at: int) -> None:
+    """For example, the files of two relays were joined, one of them of another history."""
     seals = chain(2)
     other = make_seal(heads(5), previous=None, sealed_at=NOON, key=KEY)
     copies = [*seals[:at], other, *seals[at:]]
@@ -102,7 +102,7 @@ def growing(length: int) -> list[Seal]:
     return seals
 
 
-def test_of_a_long_copy_that_the_database_does_not_have_only_news_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_bounded_sample_is_kept_of_a_long_copy_that_the_database_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seal_sample, "SAMPLE_MAX", 8)
     seals = growing(FINDINGS_MAX + 20)
 
@@ -112,14 +112,14 @@ def test_of_a_long_copy_that_the_database_does_not_have_only_news_is_kept(monkey
     kept = [point.seal for point in checked.points(0)]
     assert len(kept) <= 8
     assert kept == sorted(kept)
-    # The end is what counts: whatever came before stands in its link.
+    # The last seal is kept: its link covers all that came before.
     assert kept[-1] == seals[-1].number
     assert len(checked.findings) == FINDINGS_MAX
     assert checked.findings[-1].what.endswith("but not in the database; and 20 findings more about seals")
 
 
 @pytest.mark.parametrize("most", [2, 3, 8])
-def test_of_many_seals_some_are_kept_evenly_spread_and_always_the_first_and_the_newest(
+def test_a_sample_of_seals_is_evenly_spread_and_has_the_first_and_the_newest(
     monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     monkeypatch.setattr(seal_sample, "SAMPLE_MAX", most)
@@ -136,10 +136,10 @@ def test_of_many_seals_some_are_kept_evenly_spread_and_always_the_first_and_the_
         assert not steps or numbers[-1] - numbers[-2] <= max(steps)
 
 
-def test_what_somebody_damaged_pushes_out_nothing_that_a_good_seal_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_seals_do_not_displace_the_points_of_valid_seals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seal_sample, "SAMPLE_MAX", 2)
     seals = growing(7)
-    # The end of the lane was cut off, and what the last seals say of it made to fit: all but their signature.
+    # The end of the lane was cut off, and the last seals were edited to match it, all but their signatures.
     damaged = [replace(seal, heads=[1] * LANES) for seal in seals[5:]]
 
     points = check_seals([*seals[:5], *damaged], (), public_key=PUBLIC).points(0)
