@@ -1,4 +1,4 @@
-"""Which names say that a text is a secret, however people spell them, and which do not."""
+"""Which field names mark a text as a secret, in any spelling, and which do not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SPELLINGS: dict[str, Callable[[list[str]], str]] = {
         *("smtp pass", "proxy oauth", "web hook url", "webhook uri", "database url", "db dsn", "connection string"),
     ],
 )
-def test_what_is_a_secret_is_told_by_its_name_however_that_is_spelt(words: str) -> None:
+def test_a_secret_is_recognised_by_its_name_in_any_common_spelling(words: str) -> None:
     names = {name: spelt(words.split()) for name, spelt in SPELLINGS.items()}
     stored = {
         "by_themselves": dict.fromkeys(names.values(), TOKEN),
@@ -83,7 +83,7 @@ def test_what_is_a_secret_is_told_by_its_name_however_that_is_spelt(words: str) 
         ),
     ],
 )
-def test_an_ordinary_name_makes_no_secret_however_it_is_spelt(name: str) -> None:
+def test_an_ordinary_name_does_not_make_its_text_a_secret(name: str) -> None:
     document = {"by_itself": {name: "plain"}, "pair": [{"name": name, "value": "plain"}], "token_count": 5}
 
     assert masked(document) == document

@@ -1,4 +1,4 @@
-"""What a server's labels tell of the intent that it was made for."""
+"""How a server's labels show which intent it was made for."""
 
 from datetime import UTC, datetime
 
@@ -53,7 +53,7 @@ def intent(attempt: int) -> str:
         *("this attempt, unlabelled", "an earlier one, unlabelled", "a later one, unlabelled", "no label at all"),
     ],
 )
-def test_an_intent_tells_histories_apart_and_a_number_does_where_there_is_none(
+def test_a_server_is_matched_by_its_intent_label_or_without_one_by_its_attempt_number(
     second_attempt: Instance, labels: dict[str, str], *, made_for: bool, accounted_for: bool
 ) -> None:
     assert second_attempt.attempt is not None
@@ -62,13 +62,13 @@ def test_an_intent_tells_histories_apart_and_a_number_does_where_there_is_none(
     assert is_accounted_for(second_attempt, server(**labels)) is accounted_for
 
 
-def test_a_server_that_the_log_has_by_its_id_is_accounted_for_whatever_its_labels_say() -> None:
+def test_a_server_whose_id_is_in_the_log_is_accounted_for_whatever_its_labels_say() -> None:
     state = Life().after(lives.request(), lives.plan(), lives.created(server_id="1")).state
 
     assert is_accounted_for(state, server(attempt="3", intent=intent(7)))
 
 
-def test_of_servers_created_in_the_same_second_the_one_with_the_smaller_number_is_the_older() -> None:
+def test_of_servers_created_in_the_same_second_the_one_with_the_smaller_id_is_the_older() -> None:
     servers = [msgspec.structs.replace(server(), id=number) for number in ("10", "9", "11")]
 
     assert [each.id for each in sorted(servers, key=lambda each: each.age_order)] == ["9", "10", "11"]

@@ -1,4 +1,4 @@
-"""Settings come from the environment: defaults, bounds, every problem at once, and no secret in sight."""
+"""Settings come from the environment: defaults, bounds, all problems at once, and no secret shown."""
 
 import base64
 from pathlib import Path
@@ -61,29 +61,29 @@ def test_values_are_converted_to_their_types() -> None:
 
 
 @pytest.mark.parametrize("key", ["ssh-ed25519 AAAAC3Nz", "sk-ssh-ed25519@openssh.com AAAA+/== Ada Lövelace (laptop)"])
-def test_a_public_key_comes_with_or_without_its_owner_s_note(key: str) -> None:
+def test_an_ssh_public_key_is_accepted_with_or_without_a_comment(key: str) -> None:
     assert load({"HYDRACORE_SSH_PUBLIC_KEY": key}).ssh_public_key == key
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::", "fe80::1%eth0", "localhost", "api_1.internal.example"])
-def test_an_api_listens_at_an_address_or_a_name(host: str) -> None:
+def test_the_api_host_may_be_an_ip_address_or_a_name(host: str) -> None:
     assert load({"HYDRACORE_API_HOST": host}).api_host == host
 
 
 @pytest.mark.parametrize("url", ["http://[::1]:8080", "https://[fd00::1]", "http://[fe80::1%25eth0]:80"])
-def test_a_url_may_have_an_ipv6_address_in_brackets(url: str) -> None:
+def test_a_url_may_have_an_ipv6_address_only_in_brackets(url: str) -> None:
     assert load({"HYDRACORE_PUBLIC_URL": url}).public_url == url
     assert "an IPv6 address in brackets" in problems_of({"HYDRACORE_PUBLIC_URL": url.translate({91: "", 93: ""})})[0]
 
 
-def test_the_models_and_telegram_are_reached_below_their_urls() -> None:
+def test_the_model_url_loses_its_final_slash_and_the_telegram_url_has_a_default() -> None:
     settings = load({"HYDRACORE_MODEL_BASE_URL": "https://models.example/v1/"})
 
     assert (settings.model_base_url, settings.model_api_key) == ("https://models.example/v1", "")
     assert settings.telegram_base_url == "https://api.telegram.org"
 
 
-def test_origins_come_as_a_list_and_as_browsers_write_them() -> None:
+def test_cors_origins_are_split_at_commas_and_written_as_browsers_send_them() -> None:
     settings = load({"HYDRACORE_CORS_ORIGINS": "https://app.example/, HTTP://[::1]:8000 ,,http://localhost:3000"})
 
     assert settings.cors_origins == ("https://app.example", "http://[::1]:8000", "http://localhost:3000")
@@ -91,17 +91,17 @@ def test_origins_come_as_a_list_and_as_browsers_write_them() -> None:
     assert load({}).cors_origins == ()
 
 
-def test_requests_are_limited_generously_unless_nobody_wants_that() -> None:
+def test_the_rate_limit_is_6000_per_minute_by_default_and_may_be_0() -> None:
     assert load({}).rate_limit_per_minute == 6000
     assert load({"HYDRACORE_RATE_LIMIT_PER_MINUTE": "0"}).rate_limit_per_minute == 0
 
 
-def test_a_master_key_may_come_without_its_padding() -> None:
+def test_a_master_key_is_accepted_without_its_base64_padding() -> None:
     assert load({"HYDRACORE_MASTER_KEY": base64.urlsafe_b64encode(KEY).decode().rstrip("=")}).master_key == KEY
 
 
 @pytest.mark.parametrize("needs", [API_NEEDS, RELAY_NEEDS, WORKER_NEEDS, DATABASE_NEEDS, TOKEN_NEEDS])
-def test_a_part_demands_what_it_needs_and_nothing_else(needs: tuple[str, ...]) -> None:
+def test_a_process_requires_its_own_settings_and_no_others(needs: tuple[str, ...]) -> None:
     given = {variable_name(name): COMPLETE[variable_name(name)] for name in needs}
 
     assert load(given, require=needs)
@@ -116,14 +116,14 @@ def test_an_empty_value_counts_as_missing() -> None:
     assert load({"HYDRACORE_API_PORT": ""}).api_port == 8080
 
 
-def test_former_seal_keys_are_a_list() -> None:
+def test_former_seal_keys_are_read_from_a_comma_separated_list() -> None:
     keys = ",".join(base64.urlsafe_b64encode(key).decode() for key in (KEY, bytes(32)))
 
     assert load({"HYDRACORE_SEAL_KEYS_FORMER": keys}).seal_keys_former == (KEY, bytes(32))
     assert "public keys" in problems_of({"HYDRACORE_SEAL_KEYS_FORMER": f"{keys},c2hvcnQ="})[0]
 
 
-def test_former_master_keys_are_a_list_that_nobody_sees() -> None:
+def test_former_master_keys_are_read_from_a_comma_separated_list_and_never_shown() -> None:
     keys = ",".join(base64.urlsafe_b64encode(key).decode() for key in (KEY, bytes(32)))
 
     settings = load({"HYDRACORE_MASTER_KEY": keys[:44], "HYDRACORE_MASTER_KEYS_FORMER": keys})
@@ -136,7 +136,7 @@ def test_former_master_keys_are_a_list_that_nobody_sees() -> None:
     assert keys not in problem
 
 
-def test_an_empty_role_means_the_login_role() -> None:
+def test_the_database_role_may_be_empty() -> None:
     assert load({"HYDRACORE_DATABASE_ROLE": ""}).database_role == ""
 
 
@@ -203,7 +203,7 @@ def test_an_empty_role_means_the_login_role() -> None:
         ("CORS_ORIGINS", "null"),
     ],
 )
-def test_a_bad_value_is_one_line_that_names_its_variable(name: str, value: str) -> None:
+def test_an_invalid_value_is_reported_in_one_line_that_names_its_variable(name: str, value: str) -> None:
     (problem,) = problems_of(COMPLETE | {f"HYDRACORE_{name}": value}, require=API_NEEDS)
 
     assert problem.startswith(f"HYDRACORE_{name} must be ")
@@ -236,18 +236,18 @@ def test_all_problems_are_reported_at_once() -> None:
         ("http://[::1]:8080", False),
     ],
 )
-def test_what_agents_are_told_is_not_to_cross_a_network_unencrypted(url: str, is_open: bool) -> None:  # noqa: FBT001 - a parameter
+def test_a_public_url_counts_as_unencrypted_without_https_unless_it_is_local(url: str, is_open: bool) -> None:  # noqa: FBT001 - a parameter
     assert load({"HYDRACORE_PUBLIC_URL": url}).is_public_url_unencrypted is is_open
 
 
-def test_a_catalogue_of_ones_own_must_be_there(tmp_path: Path) -> None:
+def test_an_existing_catalogue_file_is_accepted(tmp_path: Path) -> None:
     catalogue = tmp_path / "mine.toml"
     catalogue.touch()
 
     assert load({"HYDRACORE_CATALOGUE": str(catalogue)}).catalogue == catalogue
 
 
-def test_no_secret_shows_in_repr_or_in_a_problem() -> None:
+def test_no_secret_is_shown_in_the_repr_or_in_a_reported_problem() -> None:
     shown = repr(load(COMPLETE))
     wrong = {variable_name(name): "not-a-good-value" for name in SECRET_FIELDS - {"cloudsim_token", "model_api_key"}}
 
@@ -269,7 +269,7 @@ def test_no_secret_shows_in_repr_or_in_a_problem() -> None:
         ("HYDRACORE_MODEL_BASE_URL", "http://[::1/v1"),
     ],
 )
-def test_an_address_that_nobody_can_take_apart_is_refused_with_all_else(name: str, value: str) -> None:
+def test_a_url_that_cannot_be_parsed_is_reported_together_with_other_problems(name: str, value: str) -> None:
     problems = problems_of(COMPLETE | {name: value, "HYDRACORE_API_PORT": "x"}, require=API_NEEDS)
 
     assert {problem.partition(" ")[0] for problem in problems} == {name, "HYDRACORE_API_PORT"}

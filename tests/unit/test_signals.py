@@ -1,4 +1,4 @@
-"""Whoever runs in nobody's foreground can be stopped too, and outlives the terminal where it was asked to."""
+"""A process in the background can be stopped too, and outlives its terminal where it was asked to."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ class Echo:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_what_a_shell_had_ignore_it(number: signal.Signals) -> None:
+def test_a_signal_stops_a_process_that_was_started_ignoring_it(number: signal.Signals) -> None:
     echo = Echo(ignored=number)
     assert echo.of("listening") == "listening"
 
@@ -51,19 +51,19 @@ def test_a_signal_stops_what_a_shell_had_ignore_it(number: signal.Signals) -> No
     assert echo.end() == "stopped"
 
 
-def test_a_closed_terminal_stops_nothing_that_was_to_outlive_it() -> None:
+def test_a_hangup_does_not_stop_a_process_that_was_started_ignoring_it() -> None:
     echo = Echo(ignored=signal.SIGHUP)
     assert echo.of("listening") == "listening"
 
     echo.process.send_signal(signal.SIGHUP)
 
-    # The signal may be seen behind the first line, not behind the second.
+    # The signal may be handled after the first line, not after the second.
     assert [echo.of("one"), echo.of("two")] == ["one", "two"]
     echo.process.send_signal(signal.SIGTERM)
     assert echo.end() == "stopped"
 
 
-def test_signals_are_handled_as_before_once_the_work_is_done() -> None:
+def test_signal_handling_is_restored_once_the_work_is_done() -> None:
     program = """
 import asyncio, os, signal
 from hydracore.signals import interrupted_by_signals, run_to_completion
@@ -81,7 +81,7 @@ print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
     assert (done.returncode, done.stdout) == (0, "interrupted\nTrue\n")
 
 
-def test_a_signal_lets_a_callback_of_the_loop_come_to_its_end() -> None:
+def test_a_signal_does_not_interrupt_a_callback_of_the_event_loop() -> None:
     program = """
 import asyncio, os, signal
 from hydracore.signals import run_to_completion
@@ -105,14 +105,14 @@ except KeyboardInterrupt:
     assert (done.stdout, done.stderr) == ("interrupted\n", "")
 
 
-def test_a_signal_that_another_thread_takes_is_heard_by_who_waits_for_it() -> None:
-    """As one is that comes in the moment before the main thread waits: nothing interrupts it, and no handler of Python's is called."""
+def test_a_signal_that_another_thread_receives_still_ends_the_wait() -> None:
+    """As with a signal right before the main thread waits: the wait is not interrupted, and no Python handler is called."""
     taker_ends = threading.Event()
     taker = threading.Thread(target=taker_ends.wait)
     taker.start()
-    told = list[str]()
+    notified = list[str]()
     try:
-        with signal_waiter(lambda: told.append("told")) as wait:
+        with signal_waiter(lambda: notified.append("notified")) as wait:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
             sender = threading.Timer(0.05, lambda: signal.pthread_kill(taker.ident or 0, signal.SIGTERM))
             sender.start()
@@ -123,15 +123,15 @@ def test_a_signal_that_another_thread_takes_is_heard_by_who_waits_for_it() -> No
         taker_ends.set()
         taker.join()
 
-    assert told == ["told"]
+    assert notified == ["notified"]
 
 
-def test_a_signal_that_came_before_it_is_waited_for_is_heard_too() -> None:
-    told = list[str]()
+def test_a_signal_that_came_before_the_wait_still_ends_it() -> None:
+    notified = list[str]()
     before = signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)
-    with signal_waiter(lambda: told.append("told")) as wait:
+    with signal_waiter(lambda: notified.append("notified")) as wait:
         os.kill(os.getpid(), signal.SIGTERM)
         wait()
 
-    assert told == ["told"]
+    assert notified == ["notified"]
     assert (signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)) == before

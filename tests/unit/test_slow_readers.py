@@ -1,4 +1,4 @@
-"""Answers that nobody reads, or reads slowly: of whole answers and of streams, on asyncio's loop and on the product's."""
+"""Responses that a client does not read, or reads slowly: whole ones and streams, on asyncio's event loop and on uvloop."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Connection(NamedTuple):
     left: asyncio.Event
 
     async def read(self, count: int) -> int:
-        """At least so many bytes, and how many there were; less where there are no more."""
+        """Read at least `count` bytes, or all up to the end; return how many."""
         loop, taken = asyncio.get_running_loop(), 0
         while taken < count and (piece := await loop.sock_recv(self.peer, 65536)):
             taken += len(piece)
@@ -125,7 +125,7 @@ def get(path: str, version: str = "1.1", *headers: str) -> bytes:
     ],
     ids=["whole", "two", "http_1_0", "small_1_0", "small_to_be_closed", "small_and_idle", "stream", "stream_1_0"],
 )
-def test_whoever_reads_nothing_is_not_waited_for(
+def test_a_client_that_reads_nothing_is_disconnected(
     request_: bytes, loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slow_readers, "STALL_S", 0.05)
@@ -142,7 +142,7 @@ def test_whoever_reads_nothing_is_not_waited_for(
 
 
 @on_each_loop
-def test_whoever_reads_slowly_is_waited_for_and_whoever_stops_is_not(
+def test_a_client_that_reads_slowly_stays_connected_until_it_stops_reading(
     loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slow_readers, "STALL_S", 3600.0)
@@ -166,7 +166,7 @@ def test_whoever_reads_slowly_is_waited_for_and_whoever_stops_is_not(
 
 
 @on_each_loop
-def test_what_the_kernel_passes_on_is_read_also_where_the_transport_holds_as_much_as_before(
+def test_unacknowledged_bytes_include_more_than_the_buffer_of_the_transport(
     loop: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
     async def scenario() -> None:
@@ -182,7 +182,7 @@ def test_what_the_kernel_passes_on_is_read_also_where_the_transport_holds_as_muc
 
 @on_each_loop
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_a_whole_answer_is_read_also_where_it_takes_longer_than_an_idle_connection_is_kept(
+def test_a_response_is_delivered_whole_even_if_it_takes_longer_than_the_keep_alive_time(
     version: str, loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
     async def scenario() -> None:
@@ -203,7 +203,7 @@ def test_a_whole_answer_is_read_also_where_it_takes_longer_than_an_idle_connecti
 
 
 @on_each_loop
-def test_what_is_left_of_an_answer_that_ends_the_connection_is_not_waited_for_either(
+def test_a_client_that_stops_reading_the_last_response_of_a_connection_is_disconnected(
     loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slow_readers, "STALL_S", 3600.0)
@@ -211,7 +211,7 @@ def test_what_is_left_of_an_answer_that_ends_the_connection_is_not_waited_for_ei
     async def scenario() -> None:
         async with connected() as connection:
             transport, watch = connection.protocol.transport, connection.protocol.slow_reader_guard
-            # So that it goes on where much is left.
+            # So that the application goes on while much is still unread.
             transport.set_write_buffer_limits(high=3 * len(LARGE) // 4, low=3 * len(LARGE) // 4)
             await asyncio.get_running_loop().sock_sendall(connection.peer, get("/large", "1.0"))
             await until(lambda: connection.protocol.flow.write_paused)
@@ -228,26 +228,26 @@ def test_what_is_left_of_an_answer_that_ends_the_connection_is_not_waited_for_ei
     run(scenario, loop)
 
 
-async def ask_for_much(connection: Connection) -> None:
+async def request_large_response(connection: Connection) -> None:
     await asyncio.get_running_loop().sock_sendall(connection.peer, get("/large"))
     await until(lambda: connection.protocol.flow.write_paused)
 
 
 @on_each_loop
-@pytest.mark.parametrize("looked_at", [False, True], ids=["since_it_began", "a_moment_ago"])
-def test_of_more_than_may_wait_to_be_read_whoever_reads_nothing_is_given_up(
-    loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch, *, looked_at: bool
+@pytest.mark.parametrize("was_checked", [False, True], ids=["never_checked", "just_checked"])
+def test_when_too_much_is_unread_the_client_that_reads_nothing_is_disconnected(
+    loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch, *, was_checked: bool
 ) -> None:
     monkeypatch.setattr(slow_readers, "UNREAD_BYTES_MAX", 5 * len(LARGE) // 2)
 
     async def scenario() -> None:
         async with connected() as reader, connected() as idle, connected() as last:
-            await ask_for_much(reader)
+            await request_large_response(reader)
             taken = await reader.read(len(LARGE) // 8)
-            if looked_at:
+            if was_checked:
                 reader.protocol.slow_reader_guard.check()
-            await ask_for_much(idle)
-            await ask_for_much(last)
+            await request_large_response(idle)
+            await request_large_response(last)
 
             await until(lambda: idle.is_over)
             assert taken + await reader.read(len(LARGE) - taken) >= len(LARGE)
@@ -257,15 +257,15 @@ def test_of_more_than_may_wait_to_be_read_whoever_reads_nothing_is_given_up(
 
 
 @on_each_loop
-def test_whoever_has_only_just_asked_for_more_than_may_wait_gets_it(
+def test_when_too_much_is_unread_the_client_that_asked_last_still_receives_its_response(
     loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slow_readers, "UNREAD_BYTES_MAX", len(LARGE) // 2)
 
     async def scenario() -> None:
         async with connected() as idle, connected() as last:
-            await ask_for_much(idle)
-            await ask_for_much(last)
+            await request_large_response(idle)
+            await request_large_response(last)
 
             await until(lambda: idle.is_over)
             assert await last.read(len(LARGE)) >= len(LARGE)
@@ -274,7 +274,7 @@ def test_whoever_has_only_just_asked_for_more_than_may_wait_gets_it(
 
 
 @on_each_loop
-def test_of_a_connection_that_is_gone_nothing_stays(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+def test_a_connection_that_was_reset_is_no_longer_watched(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     async def scenario() -> None:
         async with connected() as connection:
             protocol = connection.protocol
@@ -294,7 +294,7 @@ def test_of_a_connection_that_is_gone_nothing_stays(loop: Callable[[], asyncio.A
 
 
 @on_each_loop
-def test_whoever_leaves_an_answer_unread_and_the_next_head_half_sent_is_forgotten_at_once(
+def test_a_connection_reset_amid_a_response_and_half_a_next_head_is_forgotten_at_once(
     loop: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
     async def scenario() -> None:
@@ -308,7 +308,7 @@ def test_whoever_leaves_an_answer_unread_and_the_next_head_half_sent_is_forgotte
             await until(lambda: connection.is_over)
 
             assert not protocol.slow_reader_guard.is_watched
-            # It would be set anew for ever, as the answer is never whole.
+            # The timer would be set again for ever, as the response never ends.
             assert protocol._head_timer is None
 
     run(scenario, loop)

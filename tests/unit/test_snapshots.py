@@ -1,4 +1,4 @@
-"""What a snapshot holds is the state, and rules that make another state of a history have another number."""
+"""A snapshot holds the state exactly, and fold rules that give another state of a history have another version."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from events.stream_state import FOLD_VERSION
 from events.types import AnyEvent
 from tests import frozen, lives
 
-#: By the number of the rules: the digest of all states that they make of the corpus. Lines are added, and only the last one is ever
+#: By the version of the fold rules: the digest of all states that they give for the corpus. Lines are added, and only the last one is ever
 #: edited, before it is released.
 FROZEN = {1: "286c352245cf13c6dc91ab632e0c680651c23b1bd68f7cc20bbd168b4b5144dd"}
 
 
 def results() -> Iterator[bytes]:
-    """What the rules of today make of every prefix of the frozen histories, and of one more event of each type behind it."""
+    """The states that today's rules give for every prefix of the frozen histories, and for each with one more event of each type."""
     others = frozen.events()
     for history in frozen.histories():
         state = None
@@ -33,12 +33,12 @@ def results() -> Iterator[bytes]:
 def result(state: Instance, event: AnyEvent) -> bytes:
     try:
         return stream_state.encode(evolve(state, event, stream_id=state.id))
-    except Exception as error:  # noqa: BLE001 - that it makes no sense there, and how that is found, is a result
+    except Exception as error:  # noqa: BLE001 - an event that makes no sense there raises one, and that is a result too
         return type(error).__name__.encode()
 
 
-def test_whoever_changes_what_a_history_gives_changes_the_number_of_the_rules() -> None:
-    """Otherwise processes of this release would go on from states that those before have made by other rules.
+def test_the_fold_version_changes_whenever_a_history_gives_another_state() -> None:
+    """Otherwise processes of this release would go on from snapshots that an earlier one made by other rules.
 
     Where this fails: raise `FOLD_VERSION` in `events/stream_state.py`, and add its digest.
     """
@@ -49,7 +49,7 @@ def test_whoever_changes_what_a_history_gives_changes_the_number_of_the_rules() 
 
 
 @pytest.mark.parametrize("way", lives.WAYS)
-def test_a_snapshot_is_read_as_the_state_that_it_was_made_of(way: str) -> None:
+def test_a_snapshot_decodes_to_the_state_that_it_was_made_of(way: str) -> None:
     state = lives.Life.after(*lives.WAYS[way]).state
 
     text = stream_state.encode(state)
@@ -59,6 +59,6 @@ def test_a_snapshot_is_read_as_the_state_that_it_was_made_of(way: str) -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [(499, 500), (0, 1_500), (999, 1_001)])
-def test_one_is_due_where_a_stream_gets_over_each_five_hundredth_event(before: int, after: int) -> None:
+def test_a_snapshot_is_due_when_a_stream_passes_a_multiple_of_500_events(before: int, after: int) -> None:
     assert snapshots.is_due(before, after)
     assert not snapshots.is_due(after, after + 498)

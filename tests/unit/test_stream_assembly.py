@@ -1,4 +1,4 @@
-"""Streams come together from their events in any order, held or put away, and what is missing or too much is found."""
+"""Streams are assembled from events in any order, held in memory or spilled; missing and surplus events are found."""
 
 from __future__ import annotations
 
@@ -54,14 +54,16 @@ histories = st.fixed_dictionaries({stream_id: st.integers(1, 12) for stream_id i
 
 @settings(max_examples=150)
 @given(st.data(), histories)
-def test_a_stream_is_whole_and_in_order_however_its_events_come(data: st.DataObject, history: dict[UUID, int]) -> None:
+def test_a_stream_is_assembled_whole_and_in_order_whatever_the_order_of_its_events(
+    data: st.DataObject, history: dict[UUID, int]
+) -> None:
     events = [event(stream_id, version) for stream_id, last in history.items() for version in range(1, last + 1)]
     mixed = data.draw(st.one_of(st.permutations(events), st.just(events)))
     # A length is known, or it is not, or more was appended since.
     known = {stream_id: last + data.draw(st.sampled_from((0, 0, 3))) for stream_id, last in history.items()}
     lengths = {stream_id: known[stream_id] for stream_id in data.draw(st.sets(st.sampled_from([*known])))}
     with pytest.MonkeyPatch.context() as patch:
-        # All is held; some is, and then nothing; nothing is. Streams are folded a few events at a time once not all is held.
+        # All events are held in memory, or some and then none, or none. Unless all are held, streams are folded a few events at a time.
         patch.setattr(stream_assembly, "HELD_BYTES_MAX", data.draw(st.sampled_from((2**20, 1500, 0))))
         patch.setattr(stream_assembly, "CHUNK", data.draw(st.sampled_from((1, 4, 256))))
 
@@ -73,7 +75,7 @@ def test_a_stream_is_whole_and_in_order_however_its_events_come(data: st.DataObj
 @pytest.mark.parametrize("held_bytes_max", [2**20, 0])
 @pytest.mark.parametrize("lengths", [{A: 4}, {}])
 @pytest.mark.parametrize("versions", [(1, 2, 4), (2, 3), (1, 2, 2), (1, 2, 3, 4, 4), (1, 2, 3, 4, 5, 7)])
-def test_a_gap_or_an_event_too_many_is_an_alarm(
+def test_a_missing_or_surplus_event_raises_an_error(
     versions: tuple[int, ...], lengths: dict[UUID, int], held_bytes_max: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream_assembly, "HELD_BYTES_MAX", held_bytes_max)
@@ -83,7 +85,7 @@ def test_a_gap_or_an_event_too_many_is_an_alarm(
         gathered([event(A, version) for version in versions], lengths=lengths)
 
 
-def test_a_lane_that_lost_the_end_of_a_stream_is_an_alarm() -> None:
+def test_a_lane_with_fewer_events_than_expected_raises_an_error() -> None:
     parts = [EventBlock.of([event(A, 1), event(A, 2)])]
 
     with pytest.raises(LogCorrupted, match="2 events where 3 must be"):

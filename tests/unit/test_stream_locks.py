@@ -1,4 +1,4 @@
-"""The lock of a stream: whatever becomes of who has it, the next one gets it."""
+"""The lock of a stream: whatever becomes of its holder, the next task gets it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Trouble(Exception):
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True], ids=["fails", "is cancelled"])
-async def test_whoever_fails_with_the_lock_leaves_it_to_the_next(*, is_cancelled: bool) -> None:
+async def test_a_task_that_fails_or_is_cancelled_with_the_lock_leaves_it_to_the_next(*, is_cancelled: bool) -> None:
     locks, trouble = StreamLocks(), asyncio.Event()
 
     async def fail() -> None:

@@ -1,4 +1,4 @@
-"""Answers on their way to Telegram, when whoever sends them has to end."""
+"""Answers on their way to Telegram, when the task that sends them is cancelled."""
 
 import asyncio
 import threading
@@ -20,11 +20,11 @@ from tests.waiting import until
 BOT = "123"
 
 
-def test_a_send_that_hangs_leaves_an_agent_that_is_stopped_time_for_its_chats() -> None:
+def test_a_send_may_take_at_most_half_of_the_time_that_an_agent_has_to_stop() -> None:
     assert telegram_delivery.SEND_GRACE_S <= STOP_GRACE_S / 2
 
 
-async def test_what_is_struck_out_as_its_sender_ends_is_put_back(
+async def test_an_answer_whose_sender_is_cancelled_before_sending_is_kept_as_unsent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(telegram_delivery, "SEND_GRACE_S", 0)
@@ -34,7 +34,7 @@ async def test_what_is_struck_out_as_its_sender_ends_is_put_back(
     async with running_telegram() as telegram:
         api = TelegramApi(token=TOKEN, base_url=telegram.url)
         await inbox.store(BOT, {1: "{}"}, next_update=2)
-        # The disk takes its time.
+        # The disk is slow.
         begun, disk = threading.Event(), threading.Event()
 
         def slow(_: object) -> None:

@@ -1,4 +1,4 @@
-"""Derived tokens: repeatable, apart from each other, and strict about their form."""
+"""Derived tokens: repeatable, all different, and strict about their form."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ INSTANCE = UUID("5f0f5ad3-2f0b-5a6e-9f7a-0d5c7d1d3b11")
 KEY = UUID("9d2f2a53-7d8f-4a7b-8f6a-1d2c3b4a5f60")
 
 
-def test_the_same_facts_give_the_same_token_again() -> None:
+def test_the_same_inputs_give_the_same_token() -> None:
     first = tokens.enrol_token(MASTER, INSTANCE, 2, "nonce")
 
     again = tokens.enrol_token(bytes(MASTER), UUID(str(INSTANCE)), 2, "nonce")
@@ -27,7 +27,7 @@ def test_the_same_facts_give_the_same_token_again() -> None:
     assert first.startswith("hce_5f0f5ad32f0b5a6e9f7a0d5c7d1d3b11_2_")
 
 
-def test_every_fact_changes_the_secret() -> None:
+def test_every_input_changes_the_secret_of_a_token() -> None:
     made = [
         tokens.enrol_token(MASTER, INSTANCE, 1, "nonce"),
         tokens.enrol_token(MASTER, INSTANCE, 2, "nonce"),
@@ -44,7 +44,7 @@ def test_every_fact_changes_the_secret() -> None:
     assert len(secrets) == len(made)
 
 
-def test_what_a_former_master_key_has_made_is_known_again() -> None:
+def test_an_agent_key_made_with_a_former_master_key_is_recognised() -> None:
     old, older = bytes(32), bytes(range(1, 33))
     keys = MasterKeys(MASTER, (older, old))
     by_older = tokens.hash_token(tokens.agent_key(older, INSTANCE, KEY)).hex()
@@ -58,7 +58,7 @@ def test_what_a_former_master_key_has_made_is_known_again() -> None:
 
 
 @pytest.mark.parametrize("maker", [MASTER, bytes(32)], ids=["present", "former"])
-def test_a_server_is_given_the_token_that_was_intended(maker: bytes) -> None:
+def test_the_user_data_of_a_server_has_the_intended_enrol_token(maker: bytes) -> None:
     intended = tokens.enrol_token(maker, INSTANCE, 1, "nonce")
     attempt = Attempt(
         number=1,
@@ -70,12 +70,12 @@ def test_a_server_is_given_the_token_that_was_intended(maker: bytes) -> None:
         enrol_token_hash=tokens.hash_token(intended).hex(),
     )
 
-    told = user_data(
+    text_for_server = user_data(
         control_plane_url="http://x", instance_id=INSTANCE, attempt=attempt, master_keys=MasterKeys(MASTER, [bytes(32)])
     )
 
-    assert intended in told
-    (file,) = json.loads(told.removeprefix("#cloud-config"))["write_files"]
+    assert intended in text_for_server
+    (file,) = json.loads(text_for_server.removeprefix("#cloud-config"))["write_files"]
     assert (file["path"], file["permissions"]) == ("/etc/hydracore/agent.json", "0600")
     assert json.loads(file["content"]) == {
         "control_plane_url": "http://x",
@@ -85,16 +85,16 @@ def test_a_server_is_given_the_token_that_was_intended(maker: bytes) -> None:
     }
 
 
-def test_a_server_is_called_what_it_has_always_been_called() -> None:
-    """By its name it is found again, whichever release has asked for it."""
+def test_the_name_of_an_instance_s_server_never_changes() -> None:
+    """A server is found again by its name, whichever release asked for it."""
     assert server_name(INSTANCE) == "hc-5f0f5ad3-2f0b-5a6e-9f7a-0d5c7d1d3b11"
 
 
-def test_an_attempt_and_a_nonce_cannot_trade_digits() -> None:
+def test_moving_a_digit_between_attempt_and_nonce_changes_the_secret() -> None:
     assert tokens.enrol_token(MASTER, INSTANCE, 1, "12")[-43:] != tokens.enrol_token(MASTER, INSTANCE, 11, "2")[-43:]
 
 
-def test_tokens_say_whose_they_are() -> None:
+def test_a_token_names_its_instance_and_its_attempt_or_key() -> None:
     enrol = tokens.parse_enrol_token(tokens.enrol_token(MASTER, INSTANCE, 4, "nonce"))
     key = tokens.parse_agent_key(tokens.agent_key(MASTER, INSTANCE, KEY))
 
@@ -141,12 +141,12 @@ def test_one_kind_of_token_is_not_taken_for_another() -> None:
         "full-width",
     ],
 )
-def test_malformed_keys_are_refused(change: Callable[[str], str]) -> None:
+def test_malformed_agent_keys_are_refused(change: Callable[[str], str]) -> None:
     assert tokens.parse_agent_key(change(tokens.agent_key(MASTER, INSTANCE, KEY))) is None
 
 
 @given(st.text(max_size=200))
-def test_no_text_breaks_the_parsers(text: str) -> None:
+def test_arbitrary_text_is_not_accepted_as_a_token(text: str) -> None:
     assert tokens.parse_enrol_token(text) is None
     assert tokens.parse_agent_key(text) is None
 

@@ -1,4 +1,4 @@
-"""Old versions of events are read as what they mean today, step by step, and unknown ones are never guessed at."""
+"""Old versions of events are upgraded step by step to the current one, and unknown ones are refused."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from events.codec import encode
 from events.errors import EventUnreadable
 from events.types import AnyEvent, Event
 
-#: `events-vN.jsonl`: what was written as version N of its type, a line each; with how many lines it began, and their digest.
+#: `events-vN.jsonl`: events that were written as version N of their type, one per line; the number of its frozen lines, and their digest.
 CORPUS = Path(__file__).parents[1] / "corpus"
 FROZEN = {"events-v1.jsonl": (37, "618aca8c2628f947aea2ece97d7e0aed810eb4b497a2739a6322b5f4a484ab21")}
 
-#: Today's `health_changed` says `health`. Two versions that never were: `condition` as a number, then `state` as a word.
+#: Today's `health_changed` has the field `health`. Two made-up earlier versions: `condition` as a number, then `state` as a word.
 OLDEST = b'{"type":"health_changed","at_ms":1,"condition":0}'
 OLDER = b'{"type":"health_changed","at_ms":1,"state":"late"}'
 
@@ -47,20 +47,20 @@ def third_version(monkeypatch: pytest.MonkeyPatch) -> None:
     ("schema_version", "payload"),
     [(1, OLDEST), (2, OLDER), (3, b'{"type":"health_changed","at_ms":1,"health":"late"}')],
 )
-def test_every_version_is_read_as_the_one_of_today(schema_version: int, payload: bytes) -> None:
+def test_every_known_version_is_read_as_the_current_one(schema_version: int, payload: bytes) -> None:
     event = upcast.read(payload, tag="health_changed", schema_version=schema_version)
 
     assert event == e.HealthChanged(at_ms=1, health="late")
 
 
 @pytest.mark.parametrize("schema_version", [0, 2])
-def test_a_version_that_nobody_knows_is_refused(schema_version: int) -> None:
+def test_an_unknown_version_of_an_event_is_refused(schema_version: int) -> None:
     with pytest.raises(EventUnreadable, match=f"Version {schema_version} of event health_changed"):
         upcast.read(OLDER, tag="health_changed", schema_version=schema_version)
 
 
 @pytest.mark.parametrize("schema_version", [0, -1])
-def test_what_no_release_ever_writes_is_told_from_what_a_newer_one_may(schema_version: int) -> None:
+def test_a_version_that_no_release_writes_is_not_taken_for_one_of_a_newer_release(schema_version: int) -> None:
     with pytest.raises(EventUnreadable) as newer:
         upcast.read(OLDER, tag="health_changed", schema_version=2)
     with pytest.raises(EventUnreadable) as made_up:
@@ -69,19 +69,19 @@ def test_what_no_release_ever_writes_is_told_from_what_a_newer_one_may(schema_ve
     assert (newer.value.is_newer, made_up.value.is_newer) == (True, False)
 
 
-def test_a_type_that_nobody_knows_is_refused() -> None:
+def test_an_unknown_event_type_is_refused() -> None:
     with pytest.raises(EventUnreadable, match="Version 1 of event instance_exploded"):
         upcast.read(b'{"type":"instance_exploded","at_ms":1}', tag="instance_exploded", schema_version=1)
 
 
-def test_the_present_is_what_the_types_say() -> None:
+def test_the_current_versions_are_those_of_the_event_types() -> None:
     assert {
         kind.__struct_config__.tag: kind.schema_version for kind in Event.__subclasses__()
     } == upcast.CURRENT_VERSIONS
 
 
-def test_what_a_field_may_be_changes_only_with_the_version() -> None:
-    """An earlier release would take an event with a new value for a broken one, where a new version says that it is newer."""
+def test_the_allowed_values_of_a_field_change_only_with_the_event_s_version() -> None:
+    """An earlier release would take an event with a new value for a broken one; a new version tells it that the event is newer."""
     closed = {
         (kind.__struct_config__.tag, kind.schema_version, field.name): get_args(field.type)
         for kind in get_args(AnyEvent)
@@ -104,20 +104,20 @@ def test_what_a_field_may_be_changes_only_with_the_version() -> None:
 
 
 def corpus() -> Iterator[tuple[str, int, bytes]]:
-    """Every line that was ever written: the type's stored name, its version, and the payload."""
+    """Every line of the corpus: the type's stored name, its version, and the payload."""
     for path in sorted(CORPUS.glob("events-v*.jsonl")):
         for line in path.read_bytes().splitlines():
             yield msgspec.json.decode(line)["type"], int(path.stem.removeprefix("events-v")), line
 
 
-def test_the_corpus_is_only_ever_added_to() -> None:
+def test_existing_lines_of_the_corpus_never_change() -> None:
     assert {path.name for path in CORPUS.glob("events-v*.jsonl")} == set(FROZEN)
     for name, (count, digest) in FROZEN.items():
         lines = (CORPUS / name).read_bytes().splitlines(keepends=True)
         assert sha256(b"".join(lines[:count])).hexdigest() == digest
 
 
-def test_every_version_of_every_event_has_its_line_and_each_of_its_fields_a_value() -> None:
+def test_the_corpus_has_every_version_of_every_event_and_a_value_for_every_field() -> None:
     written = {(tag, version) for tag, version, _ in corpus()}
     assert written == {(tag, version) for tag, now in upcast.CURRENT_VERSIONS.items() for version in range(1, now + 1)}
     for kind in get_args(AnyEvent):
@@ -127,12 +127,12 @@ def test_every_version_of_every_event_has_its_line_and_each_of_its_fields_a_valu
             for name, version, line in corpus()
             if (name, version) == (tag, upcast.CURRENT_VERSIONS[tag])
         ]
-        # A field that is renamed is a field that was never written.
+        # A renamed field is found here, as one that was never written.
         assert set[str]().union(*current) == {"type", *kind.__struct_fields__}
 
 
 @pytest.mark.parametrize(("tag", "version", "line"), list(corpus()))
-def test_whatever_was_written_is_read(tag: str, version: int, line: bytes) -> None:
+def test_every_event_of_the_corpus_can_be_read(tag: str, version: int, line: bytes) -> None:
     event = upcast.read(line, tag=tag, schema_version=version)
 
     assert event.__struct_config__.tag == tag

@@ -1,4 +1,4 @@
-"""Bad requests: each is answered with all of its problems, in FastAPI's order, words and codes."""
+"""Invalid requests: each is refused with all of its problems, in FastAPI's order, with its messages and types."""
 
 import json
 from typing import Annotated, Any
@@ -86,7 +86,7 @@ GOOD_BODY = '{"name":"x"}'
         (A_UUID, "", "1", GOOD_BODY, "Application/JSON; Charset=UTF-8"),
     ],
 )
-async def test_requests_are_judged_as_fastapi_judges_them(
+async def test_requests_are_validated_with_the_same_result_and_problems_as_by_fastapi(
     *, reference: Any, instance_id: str, query: str, count: str | None, body: str, content_type: str
 ) -> None:
     headers = {"content-type": content_type} | ({"x-count": count} if count is not None else {})
@@ -110,7 +110,7 @@ async def test_requests_are_judged_as_fastapi_judges_them(
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded"])
-async def test_a_body_of_another_content_type_is_refused_as_fastapi_does_and_says_what_to_send(
+async def test_a_body_of_another_content_type_is_refused_with_the_content_type_to_send(
     *, reference: Any, content_type: str
 ) -> None:
     headers = {"content-type": content_type, "x-count": "1"}
@@ -127,8 +127,8 @@ async def test_a_body_of_another_content_type_is_refused_as_fastapi_does_and_say
     assert found.msg == expected["msg"] + "; the Content-Type of the request must be application/json"
 
 
-def test_a_body_that_is_no_json_does_not_hide_the_other_problems() -> None:
-    """FastAPI would tell of the body alone."""
+def test_a_body_that_is_not_json_does_not_hide_the_other_problems() -> None:
+    """FastAPI would report the body alone."""
     reader = reader_of(handler, "/things/{instance_id}")
 
     with pytest.raises(RequestInvalid) as raised:
@@ -215,7 +215,9 @@ KEY = r"String should match pattern '^[^\x00-\x1f\x7f-\x9f]*\Z'"
     ],
     ids=lambda value: json.dumps(value)[:40] if isinstance(value, dict) else "",
 )
-def test_bad_orders_are_answered_with_all_their_problems(body: dict[str, Any], problems: list[Any]) -> None:
+def test_an_invalid_request_for_an_instance_is_refused_with_all_its_problems(
+    body: dict[str, Any], problems: list[Any]
+) -> None:
     whole = body if "tier_id" in body or not body else {"region_id": "local", "tier_id": "starter", **body}
 
     with pytest.raises(RequestInvalid) as raised:
@@ -238,14 +240,14 @@ def test_bad_orders_are_answered_with_all_their_problems(body: dict[str, Any], p
     ],
     ids=["utf-8", "nested", "digits", "comma", "blank"],
 )
-def test_bodies_that_are_no_json_are_refused(raw: bytes, problem: tuple[Any, ...]) -> None:
+def test_a_body_that_is_not_json_or_too_deeply_nested_is_refused(raw: bytes, problem: tuple[Any, ...]) -> None:
     with pytest.raises(RequestInvalid) as raised:
         reader_of(create, "/v1/instances", CHECKS).read(scope_of({}), raw)
 
     assert [tuple(each) for each in raised.value.problems] == [problem]
 
 
-def test_problems_of_header_and_body_are_told_together() -> None:
+def test_problems_of_header_and_body_are_reported_together() -> None:
     headers = [*JSON_HEADERS, (b"idempotency-key", b"x" * 256)]
 
     with pytest.raises(RequestInvalid) as raised:
@@ -275,7 +277,7 @@ async def poll(who: Principal, key: Annotated[str, RestOfPath()]) -> None:
         ("/a%2F", "/a/"),
     ],
 )
-def test_a_rest_parameter_is_read_as_the_client_wrote_it(written: str, key: str) -> None:
+def test_a_rest_of_path_parameter_is_read_as_the_client_wrote_it(written: str, key: str) -> None:
     reader = reader_of(poll, "/v1/by-key/{key}")
 
     assert reader.read(scope_of({"key": "/routed"}, raw_path=f"/v1/by-key/{written}"), b"") == {"key": key}
@@ -283,7 +285,9 @@ def test_a_rest_parameter_is_read_as_the_client_wrote_it(written: str, key: str)
 
 @pytest.mark.parametrize("way", ["//v1/by-key/", "/v1//by-key%2f", "/%76%31%2Fby%2Dkey/"])
 @pytest.mark.parametrize(("written", "key"), [("a//b%2F", "a//b/"), ("//", "//")])
-def test_a_rest_parameter_is_read_so_however_the_way_there_is_written(way: str, written: str, key: str) -> None:
+def test_a_rest_of_path_parameter_is_found_however_the_path_before_it_is_written(
+    way: str, written: str, key: str
+) -> None:
     reader = reader_of(poll, "/v1/by-key/{key}")
 
     assert reader.read(scope_of({}, raw_path=f"{way}{written}"), b"") == {"key": key}

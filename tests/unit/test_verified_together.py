@@ -1,5 +1,5 @@
-"""How many lanes a verification reads side by side: many of a short log, few of a long one, as many for each worker. And how many workers
-there are."""
+"""How many lanes a verification reads at once: many of a short log, few of a long one, as many for each worker. And how many workers
+it has."""
 
 import os
 
@@ -24,7 +24,9 @@ from hydracore.audit.verifying_lanes import Job
         (0, 3, [22, 22, 20]),
     ],
 )
-def test_short_logs_are_read_in_more_lanes_at_once(events: int, workers: int, sizes: list[int]) -> None:
+def test_more_lanes_of_a_short_log_than_of_a_long_one_are_read_at_once(
+    events: int, workers: int, sizes: list[int]
+) -> None:
     jobs = [Job(lane=lane, upto=events // LANES) for lane in range(LANES)]
 
     parts = _parts(jobs, workers)
@@ -45,12 +47,12 @@ def test_short_logs_are_read_in_more_lanes_at_once(events: int, workers: int, si
         (100 * EVENTS_PER_WORKER, 64, WORKERS_MAX),
     ],
 )
-def test_a_long_log_is_shared_among_processors(
+def test_the_verification_of_a_long_log_is_shared_among_processors(
     events: int, processors: int | None, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: processors)
     jobs = [Job(lane=lane, upto=events // LANES) for lane in range(LANES)]
 
     assert _workers_for(jobs) == workers
-    # What a seal stands for is not read again.
+    # The events before the head at which a job starts are not read again.
     assert _workers_for([Job(lane=job.lane, start=Head(job.upto, b""), upto=job.upto) for job in jobs]) == 1

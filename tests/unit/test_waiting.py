@@ -1,4 +1,4 @@
-"""Waiting for the first of several things: who wins, what is raised, and that nothing goes on."""
+"""Waiting for the first of several tasks: which one wins, what is raised, and that no task is left running."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hydracore.waiting import first_of, run_until
 
 
 class Steps:
-    """Works that note how they end."""
+    """Coroutines that note when their cleanup has ended."""
 
     def __init__(self) -> None:
         self.cleaned_up: list[str] = []
@@ -41,23 +41,23 @@ async def seven() -> int:
     return 7
 
 
-def nothing_goes_on() -> bool:
+def no_task_is_left() -> bool:
     return asyncio.all_tasks() == {asyncio.current_task()}
 
 
 # --- the first of several --------------------------------------------------------------------------------------------
 
 
-async def test_the_others_are_cancelled_and_their_cleanup_awaited(steps: Steps) -> None:
+async def test_the_other_tasks_are_cancelled_and_their_cleanup_is_awaited(steps: Steps) -> None:
     winner, loser = asyncio.create_task(seven()), asyncio.create_task(steps.endless("loser"))
 
     assert await first_of(winner, loser) == {winner}
 
     assert (winner.result(), loser.cancelled(), steps.cleaned_up) == (7, True, ["loser"])
-    assert nothing_goes_on()
+    assert no_task_is_left()
 
 
-async def test_what_ends_at_once_is_over_by_itself() -> None:
+async def test_tasks_that_end_at_the_same_time_are_all_returned() -> None:
     one, other = asyncio.create_task(seven()), asyncio.create_task(fail())
 
     assert await first_of(one, other) == {one, other}
@@ -67,7 +67,7 @@ async def test_what_ends_at_once_is_over_by_itself() -> None:
         other.result()
 
 
-async def test_what_a_loser_makes_of_its_end_does_not_make_it_a_winner() -> None:
+async def test_a_cancelled_task_that_returns_a_result_does_not_count_as_first() -> None:
     async def stubborn() -> str:
         try:
             await asyncio.Event().wait()
@@ -81,7 +81,7 @@ async def test_what_a_loser_makes_of_its_end_does_not_make_it_a_winner() -> None
     assert loser.result() == "all the same"
 
 
-async def test_the_error_of_the_first_ends_the_wait_and_is_its_own_to_tell(steps: Steps) -> None:
+async def test_a_first_task_that_fails_ends_the_wait_and_keeps_its_error(steps: Steps) -> None:
     failing, loser = asyncio.create_task(fail()), asyncio.create_task(steps.endless("loser"))
 
     assert await first_of(loser, failing) == {failing}
@@ -90,7 +90,7 @@ async def test_the_error_of_the_first_ends_the_wait_and_is_its_own_to_tell(steps
     assert steps.cleaned_up == ["loser"]
 
 
-async def test_a_wait_that_is_cancelled_leaves_neither(steps: Steps) -> None:
+async def test_a_cancelled_wait_leaves_no_task_running(steps: Steps) -> None:
     async def wait() -> None:
         await first_of(*(asyncio.create_task(steps.endless(name)) for name in ("one", "other")))
 
@@ -101,10 +101,10 @@ async def test_a_wait_that_is_cancelled_leaves_neither(steps: Steps) -> None:
         await waiting
 
     assert sorted(steps.cleaned_up) == ["one", "other"]
-    assert nothing_goes_on()
+    assert no_task_is_left()
 
 
-async def test_a_wait_that_is_cancelled_as_it_cleans_up_leaves_neither_and_is_cancelled() -> None:
+async def test_a_wait_that_is_cancelled_during_cleanup_leaves_no_task_running() -> None:
     cleaning_up = asyncio.Event()
 
     async def slow_to_end() -> None:
@@ -120,20 +120,20 @@ async def test_a_wait_that_is_cancelled_as_it_cleans_up_leaves_neither_and_is_ca
     with pytest.raises(asyncio.CancelledError):
         await waiting
 
-    assert nothing_goes_on()
+    assert no_task_is_left()
 
 
 # --- work until an event ---------------------------------------------------------------------------------------------
 
 
-async def test_work_is_cut_short_by_the_event_and_its_cleanup_awaited(steps: Steps) -> None:
+async def test_the_event_cancels_the_work_whose_cleanup_is_awaited(steps: Steps) -> None:
     assert await run_until(steps.begun, steps.endless("work"))
 
     assert steps.cleaned_up == ["work"]
-    assert nothing_goes_on()
+    assert no_task_is_left()
 
 
-async def test_what_work_raises_is_raised_unless_the_event_came() -> None:
+async def test_an_error_of_the_work_is_raised_unless_the_event_came() -> None:
     came = asyncio.Event()
 
     async def fail_as_it_comes() -> None:
@@ -144,10 +144,10 @@ async def test_what_work_raises_is_raised_unless_the_event_came() -> None:
         await run_until(asyncio.Event(), fail())
     assert await run_until(came, fail_as_it_comes())
     assert not await run_until(asyncio.Event(), asyncio.sleep(0))
-    assert nothing_goes_on()
+    assert no_task_is_left()
 
 
-async def test_work_that_nobody_waits_for_any_more_is_over(steps: Steps) -> None:
+async def test_cancelling_the_wait_cancels_the_work_and_awaits_its_cleanup(steps: Steps) -> None:
     waiting = asyncio.create_task(run_until(asyncio.Event(), steps.endless("work")))
     await steps.begun.wait()
     waiting.cancel()
@@ -155,4 +155,4 @@ async def test_work_that_nobody_waits_for_any_more_is_over(steps: Steps) -> None
         await waiting
 
     assert steps.cleaned_up == ["work"]
-    assert nothing_goes_on()
+    assert no_task_is_left()
