@@ -1,4 +1,4 @@
-"""What customers ask for in the free-form parts of a document: it is used where possible, and else reported as ignored."""
+"""What customers ask for in the free-form parts of a document: it is used where possible, and otherwise reported as ignored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work in progress is limited per instance, and no count is kept of idle instances."""
+"""Work in progress is limited per instance, and no count is kept for idle instances."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hydracore.api.errors import AgentBusy
 ADA = UUID(int=1)
 
 
-def test_work_over_the_limit_is_refused_and_no_count_is_kept_of_an_idle_instance() -> None:
+def test_work_over_the_limit_is_refused_and_no_count_is_kept_for_an_idle_instance() -> None:
     chats = ConcurrencyLimiter("chats")
 
     with chats.slot(ADA, limit=2), chats.slot(ADA, limit=2):

@@ -200,7 +200,7 @@ def test_a_superseded_boot_cannot_enrol_again() -> None:
         life.give(lives.enrol(BOOT))
 
 
-def test_an_agent_that_boots_over_and_over_does_not_make_the_state_grow() -> None:
+def test_an_agent_that_boots_again_and_again_does_not_make_the_state_grow_without_limit() -> None:
     life = Life.after(*lives.ENROLLED)
     boots = tuple(UUID(int=0xE00 + number) for number in range(SUPERSEDED_BOOTS_KEPT + 9))
 

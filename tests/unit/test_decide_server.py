@@ -221,7 +221,7 @@ def test_only_a_failed_attempt_is_discarded_and_only_once() -> None:
     assert life.give(lives.discarded()) == ()
 
 
-def test_that_an_earlier_attempt_left_no_server_says_nothing_of_the_present_one() -> None:
+def test_discarding_an_earlier_attempt_does_not_discard_the_server_of_the_current_one() -> None:
     life = Life.after(*lives.ATTEMPT_DISCARDED, lives.plan(2), lives.created(2), lives.failed(2))
 
     assert life.give(lives.discarded(1)) == ()

@@ -40,7 +40,7 @@ def test_an_export_of_one_instance_is_verified_with_only_chain_steps_of_the_othe
     assert "not signed" in note
 
 
-def test_who_names_no_key_is_told_that_an_export_is_not_signed_and_not_alarmed() -> None:
+def test_without_a_public_key_an_unsigned_export_is_a_note_and_no_finding() -> None:
     report = verified(INSTANCE, public_key=None, allow_unsigned=False)
 
     assert report.findings == []

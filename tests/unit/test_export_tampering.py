@@ -181,8 +181,8 @@ def test_two_contradicting_seals_over_one_head_report_all_events_since_the_seal_
     assert places == ["lane 6, 13 to 19"]
 
 
-def test_a_seal_of_before_the_exported_part_of_a_lane_says_nothing_of_it(tmp_path: Path) -> None:
-    # As where another lane of the tenant begins at it.
+def test_a_seal_from_before_the_exported_part_of_a_lane_is_no_finding(tmp_path: Path) -> None:
+    # For example, because another lane of the tenant begins at it.
     forger = Forger(INSTANCE)
     at = min(at for at, each in enumerate(forger.records) if isinstance(each, r.SealRecord))
     heads = [Head(5, bytes(32)) if lane == LANE else Head(0, GENESIS) for lane in range(LANES)]
@@ -201,7 +201,7 @@ def test_each_kind_of_tampering_is_found_where_it_was_done(tamper: Callable[[For
     assert found(forger.saved(tmp_path)) == CASES[tamper]
 
 
-def test_a_lane_that_is_there_twice_is_out_of_order(tmp_path: Path) -> None:
+def test_a_duplicate_lane_is_reported_as_out_of_order(tmp_path: Path) -> None:
     forger = Forger(INSTANCE)
     begin, end = (at for at, each in enumerate(forger.records) if isinstance(each, (r.LaneRecord, r.LaneEndRecord)))
     forger.records[end + 1 : end + 1] = forger.records[begin : end + 1]
@@ -294,7 +294,7 @@ def test_hiding_the_end_of_a_stream_is_found_in_a_signed_export_and_not_in_an_un
     assert found(forger.saved(tmp_path, key=KEY)) == []
 
 
-def test_what_is_signed_as_a_whole_is_proven_also_where_no_seal_covers_it(tmp_path: Path) -> None:
+def test_an_export_that_is_signed_as_a_whole_is_verified_even_without_seals(tmp_path: Path) -> None:
     forger = Forger(TENANT)
     forger.records = [each for each in forger.records if not isinstance(each, r.SealRecord)]
 

@@ -32,7 +32,7 @@ def test_a_small_log_is_not_rotated(log: Path) -> None:
     assert {path.name: path.read_text() for path in log.parent.iterdir()} == {"part.log": "line\n"}
 
 
-def test_a_large_log_is_moved_to_an_old_file_while_its_writer_goes_on(log: Path) -> None:
+def test_a_large_log_is_copied_to_an_old_file_and_emptied_while_its_writer_goes_on(log: Path) -> None:
     with log.open("a") as writer:
         for line in ("first\n", "second\n"):
             writer.write(line)

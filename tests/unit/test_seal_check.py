@@ -59,7 +59,7 @@ def test_a_seal_missing_or_out_of_order_in_the_copy_is_a_finding(numbers: list[i
     assert [(each.kind, each.what) for each in findings] == ([] if flaw is None else [("copy_flawed", flaw)])
 
 
-def test_seals_that_were_taken_out_between_others_are_missed_and_kept() -> None:
+def test_seals_removed_between_others_are_reported_as_missing_and_kept_from_the_copy() -> None:
     seals = chain(5)
 
     checked = check_seals([seals[0], seals[3], seals[4]], seals, public_key=PUBLIC)
