@@ -34,7 +34,7 @@ from tests.waiting import PATIENCE_S, until
 REPOSITORY = Path(__file__).parents[2]
 
 SECONDS = float(os.environ.get("GAP_PROOF_SECONDS", "1.5"))
-#: Of the others nothing is asked but that they take part.
+#: The other logs only have to take part: nothing is asserted of them.
 OTHERS_SECONDS = float(os.environ.get("GAP_PROOF_SECONDS", "0.3"))
 SESSIONS = 60
 
@@ -44,7 +44,7 @@ STALLED_S = 2.0
 #: Between two reads. A number that was taken waits longer for its commit, so that this many see whatever there is to see.
 BETWEEN_READS_S = 0.002
 
-#: Between the taking of a number and the commit lies time: a slow disk, a replica, a busy machine. And some never commit.
+#: Time passes between taking a number and committing: a slow disk, a replica, a busy machine. Some never commit.
 SLOW_COMMITS = """
 CREATE FUNCTION slow_commit() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -122,7 +122,7 @@ class Reading:
         return marks <= set(self.seen)
 
 
-def tell(log: Any, what: object) -> None:
+def report(log: Any, what: object) -> None:
     sys.stdout.write(f"{log.name}: {what}\n")
 
 
@@ -136,7 +136,7 @@ class Writers:
         self._processes = [self._start(arguments) for arguments in self._arguments]
 
     def kill_one(self) -> None:
-        """kill -9, wherever the next one is; another goes on."""
+        """kill -9 the next one, wherever it is, and start another in its place."""
         place = next(self._turns)
         self._processes[place].kill()
         self._processes[place] = self._start(self._arguments[place])
@@ -151,7 +151,7 @@ class Writers:
 
 
 @pytest.mark.parametrize("kind", LOGS, ids=lambda kind: kind.name)
-async def test_random_writers_rollbacks_and_kills(
+async def test_random_rollbacks_and_kills_make_a_reader_neither_lose_double_nor_reorder_events(
     kind: Any, database_url: str, owner_conn: psycopg.AsyncConnection, tmp_path: Path
 ) -> None:
     async with kind.opened(database_url) as log:
@@ -176,20 +176,20 @@ async def test_random_writers_rollbacks_and_kills(
                     await asyncio.to_thread(writers.kill_one)
             finally:
                 writers.kill_all()
-            # Nobody tells the database that they are dead: what they sent last may still be written.
+            # The database does not know yet that they are dead: what they sent last may still be written.
             await until(quiet)
             there = await truth(database_url, log)
             await reading.sees(there)
 
     found = Findings(reading.seen, there)
-    tell(log, found)
+    report(log, found)
     assert found.events > STREAMS
     if kind is LOGS[0]:
         assert found.wrong == (0, 0, 0)
 
 
 @pytest.mark.parametrize("kind", LOGS, ids=lambda kind: kind.name)
-async def test_sessions_that_sit_in_open_transactions(
+async def test_idle_open_transactions_neither_stall_a_reader_nor_make_it_lose_events(
     kind: Any, database_url: str, services: Services, owner_conn: psycopg.AsyncConnection
 ) -> None:
     elsewhere = services.create_database(f"elsewhere_{os.getpid()}_{LOGS.index(kind)}")
@@ -225,20 +225,22 @@ async def test_sessions_that_sit_in_open_transactions(
         name
         for name, seen in (
             # Not to be seen without any trouble, or when it is over, is a loss: some logs lose at any time.
-            ("nobody", undisturbed),
+            ("no trouble", undisturbed),
             (f"{SESSIONS} idle sessions", with_sitters),
             ("a write elsewhere", with_other),
-            ("what is over", afterwards),
+            ("trouble that is over", afterwards),
         )
         if not seen
     ]
-    tell(log, f"{found}; stalled by {', '.join(stalled) or 'nothing'}")
+    report(log, f"{found}; stalled by {', '.join(stalled) or 'nothing'}")
     if kind is LOGS[0]:
         assert (found.wrong, stalled) == ((0, 0, 0), [])
 
 
-async def test_a_dump_restored_into_a_younger_cluster(own_services: OwnServices, database_url: str) -> None:
-    # Here, in the tests' old cluster, everything was written; the other cluster is fresh, and its transactions few.
+async def test_a_reader_loses_no_events_after_a_dump_is_restored_into_a_younger_cluster(
+    own_services: OwnServices, database_url: str
+) -> None:
+    # Everything was written in this old cluster of the tests; the other one is fresh and has had few transactions.
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as connection:
         await connection.execute(
             "DO $$ BEGIN FOR i IN 1..20000 LOOP BEGIN PERFORM pg_current_xact_id(); EXCEPTION WHEN others THEN NULL; END;"
@@ -264,7 +266,7 @@ async def test_a_dump_restored_into_a_younger_cluster(own_services: OwnServices,
                 there = await truth(younger, log)
                 stalled = not await reading.sees(there)
             found = Findings(reading.seen, there)
-            tell(log, f"{found}{', for ever' if stalled else ''}")
+            report(log, f"{found}{', for ever' if stalled else ''}")
             if log.name == LOGS[0].name:
                 assert (found.events, found.wrong) == (4, (0, 0, 0))
 
@@ -283,7 +285,7 @@ def dump_and_restore(source: str, cluster: str) -> str:
 
 @needs_pooler
 @pytest.mark.parametrize("prepared", [False, True], ids=["unprepared", "prepared"])
-async def test_a_pooler_in_transaction_mode(prepared: bool, database_url: str) -> None:  # noqa: FBT001 - a parameter of the test
+async def test_a_reader_behind_a_pooler_in_transaction_mode_loses_no_events(prepared: bool, database_url: str) -> None:  # noqa: FBT001 - a parameter of the test
     if prepared and pooler_version() < KEEPS_PREPARED:
         pytest.skip("This PgBouncer keeps no prepared statements")
     async with pooled(database_url, prepared=prepared) as url, OurLog.opened(url, prepared=prepared) as log:
@@ -295,6 +297,6 @@ async def test_a_pooler_in_transaction_mode(prepared: bool, database_url: str) -
             assert await reading.sees(there)
 
     found = Findings(reading.seen, there)
-    tell(log, f"behind a pooler: {found}")
+    report(log, f"behind a pooler: {found}")
     assert found.events > STREAMS
     assert found.wrong == (0, 0, 0)

@@ -1,4 +1,4 @@
-"""A standby takes over while everything runs: with all that was acknowledged, and without the last of it."""
+"""A standby takes over while everything runs: one that has all that was acknowledged, and one that lacks the last of it."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -25,13 +25,13 @@ __all__ = ["replicated_fixture"]
 
 INSTANCES = 4
 
-#: Who has a key.
+#: The customers that have a key.
 KEYS = "SELECT customer_id FROM customer_key WHERE wrapped_key IS NOT NULL"
 
 
 @pytest.fixture
 async def stack(replicated: Replicated, tmp_path: Path) -> AsyncGenerator[Stack]:
-    """A stack on both, that seals all the time."""
+    """A stack on a primary with a standby, that seals all the time."""
     settings = {"seal_key": SEAL_KEY_TEXT, "seal_file": str(tmp_path / "seals.jsonl"), "seal_interval_s": "0.2"}
     stack = Stack(tmp_path, database_url=replicated.database_url, redis_url=replicated.redis_url, **settings, **BRISK)
     try:
@@ -47,7 +47,7 @@ async def stack(replicated: Replicated, tmp_path: Path) -> AsyncGenerator[Stack]
 
 
 @pytest.mark.long
-async def test_all_goes_on_behind_a_synchronous_standby_and_nothing_acknowledged_is_lost(
+async def test_failover_to_a_synchronous_standby_loses_nothing_acknowledged_and_work_continues(
     stack: Stack, replicated: Replicated
 ) -> None:
     await replicated.synchronous()
@@ -84,7 +84,7 @@ async def test_all_goes_on_behind_a_synchronous_standby_and_nothing_acknowledged
 
 
 @pytest.mark.long
-async def test_what_a_standby_lacks_is_told_and_made_again_and_nothing_is_doubled(
+async def test_failover_to_a_lagging_standby_reports_lost_history_and_doubles_no_server(
     stack: Stack, replicated: Replicated
 ) -> None:
     hold(stack, "hold_before")
@@ -147,7 +147,7 @@ def all_is_sealed(stack: Stack) -> bool:
 
 @asynccontextmanager
 async def ordered_by_eve(stack: Stack, replicated: Replicated) -> AsyncGenerator[asyncio.Task[httpx.Response]]:
-    """A new customer, whose key is made in the first database, and whose order has not landed there."""
+    """Orders of a new customer, whose key is made in the first database, and whose order has not been appended there."""
     token = issue_token(JWT_SECRET, tenant_id=TENANT, user_id="eve", role="customer", expires_at=4_000_000_000)
     lane = lane_of(instance_id_for(tenant_id=TENANT, customer_id="eve", idempotency_key="hers"))
     order = {"region_id": "local", "tier_id": "starter", "user_display_name": "Eve", "idempotency_key": "hers"}

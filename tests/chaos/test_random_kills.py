@@ -36,7 +36,7 @@ async def fragile(own_services: OwnServices, tmp_path: Path) -> AsyncGenerator[S
 
 
 @pytest.mark.long
-async def test_nothing_is_lost_doubled_or_left_over_whatever_dies_when(
+async def test_random_kills_of_every_component_lose_no_instance_and_double_or_leak_no_server(
     fragile: Stack, own_services: OwnServices
 ) -> None:
     rng = random.Random(SEED)  # noqa: S311 - the same moments in every run, as far as the machine allows

@@ -8,7 +8,7 @@ from tests.secrecy import assert_no_secret_leaked, assert_user_data_is_bare
 from tests.stack import TENANT, Stack
 
 
-async def test_no_secret_is_readable_where_it_must_not_be(stack: Stack) -> None:
+async def test_no_secret_appears_in_the_database_in_any_output_or_at_the_provider(stack: Stack) -> None:
     async with await psycopg.AsyncConnection.connect(stack.database_url, autocommit=True) as connection:
         api_key = await create_api_key(connection, tenant_id=TENANT, name="backend")
     key, instance_id = stack.new_key()

@@ -80,12 +80,12 @@ SWEEP_CALLS: Final = (
 )
 
 
-def what(call: Call) -> str:
+def call_name(call: Call) -> str:
     return call.what
 
 
-@pytest.mark.parametrize("call", CREATE_CALLS, ids=what)
-async def test_a_create_survives_a_worker_killed_at_the(stack: Stack, call: Call) -> None:
+@pytest.mark.parametrize("call", CREATE_CALLS, ids=call_name)
+async def test_a_create_survives_a_worker_killed_at_any_of_its_provider_calls(stack: Stack, call: Call) -> None:
     asked = [stack.new_key() for _ in call.fates]
     ids = [instance_id for _, instance_id in asked]
     if call.first is not None:
@@ -112,8 +112,8 @@ async def test_a_create_survives_a_worker_killed_at_the(stack: Stack, call: Call
     await delete_all(stack, ids)
 
 
-@pytest.mark.parametrize("call", KEY_CALLS, ids=what)
-async def test_a_create_survives_a_worker_killed_as_it_sees_to_its_ssh_key(stack: Stack, call: Call) -> None:
+@pytest.mark.parametrize("call", KEY_CALLS, ids=call_name)
+async def test_a_create_survives_a_worker_killed_while_it_ensures_its_ssh_key(stack: Stack, call: Call) -> None:
     for key in stack.cloudsim.call("GET", "/v1/ssh_keys")["ssh_keys"]:
         stack.cloudsim.call("DELETE", f"/v1/ssh_keys/{key['id']}")
     # Only a worker that has made no server yet looks for the key.
@@ -131,8 +131,8 @@ async def test_a_create_survives_a_worker_killed_as_it_sees_to_its_ssh_key(stack
     await delete_all(stack, ids)
 
 
-@pytest.mark.parametrize("call", DELETE_CALLS, ids=what)
-async def test_a_delete_survives_a_worker_killed_at_the(stack: Stack, call: Call) -> None:
+@pytest.mark.parametrize("call", DELETE_CALLS, ids=call_name)
+async def test_a_delete_survives_a_worker_killed_at_any_of_its_provider_calls(stack: Stack, call: Call) -> None:
     ids = await asyncio.gather(*(stack.running() for _ in call.fates))
     about = call.about(stack, ids)
     arrange(stack, call, about)
@@ -145,8 +145,10 @@ async def test_a_delete_survives_a_worker_killed_at_the(stack: Stack, call: Call
         stack.assert_no_server(instance_id)
 
 
-@pytest.mark.parametrize("call", SWEEP_CALLS, ids=what)
-async def test_a_sweep_survives_a_worker_killed_at_the(stack: Stack, provider: HetznerProvider, call: Call) -> None:
+@pytest.mark.parametrize("call", SWEEP_CALLS, ids=call_name)
+async def test_a_sweep_survives_a_worker_killed_at_any_of_its_provider_calls(
+    stack: Stack, provider: HetznerProvider, call: Call
+) -> None:
     orphan = await stray(provider)
     async with stack.deps() as deps:
         await sweep(deps, dry_run=False)

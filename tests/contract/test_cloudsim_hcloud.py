@@ -20,7 +20,7 @@ from tests.cloudsim_fixtures import (  # noqa: F401 - fixtures
     module_cloudsim_fixture,
 )
 
-#: To the client everything may be absent; here it must be there, and what is not fails the test that reads it.
+#: Untyped: in the client's types everything may be absent; here it must be present, or the test that reads it fails.
 Create = Callable[..., Any]
 
 
@@ -84,7 +84,7 @@ def test_a_server_without_a_key_gets_a_root_password(create: Create) -> None:
     assert created.root_password
 
 
-def test_a_server_that_is_not_to_start_stays_off_until_power_on(client: Client, create: Create) -> None:
+def test_a_server_created_without_start_stays_off_until_power_on(client: Client, create: Create) -> None:
     created = create("hc-1", start_after_create=False)
     created.action.wait_until_finished()
     assert created.next_actions == []
@@ -107,7 +107,7 @@ def test_power_actions_end_in_the_right_status(client: Client, create: Create, v
     assert client.servers.get_by_id(created.server.id).status == status
 
 
-def test_addresses_can_be_left_out_and_are_never_given_twice(create: Create) -> None:
+def test_ipv4_can_be_left_out_and_no_address_is_assigned_twice(create: Create) -> None:
     without = create("hc-0", public_net=ServerCreatePublicNetwork(enable_ipv4=False, enable_ipv6=True)).server
     servers = [create(f"hc-{number}").server for number in range(1, 4)]
 
@@ -180,7 +180,7 @@ def test_a_deleted_server_is_gone_and_its_name_is_free(client: Client, create: C
     assert create("hc-1").server.id > created.server.id
 
 
-def test_a_name_can_be_taken_once(create: Create) -> None:
+def test_a_server_name_can_be_taken_only_once(create: Create) -> None:
     create("hc-1")
 
     with pytest.raises(APIException) as refused:
@@ -203,7 +203,7 @@ def test_a_name_can_be_taken_once(create: Create) -> None:
         {"name": "not a host name"},
     ],
 )
-def test_a_wrong_order_is_invalid_input_and_makes_nothing(
+def test_an_invalid_order_is_refused_as_invalid_input_and_creates_no_server(
     client: Client, create: Create, wrong: dict[str, Any]
 ) -> None:
     with pytest.raises(APIException) as refused:
@@ -218,14 +218,14 @@ def test_user_data_may_be_32_kib(create: Create) -> None:
     assert create("hc-1", user_data="x" * 32_768).server.id
 
 
-def test_another_token_is_unauthorized(cloudsim: CloudsimProcess) -> None:
+def test_a_wrong_token_is_unauthorized(cloudsim: CloudsimProcess) -> None:
     with pytest.raises(APIException) as refused:
         Client(token="wrong", api_endpoint=cloudsim.endpoint).servers.get_all()
 
     assert refused.value.code == "unauthorized"
 
 
-def test_what_does_not_exist_is_not_found(client: Client) -> None:
+def test_an_unknown_id_is_not_found(client: Client) -> None:
     for ask in (client.servers.get_by_id, client.actions.get_by_id, client.ssh_keys.get_by_id, client.images.get_by_id):
         for number in (4_000_000_000, 2**80):
             with pytest.raises(APIException) as refused:

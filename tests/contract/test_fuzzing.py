@@ -25,10 +25,10 @@ EXAMPLES = 5
 #: Which requests are refused, and how, is pinned in `test_api_bad_requests.py`.
 NOT_PROMISED = "negative_data_rejection,positive_data_acceptance"
 
-#: What ends an instance, or its agent's key, gets one of its own.
+#: An operation that ends an instance, or its agent's key, gets an instance of its own.
 DEADLY = ("delete_instance", "rotate_key")
 
-#: Who asks for what. schemathesis takes the credentials away again to see that they are asked for.
+#: The caller of each operation. schemathesis takes the credentials away again to see that they are asked for.
 CALLER_TYPES = """
 headers = {{ Authorization = "{owner[Authorization]}" }}
 
@@ -56,7 +56,9 @@ OPTIONS = (
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
-async def test_every_answer_is_as_the_document_says(services: Services, tmp_path: Path) -> None:
+async def test_every_answer_to_a_generated_request_conforms_to_the_served_document(
+    services: Services, tmp_path: Path
+) -> None:
     async with open_scene(services) as scene, AsyncExitStack() as stack:
         instances = {name: (await stack.enter_async_context(in_use(scene.api))).instance_id for name in DEADLY}
         instances[""] = scene.used.instance_id

@@ -1,4 +1,4 @@
-"""A client that a public generator makes of the served document, used as it comes."""
+"""A client that a public generator makes from the served document, used unchanged."""
 
 import importlib
 import subprocess
@@ -73,14 +73,16 @@ async def calling(api: Api, token: str = "", **who: Any) -> AsyncGenerator[Calle
         yield Caller(client)
 
 
-def test_nothing_of_the_document_is_left_out(generated: Path) -> None:
+def test_the_generated_client_has_every_operation_of_the_document(generated: Path) -> None:
     found = {path.stem for path in (generated / "api" / "default").glob("*.py")} - {"__init__"}
 
     assert found == {op.handler.__name__ for op in every_operation()}
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_an_instance_is_made_watched_and_deleted(api: Api, models: ModuleType, generated: Path) -> None:
+async def test_the_generated_client_creates_reads_and_deletes_an_instance(
+    api: Api, models: ModuleType, generated: Path
+) -> None:
     order = models.CreateInstance(region_id="local", tier_id="starter", agent_name="Ada", idempotency_key="first")
 
     async with calling(api) as ann:
@@ -106,7 +108,9 @@ async def test_an_instance_is_made_watched_and_deleted(api: Api, models: ModuleT
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_an_instance_is_used_and_configured(used: Used, models: ModuleType, generated: Path) -> None:
+async def test_the_generated_client_uses_and_configures_an_instance(
+    used: Used, models: ModuleType, generated: Path
+) -> None:
     here = used.instance_id
     patch = models.PatchPlatformConfig.from_dict({"advanced": {"depth": 1}, "skills": ["notes"], "channels": None})
 
@@ -136,7 +140,9 @@ async def test_an_instance_is_used_and_configured(used: Used, models: ModuleType
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_errors_come_as_what_the_document_calls_them(api: Api, models: ModuleType, generated: Path) -> None:
+async def test_the_generated_client_parses_errors_as_the_documented_types(
+    api: Api, models: ModuleType, generated: Path
+) -> None:
     async with calling(api) as ann, calling(api, "nonsense") as stranger:
         unauthorized = await stranger.get_instance(uuid4())
         absent = await ann.get_instance(uuid4())

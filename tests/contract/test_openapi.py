@@ -24,17 +24,19 @@ def served() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
-def test_nothing_of_the_contract_is_narrowed(served: dict[str, Any], method: str, path: str) -> None:
+def test_the_served_document_narrows_no_operation_of_the_contract(
+    served: dict[str, Any], method: str, path: str
+) -> None:
     assert narrowings(CONTRACT, served, method=method, path=path) == []
 
 
-def test_that_chats_are_streamed_is_told(served: dict[str, Any]) -> None:
+def test_the_document_declares_that_chats_can_be_streamed(served: dict[str, Any]) -> None:
     told = served["paths"]["/v1/instances/{instance_id}/chat"]["post"]["responses"]["200"]["content"]
 
     assert told == {"application/json": {"schema": {}}, "text/event-stream": {"schema": {"type": "string"}}}
 
 
-def test_what_any_request_may_end_in_is_told_of_each_operation(served: dict[str, Any]) -> None:
+def test_every_operation_declares_the_error_statuses_that_any_request_can_get(served: dict[str, Any]) -> None:
     for path, methods in served["paths"].items():
         for method, told in methods.items():
             expected = set[str]()
@@ -45,11 +47,11 @@ def test_what_any_request_may_end_in_is_told_of_each_operation(served: dict[str,
             assert expected <= told["responses"].keys(), f"{method} {path}"
 
 
-def test_no_bound_that_is_kept_and_not_served_is_changed_unseen() -> None:
+def test_the_bounds_enforced_but_not_documented_are_exactly_the_listed_ones() -> None:
     assert undocumented_bounds(CONTRACT, every_operation()) == UNDOCUMENTED_BOUNDS
 
 
-def test_every_reference_leads_somewhere_and_private_marks_stay_inside(served: dict[str, Any]) -> None:
+def test_every_reference_resolves_every_schema_is_used_and_no_private_mark_is_served(served: dict[str, Any]) -> None:
     text = json.dumps(served)
 
     assert "x-undocumented" not in text
@@ -62,7 +64,7 @@ def test_every_reference_leads_somewhere_and_private_marks_stay_inside(served: d
     assert len(ids) == len(set(ids))
 
 
-def test_patterns_are_written_as_javascript_reads_them(served: dict[str, Any]) -> None:
+def test_patterns_are_served_in_javascript_syntax(served: dict[str, Any]) -> None:
     """JSON Schema's patterns are ECMA-262's, which has no `\\Z`: validators refuse the whole document for it."""
     patterns = [node["pattern"] for node in _nodes(served) if isinstance(node.get("pattern"), str)]
 
@@ -94,7 +96,7 @@ def test_patterns_are_written_as_javascript_reads_them(served: dict[str, Any]) -
         (lambda doc: doc["paths"]["/v1/instances"]["post"].update(security=[]), "security"),
     ],
 )
-def test_the_comparison_sees_a_narrowing(served: dict[str, Any], change: Any, complaint: str) -> None:
+def test_the_contract_comparison_detects_a_narrowing(served: dict[str, Any], change: Any, complaint: str) -> None:
     changed = copy.deepcopy(served)
 
     change(changed)
