@@ -1,4 +1,4 @@
-"""Looks at the servers that are being made."""
+"""Polling of the servers that are being made."""
 
 import psycopg
 from structlog.testing import capture_logs
@@ -11,12 +11,12 @@ from workers.action_polling import poll_actions
 from workers.providers.hetzner import HetznerProvider
 
 
-async def test_a_server_is_observed_though_the_provider_fails_at_another(
+async def test_a_server_is_observed_even_if_the_provider_call_for_another_one_fails(
     stack: Stack, provider: HetznerProvider, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     servers = [await stray(provider, **installation()) for _ in range(2)]
     async with stack.deps(database_url=database_url) as deps:
-        # Of actions that the provider has forgotten: the servers themselves tell.
+        # The provider has forgotten their actions, so that the servers themselves are asked for.
         made = [lives.created(server_id=server_id, action_id=f"99999{server_id}") for server_id in servers]
         first, second = [await recorded(deps, number, one) for number, one in enumerate(made)]
         stack.cloudsim.fault("get_server", "error", server_id=int(servers[0]), times=None)
@@ -33,7 +33,7 @@ async def test_a_server_is_observed_though_the_provider_fails_at_another(
         await provider.delete_server(server_id)
 
 
-async def test_a_row_of_which_the_log_knows_nothing_keeps_no_other_server_from_being_observed(
+async def test_an_instance_row_without_a_stream_keeps_no_other_server_from_being_observed(
     stack: Stack, provider: HetznerProvider, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     servers = [await stray(provider, **installation()) for _ in range(2)]
@@ -54,14 +54,14 @@ async def test_a_row_of_which_the_log_knows_nothing_keeps_no_other_server_from_b
         await provider.delete_server(server_id)
 
 
-async def test_a_server_that_one_look_misses_is_not_given_up(
+async def test_a_server_is_not_given_up_because_one_poll_misses_it(
     stack: Stack, provider: HetznerProvider, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     server_id = await stray(provider, **installation())
     newest = "SELECT type FROM event ORDER BY version DESC LIMIT 1"
     told = list[object]()
     async with stack.deps(database_url=database_url) as deps:
-        # Of an action that the provider has forgotten, too.
+        # The provider has forgotten this action, too.
         await recorded(deps, 0, lives.created(server_id=server_id, action_id=f"99999{server_id}"))
         stack.cloudsim.fault("get_server", "error", server_id=int(server_id), status=404, code="not_found")
         for _ in range(2):
@@ -72,7 +72,7 @@ async def test_a_server_that_one_look_misses_is_not_given_up(
     await provider.delete_server(server_id)
 
 
-async def test_a_provider_that_wants_to_be_left_alone_is_asked_of_no_other_server(
+async def test_a_provider_that_refuses_for_its_rate_limit_is_asked_about_no_other_server(
     stack: Stack, database_url: str
 ) -> None:
     async with stack.deps(database_url=database_url) as deps:

@@ -42,7 +42,7 @@ def enrolments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Any
     yield module.Enrolments()
 
 
-async def test_the_page_leads_to_a_projection_that_is_built_followed_and_rebuilt(
+async def test_the_projection_of_the_guide_can_be_built_followed_and_rebuilt(
     enrolments: Any, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):

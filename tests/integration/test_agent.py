@@ -45,7 +45,7 @@ async def test_a_first_boot_goes_through_all_stages_in_order(
     assert (status.active_connections, status.skills_loaded, status.versions.agent) == (0, (), VERSION)
 
 
-async def test_heartbeats_say_how_the_agent_fares(control_plane: FakeControlPlane, agent: AgentProcess) -> None:
+async def test_heartbeats_report_the_agent_s_state(control_plane: FakeControlPlane, agent: AgentProcess) -> None:
     agent.start()
     await control_plane.until(lambda: len(control_plane.heartbeats) >= 3)
 
@@ -75,7 +75,7 @@ async def test_secrets_are_acknowledged_only_once_they_are_on_disk(
     assert on_disk[0]["acknowledged"] is False
 
 
-async def test_an_address_that_is_taken_is_waited_for_and_told_once(
+async def test_an_address_in_use_is_waited_for_and_reported_once(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
     with socket.create_server(control_plane.listen):
@@ -132,7 +132,7 @@ async def test_the_agents_api_needs_its_token(control_plane: FakeControlPlane, a
         assert (await client.get("/api/status", headers=good)).status_code == 200
 
 
-async def test_draining_answers_how_many_chats_are_open(
+async def test_draining_reports_the_number_of_open_chats(
     control_plane: FakeControlPlane, agent: AgentProcess, agent_client: AgentClient
 ) -> None:
     agent.start()
@@ -162,7 +162,9 @@ async def test_a_second_agent_on_the_same_root_is_refused(control_plane: FakeCon
 
 
 @pytest.mark.parametrize("content", [None, "", "{", '{"attempt": 1}', '{"enrol_token": "tell-no-one", "attempt": "x"}'])
-async def test_without_a_good_boot_file_the_agent_ends_with_one_line(tmp_path: Path, content: str | None) -> None:
+async def test_an_agent_without_a_valid_boot_file_exits_with_a_one_line_error(
+    tmp_path: Path, content: str | None
+) -> None:
     agent = AgentProcess(tmp_path)
     if content is not None:
         agent.write_boot_file(content)
@@ -172,12 +174,12 @@ async def test_without_a_good_boot_file_the_agent_ends_with_one_line(tmp_path: P
     assert await agent.exit_code() == 2
     assert agent.output().count("\n") == 1
     assert "etc/hydracore/agent.json" in agent.output()
-    assert not (tmp_path / "var").exists(), "somebody has tried the command on a machine of their own"
+    assert not (tmp_path / "var").exists(), "an agent that cannot start leaves nothing on the machine"
     assert "tell-no-one" not in agent.output()
 
 
 @pytest.mark.parametrize("name", ["keys.json", "chats.sqlite"])
-async def test_what_cannot_be_had_again_is_not_replaced_where_it_is_damaged(
+async def test_damaged_keys_or_chats_stop_the_agent_and_are_not_overwritten(
     control_plane: FakeControlPlane, agent: AgentProcess, name: str
 ) -> None:
     agent.state.mkdir(parents=True)
@@ -194,7 +196,7 @@ async def test_what_cannot_be_had_again_is_not_replaced_where_it_is_damaged(
     assert control_plane.calls == []
 
 
-async def test_a_damaged_spool_is_set_aside_and_the_agent_goes_on(
+async def test_a_damaged_spool_is_set_aside_and_the_agent_starts(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
     agent.start()
@@ -213,7 +215,7 @@ async def test_a_damaged_spool_is_set_aside_and_the_agent_goes_on(
 
 
 @pytest.mark.parametrize(("number", "moment"), [(signal.SIGINT, "waiting"), (signal.SIGTERM, "healthy")])
-async def test_a_signal_stops_it_with_code_0(
+async def test_sigint_or_sigterm_stops_the_agent_with_exit_code_0(
     control_plane: FakeControlPlane, agent: AgentProcess, number: signal.Signals, moment: str
 ) -> None:
     if moment == "waiting":
@@ -230,7 +232,7 @@ async def test_a_signal_stops_it_with_code_0(
     assert agent.log()[-1]["event"] == "agent_stopped"
 
 
-async def test_agents_run_as_tasks_of_another_process_and_can_be_cancelled(
+async def test_agents_can_run_as_tasks_of_one_process_and_be_cancelled(
     control_plane: FakeControlPlane, tmp_path: Path, agent_client: AgentClient
 ) -> None:
     other = FakeControlPlane(listen=free_address(control_plane.listen[0]))

@@ -1,4 +1,4 @@
-"""How long an agent's answers may be, and what is made of what comes: nothing that a hostile one has not paid for itself."""
+"""How long an agent's answers may be, and that a hostile agent cannot make the control plane build more than it sent."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ async def answered(body: bytes) -> AsyncGenerator[tuple[AgentClient, AgentAddres
 HUGE = b'{"conversations":[' + b"[]," * 5_300_000 + b"[]]}"
 
 
-async def test_to_see_that_a_large_answer_is_an_object_nothing_of_it_is_built() -> None:
+async def test_a_large_answer_is_checked_to_be_an_object_without_building_its_contents() -> None:
     async with answered(HUGE) as (agent_client, at):
-        # What comes is held twice while it is made one piece of; its objects would take twenty times as much.
+        # The body is held twice while its chunks are joined; its objects would take twenty times as much.
         with holding_less_than(4 * len(HUGE)):
             found = await agent_client.conversation(at, "c-1")
 
@@ -72,7 +72,7 @@ async def test_to_see_that_a_large_answer_is_an_object_nothing_of_it_is_built() 
     ],
     ids=["chat", "conversations", "config", "conversation"],
 )
-async def test_no_answer_is_longer_than_an_honest_one_can_be(ask: Ask, bytes_max: int) -> None:
+async def test_an_answer_is_accepted_up_to_its_size_limit_and_refused_one_byte_beyond(ask: Ask, bytes_max: int) -> None:
     longest = b'{"x": "%b"}' % (b"x" * (bytes_max - len(b'{"x": ""}')))
 
     async with answered(longest) as (agent_client, at):
@@ -82,7 +82,7 @@ async def test_no_answer_is_longer_than_an_honest_one_can_be(ask: Ask, bytes_max
             await ask(agent_client, at)
 
 
-def test_the_longest_answer_of_an_agent_is_taken() -> None:
+def test_the_longest_chat_answer_fits_the_size_limit() -> None:
     usage = TokenUsage(prompt_tokens=2**31, completion_tokens=2**31, cost_usd="9" * 40)
     # No character takes more room in JSON.
     message = "\x01" * ANSWER_CHARS_MAX
@@ -92,7 +92,7 @@ def test_the_longest_answer_of_an_agent_is_taken() -> None:
     assert CHAT_BYTES_MAX == EVENT_BYTES_MAX
 
 
-def test_the_longest_list_of_conversations_is_taken() -> None:
+def test_the_longest_list_of_conversations_fits_the_size_limit() -> None:
     at = datetime(2026, 1, 2, 3, 4, 5, 678_901, UTC)
     preview = "\x01" * PREVIEW_CHARS
     longest = ConversationSummary(
@@ -102,7 +102,7 @@ def test_the_longest_list_of_conversations_is_taken() -> None:
     assert len(msgspec.json.encode(Conversations((longest,) * CONVERSATIONS_LISTED_MAX))) < ANSWER_BYTES_MAX
 
 
-async def test_the_longest_conversation_is_taken(tmp_path: Path) -> None:
+async def test_the_longest_conversation_fits_the_size_limit(tmp_path: Path) -> None:
     store = Store(tmp_path / STORE_FILE, now_ms=lambda: 0, new_id=uuid4)
     question = Question("\x01" * MESSAGE_CHARS_MAX, "c-1", end_user=None, channel="api", key=None)
     reply = Reply("\x01" * ANSWER_CHARS_MAX, "m", TokenUsage(prompt_tokens=1, completion_tokens=2, cost_usd="3"))
@@ -122,7 +122,7 @@ async def test_the_longest_conversation_is_taken(tmp_path: Path) -> None:
     assert len(shown.messages) > 8
 
 
-async def test_a_configuration_is_told_as_it_came_and_its_version_beside_it() -> None:
+async def test_a_configuration_is_returned_byte_for_byte_with_its_version() -> None:
     async with answered(b'{"config_version": 3, "platform": { "advanced" : [1] }}') as (agent_client, at):
         found = await agent_client.get_config(at)
 
@@ -142,9 +142,9 @@ async def test_a_configuration_is_told_as_it_came_and_its_version_beside_it() ->
         b'{"config_version": 1, "x": "\xff"}',
         json.dumps(dict.fromkeys(map(str, range(CONFIG_NAMES_MAX + 1)))).encode(),
     ],
-    ids=["no_object", "no_version", "no_json", "no_text", "more_names_than_a_configuration_has"],
+    ids=["not_an_object", "invalid_version", "invalid_json", "invalid_utf8", "too_many_names"],
 )
-async def test_what_is_no_configuration_is_bad(body: bytes) -> None:
+async def test_an_invalid_configuration_is_a_bad_answer(body: bytes) -> None:
     async with answered(body) as (agent_client, at):
         with pytest.raises(AgentBadAnswer, match="an unknown body"):
             await agent_client.get_config(at)

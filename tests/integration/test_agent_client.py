@@ -35,7 +35,7 @@ async def peer(answer: bytes, *, host: str = "127.0.0.1", stays_open: bool = Fal
     serving: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError, EOFError, asyncio.CancelledError):  # The caller had enough.
+        with suppress(ConnectionError, EOFError, asyncio.CancelledError):  # The caller has closed the connection.
             requests.append(await reader.readuntil(b"\r\n\r\n"))
             writer.write(answer)
             await writer.drain()
@@ -91,27 +91,27 @@ async def test_a_status_is_read(agent_client: AgentClient, host: str) -> None:
         assert await agent_client.status(where(address)) == STATUS
 
 
-async def test_an_addition_of_a_newer_agent_does_no_harm(agent_client: AgentClient) -> None:
+async def test_an_unknown_field_of_a_newer_agent_is_ignored(agent_client: AgentClient) -> None:
     body = msgspec.json.encode({**msgspec.to_builtins(STATUS), "addition": 1})
 
     async with peer(http("200 OK", body)) as address:
         assert await agent_client.status(where(address)) == STATUS
 
 
-async def test_nobody_there_is_unreachable(agent_client: AgentClient) -> None:
+async def test_an_agent_that_does_not_listen_is_unreachable(agent_client: AgentClient) -> None:
     with pytest.raises(AgentUnreachable):
         await agent_client.status(where(free_address()))
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"])
-async def test_a_connection_that_breaks_is_unreachable(agent_client: AgentClient, answer: bytes) -> None:
+async def test_a_broken_connection_is_reported_as_unreachable(agent_client: AgentClient, answer: bytes) -> None:
     async with peer(answer) as address:
         with pytest.raises(AgentUnreachable):
             await agent_client.drain(where(address))
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"])
-async def test_an_answer_that_does_not_come_or_end_is_a_timeout(answer: bytes) -> None:
+async def test_an_answer_that_never_begins_or_never_ends_is_a_timeout(answer: bytes) -> None:
     async with AgentClient(timeout_s=0.5) as agent_client, peer(answer, stays_open=True) as address:
         with pytest.raises(AgentTimeout):
             await agent_client.status(where(address))
@@ -132,7 +132,9 @@ async def test_an_answer_that_does_not_come_or_end_is_a_timeout(answer: bytes) -
     ],
     ids=["unauthorized", "failed", "redirect", "html", "empty", "binary", "out_of_reason", "large", "failed_large"],
 )
-async def test_any_other_answer_is_bad_and_is_not_quoted(agent_client: AgentClient, answer: bytes, status: int) -> None:
+async def test_an_unexpected_answer_is_a_bad_answer_and_its_text_is_not_quoted(
+    agent_client: AgentClient, answer: bytes, status: int
+) -> None:
     async with peer(answer) as address:
         with pytest.raises(AgentBadAnswer) as caught:
             await agent_client.status(where(address))
@@ -155,7 +157,7 @@ def chunked(*chunks: bytes, end: bool = True, content_type: str = "text/event-st
     return head + body + (b"0\r\n\r\n" if end else b"")
 
 
-async def test_a_chat_is_passed_on_as_it_came(agent_client: AgentClient) -> None:
+async def test_a_chat_answer_is_returned_byte_for_byte(agent_client: AgentClient) -> None:
     body = b'{ "message" : "\\u00e4", "more": [1] }'
 
     async with peer(http("200 OK", body)) as address:
@@ -165,13 +167,15 @@ async def test_a_chat_is_passed_on_as_it_came(agent_client: AgentClient) -> None
 
 
 @pytest.mark.parametrize("body", [b"[]", b"5", b"", b"{", b'{"message": "\xff"}', b"{} {}"])
-async def test_a_chat_that_is_no_object_is_bad(agent_client: AgentClient, body: bytes) -> None:
+async def test_a_chat_answer_that_is_not_one_json_object_is_a_bad_answer(
+    agent_client: AgentClient, body: bytes
+) -> None:
     async with peer(http("200 OK", body)) as address:
         with pytest.raises(AgentBadAnswer):
             await agent_client.chat(where(address), {})
 
 
-async def test_the_agent_s_own_words_are_kept_beside_the_error_and_within_bounds(agent_client: AgentClient) -> None:
+async def test_the_agent_s_detail_is_kept_apart_from_the_error_message_and_truncated(agent_client: AgentClient) -> None:
     said = b'{"code": "budget_spent", "detail": "The budget\\n is spent%s"}' % (b"!" * 1000)
 
     async with peer(http("402 Payment Required", said)) as address:
@@ -186,7 +190,7 @@ async def test_the_agent_s_own_words_are_kept_beside_the_error_and_within_bounds
 
 
 @pytest.mark.parametrize("content_type", ["text/event-stream", "Text/Event-Stream; Charset=UTF-8"])
-async def test_a_stream_comes_raw_and_as_it_comes(agent_client: AgentClient, content_type: str) -> None:
+async def test_a_stream_is_passed_on_unparsed(agent_client: AgentClient, content_type: str) -> None:
     async with peer(chunked(b"event: a\n", b"data: 1\n\n", content_type=content_type)) as address:
         stream = agent_client.chat_stream(where(address), {"message": "x"}, idempotency_key=None, idle_timeout_s=5)
         async with stream as chunks:
@@ -204,7 +208,7 @@ async def test_a_stream_comes_raw_and_as_it_comes(agent_client: AgentClient, con
         (http("200 OK", b"{}", "Content-Type: application/json"), 200, None),
     ],
 )
-async def test_a_refused_stream_is_refused_before_its_first_byte(
+async def test_a_refused_stream_raises_before_its_first_chunk(
     agent_client: AgentClient, answer: bytes, status: int, code: str | None
 ) -> None:
     async with peer(answer) as address:
@@ -223,7 +227,7 @@ async def test_a_refused_stream_is_refused_before_its_first_byte(
     ],
     ids=["cut", "silent"],
 )
-async def test_a_stream_that_is_cut_or_falls_silent_says_so(
+async def test_a_stream_that_is_cut_or_falls_silent_raises_an_error(
     agent_client: AgentClient, answer: bytes, error: type[AgentClientError], *, stays_open: bool
 ) -> None:
     async with (
@@ -242,7 +246,7 @@ async def test_a_stream_that_does_not_begin_is_a_timeout(agent_client: AgentClie
                 pytest.fail("it was entered")
 
 
-async def test_many_open_streams_hold_up_nobody(agent_client: AgentClient) -> None:
+async def test_many_open_streams_do_not_block_another_request(agent_client: AgentClient) -> None:
     async with AsyncExitStack() as stack:
         address = await stack.enter_async_context(peer(chunked(b"data: 1\n\n", end=False), stays_open=True))
         for _ in range(250):
@@ -251,13 +255,13 @@ async def test_many_open_streams_hold_up_nobody(agent_client: AgentClient) -> No
             assert await agent_client.status(where(other)) == STATUS
 
 
-async def test_a_call_may_have_a_bound_of_its_own(agent_client: AgentClient) -> None:
+async def test_a_call_can_have_a_timeout_of_its_own(agent_client: AgentClient) -> None:
     async with peer(b"", stays_open=True) as address:
         with pytest.raises(AgentTimeout, match=r"within 0\.1 s"):
             await agent_client.get_config(where(address), timeout_s=0.1)
 
 
-async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxy_settings_of_the_environment_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
 

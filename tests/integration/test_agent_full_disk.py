@@ -1,4 +1,4 @@
-"""The agent when its disk takes nothing more, its log no less than its state: it lives, says so, and catches up once there is room."""
+"""The agent when its disk is full, for its log as for its state: it lives, reports it, and catches up once there is room."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def errors(control_plane: FakeControlPlane) -> list[str | None]:
     return [error and error["code"] for error in (beat["error"] for beat in control_plane.heartbeats)]
 
 
-async def test_a_configuration_that_the_disk_does_not_take_is_in_force_and_kept_later(
+async def test_a_configuration_takes_effect_on_a_full_disk_and_is_stored_once_there_is_room(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
     agent.start()
@@ -46,7 +46,7 @@ async def test_a_configuration_that_the_disk_does_not_take_is_in_force_and_kept_
     disk(agent, is_full=True)
     control_plane.configure(agent_name="Bea")
 
-    # A heartbeat before it may say so too: of a callback that was taken and could not be struck out.
+    # An earlier heartbeat may report it too: for a callback that was accepted and could not be marked so.
     def told_in_force() -> bool:
         beat = control_plane.heartbeats[-1]
         return beat["config_version"] == control_plane.config_version and errors(control_plane)[-1] == "disk_refuses"
@@ -60,7 +60,7 @@ async def test_a_configuration_that_the_disk_does_not_take_is_in_force_and_kept_
     assert len(control_plane.boots) == 1
 
 
-async def test_a_key_that_the_disk_does_not_take_is_not_acknowledged_before_it_does(
+async def test_a_new_key_is_acknowledged_only_once_the_full_disk_can_store_it(
     control_plane: FakeControlPlane, agent: AgentProcess, agent_client: AgentClient
 ) -> None:
     agent.start()
@@ -82,19 +82,19 @@ async def test_a_key_that_the_disk_does_not_take_is_not_acknowledged_before_it_d
     assert len(control_plane.boots) == 1
 
 
-async def test_what_cannot_be_told_of_a_full_disk_ends_nothing(
+async def test_an_agent_survives_a_callback_that_it_cannot_store_on_a_full_disk(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
     agent.start()
     await control_plane.until_healthy()
     disk(agent, is_full=True)
-    # It is refused, which is told with a callback.
+    # The agent refuses it, and would report that with a callback.
     control_plane.configure(model_policy={"temperature": "hot"})
     await control_plane.until(lambda: errors(control_plane)[-1:] == ["disk_refuses"])
     disk(agent, is_full=False)
     await control_plane.until(lambda: errors(control_plane)[-1:] == [None])
     control_plane.rotate_key()
-    # With the key it is told of that configuration once more.
+    # With the new key it gets that configuration once more.
     replaced, refused = "The agent key was replaced", f"Configuration {control_plane.config_version} is not used"
 
     def told_again() -> bool:
@@ -105,7 +105,7 @@ async def test_what_cannot_be_told_of_a_full_disk_ends_nothing(
     assert len(control_plane.boots) == 1
 
 
-async def test_a_server_whose_disk_was_full_at_its_start_is_told_to_be_healthy_once_there_is_room(
+async def test_an_agent_whose_disk_fills_before_it_is_healthy_reports_healthy_once_there_is_room(
     control_plane: FakeControlPlane, agent: AgentProcess, agent_client: AgentClient
 ) -> None:
     usable = control_plane.runtime
@@ -124,7 +124,7 @@ async def test_a_server_whose_disk_was_full_at_its_start_is_told_to_be_healthy_o
     assert len(control_plane.boots) == 1
 
 
-async def test_a_disk_that_is_full_while_callbacks_of_a_killed_boot_are_delivered_ends_no_agent(
+async def test_an_agent_survives_a_full_disk_while_it_delivers_callbacks_of_a_killed_boot(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
     control_plane.trouble("callback", *[503] * 1000)
@@ -150,7 +150,7 @@ async def test_a_disk_that_is_full_while_callbacks_of_a_killed_boot_are_delivere
     assert control_plane.stages(before) == control_plane.stages(after) == list(STAGES)
 
 
-async def test_an_agent_whose_boot_is_superseded_while_its_disk_is_full_boots_anew_once_there_is_room(
+async def test_an_agent_superseded_while_its_disk_is_full_boots_again_once_there_is_room(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
     agent.start()
@@ -175,7 +175,7 @@ async def test_an_agent_whose_boot_is_superseded_while_its_disk_is_full_boots_an
 @pytest.mark.parametrize(
     "size", [pytest.param(0, id="keys"), pytest.param(1000, id="spool"), pytest.param(40_000, id="chats")]
 )
-async def test_a_start_on_a_full_disk_says_so_in_one_line_and_one_with_room_works(
+async def test_a_start_on_a_full_disk_fails_with_one_line_and_a_start_with_room_succeeds(
     control_plane: FakeControlPlane, agent: AgentProcess, size: int
 ) -> None:
     # -B: Python would leave pieces of what it compiles.
@@ -194,7 +194,7 @@ async def test_a_start_on_a_full_disk_says_so_in_one_line_and_one_with_room_work
 
 
 @pytest.mark.parametrize("refused", ["", "lock"], ids=["directory", "lock"])
-async def test_a_start_that_cannot_even_make_its_directory_or_lock_says_so_in_one_line(
+async def test_a_start_that_cannot_create_its_directory_or_lock_fails_with_one_line(
     control_plane: FakeControlPlane, agent: AgentProcess, refused: str
 ) -> None:
     # A disk without free inodes refuses them, and so does one where something else has their names.
@@ -218,7 +218,7 @@ async def test_a_start_that_cannot_even_make_its_directory_or_lock_says_so_in_on
     await control_plane.until_healthy()
 
 
-async def test_a_retired_agent_ends_in_order_though_its_disk_does_not_take_the_mark(
+async def test_a_retired_agent_exits_cleanly_even_if_it_cannot_write_its_retired_mark(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
     agent.start()

@@ -1,4 +1,4 @@
-"""When agents report: a new one first at a moment of its own, one that was away at once, and all as often as they are told."""
+"""When agents report: a new one first after a random delay, a restarted one at once, and all at the interval they are given."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["agent_fixture", "control_plane_fixture"]
 
 
 class Heart:
-    """The heartbeats of agents below one root. `draws` counts how often chance was asked for a moment."""
+    """The heartbeats of agents below one root. `draws` counts the random delays that were drawn."""
 
     def __init__(self, root: Path, control_plane: FakeControlPlane) -> None:
         self.draws = 0
@@ -77,12 +77,12 @@ class Heart:
 
 @pytest.fixture
 def heart(tmp_path: Path, control_plane: FakeControlPlane) -> Heart:
-    # Whatever was not drawn by chance would come in an hour.
+    # Every delay but a drawn one, which is zero here, would be an hour.
     control_plane.heartbeat_interval_s = 3600
     return Heart(tmp_path, control_plane)
 
 
-async def test_chance_says_when_a_new_agent_first_reports_and_one_that_was_away_does_so_at_once(heart: Heart) -> None:
+async def test_a_new_agent_first_reports_after_a_random_delay_and_a_restarted_one_at_once(heart: Heart) -> None:
     await heart.first_of_a_boot()
     drawn_by_a_new_agent = heart.draws
     await heart.first_of_a_boot()
@@ -90,7 +90,7 @@ async def test_chance_says_when_a_new_agent_first_reports_and_one_that_was_away_
     assert (drawn_by_a_new_agent, heart.draws) == (1, 1)
 
 
-async def test_an_agent_that_died_before_its_secrets_were_acknowledged_is_still_new(
+async def test_an_agent_that_died_before_its_secrets_were_acknowledged_counts_as_new(
     heart: Heart, control_plane: FakeControlPlane
 ) -> None:
     hold = control_plane.hold("callback", "before")
@@ -113,12 +113,12 @@ def stored(agent: AgentProcess) -> bytes:
 @pytest.mark.parametrize(
     ("of_the_secrets_s", "told_s"), [(3600, 0.05), (0.05, None)], ids=["changed since", "by an older control plane"]
 )
-async def test_an_agent_that_has_its_secrets_reports_as_often_as_it_is_told_now(
+async def test_a_restarted_agent_reports_at_the_interval_now_given_or_else_at_that_of_its_secrets(
     control_plane: FakeControlPlane, agent: AgentProcess, of_the_secrets_s: float, told_s: float | None
 ) -> None:
     control_plane.heartbeat_interval_s = of_the_secrets_s
     agent.start()
-    # From then on it is one that was away, which reports at once.
+    # From then on it counts as a restarted one, which reports at once.
     await until(lambda: b'"acknowledged":true' in stored(agent))
     await agent.kill()
     control_plane.heartbeats.clear()

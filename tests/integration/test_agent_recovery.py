@@ -1,4 +1,4 @@
-"""The agent when packets are lost, its control plane is away, or it is killed: it goes on where it was."""
+"""The agent when packets are lost, its control plane is away, or it is killed: it continues where it was."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def keys_on_disk(agent: AgentProcess) -> bytes:
 
 
 @pytest.mark.parametrize("trouble", ["request_lost", "reply_lost", 500, 503, 404])
-async def test_every_call_that_fails_is_made_again(
+async def test_every_failed_call_is_retried(
     control_plane: FakeControlPlane, agent: AgentProcess, trouble: str | int
 ) -> None:
     for endpoint in ENDPOINTS:
@@ -36,14 +36,14 @@ async def test_every_call_that_fails_is_made_again(
     assert len(control_plane.issued_keys) == 1
 
 
-async def test_callbacks_arrive_once_and_in_order_whatever_is_lost(
+async def test_callbacks_arrive_once_and_in_order_when_requests_or_replies_are_lost(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
     control_plane.trouble("callback", "request_lost", "reply_lost", 503, "fine")
     agent.start()
     await control_plane.until_healthy()
     control_plane.trouble("callback", "reply_lost", 503, "request_lost", "reply_lost")
-    control_plane.rotate_key()  # makes the agent tell something new
+    control_plane.rotate_key()  # makes the agent send another callback
     await control_plane.until(lambda: sum(call.endpoint == "callback" for call in control_plane.calls) >= 8)
 
     # The control plane itself refuses gaps and a number used twice.
@@ -58,13 +58,13 @@ async def test_callbacks_that_the_control_plane_has_lost_are_sent_again(
     told = list(control_plane.told())
 
     control_plane.lose_callbacks(4)
-    control_plane.rotate_key()  # makes the agent tell something new
+    control_plane.rotate_key()  # makes the agent send another callback
     await control_plane.until(lambda: len(control_plane.told()) == 7)
 
     assert control_plane.told()[:6] == told
 
 
-async def test_an_answer_to_something_else_than_was_asked_is_none(
+async def test_an_answer_that_does_not_match_its_request_is_ignored(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
     another = {"instance_id": control_plane.instance_id, "attempt": 1, "boot_id": str(uuid4())}
@@ -80,7 +80,7 @@ async def test_an_answer_to_something_else_than_was_asked_is_none(
     assert len(control_plane.boots) == 1
 
 
-async def test_a_control_plane_that_is_down_at_first_is_waited_for(
+async def test_an_agent_waits_for_a_control_plane_that_is_down_at_its_start(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
     await control_plane.stop()
@@ -93,7 +93,7 @@ async def test_a_control_plane_that_is_down_at_first_is_waited_for(
     assert control_plane.stages() == list(STAGES)
 
 
-async def test_what_happens_while_the_control_plane_is_down_is_told_afterwards(
+async def test_stages_reached_while_the_control_plane_is_down_are_reported_afterwards(
     control_plane: FakeControlPlane, agent: AgentProcess, agent_client: AgentClient
 ) -> None:
     with socket.create_server(control_plane.listen):
@@ -138,7 +138,7 @@ async def test_an_agent_killed_in_a_call_resumes_with_its_keys_and_a_new_boot(
     assert {heartbeat["boot_id"] for heartbeat in control_plane.heartbeats} == {control_plane.boot_id}
 
 
-async def kill_before_it_tells(control_plane: FakeControlPlane, agent: AgentProcess) -> None:
+async def kill_before_any_callback(control_plane: FakeControlPlane, agent: AgentProcess) -> None:
     """Kill an agent that is healthy and could not deliver a single callback; the next one could."""
     control_plane.trouble("callback", *[503] * 1000)
     agent.start()
@@ -147,10 +147,10 @@ async def kill_before_it_tells(control_plane: FakeControlPlane, agent: AgentProc
     control_plane._troubles.clear()
 
 
-async def test_a_killed_boot_is_told_to_its_end_before_the_next_one_enrols(
+async def test_pending_callbacks_of_a_killed_boot_are_delivered_before_the_next_boot_enrols(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
-    await kill_before_it_tells(control_plane, agent)
+    await kill_before_any_callback(control_plane, agent)
     assert control_plane.stages() == []
 
     agent.start()
@@ -159,10 +159,10 @@ async def test_a_killed_boot_is_told_to_its_end_before_the_next_one_enrols(
     assert control_plane.stages(control_plane.boots[0]) == list(STAGES)
 
 
-async def test_what_a_killed_boot_has_left_to_tell_outlasts_a_rotated_key(
+async def test_pending_callbacks_of_a_killed_boot_are_delivered_after_a_key_rotation(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
-    await kill_before_it_tells(control_plane, agent)
+    await kill_before_any_callback(control_plane, agent)
     control_plane.rotate_key()
     # The first try to get another key is lost after it was carried out.
     control_plane.trouble("secrets/ack", "reply_lost")
@@ -178,13 +178,13 @@ async def test_what_a_killed_boot_has_left_to_tell_outlasts_a_rotated_key(
     assert asked[1:] == [before] * (len(asked) - 1)
 
 
-async def test_what_a_killed_boot_has_left_to_tell_comes_behind_what_a_restore_has_lost_of_it(
+async def test_callbacks_lost_by_a_restore_are_sent_again_before_the_pending_ones_of_a_killed_boot(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
     agent.start()
     await control_plane.until_healthy()
     control_plane.trouble("callback", *[503] * 1000)
-    control_plane.rotate_key()  # makes the agent tell something new
+    control_plane.rotate_key()  # makes the agent send another callback
     await agent.until_logged("callback_spooled", times=len(STAGES) + 1)
     await agent.kill()
     control_plane._troubles.clear()
@@ -198,10 +198,10 @@ async def test_what_a_killed_boot_has_left_to_tell_comes_behind_what_a_restore_h
 
 
 @pytest.mark.parametrize(("refusals", "told"), [(1, list(STAGES)), (2, [])])
-async def test_a_killed_boot_whose_key_is_refused_without_another_one_keeps_no_agent_from_starting(
+async def test_an_agent_starts_even_if_the_key_for_callbacks_of_a_killed_boot_is_refused(
     control_plane: FakeControlPlane, agent: AgentProcess, refusals: int, told: list[str]
 ) -> None:
-    await kill_before_it_tells(control_plane, agent)
+    await kill_before_any_callback(control_plane, agent)
     control_plane.trouble("callback", *[401] * refusals)
     control_plane.heartbeats.clear()
 
@@ -213,7 +213,7 @@ async def test_a_killed_boot_whose_key_is_refused_without_another_one_keeps_no_a
     assert ('"event":"leftover_callbacks_dropped"' in agent.output()) == (not told)
 
 
-async def test_a_restart_asks_for_no_secrets_and_no_configuration_again_and_takes_its_address_back(
+async def test_a_restarted_agent_reuses_its_secrets_configuration_and_address(
     control_plane: FakeControlPlane, agent: AgentProcess, agent_client: AgentClient
 ) -> None:
     agent.start()
@@ -233,7 +233,7 @@ async def test_a_restart_asks_for_no_secrets_and_no_configuration_again_and_take
     assert control_plane.order() == ["enroll", "secrets", "config", "enroll"]
 
 
-async def test_an_answer_that_comes_late_brings_no_replaced_key_back(
+async def test_a_late_answer_does_not_bring_back_a_replaced_key(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
     hold = await stopped_at(control_plane, agent, "callback", "late")
@@ -250,14 +250,14 @@ async def test_an_answer_that_comes_late_brings_no_replaced_key_back(
     assert control_plane.order() == ["enroll", "secrets", "secrets", "secrets/ack", "enroll"]
 
 
-async def test_secrets_that_nobody_knows_to_be_stored_are_acknowledged_before_anything_else(
+async def test_a_restarted_agent_acknowledges_secrets_that_were_stored_before_it_was_killed(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
     hold = await stopped_at(control_plane, agent, "callback", "before")
     await agent.kill()
     hold.released.set()
     known_at_the_kill = control_plane.acknowledged
-    # What the killed boot has to tell would acknowledge them as well.
+    # Callbacks of the killed boot would acknowledge them as well.
     control_plane.trouble("callback", 500, 500, 500)
     control_plane.heartbeats.clear()
 

@@ -41,7 +41,7 @@ async def test_a_revoked_key_is_replaced(
         )
 
 
-async def test_a_fresh_key_may_come_with_another_address(
+async def test_an_agent_moves_to_the_address_that_comes_with_a_new_key(
     control_plane: FakeControlPlane, agent: AgentProcess, agent_client: AgentClient
 ) -> None:
     agent.start()
@@ -56,7 +56,7 @@ async def test_a_fresh_key_may_come_with_another_address(
 
 
 @pytest.mark.parametrize("host", ["no address", "a..b", "x" * 64])
-async def test_an_address_that_is_none_is_told_and_waited_out(
+async def test_an_invalid_address_is_reported_and_the_agent_waits_for_a_valid_one(
     control_plane: FakeControlPlane, agent: AgentProcess, agent_client: AgentClient, host: str
 ) -> None:
     agent.start()
@@ -77,7 +77,7 @@ async def test_an_address_that_is_none_is_told_and_waited_out(
     assert len(control_plane.boots) == 1
 
 
-async def test_settled_secrets_are_asked_for_slowly_until_the_key_is_rotated(
+async def test_an_agent_refused_its_secrets_asks_again_slowly_until_the_key_is_rotated(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
     agent.start()
@@ -125,7 +125,7 @@ async def test_an_enrolment_that_is_answered_for_another_boot_is_tried_again(
     assert control_plane.order() == ["enroll", "enroll", "secrets"]
 
 
-async def test_a_control_plane_that_forgot_the_boot_is_told_of_it_again(
+async def test_an_agent_enrols_again_if_the_control_plane_does_not_know_its_boot(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
     control_plane.trouble("secrets", 401)
@@ -141,7 +141,7 @@ async def test_a_control_plane_that_forgot_the_boot_is_told_of_it_again(
 
 
 @pytest.mark.parametrize("stage", ENDPOINTS)
-async def test_an_agent_that_is_not_wanted_stops_for_good(
+async def test_an_agent_that_gets_a_410_from_any_endpoint_stops_for_good(
     control_plane: FakeControlPlane, agent: AgentProcess, stage: str
 ) -> None:
     if stage == "heartbeat":
@@ -164,7 +164,7 @@ async def test_an_agent_that_is_not_wanted_stops_for_good(
     assert control_plane.calls == []
 
 
-async def test_a_boot_superseded_by_a_late_enrolment_boots_anew(
+async def test_an_agent_superseded_by_a_late_enrolment_boots_again(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
     agent.start()
@@ -181,7 +181,7 @@ async def test_a_boot_superseded_by_a_late_enrolment_boots_anew(
     assert len(control_plane.issued_keys) == 1
 
 
-async def test_an_agent_enrolled_and_refused_twice_stops_for_good(
+async def test_an_agent_whose_second_boot_is_refused_too_stops_for_good(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
     control_plane.trouble("heartbeat", *[410] * 1000)

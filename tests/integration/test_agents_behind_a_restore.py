@@ -1,4 +1,4 @@
-"""A restore beneath agents that live on: what they have of the lost history, and how they come back from it."""
+"""A restored database under agents that kept running: what they have of the lost history, and how they come back from it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BEFORE, LOST = "Words from before the backup.", "Words that only the lost histor
 
 
 class One(NamedTuple):
-    """An instance of somebody's, and its agent."""
+    """An instance of `user`, and its agent."""
 
     user: str
     instance_id: UUID
@@ -46,7 +46,7 @@ class One(NamedTuple):
         return await api.client.request(method, url, json=body, headers=headers, timeout=30)
 
     async def say(self, api: Api) -> str:
-        """What it answers, when asked by whose words it does."""
+        """Its answer when it is asked for its instructions."""
         answer = await self.ask(api, "POST", "/chat", {"message": "What are your instructions?"})
         assert answer.status_code == 200, answer.text
         return answer.json()["message"]
@@ -76,7 +76,7 @@ class One(NamedTuple):
         return (await self.ask(api, "GET", "/runtime")).json()["config_version_running"] == version
 
     async def batches(self, api: Api) -> int:
-        """How often the log has that it told what it spent."""
+        """How many usage reports of it the log has."""
         statement = "SELECT count(*) FROM event WHERE stream_id = %s AND type = 'usage_recorded'"
         async with api.parts.pool.connection() as connection:
             row = await (await connection.execute(statement, (self.instance_id,))).fetchone()
@@ -84,7 +84,7 @@ class One(NamedTuple):
         return row[0]
 
     def disk(self) -> str:
-        """What it has written down to run with."""
+        """The configuration and the secrets that it has stored."""
         return "".join((self.agent.state / name).read_text() for name in ("config.json", "secrets.json"))
 
 
@@ -131,7 +131,7 @@ class Backup(NamedTuple):
     url: str
 
     def take(self) -> None:
-        """While nobody is connected."""
+        """Take it, while no session is connected."""
         names = {name: sql.Identifier(url.rpartition("/")[2]) for name, url in (("name", self.url), ("of", self.of))}
         with psycopg.connect(self.services.postgres_url.format("postgres"), autocommit=True) as connection:
             connection.execute(sql.SQL("CREATE DATABASE {name} TEMPLATE {of}").format(**names))
@@ -177,7 +177,7 @@ async def make_history_to_lose(api: Api, lower: One, equal: One, rotated: One, e
     await until(lambda: rotated.batches(api))
 
 
-async def test_all_agents_come_back_from_a_lost_history_by_one_command(
+async def test_reissuing_all_keys_brings_every_agent_back_from_a_lost_history(
     place: Place, database_url: str, backup: Backup, tmp_path: Path
 ) -> None:
     async with living(place, database_url, tmp_path, "lower", "equal", "rotated", "erased") as ones:
@@ -226,7 +226,7 @@ async def test_all_agents_come_back_from_a_lost_history_by_one_command(
     assert BEFORE not in erased.disk()
 
 
-async def test_an_agent_with_a_key_of_the_lost_history_is_told_of_once(
+async def test_an_agent_locked_out_by_a_restore_is_logged_once(
     place: Place, database_url: str, backup: Backup, tmp_path: Path
 ) -> None:
     async with living(place, database_url, tmp_path, "ann") as (ann,):
