@@ -1,4 +1,4 @@
-"""The whole way: the API, a real agent process, and the scripted models behind it."""
+"""End to end: the API, a real agent process, and the scripted models behind it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ async def healthy(one: Whole) -> bool:
 
 
 async def streamed_in_two_parts(whole: Whole, message: str, conversation_id: str) -> tuple[str, dict[str, Any]]:
-    """What was heard while the model was held after three tokens, and the last event, after it was let go on."""
+    """The text received while the model was held after three tokens, and the last event, after its release."""
     await whole.models.fault("hold", after_tokens=3)
     path = f"/v1/instances/{whole.instance_id}/chat"
     body = {"message": message, "conversation_id": conversation_id}
@@ -119,7 +119,7 @@ async def next_text(lines: AsyncIterator[str]) -> str:
     raise AssertionError("the stream ended without a word")
 
 
-async def test_a_customer_chats_both_ways_and_reads_it_again(whole: Whole) -> None:
+async def test_a_customer_chats_whole_and_streamed_and_reads_the_conversation(whole: Whole) -> None:
     first = await whole.chat("My dog is called Bo")
     conversation = first["conversation_id"]
     early, done = await streamed_in_two_parts(whole, "What did I say before?", conversation)
@@ -137,7 +137,7 @@ async def test_a_customer_chats_both_ways_and_reads_it_again(whole: Whole) -> No
     assert first_request["messages"][0]["role"] == "system"
 
 
-async def test_a_changed_prompt_is_at_work_at_once(whole: Whole) -> None:
+async def test_a_changed_prompt_takes_effect_at_once(whole: Whole) -> None:
     changed = await whole.ask("POST", "/config", {"system_prompt": "Speak like a pirate", "agent_name": "Bones"})
     answer = await whole.chat("What are your instructions?")
     shown = (await whole.ask("GET", "/config")).json()
@@ -149,7 +149,7 @@ async def test_a_changed_prompt_is_at_work_at_once(whole: Whole) -> None:
     assert "sk-test" not in json.dumps(shown)
 
 
-async def test_what_changed_while_the_agent_was_down_is_at_work_when_it_is_back(whole: Whole) -> None:
+async def test_a_change_made_while_the_agent_is_down_takes_effect_when_it_is_back(whole: Whole) -> None:
     await whole.agent.kill()
     changed = await whole.ask("POST", "/config", {"system_prompt": "Speak in rhymes"})
     away = await whole.ask("POST", "/chat", {"message": "Hello"})
@@ -160,7 +160,7 @@ async def test_what_changed_while_the_agent_was_down_is_at_work_when_it_is_back(
     assert "Speak in rhymes" in (await whole.chat("What are your instructions?"))["message"]
 
 
-async def test_what_was_used_is_counted_once_and_a_budget_ends_chats(whole: Whole) -> None:
+async def test_usage_is_counted_once_and_a_spent_budget_refuses_chats(whole: Whole) -> None:
     answer = await whole.chat("Hello")
 
     async def is_counted() -> bool:
@@ -180,7 +180,7 @@ async def test_what_was_used_is_counted_once_and_a_budget_ends_chats(whole: Whol
     assert len(await whole.models.requests()) == 1
 
 
-async def test_the_same_key_asks_no_model_again(whole: Whole) -> None:
+async def test_a_repeated_idempotency_key_does_not_ask_the_model_again(whole: Whole) -> None:
     key = {"Idempotency-Key": "once"}
 
     first = await whole.ask("POST", "/chat", {"message": "Hello"}, **key)
@@ -194,7 +194,7 @@ async def test_the_same_key_asks_no_model_again(whole: Whole) -> None:
     assert len(await whole.models.requests()) == 1
 
 
-async def test_a_caller_who_leaves_stops_the_model(whole: Whole) -> None:
+async def test_a_client_that_disconnects_stops_the_model(whole: Whole) -> None:
     await whole.models.fault("hold", after_tokens=3)
     url = f"/v1/instances/{whole.instance_id}/chat"
 
@@ -206,7 +206,7 @@ async def test_a_caller_who_leaves_stops_the_model(whole: Whole) -> None:
     await whole.models.until_requests(1, ended="left")
 
 
-async def test_models_that_fail_are_named_plainly(whole: Whole) -> None:
+async def test_failing_models_are_answered_with_502_and_without_their_secret(whole: Whole) -> None:
     await whole.models.fault("status", status=500, times=None)
 
     failed = await whole.ask("POST", "/chat", {"message": "Hello"})
@@ -251,7 +251,7 @@ async def test_a_rotated_key_is_replaced_by_the_agent_itself(whole: Whole) -> No
     await until(answers)
 
 
-async def test_updates_are_applied_with_a_restart_if_so_wished(whole: Whole) -> None:
+async def test_updates_are_applied_with_a_restart_when_requested(whole: Whole) -> None:
     nothing = await whole.ask("POST", "/updates/apply", {"restart_agent": True})
     forced = await whole.ask("POST", "/updates/apply", {"restart_agent": True, "force": True})
 
@@ -261,7 +261,7 @@ async def test_updates_are_applied_with_a_restart_if_so_wished(whole: Whole) -> 
     assert (await whole.chat("Hello"))["message"] == "[scripted] You said: Hello"
 
 
-async def test_what_is_enabled_is_loaded_and_shown_and_what_cannot_be_is_told(whole: Whole) -> None:
+async def test_enabled_skills_and_workflows_are_loaded_and_unknown_ones_are_reported(whole: Whole) -> None:
     before = (await whole.ask("GET", "/runtime")).json()
     wanted = {
         "skills": ["email-drafts", "no-such-skill"],

@@ -16,7 +16,7 @@ __all__ = ["agent_fixture", "shared_api_fixture", "shared_owner_conn_fixture"]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_an_agent_enrols_gets_its_secrets_and_tells_its_story(api: Api, agent: Agent) -> None:
+async def test_an_agent_enrols_gets_its_secrets_and_sends_callbacks_and_heartbeats(api: Api, agent: Agent) -> None:
     enrolled = await agent.enroll()
     first, again = await agent.secrets(), await agent.secrets()
     secrets = first.json()
@@ -45,7 +45,7 @@ async def test_an_agent_enrols_gets_its_secrets_and_tells_its_story(api: Api, ag
     assert [line["stage"] for line in logs["logs"]][-2:] == ["booted", "enrolled"]
 
 
-async def test_a_callback_may_acknowledge_the_key_that_it_shows_and_no_other(api: Api, agent: Agent) -> None:
+async def test_a_callback_can_acknowledge_the_key_that_authenticates_it_and_no_other(api: Api, agent: Agent) -> None:
     await agent.enroll()
     secrets = (await agent.secrets()).json()
     agent.key = secrets["agent_key"]
@@ -61,7 +61,7 @@ async def test_a_callback_may_acknowledge_the_key_that_it_shows_and_no_other(api
     assert (await agent.acknowledge(secrets["key_id"])).status_code == 200
 
 
-async def test_what_a_heartbeat_said_shows_in_the_runtime_status(api: Api, agent: Agent) -> None:
+async def test_the_runtime_status_shows_the_last_heartbeat(api: Api, agent: Agent) -> None:
     await agent.get_ready()
     await agent.heartbeat(error={"code": "model_unreachable", "message": "No answer"})
 
@@ -74,7 +74,7 @@ async def test_what_a_heartbeat_said_shows_in_the_runtime_status(api: Api, agent
     assert (runtime["openclaw_version"], runtime["agent_version"]) == (None, "1")
 
 
-async def test_a_later_boot_of_the_same_agent_enrols_again_and_the_former_must_stop(agent: Agent) -> None:
+async def test_a_later_boot_of_an_agent_can_enrol_and_the_former_boot_gets_410(agent: Agent) -> None:
     await agent.get_ready()
     key_id = (tokens.parse_agent_key(agent.key) or pytest.fail("a key")).key_id
     await agent.callback(1)
@@ -97,7 +97,7 @@ async def test_a_later_boot_of_the_same_agent_enrols_again_and_the_former_must_s
 
 
 @pytest.mark.parametrize("enrolled_since", [True, False], ids=["replaced", "never enrolled"])
-async def test_the_heartbeat_of_a_boot_that_is_not_the_present_one_is_no_sign_of_life(
+async def test_a_heartbeat_of_a_replaced_or_unknown_boot_is_refused_and_not_recorded(
     api: Api, agent: Agent, *, enrolled_since: bool
 ) -> None:
     await agent.get_ready()
@@ -116,7 +116,7 @@ async def test_the_heartbeat_of_a_boot_that_is_not_the_present_one_is_no_sign_of
     assert runtime == before
 
 
-async def test_what_a_boot_has_spent_is_taken_of_it_also_when_another_has_enrolled_since(agent: Agent) -> None:
+async def test_usage_of_a_former_boot_is_accepted_after_another_boot_has_enrolled(agent: Agent) -> None:
     await agent.get_ready()
     ledger_id = uuid4()
     await agent.usage(ledger_id, 1)
@@ -129,7 +129,7 @@ async def test_what_a_boot_has_spent_is_taken_of_it_also_when_another_has_enroll
     assert [answer.json() for answer in answers] == [{"seq": 2, "duplicate": False}, {"seq": 2, "duplicate": True}]
 
 
-async def test_another_key_on_the_same_token_is_a_conflict_and_an_alarm(api: Api, agent: Agent) -> None:
+async def test_enrolling_another_key_with_the_same_token_is_a_conflict_and_an_alarm(api: Api, agent: Agent) -> None:
     await agent.enroll()
     thief = Agent(api, agent.instance_id, agent.token)
 
@@ -148,7 +148,7 @@ async def test_acknowledged_secrets_are_not_given_again(agent: Agent) -> None:
     assert (await agent.secrets()).status_code == 409
 
 
-async def test_a_gap_is_told_with_what_is_expected(agent: Agent) -> None:
+async def test_a_gap_in_callbacks_is_refused_with_the_expected_number(agent: Agent) -> None:
     await agent.get_ready()
     await agent.callback(1)
 
@@ -158,7 +158,7 @@ async def test_a_gap_is_told_with_what_is_expected(agent: Agent) -> None:
     assert gap.json()["expected_seq"] == 2
 
 
-async def test_what_is_told_together_counts_one_by_one_and_once(api: Api, agent: Agent) -> None:
+async def test_callbacks_sent_together_are_recorded_one_by_one_and_once(api: Api, agent: Agent) -> None:
     await agent.get_ready()
     rest = [{"stage": stage, "level": "info", "message": stage} for stage in ("enrolled", "secrets", "configured")]
 
@@ -177,7 +177,7 @@ async def test_what_is_told_together_counts_one_by_one_and_once(api: Api, agent:
     assert [line["stage"] for line in logs["logs"]][-4:] == ["booted", "enrolled", "secrets", "configured"]
 
 
-async def test_after_a_deletion_everything_says_stop(api: Api, agent: Agent) -> None:
+async def test_an_agent_drained_by_a_deletion_gets_410_and_records_nothing(api: Api, agent: Agent) -> None:
     await agent.get_ready()
     await api.client.delete(f"/v1/instances/{agent.instance_id}", headers=api.token())
     for step in ("key_revoked", "drained"):
@@ -195,7 +195,7 @@ async def test_after_a_deletion_everything_says_stop(api: Api, agent: Agent) -> 
     assert await versions_of(api, agent) == version
 
 
-async def test_an_agent_being_drained_waits_with_all_but_what_it_needs_to_tell_usage(api: Api, agent: Agent) -> None:
+async def test_an_agent_being_drained_may_only_do_what_it_needs_to_report_usage(api: Api, agent: Agent) -> None:
     ledger_id = uuid4()
     await agent.get_ready()
     await execute(api, agent.instance_id, c.RotateAgentKey(at_ms=NOW_MS))
@@ -217,7 +217,7 @@ async def test_an_agent_being_drained_waits_with_all_but_what_it_needs_to_tell_u
     assert [answer.status_code for answer in over] == [410] * 3
 
 
-async def test_a_report_that_a_deletion_overtakes_is_to_wait(
+async def test_a_callback_overtaken_by_a_deletion_gets_503_with_retry_after(
     api: Api, agent: Agent, owner_conn: psycopg.AsyncConnection
 ) -> None:
     await agent.get_ready()
@@ -230,7 +230,7 @@ async def test_a_report_that_a_deletion_overtakes_is_to_wait(
     assert (answer.status_code, answer.headers.get("retry-after")) == (503, "2")
 
 
-async def test_the_agent_of_an_older_attempt_must_stop(api: Api, agent: Agent) -> None:
+async def test_the_agent_of_an_older_attempt_is_refused(api: Api, agent: Agent) -> None:
     await agent.get_ready()
     await execute(api, agent.instance_id, c.FailAttempt(at_ms=NOW_MS, attempt=1, code="boot_timeout", retryable=True))
     await execute(api, agent.instance_id, c.RecordServerDiscarded(at_ms=NOW_MS, attempt=1))

@@ -18,7 +18,7 @@ __all__ = ["agent_fixture", "shared_api_fixture", "shared_owner_conn_fixture"]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_nobody_enrols_with_a_wrong_or_late_token(api: Api, agent: Agent) -> None:
+async def test_an_enrolment_with_a_wrong_token_is_refused_and_writes_nothing(api: Api, agent: Agent) -> None:
     version = await versions_of(api, agent)
     other = await new_instance(api)
     forged = tokens.enrol_token(bytes(32), agent.instance_id, 1, "nonce")
@@ -32,14 +32,14 @@ async def test_nobody_enrols_with_a_wrong_or_late_token(api: Api, agent: Agent) 
         await agent.enroll(instance_id=str(uuid4())),
     ]
     unknown = uuid4()
-    of_nobody = tokens.enrol_token(MASTER_KEY, unknown, 1, "nonce")
-    answers.append(await agent.enroll(instance_id=str(unknown), token=of_nobody))
+    of_unknown = tokens.enrol_token(MASTER_KEY, unknown, 1, "nonce")
+    answers.append(await agent.enroll(instance_id=str(unknown), token=of_unknown))
 
     assert [answer.status_code for answer in answers] == [401] * len(answers)
     assert await versions_of(api, agent) == version
 
 
-async def test_a_stranger_does_not_learn_whether_there_is_an_instance_or_is_no_more(api: Api, agent: Agent) -> None:
+async def test_a_forged_token_gets_the_same_answer_whether_or_not_the_instance_exists(api: Api, agent: Agent) -> None:
     await agent.get_ready()
     await execute(api, agent.instance_id, c.FailAttempt(at_ms=NOW_MS, attempt=1, code="boot_timeout", retryable=True))
     await execute(api, agent.instance_id, c.RecordServerDiscarded(at_ms=NOW_MS, attempt=1))
@@ -62,14 +62,14 @@ async def test_a_stranger_does_not_learn_whether_there_is_an_instance_or_is_no_m
     }
 
 
-async def test_a_token_cannot_be_used_after_its_time(api: Api) -> None:
+async def test_an_expired_enrol_token_is_refused(api: Api) -> None:
     instance_id = await new_instance(api)
     agent = Agent(api, instance_id, await intend(api, instance_id, expires_ms=NOW_MS - 10**12))
 
     assert (await agent.enroll()).status_code == 401
 
 
-async def test_secrets_are_for_the_holder_of_the_private_key_alone(api: Api, agent: Agent) -> None:
+async def test_secrets_are_given_only_to_the_holder_of_the_private_key(api: Api, agent: Agent) -> None:
     await agent.enroll()
     version = await versions_of(api, agent)
 
@@ -92,7 +92,7 @@ async def test_secrets_are_for_the_holder_of_the_private_key_alone(api: Api, age
     assert (await agent.secrets(boot_id=str(uuid4()))).status_code == 410
 
 
-async def test_keys_that_are_not_in_force_open_nothing(api: Api, agent: Agent) -> None:
+async def test_agent_keys_that_are_not_in_force_are_refused(api: Api, agent: Agent) -> None:
     await agent.get_ready()
     version = await versions_of(api, agent)
     genuine = agent.key

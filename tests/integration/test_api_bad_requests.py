@@ -1,4 +1,4 @@
-"""What is said about requests that cannot be understood, word for word (`tests/corpus/bad-requests.txt`)."""
+"""The answers to invalid requests, word for word (`tests/corpus/bad-requests.txt`)."""
 
 import re
 from collections.abc import AsyncGenerator, Iterator
@@ -80,14 +80,16 @@ def operation_of(method: str, url: str) -> Operation:
 async def ask(
     scene: Scene, op: Operation, url: str, *, body: bytes = b"", headers: dict[str, str] | None = None
 ) -> httpx.Response:
-    """As somebody who may."""
+    """As a caller that may use the operation."""
     who = "agent" if op.signature.who in {CallingAgent, ReportingAgent} else "admin" if "/admin/" in url else "owner"
     known = {"Content-Type": "application/json", **scene.headers[who], **(headers or {})}
     return await scene.api.client.request(op.declared.method, url, content=body, headers=known)
 
 
 @pytest.mark.parametrize("bad", CASES, ids=NAMES)
-async def test_every_problem_is_told_word_for_word_and_nothing_happens(scene: Scene, bad: Bad) -> None:
+async def test_every_problem_of_a_bad_request_is_reported_word_for_word_and_nothing_changes(
+    scene: Scene, bad: Bad
+) -> None:
     here = str(scene.used.instance_id)
     before = await scene.traces()
 
@@ -95,7 +97,7 @@ async def test_every_problem_is_told_word_for_word_and_nothing_happens(scene: Sc
         scene,
         operation_of(bad.method, bad.url),
         bad.url.replace("{id}", here),
-        # One byte a character: the corpus can hold what is no UTF-8.
+        # One byte a character: the corpus can hold invalid UTF-8.
         body=(bad.body or "").replace("{id}", here).encode("latin-1"),
         headers=bad.headers,
     )
@@ -107,7 +109,7 @@ async def test_every_problem_is_told_word_for_word_and_nothing_happens(scene: Sc
 
 
 @pytest.mark.parametrize("op", ON_AN_INSTANCE, ids=lambda op: f"{op.declared.method} {op.declared.path}")
-async def test_what_is_no_id_of_an_instance_is_the_first_thing_told(scene: Scene, op: Operation) -> None:
+async def test_an_invalid_instance_id_is_the_first_problem_reported(scene: Scene, op: Operation) -> None:
     url = op.declared.path.format(instance_id="x", conversation_id="c-1")
 
     answer = await ask(scene, op, url)
@@ -119,7 +121,7 @@ async def test_what_is_no_id_of_an_instance_is_the_first_thing_told(scene: Scene
 
 
 @pytest.mark.parametrize("op", WITH_A_BODY, ids=lambda op: f"{op.declared.method} {op.declared.path}")
-async def test_a_body_that_is_too_long_is_refused_whatever_is_in_it(scene: Scene, op: Operation) -> None:
+async def test_a_body_over_the_size_limit_is_refused_and_nothing_changes(scene: Scene, op: Operation) -> None:
     limit = max(scene.api.parts.settings.body_max_bytes, op.declared.body_bytes)
     url = op.declared.path.format(instance_id=scene.used.instance_id)
     before = await scene.traces()
@@ -130,9 +132,9 @@ async def test_a_body_that_is_too_long_is_refused_whatever_is_in_it(scene: Scene
     assert await scene.traces() == before
 
 
-async def test_the_corpus_speaks_of_every_operation_that_takes_anything() -> None:
-    spoken_of = {operation_of(bad.method, bad.url).declared for bad in CASES}
-    spoken_of |= {op.declared for op in ON_AN_INSTANCE}
+async def test_the_corpus_covers_every_operation_that_takes_input() -> None:
+    covered = {operation_of(bad.method, bad.url).declared for bad in CASES}
+    covered |= {op.declared for op in ON_AN_INSTANCE}
 
     assert len(CASES) >= 60
-    assert [op.declared.path for op in OPERATIONS if op.signature.inputs and op.declared not in spoken_of] == []
+    assert [op.declared.path for op in OPERATIONS if op.signature.inputs and op.declared not in covered] == []

@@ -18,7 +18,7 @@ __all__ = ["shared_api_fixture", "shared_unreachable_fixture", "shared_used_fixt
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_a_chat_is_answered_whole(used: Used) -> None:
+async def test_a_chat_that_is_not_streamed_is_answered_whole(used: Used) -> None:
     answer = await used.ask("POST", "/chat", {**HELLO, "conversation_id": "c-1"})
 
     assert answer.status_code == 200
@@ -28,7 +28,7 @@ async def test_a_chat_is_answered_whole(used: Used) -> None:
     assert "idempotency-key" not in call.headers
 
 
-async def test_a_chat_is_streamed_as_it_comes(used: Used) -> None:
+async def test_a_streamed_chat_is_passed_on_before_it_is_complete(used: Used) -> None:
     go_on = asyncio.Event()
     used.agent.stream = (STREAM[0], go_on, *STREAM[1:])
 
@@ -46,7 +46,7 @@ async def test_a_chat_is_streamed_as_it_comes(used: Used) -> None:
     assert first + rest == b"".join(STREAM)
 
 
-async def test_an_idempotency_key_goes_on_to_the_agent(used: Used) -> None:
+async def test_an_idempotency_key_is_passed_on_to_the_agent(used: Used) -> None:
     for headers in ({}, SSE):
         await used.ask("POST", "/chat", HELLO, headers={"Idempotency-Key": "first try", **headers})
 
@@ -67,7 +67,7 @@ async def test_an_idempotency_key_goes_on_to_the_agent(used: Used) -> None:
     ],
 )
 @pytest.mark.parametrize("headers", [{}, SSE], ids=["whole", "streamed"])
-async def test_what_the_agent_refuses_is_refused_in_its_words(
+async def test_a_refusal_of_the_agent_is_passed_on_with_its_status_and_text(
     used: Used, headers: dict[str, str], status: int, code: str, wanted: int
 ) -> None:
     used.agent.script("/api/chat", status, {"detail": "In plain words", "code": code})
@@ -97,7 +97,7 @@ async def test_what_the_agent_refuses_is_refused_in_its_words(
         (200, b"", 502),
     ],
 )
-async def test_any_other_answer_of_an_agent_is_named_and_not_quoted(
+async def test_an_unexpected_answer_of_an_agent_is_an_error_that_does_not_quote_it(
     used: Used, status: int, body: Any, wanted: int
 ) -> None:
     used.agent.script("/api/chat", status, body)
@@ -109,7 +109,7 @@ async def test_any_other_answer_of_an_agent_is_named_and_not_quoted(
     assert answer.json()["detail"]
 
 
-async def test_a_stream_that_is_none_is_a_bad_answer(used: Used) -> None:
+async def test_an_agent_that_answers_without_the_requested_stream_is_a_502(used: Used) -> None:
     used.agent.script("/api/chat", 200, ANSWER)
 
     status, body = await streamed(used)
@@ -118,14 +118,14 @@ async def test_a_stream_that_is_none_is_a_bad_answer(used: Used) -> None:
 
 
 @pytest.mark.parametrize("headers", [{}, SSE], ids=["whole", "streamed"])
-async def test_nobody_at_the_address_is_a_502(unreachable: Used, headers: dict[str, str]) -> None:
+async def test_an_agent_that_cannot_be_reached_is_a_502(unreachable: Used, headers: dict[str, str]) -> None:
     answer = await unreachable.ask("POST", "/chat", HELLO, headers=headers)
 
     assert answer.status_code == 502
     assert answer.json() == {"detail": "The agent cannot be reached"}
 
 
-async def test_the_id_of_a_failed_chat_leads_to_its_reason(used: Used) -> None:
+async def test_the_request_id_of_a_failed_chat_is_logged_with_its_reason(used: Used) -> None:
     used.agent.script("/api/chat", 502, {"detail": "No model answers", "code": "model_failed"})
     used.agent.stream = (STREAM[0], CUT)
 
@@ -160,7 +160,9 @@ async def test_the_id_of_a_failed_chat_leads_to_its_reason(used: Used) -> None:
     ],
     ids=lambda value: str(value)[:60],
 )
-async def test_what_is_no_message_never_reaches_the_agent(used: Used, body: dict[str, Any], where: str) -> None:
+async def test_an_invalid_chat_request_is_refused_and_never_reaches_the_agent(
+    used: Used, body: dict[str, Any], where: str
+) -> None:
     answer = await used.ask("POST", "/chat", body)
 
     assert answer.status_code == 422
@@ -169,14 +171,14 @@ async def test_what_is_no_message_never_reaches_the_agent(used: Used, body: dict
 
 
 @pytest.mark.parametrize("key", ["", "x" * 201, "schlüssel"])
-async def test_a_key_that_is_no_header_is_refused(used: Used, key: str) -> None:
+async def test_an_invalid_idempotency_key_is_refused(used: Used, key: str) -> None:
     answer = await used.ask("POST", "/chat", HELLO, headers={"Idempotency-Key": key.encode("latin-1")})
 
     assert answer.status_code == 422
     assert answer.json()["detail"][0]["loc"] == ["header", "idempotency-key"]
 
 
-async def test_eight_thousand_characters_pass_however_they_are_written_and_a_large_body_does_not(used: Used) -> None:
+async def test_a_message_of_8000_characters_passes_escaped_or_not_and_a_large_body_is_refused(used: Used) -> None:
     plain = await used.ask("POST", "/chat", {"message": "ä" * 8000})
     headers = {**used.api.token(), "Content-Type": "application/json"}
     escaped = await used.api.client.post(
@@ -188,7 +190,7 @@ async def test_eight_thousand_characters_pass_however_they_are_written_and_a_lar
     assert used.agent.calls[-1].body["message"] == "😀" * 8000
 
 
-async def test_a_configuration_without_budget_asks_nobody_what_was_spent(used: Used) -> None:
+async def test_a_chat_is_answered_if_the_configuration_has_no_budget(used: Used) -> None:
     await give(used.api, used.instance_id, configure(agent_name="Ada"))
 
     assert (await used.ask("POST", "/chat", HELLO)).status_code == 200

@@ -23,12 +23,12 @@ async def test_a_stream_that_is_cut_ends_with_an_error_event(used: Used) -> None
 
     assert status == 200
     assert body.startswith(STREAM[0])
-    # The half event is not passed on: the error behind it could not be told from it.
+    # The half event is not passed on: the error after it could not be distinguished from it.
     assert b"data: {\n" not in body
     assert ending(body)["code"] == "agent_failed"
 
 
-async def test_a_stream_without_an_ending_gets_one(used: Used) -> None:
+async def test_a_stream_without_a_final_event_gets_an_error_event(used: Used) -> None:
     used.agent.stream = STREAM[:2]
 
     _, body = await streamed(used)
@@ -46,7 +46,7 @@ async def test_a_stream_that_falls_silent_ends_with_an_error_event(used: Used, m
     assert ending(body)["code"] == "agent_timeout"
 
 
-async def test_an_error_of_the_agents_within_a_stream_is_passed_on(used: Used) -> None:
+async def test_an_error_event_of_the_agent_is_passed_on(used: Used) -> None:
     trouble = event("error", {"code": "model_failed", "detail": "All models failed"})
     used.agent.stream = (STREAM[0], trouble)
 
@@ -56,7 +56,7 @@ async def test_an_error_of_the_agents_within_a_stream_is_passed_on(used: Used) -
 
 
 @pytest.mark.parametrize("headers", [{}, SSE], ids=["whole", "streamed"])
-async def test_a_caller_who_leaves_before_the_answer_ends_the_request_to_the_agent(
+async def test_the_request_to_the_agent_ends_when_the_client_disconnects_before_the_answer(
     used: Used, headers: dict[str, str]
 ) -> None:
     used.agent.may_answer.clear()
@@ -69,7 +69,7 @@ async def test_a_caller_who_leaves_before_the_answer_ends_the_request_to_the_age
         await used.agent.left.wait()
 
 
-async def test_a_caller_who_leaves_within_a_stream_ends_the_request_to_the_agent(used: Used) -> None:
+async def test_the_request_to_the_agent_ends_when_the_client_disconnects_within_a_stream(used: Used) -> None:
     used.agent.stream = (STREAM[0], asyncio.Event())
 
     async with used.stream() as answer:

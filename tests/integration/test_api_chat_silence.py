@@ -1,4 +1,4 @@
-"""Chats with agents that are silent, frozen, away or overrun: who waits, how long, and what they are told."""
+"""Chats with agents that are silent, frozen, away or overloaded: how long a caller waits, and what it is answered."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.mark.parametrize("headers", [{}, SSE], ids=["whole", "streamed"])
-async def test_a_frozen_agent_holds_no_chat(
+async def test_a_chat_with_a_frozen_agent_is_answered_with_504(
     used: Used, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hydracore.api.agent_watch.SILENCE_S", 0.1)
@@ -29,7 +29,7 @@ async def test_a_frozen_agent_holds_no_chat(
     assert answer.json() == {"detail": "The agent did not answer in time"}
 
 
-async def test_an_agent_that_freezes_within_a_stream_ends_it_with_an_error_event(
+async def test_a_stream_whose_agent_freezes_ends_with_an_error_event(
     used: Used, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hydracore.api.agent_watch.SILENCE_S", 0.1)
@@ -45,7 +45,7 @@ async def test_an_agent_that_freezes_within_a_stream_ends_it_with_an_error_event
     assert ending(rest)["code"] == "agent_timeout"
 
 
-async def test_an_agent_that_freezes_behind_its_ending_has_said_all(
+async def test_a_stream_whose_agent_freezes_after_the_final_event_ends_without_an_error(
     used: Used, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hydracore.api.agent_watch.SILENCE_S", 0.1)
@@ -61,7 +61,7 @@ async def test_an_agent_that_freezes_behind_its_ending_has_said_all(
     assert said.replace(PING, b"") == b"".join(STREAM)
 
 
-async def test_an_agent_that_works_is_waited_for_however_silent_it_is(
+async def test_a_silent_agent_is_waited_for_as_long_as_it_answers_status_requests(
     used: Used, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hydracore.api.agent_watch.SILENCE_S", 0.05)
@@ -74,7 +74,7 @@ async def test_an_agent_that_works_is_waited_for_however_silent_it_is(
     assert (await asking).json() == ANSWER
 
 
-async def test_a_silent_stream_opens_and_pings(used: Used, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_of_a_silent_agent_opens_and_sends_pings(used: Used, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hydracore.api.agent_watch.SILENCE_S", 0.05)
     used.agent.may_chat.clear()
 
@@ -92,7 +92,7 @@ async def test_a_silent_stream_opens_and_pings(used: Used, monkeypatch: pytest.M
     ("status", "code", "told"),
     [(504, "model_timeout", "model_timeout"), (500, "internals", "agent_failed")],
 )
-async def test_a_refusal_behind_a_ping_is_an_event(
+async def test_a_refusal_after_a_ping_is_sent_as_an_error_event(
     used: Used, monkeypatch: pytest.MonkeyPatch, status: int, code: str, told: str
 ) -> None:
     monkeypatch.setattr("hydracore.api.agent_watch.SILENCE_S", 0.05)
@@ -127,7 +127,9 @@ async def test_an_agent_that_is_known_to_be_unreachable_is_not_asked(used: Used)
     assert len(used.agent.calls) == 1
 
 
-async def test_one_agent_takes_no_more_chats_than_its_share(used: Used, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_chats_beyond_the_limit_of_one_agent_get_503_and_other_agents_are_unaffected(
+    used: Used, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("hydracore.api.chat.CHATS_MAX", 2)
     used.agent.may_chat.clear()
     chats = [asyncio.create_task(used.ask("POST", "/chat", HELLO, headers=headers)) for headers in ({}, SSE)]

@@ -12,7 +12,7 @@ __all__ = ["shared_api_fixture", "shared_used_fixture"]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_only_a_running_instance_chats(api: Api) -> None:
+async def test_a_chat_with_an_instance_that_is_not_running_is_a_409(api: Api) -> None:
     instance_id = await order(api)
     pending = await api.client.post(f"/v1/instances/{instance_id}/chat", json=HELLO, headers=api.token())
     await give(api, instance_id, delete())
@@ -22,7 +22,7 @@ async def test_only_a_running_instance_chats(api: Api) -> None:
     assert "pending" in pending.json()["detail"]
 
 
-async def test_who_else_may_chat(used: Used) -> None:
+async def test_staff_may_chat_and_other_customers_and_tenants_may_not(used: Used) -> None:
     api = used.api
     answers = {
         name: await used.ask("POST", "/chat", HELLO, headers=headers)
@@ -42,11 +42,11 @@ async def test_who_else_may_chat(used: Used) -> None:
         "other_tenant": 404,
         "nobody": 401,
     }
-    # What is metered as theirs is not the owner's.
+    # Their usage is metered as theirs, and not as the owner's.
     assert [call.body["end_user"] for call in used.agent.calls] == ["root", "ops"]
 
 
-async def test_staff_chat_in_conversations_of_their_own(used: Used) -> None:
+async def test_without_consent_staff_may_chat_only_in_conversations_of_their_own(used: Used) -> None:
     admin, other = (used.api.token(user=user, role="admin") for user in ("root", "toor"))
 
     await used.ask("POST", "/chat", HELLO, headers=admin)
@@ -60,7 +60,7 @@ async def test_staff_chat_in_conversations_of_their_own(used: Used) -> None:
     assert len(used.agent.calls) == 2
 
 
-async def test_joining_a_conversation_of_the_owners_needs_consent_and_is_an_access(used: Used) -> None:
+async def test_with_consent_staff_may_join_a_conversation_of_the_owner_and_it_is_recorded(used: Used) -> None:
     await used.ask("PATCH", "/consent", {"consent_debug_access": True})
     before = await used.version()
 
@@ -75,7 +75,7 @@ async def test_joining_a_conversation_of_the_owners_needs_consent_and_is_an_acce
     assert await used.version() == before + 1
 
 
-async def test_the_key_of_a_staff_members_first_message_gives_the_same_conversation(used: Used) -> None:
+async def test_a_repeated_first_message_of_staff_goes_to_the_same_conversation(used: Used) -> None:
     admin = {**used.api.token(user="root", role="admin"), "Idempotency-Key": "k"}
 
     for _ in range(2):
@@ -85,7 +85,7 @@ async def test_the_key_of_a_staff_members_first_message_gives_the_same_conversat
     assert first.body == second.body
 
 
-async def test_a_running_instance_of_another_tenant_is_another_world(api: Api) -> None:
+async def test_a_chat_with_another_tenant_s_instance_is_answered_as_if_it_were_absent(api: Api) -> None:
     async with in_use(api) as used:
         answer = await used.ask("POST", "/chat", HELLO, headers=api.token(tenant="rival", role="admin"))
 

@@ -46,11 +46,11 @@ REMOTE = [
 ]
 
 
-#: What somebody may write who has seen a sealed text.
+#: A text in the form of a sealed one, which a caller may write too.
 SEALED_FORM = "v1." + "QUJD" * 12
 
 
-async def test_what_is_set_is_shown_and_reaches_the_agent(used: Used) -> None:
+async def test_a_changed_configuration_is_shown_and_reaches_the_agent(used: Used) -> None:
     answer = await used.ask("POST", "/config", EVERYTHING)
     shown = await used.ask("GET", "/config")
 
@@ -72,7 +72,7 @@ async def test_what_is_set_is_shown_and_reaches_the_agent(used: Used) -> None:
     assert runtime["workflow_slugs"] == [each["slug"] for each in runtime["workflows"]] == EVERYTHING["workflow_slugs"]
 
 
-async def test_only_what_is_given_changes_and_null_clears(used: Used) -> None:
+async def test_only_given_fields_change_and_null_clears_a_field(used: Used) -> None:
     await used.ask("POST", "/config", EVERYTHING)
 
     await used.ask("POST", "/config", {"agent_name": "Bea"})
@@ -88,7 +88,7 @@ async def test_only_what_is_given_changes_and_null_clears(used: Used) -> None:
     assert shown["config_version"] == 4
 
 
-async def test_saying_the_same_again_is_no_event(used: Used) -> None:
+async def test_a_request_that_changes_nothing_appends_no_event(used: Used) -> None:
     await used.ask("POST", "/config", EVERYTHING)
     version = await used.version()
 
@@ -126,14 +126,14 @@ async def test_prompts_and_tokens_are_ciphertext_in_the_log(used: Used, owner_co
     assert "config_changed" in text
     assert "crm" in text
     assert "hunter2" not in str(shown)
-    # The agent gets all of it, whatever made it a secret.
+    # The agent gets every secret in clear.
     assert used.agent.runtime["platform"]["integrations"][2:] == REMOTE
     assert again.status_code == 200
     for secret in ("You are Ada", "Be nice", BOT_TOKEN, "hunter2", "private-note"):
         assert secret not in text
 
 
-async def test_a_text_of_the_form_of_a_sealed_one_is_a_text_like_any_other(used: Used) -> None:
+async def test_a_text_that_looks_sealed_is_stored_like_any_other(used: Used) -> None:
     items = [{"version": SEALED_FORM, "token": "x"}]
 
     changed = await used.ask("PATCH", "/platform-config", {"integrations": items})
@@ -142,7 +142,7 @@ async def test_a_text_of_the_form_of_a_sealed_one_is_a_text_like_any_other(used:
     assert used.agent.runtime["platform"]["integrations"] == items
 
 
-async def test_a_text_that_was_stored_before_its_name_counted_as_a_secrets_is_one_from_now_on(used: Used) -> None:
+async def test_a_text_stored_before_its_field_counted_as_secret_is_masked_and_can_be_sent_back(used: Used) -> None:
     hook = {"id": "crm", "type": "webhook", "url": "https://chat.test/of-old", "dsn": "v1.of-old"}
     await give(used.api, used.instance_id, PatchPlatformConfig(at_ms=1, integrations=(hook,)))
 
@@ -154,7 +154,7 @@ async def test_a_text_that_was_stored_before_its_name_counted_as_a_secrets_is_on
     assert used.agent.runtime["platform"]["integrations"] == [hook]
 
 
-async def test_an_agent_that_is_away_gets_it_when_it_asks(unreachable: Used) -> None:
+async def test_an_unreachable_agent_gets_a_changed_configuration_when_it_asks(unreachable: Used) -> None:
     answer = await unreachable.ask("POST", "/config", {"system_prompt": "New"})
     shown = await unreachable.ask("GET", "/config")
     asked = await unreachable.agent_says("config", {"boot_id": str(BOOT), "config_version": 1})
@@ -167,7 +167,7 @@ async def test_an_agent_that_is_away_gets_it_when_it_asks(unreachable: Used) -> 
     assert asked.json()["runtime"]["system_prompt"] == "New"
 
 
-async def test_an_agent_that_is_asked_too_often_at_once_is_not_asked_once_more(
+async def test_a_configuration_read_beyond_the_limit_of_one_agent_does_not_ask_the_agent(
     used: Used, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hydracore.api.configuration.READS_MAX", 1)
@@ -192,7 +192,7 @@ async def test_an_agent_that_is_asked_too_often_at_once_is_not_asked_once_more(
         (None, "runtime runs again", "runtime does not run"),
     ],
 )
-async def test_an_agent_that_does_not_run_with_it_yet_is_told_apart(
+async def test_a_configuration_that_the_agent_does_not_run_yet_is_reported_as_not_applied(
     used: Used, running: int | None, pushed: str, shown: str
 ) -> None:
     used.agent.config_version = running
@@ -226,7 +226,7 @@ async def test_an_agent_that_refuses_it_is_told_apart_from_one_that_fails(
     assert answer["message"] == f"Configuration updated. {told}"
 
 
-async def test_before_the_agent_runs_and_after_it_is_gone(api: Api) -> None:
+async def test_a_configuration_can_be_changed_before_the_agent_runs_and_not_during_deletion(api: Api) -> None:
     instance_id = await order(api)
     path = f"/v1/instances/{instance_id}/config"
 
@@ -249,7 +249,9 @@ async def test_before_the_agent_runs_and_after_it_is_gone(api: Api) -> None:
         (make_lost, "It is saved; the instance is error and runs nothing"),
     ],
 )
-async def test_what_no_agent_will_ask_for_is_told_as_that(api: Api, make: Any, told: str) -> None:
+async def test_a_change_without_a_running_agent_is_saved_and_reported_as_not_applied(
+    api: Api, make: Any, told: str
+) -> None:
     instance_id = await order(api)
     if make is not None:
         await make(api, instance_id)
@@ -262,7 +264,7 @@ async def test_what_no_agent_will_ask_for_is_told_as_that(api: Api, make: Any, t
     assert answer.json()["message"] == f"Configuration updated. {told}"
 
 
-async def test_notes_say_what_a_caller_might_not_expect(used: Used) -> None:
+async def test_the_answer_notes_an_unknown_recipe_and_an_overridden_temperature(used: Used) -> None:
     await used.ask("PATCH", "/model-policy", {"temperature": 1.5})
 
     answer = (await used.ask("POST", "/config", {"recipe_id": "nonsense", "model_temperature": 0.1})).json()
@@ -308,7 +310,7 @@ async def test_notes_say_what_a_caller_might_not_expect(used: Used) -> None:
     ],
     ids=str,
 )
-async def test_what_is_out_of_bounds_changes_nothing(
+async def test_an_invalid_value_is_refused_and_changes_nothing(
     used: Used, method: str, path: str, body: Any, where: list[str | int]
 ) -> None:
     version = await used.version()
@@ -331,7 +333,9 @@ async def test_what_is_out_of_bounds_changes_nothing(
         ("PATCH", "/model-policy", {"max_tokens": 5}),
     ],
 )
-async def test_who_may_configure(used: Used, method: str, path: str, body: Any) -> None:
+async def test_staff_may_configure_and_other_customers_and_tenants_may_not(
+    used: Used, method: str, path: str, body: Any
+) -> None:
     api, version = used.api, await used.version()
     refused = {
         401: {"Authorization": "Bearer nonsense"},

@@ -40,7 +40,7 @@ async def test_documents_are_merged_as_rfc_7396_says(used: Used) -> None:
     assert shown["config_version"] == used.agent.config_version == 4
 
 
-async def test_a_mask_that_a_change_has_outdated_does_not_replace_the_secret(used: Used) -> None:
+async def test_a_mask_of_an_earlier_secret_is_refused_and_changes_nothing(used: Used) -> None:
     def secrets(last: str) -> dict[str, Any]:
         token = f"1234567890:{last}"
         return {"channels": {"telegram": {"bot_token": token}}, "integrations": [{"id": "crm", "api_key": token}]}
@@ -64,7 +64,7 @@ async def test_a_mask_that_a_change_has_outdated_does_not_replace_the_secret(use
     assert used.agent.runtime is runtime
 
 
-async def test_what_is_shown_of_items_that_look_alike_may_be_sent_back_and_changes_nothing(used: Used) -> None:
+async def test_masked_items_that_look_alike_can_be_sent_back_all_together_and_not_in_part(used: Used) -> None:
     url = "https://user:hunter2hunter2@db.example/x"
     items = [{"id": url, "note": "n"}, {"id": "a", "token": "short1"}, {"id": "a", "token": "short2"}]
     given = {
@@ -93,7 +93,7 @@ async def test_what_is_shown_of_items_that_look_alike_may_be_sent_back_and_chang
     assert "give the secret itself" in problem["msg"]
 
 
-async def test_a_mask_is_not_stored_in_another_field_than_its_secret_s(used: Used) -> None:
+async def test_a_mask_sent_in_another_field_than_its_secret_is_refused(used: Used) -> None:
     url = "https://user:hunter2hunter2@db.example/x"
     shown = (await used.ask("PATCH", "/platform-config", {"integrations": [url]})).json()["integrations"]
 
@@ -105,7 +105,7 @@ async def test_a_mask_is_not_stored_in_another_field_than_its_secret_s(used: Use
     assert used.agent.runtime["platform"]["integrations"] == [url]
 
 
-async def test_a_secret_that_was_copied_out_of_the_log_is_not_opened(
+async def test_ciphertext_copied_out_of_the_log_is_not_decrypted(
     used: Used, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async def last_patch() -> dict[str, Any]:
@@ -119,10 +119,10 @@ async def test_a_secret_that_was_copied_out_of_the_log_is_not_opened(
 
     assert answer.json()["skills"] == [copied, {"notes": [copied], "api_key": f"****{copied[-4:]}"}]
     assert used.agent.runtime["platform"]["skills"] == given
-    assert copied not in repr(await last_patch()), "it is sealed like any secret"
+    assert copied not in repr(await last_patch()), "it is sealed again like any secret"
 
 
-async def test_what_was_stored_before_it_was_known_for_a_secret_is_masked_and_may_be_sent_back(
+async def test_a_secret_stored_before_it_counted_as_one_is_masked_and_can_be_sent_back(
     used: Used, owner_conn: psycopg.AsyncConnection
 ) -> None:
     old = {"id": "crm", "headers": [{"name": "API Key", "value": "hunter2-hunter2"}], "smtp.pass": "hunter2-hunter2"}
@@ -140,7 +140,7 @@ async def test_what_was_stored_before_it_was_known_for_a_secret_is_masked_and_ma
     assert "hunter2" not in repr((await events_of(owner_conn, used.instance_id, "platform_config_patched"))[-1])
 
 
-async def test_one_is_not_true(used: Used) -> None:
+async def test_one_and_true_are_different_values(used: Used) -> None:
     for value in (1, True, 1):
         answer = await used.ask("PATCH", "/platform-config", {"advanced": {"x": value}, "integrations": [value]})
 
@@ -149,7 +149,7 @@ async def test_one_is_not_true(used: Used) -> None:
         assert used.agent.runtime["platform"]["integrations"][0] is value
 
 
-async def test_lists_are_replaced_and_null_clears(used: Used) -> None:
+async def test_lists_are_replaced_as_a_whole_and_null_clears_a_field(used: Used) -> None:
     first = await used.ask(
         "PATCH",
         "/platform-config",
@@ -180,7 +180,7 @@ async def test_lists_are_replaced_and_null_clears(used: Used) -> None:
     assert shown == {"skills": [], "integrations": [], "workflow_slugs": [], "recipe_id": None, "advanced": {}}
 
 
-async def test_workflows_may_be_named_by_anything_which_is_told_as_its_json(
+async def test_workflow_slugs_that_are_not_strings_are_shown_as_their_json(
     used: Used, owner_conn: psycopg.AsyncConnection
 ) -> None:
     named = {"workflow_slugs": [1, None, {}, "a", {"token": "hunter2-of-a-workflow"}, [2.5, True]]}
@@ -195,7 +195,7 @@ async def test_workflows_may_be_named_by_anything_which_is_told_as_its_json(
     assert "hunter2" not in str(await events_of(owner_conn, used.instance_id, "platform_config_patched"))
 
 
-async def test_of_many_patches_at_once_none_is_lost(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
+async def test_no_concurrent_patch_is_lost(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
     patches = [{"channels": {f"c{number}": number}, "advanced": {"of": {str(number): 1}}} for number in range(12)]
 
     answers = await asyncio.gather(*(used.ask("PATCH", "/platform-config", patch) for patch in patches))
@@ -207,7 +207,7 @@ async def test_of_many_patches_at_once_none_is_lost(used: Used, owner_conn: psyc
     assert len(await events_of(owner_conn, used.instance_id, "platform_config_patched")) == 12
 
 
-async def test_a_document_does_not_grow_without_end(used: Used) -> None:
+async def test_a_patch_that_makes_a_document_too_large_is_refused(used: Used) -> None:
     statuses = [
         (await used.ask("PATCH", "/platform-config", {"advanced": {f"part{number}": "x" * 60_000}})).status_code
         for number in range(5)
@@ -221,7 +221,9 @@ async def test_a_document_does_not_grow_without_end(used: Used) -> None:
     [("advanced", {"token": "****", "x": "x" * 300_000}), ("integrations", [{"token": "****", "x": "x" * 300_000}])],
     ids=["of_a_document", "of_a_list"],
 )
-async def test_what_is_too_large_is_refused_before_its_masks_are_looked_at(used: Used, field: str, value: Any) -> None:
+async def test_a_document_that_is_too_large_is_refused_before_its_masks_are_resolved(
+    used: Used, field: str, value: Any
+) -> None:
     answer = await used.ask("PATCH", "/platform-config", {field: value})
 
     (problem,) = answer.json()["detail"]
@@ -229,7 +231,7 @@ async def test_what_is_too_large_is_refused_before_its_masks_are_looked_at(used:
     assert problem["msg"] == "Value error, it must not exceed 262144 bytes"
 
 
-async def test_what_is_larger_for_its_masks_alone_may_be_sent_back(used: Used) -> None:
+async def test_a_document_that_exceeds_the_limit_only_by_its_masks_can_be_sent_back(used: Used) -> None:
     tokens = {f"token{number}": "" for number in range(9_500)}
     first = {"advanced": tokens | {"x": "x" * 100_000}}
     shown = (await used.ask("PATCH", "/platform-config", first)).json()
@@ -247,13 +249,13 @@ async def test_what_is_larger_for_its_masks_alone_may_be_sent_back(used: Used) -
     [("advanced", {"a": [0] * VALUES_MAX}), ("integrations", [[0] * (VALUES_MAX // 2)] * 2)],
     ids=["of_a_document", "of_a_list_together"],
 )
-async def test_very_many_values_are_refused(used: Used, field: str, value: Any) -> None:
+async def test_a_document_with_too_many_values_is_refused(used: Used, field: str, value: Any) -> None:
     answer = await used.ask("PATCH", "/platform-config", {field: value})
 
     assert (answer.status_code, answer.json()["detail"]) == (422, [too_many(field)])
 
 
-async def test_a_document_does_not_grow_beyond_what_could_be_sent_back(used: Used) -> None:
+async def test_a_patch_that_gives_a_document_too_many_values_is_refused(used: Used) -> None:
     first, second = [{"channels": {name: [0] * (VALUES_MAX // 2)}} for name in "ab"]
 
     answers = [await used.ask("PATCH", "/platform-config", patch) for patch in (first, second, first)]
@@ -266,7 +268,7 @@ def too_many(field: str) -> dict[str, Any]:
     return {"loc": ["body", field], "msg": "Value error, documents may have 20,000 values", "type": "value_error"}
 
 
-async def test_a_refusal_is_not_much_larger_than_what_it_refuses(used: Used) -> None:
+async def test_a_refusal_lists_at_most_100_problems_and_shortens_their_names(used: Used) -> None:
     answer = await used.ask("PATCH", "/platform-config", {"advanced": {"x" * 10_000: ["\0"] * 1_000}})
 
     assert answer.status_code == 422
@@ -277,7 +279,7 @@ async def test_a_refusal_is_not_much_larger_than_what_it_refuses(used: Used) -> 
 @pytest.mark.parametrize(
     "raw", [b'{"advanced":{"a":NaN}}', b'{"advanced":{"a":"\\ud800"}}', b'{"skills":[{"\\ud800":1}]}']
 )
-async def test_documents_that_are_no_json_are_refused(used: Used, raw: bytes) -> None:
+async def test_documents_with_invalid_json_are_refused(used: Used, raw: bytes) -> None:
     headers = {**used.api.token(), "Content-Type": "application/json"}
 
     answer = await used.api.client.patch(
@@ -288,7 +290,7 @@ async def test_documents_that_are_no_json_are_refused(used: Used, raw: bytes) ->
 
 
 @pytest.mark.parametrize("depth", [33, 200, 5000])
-async def test_deep_documents_are_refused_for_their_depth_however_deep_they_are(used: Used, depth: int) -> None:
+async def test_documents_nested_too_deeply_are_refused_however_deep_they_are(used: Used, depth: int) -> None:
     raw = b'{"advanced":' + b'{"a":' * depth + b"1" + b"}" * (depth + 1)
 
     answer = await used.api.client.patch(

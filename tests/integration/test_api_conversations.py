@@ -1,4 +1,4 @@
-"""Conversations over HTTP: the owner's alone, unless the owner consents; and every other reader is in the log."""
+"""Conversations over HTTP: only the owner reads them unless the owner consents, and each read by staff is in the log."""
 
 import asyncio
 from typing import Any
@@ -31,11 +31,11 @@ PATHS = ("/conversations", "/conversations/c-1")
 
 
 def staff(api: Api) -> list[dict[str, str]]:
-    """Who may look at ann's instance without being her; the platform's has her name, in a tenant of their own."""
+    """Staff who may look at ann's instance; the platform's has her user id, in another tenant."""
     return [api.token(user="root", role="admin"), api.token(tenant="ours", user="ann", role="platform")]
 
 
-async def test_the_owner_reads_and_no_event_tells_of_it(used: Used) -> None:
+async def test_the_owner_reads_conversations_and_no_event_is_appended(used: Used) -> None:
     version = await used.version()
 
     listed, detail = [await used.ask("GET", path) for path in PATHS]
@@ -47,7 +47,7 @@ async def test_the_owner_reads_and_no_event_tells_of_it(used: Used) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_nobody_else_reads_without_consent(used: Used, path: str) -> None:
+async def test_without_consent_only_the_owner_reads_conversations(used: Used, path: str) -> None:
     version = await used.version()
 
     answers = [await used.ask("GET", path, headers=headers) for headers in staff(used.api)]
@@ -60,7 +60,7 @@ async def test_nobody_else_reads_without_consent(used: Used, path: str) -> None:
     assert await used.version() == version
 
 
-async def test_with_consent_staff_reads_and_each_read_is_an_event(
+async def test_with_consent_staff_reads_conversations_and_each_read_is_an_event(
     used: Used, owner_conn: psycopg.AsyncConnection
 ) -> None:
     await used.ask("PATCH", "/consent", CONSENT)
@@ -78,7 +78,9 @@ async def test_with_consent_staff_reads_and_each_read_is_an_event(
     assert [row[0] for row in await rows.fetchall()] == ["admin:root"] * 2 + ["platform:ann"] * 2
 
 
-async def test_no_number_of_telegram_s_gets_into_the_log(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
+async def test_telegram_numbers_in_conversation_ids_are_pseudonymized_in_the_log(
+    used: Used, owner_conn: psycopg.AsyncConnection
+) -> None:
     numbers = ("498231177", "-1001498231177")
     admin = staff(used.api)[0]
     await used.ask("PATCH", "/consent", CONSENT)
@@ -107,7 +109,7 @@ async def test_no_number_of_telegram_s_gets_into_the_log(used: Used, owner_conn:
     assert not any(number in kept for number in numbers)
 
 
-async def test_what_was_not_read_is_no_access(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
+async def test_a_failed_read_is_not_recorded_as_an_access(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
     await used.ask("PATCH", "/consent", CONSENT)
     used.agent.script("/api/conversations", 500, {})
     admin = staff(used.api)[0]
@@ -120,7 +122,7 @@ async def test_what_was_not_read_is_no_access(used: Used, owner_conn: psycopg.As
     assert await events_of(owner_conn, used.instance_id, "conversations_accessed") == []
 
 
-async def test_consent_that_ends_while_the_agent_reads_keeps_the_data_back(used: Used) -> None:
+async def test_consent_withdrawn_while_the_agent_reads_withholds_the_data(used: Used) -> None:
     await used.ask("PATCH", "/consent", CONSENT)
     used.agent.may_answer.clear()
     reading = asyncio.create_task(used.ask("GET", "/conversations", headers=staff(used.api)[0]))
@@ -131,7 +133,7 @@ async def test_consent_that_ends_while_the_agent_reads_keeps_the_data_back(used:
     assert (await reading).status_code == 403
 
 
-async def test_one_agent_is_read_no_more_often_at_once_than_its_share(
+async def test_reads_beyond_the_limit_of_one_agent_get_503_and_other_agents_are_unaffected(
     used: Used, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hydracore.api.conversations.READS_MAX", 2)
@@ -150,7 +152,7 @@ async def test_one_agent_is_read_no_more_often_at_once_than_its_share(
     assert [(await used.ask("GET", path)).status_code for path in PATHS] == [200, 200]
 
 
-async def test_only_the_owner_decides_on_consent(used: Used) -> None:
+async def test_only_the_owner_can_give_or_withdraw_consent(used: Used) -> None:
     version = await used.version()
 
     refused = [await used.ask("PATCH", "/consent", CONSENT, headers=headers) for headers in staff(used.api)]
@@ -168,7 +170,7 @@ async def test_only_the_owner_decides_on_consent(used: Used) -> None:
     assert await used.version() == version + 2
 
 
-async def test_consent_may_be_given_before_anything_runs(api: Api) -> None:
+async def test_consent_can_be_given_before_the_instance_runs(api: Api) -> None:
     instance_id = await order(api)
 
     answer = await api.client.patch(f"/v1/instances/{instance_id}/consent", json=CONSENT, headers=api.token())
@@ -177,7 +179,7 @@ async def test_consent_may_be_given_before_anything_runs(api: Api) -> None:
 
 
 @pytest.mark.parametrize("body", [{}, {"consent_debug_access": None}, {"consent_debug_access": "perhaps"}], ids=str)
-async def test_consent_is_yes_or_no(used: Used, body: Any) -> None:
+async def test_consent_that_is_not_a_boolean_is_refused(used: Used, body: Any) -> None:
     answer = await used.ask("PATCH", "/consent", body)
 
     assert answer.status_code == 422
@@ -188,14 +190,14 @@ async def test_consent_is_yes_or_no(used: Used, body: Any) -> None:
     "conversation_id",
     ["..%2f..%2fconfig", "%2e%2e", "a%0a", "a%00", "a.b", "a%20b", "ä", "x" * 129, "c-1%3flimit=1", "c-1%23"],
 )
-async def test_ids_that_are_none_never_reach_the_agent(used: Used, conversation_id: str) -> None:
+async def test_invalid_conversation_ids_never_reach_the_agent(used: Used, conversation_id: str) -> None:
     answer = await used.ask("GET", f"/conversations/{conversation_id}")
 
     assert answer.status_code in {404, 422}
     assert used.agent.calls == []
 
 
-async def test_an_id_with_all_its_characters_reaches_the_agent_as_it_is(used: Used) -> None:
+async def test_a_conversation_id_with_all_allowed_characters_reaches_the_agent_unchanged(used: Used) -> None:
     await used.ask("GET", "/conversations/staff:0aF:_-1")
 
     assert [call.path for call in used.agent.calls] in (
@@ -205,13 +207,15 @@ async def test_an_id_with_all_its_characters_reaches_the_agent_as_it_is(used: Us
 
 
 @pytest.mark.parametrize(("limit", "status"), [("1", 200), ("100", 200), ("0", 422), ("101", 422), ("many", 422)])
-async def test_the_limit_has_bounds(used: Used, limit: str, status: int) -> None:
+async def test_a_limit_outside_1_to_100_is_refused(used: Used, limit: str, status: int) -> None:
     answer = await used.ask("GET", f"/conversations?limit={limit}")
 
     assert answer.status_code == status
 
 
-async def test_without_a_running_agent_there_is_nothing_to_read(api: Api, unreachable: Used) -> None:
+async def test_conversations_of_a_pending_unreachable_or_unknown_instance_are_an_error(
+    api: Api, unreachable: Used
+) -> None:
     instance_id = await order(api, user="ann")
     pending = await api.client.get(f"/v1/instances/{instance_id}/conversations", headers=api.token())
     away = [await unreachable.ask("GET", path) for path in PATHS]
