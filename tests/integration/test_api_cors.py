@@ -1,4 +1,4 @@
-"""What a browser is told about pages of other origins."""
+"""CORS: what pages of other origins may send to the API and read of its answers."""
 
 from collections.abc import AsyncGenerator
 
@@ -36,7 +36,7 @@ def words(answer: httpx.Response, header: str) -> set[str]:
     return {word.strip().lower() for word in answer.headers[header].split(",")}
 
 
-async def test_a_page_of_an_allowed_origin_learns_what_it_may_send(api: Api) -> None:
+async def test_a_preflight_of_an_allowed_origin_lists_the_methods_and_headers_it_may_send(api: Api) -> None:
     answer = await preflight(api, APP)
 
     assert answer.is_success
@@ -50,7 +50,7 @@ async def test_a_page_of_an_allowed_origin_learns_what_it_may_send(api: Api) -> 
 
 
 @pytest.mark.parametrize("origin", [OTHER, "https://app.example.evil.example", "https://app.example:444", "null"])
-async def test_pages_of_other_origins_are_refused_before_they_send_anything(api: Api, origin: str) -> None:
+async def test_other_origins_are_refused_at_the_preflight_and_get_no_cors_headers(api: Api, origin: str) -> None:
     answer = await preflight(api, origin)
     simple = await api.client.get("/health/live", headers={"Origin": origin})
 
@@ -70,7 +70,7 @@ async def test_pages_of_other_origins_are_refused_before_they_send_anything(api:
         ("PUT", "/v1/instances", 405),
     ],
 )
-async def test_an_allowed_page_may_read_every_answer_also_of_an_error(
+async def test_an_allowed_origin_may_read_every_answer_including_errors(
     api: Api, method: str, path: str, status: int
 ) -> None:
     answer = await api.client.request(method, path, headers={"Origin": APP})
@@ -80,7 +80,7 @@ async def test_an_allowed_page_may_read_every_answer_also_of_an_error(
     assert words(answer, "access-control-expose-headers") == {"link", "retry-after", "x-request-id"}
 
 
-async def test_a_page_may_send_every_header_that_an_operation_reads(api: Api) -> None:
+async def test_the_allowed_headers_are_exactly_those_that_operations_read(api: Api) -> None:
     read = {"authorization", "x-api-key", "x-user-id", "x-request-id", "content-type"}
     for op in every_operation():
         if op.signature.who is Principal:
@@ -89,14 +89,14 @@ async def test_a_page_may_send_every_header_that_an_operation_reads(api: Api) ->
     assert words(await preflight(api, APP), "access-control-allow-headers") == read
 
 
-async def test_any_origin_means_any(services: Services) -> None:
+async def test_a_wildcard_origin_allows_every_origin(services: Services) -> None:
     async with shared_api(services, cors_origins=("*",)) as api:
         asked, got = await preflight(api, OTHER), await api.client.get("/health/live", headers={"Origin": OTHER})
 
     assert asked.headers["access-control-allow-origin"] == got.headers["access-control-allow-origin"] == "*"
 
 
-async def test_by_default_no_browser_is_told_anything(services: Services) -> None:
+async def test_by_default_no_cors_headers_are_sent(services: Services) -> None:
     async with shared_api(services) as api:
         asked, got = await preflight(api, APP), await api.client.get("/health/live", headers={"Origin": APP})
 
@@ -104,7 +104,7 @@ async def test_by_default_no_browser_is_told_anything(services: Services) -> Non
         assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 
-async def test_what_is_no_preflight_is_served_as_without_an_origin(api: Api) -> None:
+async def test_an_options_request_that_is_no_preflight_is_answered_as_without_an_origin(api: Api) -> None:
     plain = await api.client.options("/v1/instances")
     others = [
         await api.client.options("/v1/instances", headers=headers)

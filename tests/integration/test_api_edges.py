@@ -38,7 +38,7 @@ async def api(services: Services) -> AsyncGenerator[Api]:
         ("GET", "/v1/instances", 401, "Not authenticated"),
     ],
 )
-async def test_every_error_has_the_same_shape_a_request_id_and_the_headers(
+async def test_every_error_has_the_same_shape_a_request_id_and_the_usual_headers(
     api: Api, method: str, path: str, status: int, detail: str
 ) -> None:
     answer = await api.client.request(method, path)
@@ -53,7 +53,7 @@ async def test_every_error_has_the_same_shape_a_request_id_and_the_headers(
         assert set(answer.headers["allow"].split(", ")) >= {"GET", "POST"}
 
 
-async def test_every_path_says_which_methods_it_has(api: Api) -> None:
+async def test_every_path_lists_its_methods_in_the_allow_header(api: Api) -> None:
     document = (await api.client.get("/openapi.json")).json()
 
     for path, methods in document["paths"].items():
@@ -63,7 +63,7 @@ async def test_every_path_says_which_methods_it_has(api: Api) -> None:
 
         has = {method.upper() for method in methods} | {"OPTIONS"} | ({"HEAD"} if "get" in methods else set())
         assert (asked.status_code, asked.content) == (204, b"")
-        # Of nothing, not even a length (RFC 9110, section 8.6).
+        # There is no content, and so not even a length (RFC 9110, section 8.6).
         assert not {"content-length", "content-type"} & asked.headers.keys()
         assert (refused.status_code, refused.json()) == (405, {"detail": "Method Not Allowed"})
         for answer in (asked, refused):
@@ -87,13 +87,13 @@ async def test_head_answers_what_get_does_without_the_body(api: Api) -> None:
 @pytest.mark.parametrize(
     ("given", "kept"), [("abc-1.2_3", True), ("x" * 64, True), ("x" * 65, False), ("a b", False), ("ä", False)]
 )
-async def test_a_request_id_is_kept_where_it_is_harmless(api: Api, given: str, kept: bool) -> None:  # noqa: FBT001 - a parameter
+async def test_a_request_id_of_the_client_is_kept_only_if_it_is_well_formed(api: Api, given: str, kept: bool) -> None:  # noqa: FBT001 - a parameter
     answer = await api.client.get("/health/live", headers={b"X-Request-Id": given.encode("latin-1")})
 
     assert (answer.headers["x-request-id"] == given) is kept
 
 
-async def test_the_request_id_goes_into_the_log_as_what_belongs_together(
+async def test_a_request_id_that_is_a_uuid_is_logged_as_the_correlation_id(
     api: Api, owner_conn: psycopg.AsyncConnection
 ) -> None:
     request_id = str(uuid4())
@@ -106,7 +106,7 @@ async def test_the_request_id_goes_into_the_log_as_what_belongs_together(
     assert {row[1] for row in rows} == {"customer:ann"}
 
 
-async def test_bodies_above_the_limit_are_refused_announced_or_not(api: Api) -> None:
+async def test_bodies_above_the_limit_are_refused_with_or_without_a_content_length(api: Api) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(3):
             yield b" " * 500
@@ -128,7 +128,7 @@ async def test_bodies_above_the_limit_are_refused_announced_or_not(api: Api) -> 
     assert at_limit.status_code == 422
 
 
-async def test_a_body_that_does_not_come_is_not_waited_for_for_ever(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_does_not_arrive_in_time_gets_408(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operations, "BODY_TIMEOUT_S", 0.1)
     token = api.token()["Authorization"]
     address = httpx.URL(api.url)
@@ -144,7 +144,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for_for_ever(api: Api, mo
     assert answer.startswith(b"HTTP/1.1 408")
 
 
-async def test_a_client_that_goes_away_in_its_body_leaves_no_error_behind(api: Api) -> None:
+async def test_a_client_that_disconnects_within_its_body_causes_no_log_line(api: Api) -> None:
     token = api.token()["Authorization"]
     address = httpx.URL(api.url)
     with structlog.testing.capture_logs() as lines:
@@ -160,7 +160,7 @@ async def test_a_client_that_goes_away_in_its_body_leaves_no_error_behind(api: A
     assert lines == []
 
 
-async def test_the_document_is_served_to_everybody(api: Api) -> None:
+async def test_the_openapi_document_is_served_without_authentication(api: Api) -> None:
     answer = await api.client.get("/openapi.json")
 
     assert answer.json()["openapi"] == "3.1.0"

@@ -1,4 +1,4 @@
-"""What callers and logs are told when something fails, and of a database that goes away and comes back."""
+"""What callers are answered and what is logged when something fails, such as a database that goes away and comes back."""
 
 import asyncio
 import re
@@ -36,12 +36,12 @@ async def test_an_unexpected_failure_is_a_bare_500_and_one_log_line_with_its_rea
         answer = await api.client.get("/v1/instances", headers=api.token())
 
     assert (answer.status_code, answer.json()) == (500, {"detail": "Internal server error"})
-    await assert_has_the_headers_of_any(api, answer)
+    await assert_has_the_usual_headers(api, answer)
     assert [line["event"] for line in lines] == ["request_failed"]
     assert isinstance(lines[0]["exc_info"], psycopg.errors.UndefinedTable)
 
 
-async def test_what_is_logged_of_a_request_names_no_instance_of_the_one_before_it(
+async def test_log_lines_of_a_request_never_name_the_instance_of_the_previous_request(
     api: Api, owner_conn: psycopg.AsyncConnection
 ) -> None:
     await owner_conn.execute("ALTER TABLE instance RENAME TO elsewhere")
@@ -61,7 +61,7 @@ async def test_what_is_logged_of_a_request_names_no_instance_of_the_one_before_i
     assert [line.get("instance_id") for line in lines] == [str(instance_id), None]
 
 
-async def test_health_tells_what_is_down_and_what_that_means(database_url: str) -> None:
+async def test_without_redis_readiness_is_degraded_and_orders_are_still_accepted(database_url: str) -> None:
     async with running_api(database_url, "redis://127.0.0.1:1/0") as api:
         live, ready = await api.client.get("/health/live"), await api.client.get("/health/ready")
         order = await api.client.post("/v1/instances", json=ORDER, headers=api.token())
@@ -74,7 +74,7 @@ async def test_health_tells_what_is_down_and_what_that_means(database_url: str) 
     assert order.status_code == 202
 
 
-async def test_a_redis_that_takes_nothing_is_told_as_down(own_services: OwnServices) -> None:
+async def test_a_redis_that_refuses_writes_is_reported_as_down(own_services: OwnServices) -> None:
     async with (
         running_api(own_services.database_url, own_services.redis_url) as api,
         Redis.from_url(own_services.redis_url) as redis,
@@ -90,7 +90,7 @@ async def test_a_redis_that_takes_nothing_is_told_as_down(own_services: OwnServi
         assert await status() == "ok"
 
 
-async def test_however_many_ask_at_once_whether_it_is_ready_one_connection_to_redis_is_enough(
+async def test_concurrent_readiness_checks_share_one_redis_connection(
     own_services: OwnServices,
 ) -> None:
     async with (
@@ -108,7 +108,7 @@ async def test_however_many_ask_at_once_whether_it_is_ready_one_connection_to_re
         assert await connected() == before + 1
 
 
-async def test_a_database_that_restarts_costs_time_and_no_answer(own_services: OwnServices) -> None:
+async def test_requests_during_a_database_restart_are_all_answered(own_services: OwnServices) -> None:
     async with running_api(own_services.database_url, own_services.redis_url) as api:
         ann = api.token()
         made = (await api.client.post("/v1/instances", json=ORDER, headers=ann)).json()["instance_id"]
@@ -126,7 +126,7 @@ async def test_a_database_that_restarts_costs_time_and_no_answer(own_services: O
 
 
 @pytest.mark.long
-async def test_a_database_that_stays_away_is_told_as_such(
+async def test_requests_get_503_and_readiness_fails_while_the_database_is_down(
     own_services: OwnServices,
 ) -> None:
     async with running_api(own_services.database_url, own_services.redis_url) as api:
@@ -141,7 +141,7 @@ async def test_a_database_that_stays_away_is_told_as_such(
                 api.client.get("/health/ready", timeout=60),
             )
         live = await api.client.get("/health/live")
-        # It has no key, so that it repeats no other.
+        # It has no idempotency key, so that there is no earlier request to look for.
         wrong = await api.client.post("/v1/instances", json=ORDER | {"region_id": "mars"}, headers=ann, timeout=1)
 
         assert wrong.status_code == 422
@@ -149,14 +149,14 @@ async def test_a_database_that_stays_away_is_told_as_such(
         assert int(read.headers["retry-after"]) >= 1
         assert read.json() == write.json() == {"detail": "Temporarily unavailable; try again"}
         for answer in (read, write):
-            await assert_has_the_headers_of_any(api, answer)
+            await assert_has_the_usual_headers(api, answer)
         assert ready.json()["checks"] == {"database": "down", "redis": "ok"}
         reasons = [line["reason"] for line in lines if line["event"] == "request_not_served"]
         assert reasons == ["The database does not answer; try again later"] * 2
 
 
 @pytest.mark.long
-async def test_a_database_that_hangs_is_told_as_such_too(
+async def test_requests_get_503_and_readiness_fails_while_the_database_hangs(
     own_services: OwnServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(AnswerTimeoutConnection, "answer_s_max", 0.5)
@@ -188,8 +188,8 @@ async def _is_ready(api: Api) -> bool:
     return (await api.client.get("/health/ready")).status_code == 200
 
 
-async def assert_has_the_headers_of_any(api: Api, answer: httpx.Response) -> None:
-    """It has an id, and the headers that an answer has to which nothing went wrong."""
+async def assert_has_the_usual_headers(api: Api, answer: httpx.Response) -> None:
+    """It has a request id, and the headers of a successful answer."""
     usual = (await api.client.get("/health/live")).headers
     assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["x-request-id"])
     assert usual.keys() >= {"cache-control", "content-type", "x-content-type-options"}

@@ -1,4 +1,4 @@
-"""The past over HTTP: an instance as it was, and what happened to it, to those whose it is and no further than they may see."""
+"""The past over HTTP: an instance as it was, and its events, shown to its owner and to staff as far as they may see it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def everything(used: Used, query: str = "", headers: dict[str, str] | None
         path = answer.links["next"]["url"].removeprefix(f"/v1/instances/{used.instance_id}")
 
 
-async def test_without_a_moment_nothing_is_different_and_with_one_all_is_as_it_was(used: Used) -> None:
+async def test_an_instance_can_be_read_as_it_was_at_any_version_or_time(used: Used) -> None:
     states = [(await used.ask("GET", "")).content]
     for name in ("Bea", "Cleo"):
         await used.ask("POST", "/config", {"agent_name": name})
@@ -89,7 +89,7 @@ async def test_without_a_moment_nothing_is_different_and_with_one_all_is_as_it_w
     assert (first["status"], first["hostname"], first["callback_seq"]) == ("pending", None, None)
 
 
-async def test_the_owner_sees_what_is_theirs_and_secrets_masked(personal: Used) -> None:
+async def test_the_owner_sees_personal_data_in_clear_and_secrets_masked(personal: Used) -> None:
     events = json.dumps(await everything(personal))
     state = (await personal.ask("GET", f"?version={await personal.version()}")).json()["state"]
 
@@ -104,9 +104,7 @@ async def test_the_owner_sees_what_is_theirs_and_secrets_masked(personal: Used) 
 
 
 @pytest.mark.parametrize("role", ["admin", "platform"])
-async def test_staff_sees_that_there_was_something_and_what_it_was_only_with_consent(
-    personal: Used, role: Role
-) -> None:
+async def test_staff_sees_personal_data_only_with_consent_and_secrets_never(personal: Used, role: Role) -> None:
     staff = personal.api.token(None if role == "admin" else "ours", "boss", role)
 
     async def seen() -> str:
@@ -128,7 +126,7 @@ async def test_staff_sees_that_there_was_something_and_what_it_was_only_with_con
     assert not [secret for secret in SECRETS if secret in during]
 
 
-async def test_consent_can_be_withdrawn_of_an_instance_that_is_being_deleted(personal: Used) -> None:
+async def test_consent_can_be_withdrawn_while_an_instance_is_being_deleted(personal: Used) -> None:
     staff = personal.api.token(None, "boss", "admin")
     await personal.ask("PATCH", "/consent", {"consent_debug_access": True})
     await personal.ask("DELETE", "")
@@ -142,7 +140,7 @@ async def test_consent_can_be_withdrawn_of_an_instance_that_is_being_deleted(per
     assert [text in after for text in PERSONAL] == [False] * len(PERSONAL)
 
 
-async def test_of_an_erased_customer_nothing_personal_is_left_to_see(
+async def test_the_history_of_an_erased_customer_shows_no_personal_data(
     personal: Used, owner_conn: psycopg.AsyncConnection
 ) -> None:
     version = await personal.version()
@@ -159,7 +157,7 @@ async def test_of_an_erased_customer_nothing_personal_is_left_to_see(
     assert not [text for text in PERSONAL if text in json.dumps(await everything(personal))]
 
 
-async def test_what_only_looks_sealed_is_not_taken_for_it(personal: Used) -> None:
+async def test_a_text_that_looks_sealed_is_shown_in_a_field_that_is_never_sealed(personal: Used) -> None:
     lookalike = "v1." + "QUJD" * 12
     await personal.ask("POST", "/config", {"agent_name": lookalike})
     await give(personal.api, personal.instance_id, c.PatchPlatformConfig(at_ms=NOW_MS, skills=(lookalike, "notes")))
@@ -169,8 +167,8 @@ async def test_what_only_looks_sealed_is_not_taken_for_it(personal: Used) -> Non
     assert (state["agent_name"], state["config"]["skills"]) == (lookalike, ["(sealed)", "notes"])
 
 
-async def test_pages_and_filters_give_the_whole_and_its_parts(used: Used) -> None:
-    # Others have come between this and the order, so that a filter that gets lost on the way shows.
+async def test_pages_and_filters_give_exactly_the_matching_events(used: Used) -> None:
+    # Other events lie between this change and the order, so that a filter that a next page loses shows.
     await used.ask("POST", "/config", {"agent_name": "Bea"})
     whole = await everything(used, "?limit=500")
 
@@ -189,7 +187,9 @@ async def test_pages_and_filters_give_the_whole_and_its_parts(used: Used) -> Non
     assert "next" not in (await used.ask("GET", f"/events?limit={len(whole)}")).links
 
 
-async def test_a_page_that_is_long_enough_ends_before_its_limit(used: Used, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_page_of_events_ends_before_its_limit_once_it_has_enough_bytes(
+    used: Used, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = await everything(used, "?limit=500")
     monkeypatch.setattr(history, "PAGE_BYTES", 1)
 
@@ -199,7 +199,7 @@ async def test_a_page_that_is_long_enough_ends_before_its_limit(used: Used, monk
     assert await everything(used, "?limit=500") == whole
 
 
-async def test_a_time_that_no_calendar_has_is_its_number_among_events_and_no_state_as_it_was(
+async def test_an_out_of_range_time_is_listed_as_a_number_and_makes_past_states_unreadable(
     used: Used, owner_conn: psycopg.AsyncConnection
 ) -> None:
     never_ms = 99_999_999_999_999_999
@@ -222,7 +222,7 @@ async def test_a_time_that_no_calendar_has_is_its_number_among_events_and_no_sta
 
 
 @pytest.mark.parametrize("forged_ms", [str(10**17), str(-(10**17)), "9" * 400])
-async def test_a_change_behind_a_time_that_no_calendar_has_is_refused_and_logged_with_its_place(
+async def test_a_change_after_an_out_of_range_time_is_refused_and_logged_with_lane_and_seq(
     used: Used, owner_conn: psycopg.AsyncConnection, forged_ms: str
 ) -> None:
     forgery = await owner_conn.execute(
@@ -231,7 +231,7 @@ async def test_a_change_behind_a_time_that_no_calendar_has_is_refused_and_logged
         (forged_ms, used.instance_id),
     )
     place = await forgery.fetchone()
-    # What the API remembers of the instance is of another log now.
+    # The log no longer fits the state of the instance that the API has cached.
     await owner_conn.execute("UPDATE event SET digest = sha256(digest) WHERE stream_id = %s", (used.instance_id,))
 
     with capture_logs() as lines:
@@ -244,7 +244,7 @@ async def test_a_change_behind_a_time_that_no_calendar_has_is_refused_and_logged
     assert f"stream {used.instance_id} has a time that is out of range" in str(lines[0]["exc_info"])
 
 
-async def test_the_command_line_tells_the_same(used: Used) -> None:
+async def test_audit_show_prints_the_same_events_as_the_api(used: Used) -> None:
     await make_personal(used)
     env = {"HYDRACORE_DATABASE_URL": used.api.parts.settings.database_url}
     words = ["audit", "show", str(used.instance_id), "--json"]
@@ -264,7 +264,9 @@ async def test_the_command_line_tells_the_same(used: Used) -> None:
         ("?at=2020-01-01T00:00:00Z", "it did not exist before"),
     ],
 )
-async def test_what_was_not_yet_is_not_found_with_the_reason(used: Used, query: str, detail: str) -> None:
+async def test_a_version_or_time_that_the_instance_did_not_have_is_not_found_with_the_reason(
+    used: Used, query: str, detail: str
+) -> None:
     answer = await used.ask("GET", query)
 
     assert answer.status_code == 404
@@ -272,8 +274,8 @@ async def test_what_was_not_yet_is_not_found_with_the_reason(used: Used, query: 
 
 
 @pytest.mark.parametrize("query", ["?version=1", "?version=1000", "?at=2020-01-01", "/events", "/events?cursor=1000"])
-async def test_the_past_is_as_closed_as_the_present(used: Used, query: str) -> None:
-    """Whatever is asked of it, others are told what they are told of the instance as it is."""
+async def test_callers_who_may_not_see_an_instance_cannot_see_its_past_either(used: Used, query: str) -> None:
+    """For every query they are answered as for the present instance."""
     before = await used.version()
 
     for who in (

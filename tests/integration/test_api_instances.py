@@ -18,7 +18,7 @@ __all__ = ["module_api_fixture", "new_events_fixture", "shared_owner_conn_fixtur
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_each_role_sees_what_it_may(api: Api) -> None:
+async def test_each_role_lists_only_the_instances_that_it_may_see(api: Api) -> None:
     ann, bob, boss = api.token(), api.token(user="bob"), api.token(user="boss", role="admin")
     other = f"other-than-{api.tenant}"
     stranger, staff = api.token(tenant=other, user="boss", role="admin"), api.token(user="op", role="platform")
@@ -37,7 +37,7 @@ VIEWS = ["", "/logs", "/runtime"]
 
 
 @pytest.mark.parametrize("view", VIEWS)
-async def test_each_role_may_look_at_what_it_may(api: Api, view: str) -> None:
+async def test_each_role_can_read_only_the_instances_that_it_may_see(api: Api, view: str) -> None:
     of_ann = await order(api, api.token())
     path = f"/v1/instances/{of_ann}{view}"
 
@@ -56,7 +56,7 @@ async def test_each_role_may_look_at_what_it_may(api: Api, view: str) -> None:
     assert await status(api.token(tenant="other", role="admin")) == absent
 
 
-async def test_deleting_is_only_for_those_who_may_and_says_how_far_it_is(
+async def test_only_permitted_callers_can_delete_and_the_answer_says_how_far_the_deletion_is(
     api: Api, new_events: Callable[[], Awaitable[int]]
 ) -> None:
     ann = api.token()
@@ -113,7 +113,9 @@ async def test_an_api_key_acts_as_admin_or_as_a_customer_until_it_is_revoked(
     ],
     ids=str,
 )
-async def test_nobody_credible_is_told_so_and_nothing_else(api: Api, headers: dict[str, str]) -> None:
+async def test_missing_or_bad_credentials_get_401_before_the_request_is_validated(
+    api: Api, headers: dict[str, str]
+) -> None:
     answers = [
         await api.client.get("/v1/instances/not-a-uuid", headers=headers),
         await api.client.post("/v1/instances", content=b"{", headers=headers),
@@ -140,7 +142,7 @@ async def test_an_expired_token_and_a_malformed_acting_user_are_refused(
     assert [answer.status_code for answer in malformed] == [401, 401]
 
 
-async def test_nothing_personal_stands_in_the_log_in_clear(api: Api, owner_conn: psycopg.AsyncConnection) -> None:
+async def test_no_personal_data_is_stored_in_clear(api: Api, owner_conn: psycopg.AsyncConnection) -> None:
     ann = api.token(email="ann@example.com")
     await order(api, ann, user_display_name="Ann of Green Gables", idempotency_key="k")
 

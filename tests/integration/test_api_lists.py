@@ -18,7 +18,7 @@ __all__ = ["module_api_fixture", "shared_owner_conn_fixture", "tenant_api_fixtur
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_a_deleted_instance_can_be_looked_at_and_is_listed_when_asked_for(api: Api) -> None:
+async def test_a_deleted_instance_can_be_read_and_is_listed_only_on_request(api: Api) -> None:
     ann = api.token()
     kept, gone = await order(api, ann), await order(api, ann, idempotency_key="gone")
     await api.client.delete(f"/v1/instances/{gone}", headers=ann)
@@ -46,7 +46,7 @@ async def test_a_list_shows_each_change_at_once(api: Api) -> None:
         assert shown == told
 
 
-async def test_the_address_of_an_erased_customer_is_no_longer_listed(
+async def test_the_email_address_of_an_erased_customer_is_no_longer_listed(
     api: Api, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keys, "CACHE_S", 0.5)
@@ -60,7 +60,7 @@ async def test_the_address_of_an_erased_customer_is_no_longer_listed(
     async def is_gone() -> bool:
         return await shown() == ('"customer_email":null', None)
 
-    # The second time from memory, and as the page that it was.
+    # The first time from the database, and then from the cache.
     before = [await shown() for _ in range(3)]
     await owner_conn.execute(
         "UPDATE customer_key SET wrapped_key = NULL, destroyed_at = now() WHERE tenant_id = %s", (api.tenant,)
@@ -70,7 +70,7 @@ async def test_the_address_of_an_erased_customer_is_no_longer_listed(
     await until(is_gone, seconds_max=20)
 
 
-async def test_what_is_remembered_of_lists_is_bounded(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_cache_of_lists_is_bounded(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "CACHED_ITEMS_MAX", 3)
     monkeypatch.setattr(listing, "CACHED_PAGES_MAX", 2)
     lists = Listing(api.parts.queries, api.parts.keyring)
@@ -83,12 +83,12 @@ async def test_what_is_remembered_of_lists_is_bounded(api: Api, monkeypatch: pyt
         assert made.encode() in (await lists.page(whose)).json
         sizes.append((len(lists._cached_items), len(lists._pages)))
 
-    # Of so many instances, and those of the page that was asked for last.
+    # As many items as may be cached, and those of the page that was asked for last.
     assert max(count for count, _ in sizes) == 4
     assert max(pages for _, pages in sizes) == 2
 
 
-async def test_pages_of_two_sizes_that_read_the_same_rows_are_two_pages(api: Api) -> None:
+async def test_pages_of_different_limits_are_cached_separately(api: Api) -> None:
     ann = api.token()
     for _ in range(3):
         await order(api, ann)
@@ -120,7 +120,7 @@ async def test_pages_follow_each_other_through_links_without_gap_or_repeat(api: 
 
 
 @pytest.mark.parametrize("query", ["", "status=pending", "status=deleted", "include_deleted=true"])
-async def test_the_pages_behind_the_first_are_of_what_was_asked_for(api: Api, query: str) -> None:
+async def test_every_page_keeps_the_filter_of_the_first_request(api: Api, query: str) -> None:
     ann = api.token()
     for number in range(6):
         instance_id = await order(api, ann)

@@ -1,4 +1,4 @@
-"""Two API processes while the master key is replaced: one that has still the old one, and one that makes everything with the new."""
+"""Two API processes while the master key is replaced: one still has the old key, and one makes everything with the new one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def from_new(both: Both, used: Used) -> Used:
 
 
 @pytest.mark.parametrize("first", ["old", "new"])
-async def test_a_repeated_create_is_the_same_request_to_both_and_another_is_none(both: Both, first: str) -> None:
+async def test_both_processes_recognize_a_repeated_create_and_refuse_a_changed_one(both: Both, first: str) -> None:
     apis = (both.old, both.new) if first == "old" else (both.new, both.old)
     headers = both.old.token(email="ann@example.com")
 
@@ -63,7 +63,7 @@ async def test_a_repeated_create_is_the_same_request_to_both_and_another_is_none
     assert "ann@example.com" in listed[0].text
 
 
-async def test_secrets_that_were_issued_before_are_given_again_and_new_ones_are_by_the_new_key(both: Both) -> None:
+async def test_secrets_issued_with_the_old_key_are_given_again_and_new_ones_use_the_new_key(both: Both) -> None:
     signing = Ed25519PrivateKey.generate()
     public = b64encode(signing.public_key().public_bytes_raw()).decode()
     instance_id = await order(both.old)
@@ -98,7 +98,7 @@ async def acknowledge(api: Api, secrets: dict[str, Any]) -> httpx.Response:
     return await api.client.post("/v1/agent/secrets/ack", json=body, headers=headers)
 
 
-async def test_a_key_by_a_dropped_or_a_made_up_master_key_lets_nobody_in(
+async def test_agent_keys_derived_from_a_dropped_or_forged_master_key_are_refused(
     both: Both, database_url: str, redis_url: str
 ) -> None:
     async with in_use(both.old) as used, running_api(database_url, redis_url, master_key=NEW) as alone:
@@ -122,7 +122,7 @@ async def test_a_key_by_a_dropped_or_a_made_up_master_key_lets_nobody_in(
         assert answers[True, "in force"].json() == {"detail": "The agent key is wrong"}
 
 
-async def test_a_former_master_key_makes_no_key_that_tells_of_usage_while_an_instance_drains(both: Both) -> None:
+async def test_an_agent_key_of_another_master_key_cannot_report_usage_of_a_draining_instance(both: Both) -> None:
     async with in_use(both.old) as used:
         await give(both.old, used.instance_id, lives.delete(), lives.teardown("key_revoked"))
         spent = {
@@ -147,7 +147,7 @@ async def test_a_former_master_key_makes_no_key_that_tells_of_usage_while_an_ins
 
 
 @pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
-async def test_staff_keep_their_conversations_and_a_repeated_chat_is_the_same_request(both: Both, accept: str) -> None:
+async def test_staff_keep_their_conversations_and_a_repeated_chat_is_recognized(both: Both, accept: str) -> None:
     staff = both.old.token(user="root", role="admin") | {"Accept": accept}
     keyed = staff | {"Idempotency-Key": "once"}
     async with in_use(both.old) as used:

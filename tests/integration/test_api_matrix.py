@@ -1,4 +1,4 @@
-"""Every operation of the contract and every kind of caller: who gets in, what the others are told, and that they change nothing."""
+"""Every operation of the contract and every kind of caller: who gets in, and how the others are refused and change nothing."""
 
 import json
 import time
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CONTRACT = json.loads((Path(__file__).parents[1] / "contract" / "openapi.json").read_text())
 
-#: Statuses by who asks.
+#: The status of the answer, by the type of the caller.
 OF_INSTANCE = {"owner": 200, "other_customer": 403, "other_tenant": 404, "admin": 200, "platform": 200}
 OF_STAFF = OF_INSTANCE | {"owner": 403}
 OF_OWNER = OF_INSTANCE | {"admin": 403, "platform": 403}
@@ -31,7 +31,7 @@ class Case(NamedTuple):
     body: Any = None
 
 
-#: What is sent, and who may. The instance is ann's.
+#: What is sent, and what each type of caller is answered. The instance is ann's.
 CASES = {
     "GET /v1/instances": Case(OF_ANYBODY),
     "POST /v1/instances": Case(
@@ -66,17 +66,17 @@ CALLER_TYPES: dict[str, dict[str, str]] = {
     "platform": bearer(tenant="ours", user="ops", role="platform"),
 }
 
-NOBODY: dict[str, dict[str, str]] = {
+UNAUTHENTICATED: dict[str, dict[str, str]] = {
     "no_token": {},
     "nonsense": {"Authorization": "Bearer nonsense"},
     "another_scheme": {"Authorization": "Basic YW5uOmFubg=="},
     "expired": bearer(user="ann", expires_at=time.time() - 1),
     "not_signed_by_us": {"Authorization": bearer(user="ann")["Authorization"][:-3] + "abc"},
-    "nobodys_key": {"X-Api-Key": f"hck_{uuid4().hex}_{'x' * 43}"},
+    "unknown_key": {"X-Api-Key": f"hck_{uuid4().hex}_{'x' * 43}"},
 }
 
 
-async def test_every_operation_has_its_row() -> None:
+async def test_every_operation_of_the_contract_has_a_case() -> None:
     served = {f"{method.upper()} {path}" for path, methods in CONTRACT["paths"].items() for method in methods}
 
     assert CASES.keys() == served
@@ -96,22 +96,22 @@ async def commands(connection: psycopg.AsyncConnection) -> int:
 
 
 @pytest.mark.parametrize("operation", CASES)
-async def test_everybody_gets_what_is_theirs_and_nobody_else_changes_anything(
+async def test_each_caller_gets_the_expected_status_and_a_refused_call_changes_nothing(
     used: Used, owner_conn: psycopg.AsyncConnection, operation: str
 ) -> None:
     statuses = CASES[operation].statuses
     refused = {name for name, status in statuses.items() if status >= 400}
     before = await commands(owner_conn)
 
-    strangers = {name: await send(used, operation, headers) for name, headers in NOBODY.items()}
+    strangers = {name: await send(used, operation, headers) for name, headers in UNAUTHENTICATED.items()}
     outsiders = {name: await send(used, operation, CALLER_TYPES[name]) for name in refused}
     called = len(used.agent.calls)
     after = await commands(owner_conn)
 
-    assert strangers == dict.fromkeys(NOBODY, 401)
+    assert strangers == dict.fromkeys(UNAUTHENTICATED, 401)
     assert outsiders == {name: statuses[name] for name in refused}
     assert (after, called) == (before, 0)
-    # A key that has just been rotated cannot be rotated again: any one of those who may shows that they may.
+    # A key that has just been rotated cannot be rotated again: only one of the permitted callers can try.
     welcome = [name for name in statuses if name not in refused]
     for name in welcome[:1] if "rotate-key" in operation else welcome:
         assert (name, await send(used, operation, CALLER_TYPES[name])) == (name, statuses[name])
@@ -128,7 +128,7 @@ async def test_an_api_key_is_an_admin_or_the_customer_it_acts_for(
         assert (name, await send(used, operation, key | headers)) == (name, statuses[name])
 
 
-async def test_what_others_own_looks_like_what_is_absent(used: Used) -> None:
+async def test_an_instance_of_another_tenant_is_indistinguishable_from_an_absent_one(used: Used) -> None:
     rival = CALLER_TYPES["other_tenant"]
     method, path = "GET", f"/v1/instances/{used.instance_id}"
 
@@ -148,7 +148,7 @@ async def test_what_others_own_looks_like_what_is_absent(used: Used) -> None:
         assert (there.status_code, there.content) == (absent.status_code, absent.content)
 
 
-async def test_lists_show_what_is_ones_own(used: Used, api: Api) -> None:
+async def test_lists_show_only_instances_that_the_caller_may_see(used: Used, api: Api) -> None:
     shown = {
         name: str(used.instance_id) in (await api.client.get("/v1/instances", headers=headers)).text
         for name, headers in CALLER_TYPES.items()

@@ -1,4 +1,4 @@
-"""Which models an agent uses, and where they are: changed field by field, and told to the agent alone."""
+"""Which models an agent uses, and where they are: changed field by field, and sent to the agent alone."""
 
 from collections.abc import AsyncGenerator
 
@@ -20,7 +20,7 @@ async def model_urls(services: Services) -> AsyncGenerator[Used]:
         yield used
 
 
-async def test_the_models_address_and_key_go_to_the_agent_and_to_nobody_else(model_urls: Used) -> None:
+async def test_the_models_address_and_key_go_to_the_agent_and_the_key_is_never_shown(model_urls: Used) -> None:
     answer = await model_urls.ask("POST", "/config", {"agent_name": "Ada"})
 
     assert model_urls.agent.runtime["model"] == {"base_url": "http://models.test/v1", "api_key": "sk-of-the-models"}
@@ -56,7 +56,7 @@ async def test_a_model_policy_is_changed_field_by_field(used: Used) -> None:
     assert (await used.ask("GET", "/config")).json()["model_policy"] == second.json()["model_policy"]
 
 
-async def test_unknown_models_are_a_warning(used: Used) -> None:
+async def test_unknown_models_are_accepted_with_a_warning(used: Used) -> None:
     answer = await used.ask("PATCH", "/model-policy", {"primary": "homegrown-1", "fallbacks": ["gpt-4o", "other-2"]})
 
     assert answer.status_code == 200

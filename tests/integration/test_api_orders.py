@@ -1,4 +1,4 @@
-"""Orders of instances over HTTP: idempotent, for whom one may order, and answered at once."""
+"""Orders of instances over HTTP: idempotent, made only for permitted customers, and answered at once."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -18,7 +18,7 @@ __all__ = ["module_api_fixture", "new_events_fixture", "shared_owner_conn_fixtur
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_an_order_is_answered_at_once_and_can_be_read_at_once(api: Api) -> None:
+async def test_an_order_is_accepted_and_can_be_read_immediately(api: Api) -> None:
     ann = api.token(email="ann@example.com")
 
     answer = await api.client.post(
@@ -95,7 +95,7 @@ async def test_the_same_key_with_another_body_is_a_conflict_and_writes_nothing(
     assert await new_events() == 1
 
 
-async def test_a_field_that_is_left_out_and_one_that_is_null_are_the_same_request(api: Api) -> None:
+async def test_leaving_a_field_out_and_setting_it_to_null_are_the_same_request(api: Api) -> None:
     ann = api.token()
     first = await order(api, ann, idempotency_key="k1")
 
@@ -104,7 +104,7 @@ async def test_a_field_that_is_left_out_and_one_that_is_null_are_the_same_reques
     assert again == first
 
 
-async def test_the_key_may_come_as_a_header_and_must_agree_with_the_body(api: Api) -> None:
+async def test_the_idempotency_key_may_be_a_header_and_must_agree_with_the_body(api: Api) -> None:
     ann = api.token()
     by_header = await api.client.post("/v1/instances", json=ORDER, headers=ann | {"Idempotency-Key": "k1"})
     by_body = await order(api, ann, idempotency_key="k1")
@@ -126,13 +126,13 @@ async def test_the_key_may_come_as_a_header_and_must_agree_with_the_body(api: Ap
     assert wrong == [["header", "idempotency-key"], ["body", "region_id"]]
 
 
-async def test_orders_without_a_key_are_different_instances(api: Api) -> None:
+async def test_orders_without_an_idempotency_key_make_different_instances(api: Api) -> None:
     ann = api.token()
 
     assert await order(api, ann) != await order(api, ann)
 
 
-async def test_unknown_choices_are_refused_together_and_write_nothing(
+async def test_an_unknown_region_tier_and_preset_are_refused_together_and_write_nothing(
     api: Api, new_events: Callable[[], Awaitable[int]]
 ) -> None:
     body = {"region_id": "fsn1", "tier_id": "huge", "preset_id": "poet"}
@@ -149,7 +149,7 @@ async def test_unknown_choices_are_refused_together_and_write_nothing(
     assert await new_events() == 0
 
 
-async def test_customers_order_for_themselves_and_admins_for_anyone(
+async def test_customers_order_only_for_themselves_and_admins_for_any_customer(
     api: Api, new_events: Callable[[], Awaitable[int]]
 ) -> None:
     ann, bob = api.token(), api.token(user="bob")
@@ -164,17 +164,17 @@ async def test_customers_order_for_themselves_and_admins_for_anyone(
     for_self = await order(api, ann, customer_id="ann", idempotency_key="k")
 
     assert (refused.status_code, wrong.status_code) == (403, 422)
-    assert by_bob == for_bob, "it is the same request, whoever makes it"
+    assert by_bob == for_bob, "it is the same request, whichever caller makes it"
     assert await listed(api, bob) == [for_bob]
     assert await listed(api, ann) == [for_self]
     (of_bob,) = (await api.client.get("/v1/instances", headers=bob)).json()["instances"]
-    assert of_bob["customer_email"] is None, "whose address it is nobody has said"
+    assert of_bob["customer_email"] is None, "the address of the admin who orders is not the customer's"
     assert of_bob["customer_id"] == "bob"
     assert await new_events() == 2
 
 
 @pytest.mark.parametrize("key", ["plain", "with space", "a/b//c", "ü%2F?#&", "..", "x" * 255, "/", "//", "/a/"])
-async def test_an_order_is_found_by_any_key_that_it_may_have(api: Api, key: str) -> None:
+async def test_an_order_is_found_by_its_idempotency_key_whatever_its_characters(api: Api, key: str) -> None:
     ann = api.token(user=uuid4().hex)
     path = "/v1/instances/by-key/" + "".join(f"%{byte:02X}" for byte in key.encode())
 
@@ -192,13 +192,13 @@ async def test_an_order_is_found_by_any_key_that_it_may_have(api: Api, key: str)
 
 
 @pytest.mark.parametrize("path", ["/v1/instances/by-key", "/v1/instances/by-key/", "/v1//instances/by-key/"])
-async def test_there_is_nothing_to_be_found_without_a_key(api: Api, path: str) -> None:
+async def test_polling_without_an_idempotency_key_is_not_found(api: Api, path: str) -> None:
     answer = await api.client.get(path, headers=api.token())
 
     assert (answer.status_code, answer.json()) == (404, {"detail": "Not Found"})
 
 
-async def test_polling_by_key_stays_among_those_whom_the_caller_may_see(api: Api) -> None:
+async def test_polling_by_key_finds_only_instances_that_the_caller_may_see(api: Api) -> None:
     ann, bob, boss = api.token(), api.token(user="bob"), api.token(user="boss", role="admin")
     of_ann = await order(api, ann, idempotency_key="k")
     of_bob = await order(api, bob, idempotency_key="k")

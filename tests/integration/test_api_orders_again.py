@@ -1,4 +1,4 @@
-"""Orders that come again once they could not be made any more, on a real server and a real PostgreSQL."""
+"""Repeated orders that could not be made anew any more, on a real server and a real PostgreSQL."""
 
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -26,7 +26,7 @@ async def api(database_url: str, redis_url: str) -> AsyncGenerator[Api]:
         yield running
 
 
-async def test_a_repeat_is_answered_although_the_catalogue_has_dropped_what_was_ordered(
+async def test_a_repeated_order_is_answered_even_if_the_catalogue_has_dropped_its_choices(
     api: Api, database_url: str, redis_url: str, owner_conn: psycopg.AsyncConnection, tmp_path: Path
 ) -> None:
     smaller = tmp_path / "catalogue.toml"
@@ -90,7 +90,7 @@ async def test_an_agent_goes_on_without_a_preset_that_the_catalogue_has_dropped(
     ],
     ids=["erased", "damaged"],
 )
-async def test_a_repeat_is_answered_although_nothing_can_be_sealed_for_the_customer_any_more(
+async def test_a_repeated_order_is_answered_even_if_the_customer_s_key_is_erased_or_damaged(
     api: Api,
     owner_conn: psycopg.AsyncConnection,
     monkeypatch: pytest.MonkeyPatch,

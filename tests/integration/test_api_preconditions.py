@@ -29,7 +29,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
         ("PATCH", "/model-policy", {"max_tokens": 100}, {"max_tokens": 200}),
     ],
 )
-async def test_a_change_is_made_only_at_the_version_that_the_caller_has_seen(
+async def test_a_change_is_made_only_if_its_if_match_version_is_current(
     used: Used, method: str, path: str, body: dict[str, Any], other: dict[str, Any]
 ) -> None:
     seen = (await used.ask("GET", "/config")).json()["config_version"]
@@ -43,7 +43,7 @@ async def test_a_change_is_made_only_at_the_version_that_the_caller_has_seen(
     assert (await used.state()).config.version == seen + 1
 
 
-async def test_of_changes_at_the_same_version_one_is_made(used: Used) -> None:
+async def test_of_concurrent_changes_with_the_same_if_match_version_exactly_one_is_made(used: Used) -> None:
     seen = (await used.ask("GET", "/config")).json()["config_version"]
     headers = {"If-Match": f'"{seen}"'}
 
@@ -67,10 +67,10 @@ async def test_a_stale_version_is_refused_even_if_nothing_would_change(used: Use
     ("method", "path", "body"),
     [("POST", "/config", {"agent_name": "Ada"}), ("PATCH", "/platform-config", {}), ("PATCH", "/model-policy", {})],
 )
-async def test_what_no_version_allows_is_not_refused_for_a_stale_one(
+async def test_a_change_that_no_version_allows_is_a_409_even_with_a_stale_if_match(
     used: Used, method: str, path: str, body: dict[str, Any]
 ) -> None:
-    """Who reads the configuration again could still not change it (RFC 9110, section 13.2.1)."""
+    """A caller that reads the configuration again could still not change it (RFC 9110, section 13.2.1)."""
     await give(used.api, used.instance_id, delete())
 
     answers = [await used.ask(method, path, body, headers={"If-Match": tag}) for tag in ('"7"', '"1"')]
@@ -81,7 +81,7 @@ async def test_what_no_version_allows_is_not_refused_for_a_stale_one(
 
 
 async def test_a_stale_version_is_refused_before_the_request_is_compared_with_the_configuration(used: Used) -> None:
-    """What does not fit the present configuration may have fitted the one that the caller has seen."""
+    """A request that does not fit the present configuration may have fitted the one that the caller has seen."""
     body = {"telegram_bot_token": MASK}
 
     answers = [await used.ask("POST", "/config", body, headers={"If-Match": tag}) for tag in ('"7"', '"1"')]
@@ -90,13 +90,13 @@ async def test_a_stale_version_is_refused_before_the_request_is_compared_with_th
 
 
 @pytest.mark.parametrize("given", ["*", '"1"', '"0", "1"', '"a,b" ,"1"', '"1",'])
-async def test_any_of_the_given_versions_will_do(used: Used, given: str) -> None:
+async def test_if_match_accepts_any_of_several_versions(used: Used, given: str) -> None:
     answer = await used.ask("POST", "/config", {}, headers={"If-Match": given})
 
     assert answer.status_code == 200
 
 
-async def test_a_weak_tag_names_no_version(used: Used) -> None:
+async def test_a_weak_tag_matches_no_version(used: Used) -> None:
     """Two weak tags may be the same and what they stand for not (RFC 9110, section 13.1.1)."""
     answer = await used.ask("POST", "/config", {}, headers={"If-Match": 'W/"1"'})
 
@@ -104,7 +104,7 @@ async def test_a_weak_tag_names_no_version(used: Used) -> None:
 
 
 @pytest.mark.parametrize("given", ["", "1", '"1', '"1" "2"'])
-async def test_what_is_no_version_in_quotes_is_refused(used: Used, given: str) -> None:
+async def test_an_if_match_that_is_not_a_version_in_quotes_is_refused(used: Used, given: str) -> None:
     answer = await used.ask("POST", "/config", {}, headers={"If-Match": given})
 
     assert answer.status_code == 422
@@ -113,7 +113,7 @@ async def test_what_is_no_version_in_quotes_is_refused(used: Used, given: str) -
     assert problem["msg"] == 'Value error, give the config_version in quotes, such as "7", or *'
 
 
-async def test_a_header_that_is_sent_twice_is_refused(used: Used) -> None:
+async def test_an_if_match_header_that_is_sent_twice_is_refused(used: Used) -> None:
     twice = [*used.api.token().items(), ("If-Match", '"1"'), ("If-Match", '"2"')]
 
     answer = await used.api.client.post(f"/v1/instances/{used.instance_id}/config", json={}, headers=twice)
