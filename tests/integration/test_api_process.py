@@ -1,4 +1,4 @@
-"""`hydracore api` as a process of its own: starts, tells what is wrong, and stops in order."""
+"""`hydracore api` as a process of its own: it starts, reports what is wrong, and stops in order."""
 
 import asyncio
 import os
@@ -44,7 +44,7 @@ def environ(database_url: str, redis_url: str, port: int, **extra: str) -> dict[
 
 @asynccontextmanager
 async def started(env: dict[str, str]) -> AsyncGenerator[asyncio.subprocess.Process]:
-    """The API as those have it who type its command. It ends with the test, whatever comes of it."""
+    """The API as its command starts it. It ends with the test, whatever comes of it."""
     command = [sys.executable, "-m", "hydracore", "api"]
     process = await asyncio.create_subprocess_exec(
         *command, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -68,7 +68,7 @@ async def is_ready(client: httpx.AsyncClient) -> bool:
         return False
 
 
-async def test_it_serves_until_it_is_told_to_stop_and_prints_no_secret(database_url: str, redis_url: str) -> None:
+async def test_the_api_serves_until_sigterm_and_logs_no_secret(database_url: str, redis_url: str) -> None:
     port = free_port()
     async with started(environ(database_url, redis_url, port)) as process, asking(port) as client:
         await until(lambda: is_ready(client))
@@ -91,7 +91,7 @@ async def test_it_serves_until_it_is_told_to_stop_and_prints_no_secret(database_
 
 
 @pytest.mark.parametrize("part", ["api", "worker"])
-async def test_nobody_starts_with_another_master_key_than_the_customers_keys_were_wrapped_by(
+async def test_the_api_and_the_worker_refuse_to_start_with_a_master_key_that_does_not_fit(
     database_url: str, redis_url: str, part: str
 ) -> None:
     async with open_pool(database_url, role="hydracore_app", application="test", size=1) as pool:
@@ -106,7 +106,7 @@ async def test_nobody_starts_with_another_master_key_than_the_customers_keys_wer
     assert "Traceback" not in refused.stderr
 
 
-async def test_a_host_that_nobody_knows_is_named(database_url: str, redis_url: str) -> None:
+async def test_a_listen_host_that_cannot_be_resolved_is_reported_by_name(database_url: str, redis_url: str) -> None:
     env = environ(database_url, redis_url, free_port(), HYDRACORE_API_HOST="127.0.0.1:80")
 
     refused = await asyncio.to_thread(run_forked, "api", env=env)
@@ -116,7 +116,7 @@ async def test_a_host_that_nobody_knows_is_named(database_url: str, redis_url: s
     assert line["hint"].endswith(": check HYDRACORE_API_HOST")
 
 
-async def test_what_is_logged_about_a_request_has_its_id_and_nothing_else_has(
+async def test_only_log_lines_about_a_request_carry_its_request_id(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     env = environ(database_url, "redis://127.0.0.1:1/0", port := free_port())
@@ -131,7 +131,7 @@ async def test_what_is_logged_about_a_request_has_its_id_and_nothing_else_has(
                     for name in ("ann", "bob")
                 )
             )
-            # It comes by itself, started by a request or not.
+            # This line comes by itself, whether or not a request has started what it is about.
             await until(lambda: any("rate_limits_suspended" in line for line in api.complaints()))
             api.signal(signal.SIGTERM)
             ended = await api.ended()
@@ -146,7 +146,7 @@ async def test_what_is_logged_about_a_request_has_its_id_and_nothing_else_has(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-async def test_requests_under_way_are_answered_before_it_stops(
+async def test_requests_in_progress_are_answered_before_the_api_stops(
     database_url: str, redis_url: str, number: signal.Signals
 ) -> None:
     port, for_agents = free_port(), free_port()
@@ -164,7 +164,7 @@ async def test_requests_under_way_are_answered_before_it_stops(
         assert b"100 Continue" in await reader.readuntil(b"\r\n\r\n")
 
         api.signal(number)
-        # Neither port waits for the other: whoever told it to stop may not wait as long as both need one by one.
+        # Neither port waits for the other: a supervisor may not wait as long as both need one by one.
         assert await idle.read() == b""
         agents_end.close()
         writer.write(body)
@@ -176,7 +176,7 @@ async def test_requests_under_way_are_answered_before_it_stops(
     assert ended.status == 0
 
 
-async def test_a_wrong_catalogue_is_told_line_by_line(tmp_path: Path) -> None:
+async def test_an_invalid_catalogue_is_reported_with_its_file_and_field(tmp_path: Path) -> None:
     catalogue = tmp_path / "catalogue.toml"
     catalogue.write_text("[providers]\n[regions]\n[tiers]\n")
     env = environ("postgresql://x@127.0.0.1:1/x", "redis://127.0.0.1:1", 0, HYDRACORE_CATALOGUE=str(catalogue))

@@ -1,4 +1,4 @@
-"""Where the API connects to, and what it asks for there, is nobody's to choose from outside."""
+"""No request and no agent can choose where the API connects to, and what it asks for there."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -33,7 +33,7 @@ SOURCES = {path.name: path.read_text() for path in Path(hydracore.api.__path__[0
 
 
 class Trap:
-    """A server that nobody has any business with."""
+    """A server that the API must never connect to."""
 
     def __init__(self) -> None:
         self.host = ""
@@ -52,7 +52,7 @@ async def scene(services: Services) -> AsyncGenerator[Scene]:
 
 @pytest.fixture
 def used(scene: Scene) -> Used:
-    """An instance of ann's that runs, of whose agent nobody has asked anything yet."""
+    """A running instance of ann's, whose agent has not been asked anything yet."""
     scene.used.agent.calls.clear()
     return scene.used
 
@@ -75,7 +75,7 @@ async def connected(api: Api) -> AsyncGenerator[tuple[asyncio.StreamReader, asyn
 
 
 async def status_of(api: Api, target: str, *, host: str = "api", method: str = "GET", **headers: str) -> int:
-    """The answer's status to a request with exactly this target: clients tidy up what they are given."""
+    """The answer's status to a request with exactly this target: HTTP clients would normalize it."""
     token = {**api.token(), **headers}
     lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", *(f"{name}: {token[name]}" for name in token), "", ""]
     async with connected(api) as (reader, writer):
@@ -106,14 +106,14 @@ async def status_of(api: Api, target: str, *, host: str = "api", method: str = "
         "%EF%BD%83-1",
     ],
 )
-async def test_no_id_of_a_conversation_leads_out_of_the_conversations(used: Used, conversation_id: str) -> None:
+async def test_a_crafted_conversation_id_never_reaches_the_agent(used: Used, conversation_id: str) -> None:
     status = await status_of(used.api, f"/v1/instances/{used.instance_id}/conversations/{conversation_id}")
 
     assert status in {404, 422}
     assert used.agent.calls == []
 
 
-async def test_an_id_arrives_at_the_agent_as_it_was_checked(used: Used) -> None:
+async def test_a_conversation_id_reaches_the_agent_as_it_was_validated(used: Used) -> None:
     odd = "a:b_c-D9:"
 
     answers = [
@@ -130,14 +130,14 @@ async def test_an_id_arrives_at_the_agent_as_it_was_checked(used: Used) -> None:
 
 
 @pytest.mark.parametrize("instance_id", ["..", "%2e%2e", "{id}%2F..%2F{id}", "{id}%00", "{id}@elsewhere", "127.0.0.1"])
-async def test_no_id_of_an_instance_leads_to_an_agent(used: Used, instance_id: str) -> None:
+async def test_a_crafted_instance_id_never_reaches_the_agent(used: Used, instance_id: str) -> None:
     target = f"/v1/instances/{instance_id}/conversations/c-1".replace("{id}", str(used.instance_id))
 
     assert await status_of(used.api, target) in {404, 422}
     assert used.agent.calls == []
 
 
-async def test_nothing_that_anybody_sends_makes_the_api_connect_there(used: Used, trap: Trap) -> None:
+async def test_no_address_in_a_request_makes_the_api_connect_to_it(used: Used, trap: Trap) -> None:
     url = f"http://{trap.host}/"
     document = {"base_url": url, "proxy": url, "host": trap.host, "webhook": {"url": url}}
     requests: list[tuple[str, str, Any]] = [
@@ -171,7 +171,7 @@ async def test_nothing_that_anybody_sends_makes_the_api_connect_there(used: Used
     ("method", "path"), [("GET", "/conversations"), ("GET", "/conversations/c-1"), ("POST", "/chat")]
 )
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-async def test_an_agent_cannot_send_the_api_elsewhere(
+async def test_redirects_of_an_agent_are_not_followed(
     used: Used, trap: Trap, method: str, path: str, status: int
 ) -> None:
     used.agent.script(f"/api{path}", status, {"detail": "over there"}, location=f"http://{trap.host}/")
@@ -182,6 +182,6 @@ async def test_an_agent_cannot_send_the_api_elsewhere(
     assert trap.host not in answer.text
 
 
-async def test_the_api_never_says_where_an_instance_is() -> None:
+async def test_the_api_never_gives_the_command_that_sets_an_instance_s_address() -> None:
     """Addresses come into the log by one command, which workers give once they have taken the address from our own."""
     assert [name for name, text in SOURCES.items() if "PlanServer" in text] == []

@@ -1,4 +1,4 @@
-"""A configuration at its largest can be asked for, and read by an agent as a whole, however large the requests were that made it."""
+"""The largest configuration can be sent by callers and read by an agent as a whole, and a larger one is refused."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ async def used(services: Services) -> AsyncGenerator[Used]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def as_it_comes(services: Services) -> AsyncGenerator[Used]:
-    """Of an API whose bodies are bounded as they are unless somebody sets another limit."""
+async def default_limits(services: Services) -> AsyncGenerator[Used]:
+    """An instance of an API with the default limit for bodies."""
     async with shared_api(services) as api, in_use(api, reachable=False) as used:
         yield used
 
@@ -48,7 +48,7 @@ DOCUMENT = {"x": "x" * (DOCUMENT_BYTES - len(b'{"x":""}'))}
 LISTS = {"integrations": texts(DOCUMENT_BYTES), "skills": texts(DOCUMENT_BYTES)}
 
 
-async def test_a_configuration_at_its_largest_reaches_the_agent(used: Used) -> None:
+async def test_the_largest_configuration_reaches_the_agent(used: Used) -> None:
     config: dict[str, Any] = {
         "agent_name": LONG * 10_000,
         "recipe_id": LONG * 10_000,
@@ -69,36 +69,36 @@ async def test_a_configuration_at_its_largest_reaches_the_agent(used: Used) -> N
     assert [answer.status_code for answer in answers] == [200] * 3
     assert told.json()["config_version"] == 4
     assert len(told.content) > 7 * DOCUMENT_BYTES
-    # What is pushed to it has some words more at most.
+    # A push to the agent is at most a few words longer.
     assert len(told.content) < min(ANSWER_BYTES_MAX, BODY_BYTES_MAX) - 1024
 
 
-async def test_whatever_a_configuration_may_have_can_be_sent_at_once(as_it_comes: Used) -> None:
+async def test_the_largest_values_of_a_configuration_fit_the_default_body_limit(default_limits: Used) -> None:
     emoji = {"system_prompt": "\U0001f600" * 50_000, "customer_facing_prompt": "\U0001f600" * 50_000}
     escaped = json.dumps({**emoji, "agent_name": "\U0001f600" * 10_000, "recipe_id": "\U0001f600" * 10_000}).encode()
     parts = {"advanced": DOCUMENT, "channels": DOCUMENT, **LISTS, "workflow_slugs": texts(SLUGS_BYTES)}
 
-    prompts = await as_it_comes.ask("POST", "/config", content=escaped)
-    documents = await as_it_comes.ask("PATCH", "/platform-config", parts)
-    again = await as_it_comes.ask("PATCH", "/platform-config", {"advanced": documents.json()["advanced"]})
+    prompts = await default_limits.ask("POST", "/config", content=escaped)
+    documents = await default_limits.ask("PATCH", "/platform-config", parts)
+    again = await default_limits.ask("PATCH", "/platform-config", {"advanced": documents.json()["advanced"]})
     document = {"x": "\U0001f600" * ((DOCUMENT_BYTES - 8) // 4)}
     two_escaped = json.dumps({"advanced": document, "channels": document}).encode()
-    others = await as_it_comes.ask("PATCH", "/platform-config", content=two_escaped)
+    others = await default_limits.ask("PATCH", "/platform-config", content=two_escaped)
 
     assert len(escaped) > 120_000 * len(r"\ud83d\ude00")
     assert [answer.status_code for answer in (prompts, documents, again, others)] == [200] * 4
     assert others.json()["channels"] == document
 
 
-async def test_more_documents_at_once_than_a_request_has_room_for_are_refused_as_that(as_it_comes: Used) -> None:
+async def test_documents_that_together_exceed_the_body_limit_are_refused_with_413(default_limits: Used) -> None:
     document, items = {"x": "\U0001f600" * ((DOCUMENT_BYTES - 8) // 4)}, ["\U0001f600" * ((DOCUMENT_BYTES - 4) // 4)]
-    version = await as_it_comes.version()
+    version = await default_limits.version()
     whole = {"advanced": document, "channels": document, "integrations": items, "skills": items}
 
-    at_once = await as_it_comes.ask("PATCH", "/platform-config", content=json.dumps(whole).encode())
+    at_once = await default_limits.ask("PATCH", "/platform-config", content=json.dumps(whole).encode())
 
     assert (at_once.status_code, at_once.json()) == (413, {"detail": f"The body is larger than {2 * 2**20} bytes"})
-    assert await as_it_comes.version() == version
+    assert await default_limits.version() == version
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,9 @@ async def test_more_documents_at_once_than_a_request_has_room_for_are_refused_as
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-async def test_what_would_be_larger_is_refused(used: Used, method: str, path: str, field: str, value: Any) -> None:
+async def test_a_field_that_exceeds_its_limit_is_refused_and_changes_nothing(
+    used: Used, method: str, path: str, field: str, value: Any
+) -> None:
     version = await used.version()
 
     if path:

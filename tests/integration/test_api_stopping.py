@@ -1,4 +1,4 @@
-"""A stop of the API that cannot wait any longer: whoever still waits for an answer is given one."""
+"""A stop of the API that cannot wait any longer: every client that still waits for an answer is given one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ORIGIN = "https://shop.example"
 DETAIL = "Temporarily unavailable; try again"
 
 
-async def test_whoever_still_waits_when_the_api_stops_is_told_to_ask_again(
+async def test_clients_still_waiting_when_the_api_stops_are_answered_with_an_error_to_retry(
     database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(main, "STOP_GRACE_S", 0.1)
@@ -73,7 +73,7 @@ def chat(used: Used, accept: str) -> bytes:
 
 
 async def asking(request: bytes, api: Api, outside: AsyncExitStack) -> asyncio.StreamReader:
-    """Where the answer to `request` comes, until `outside` ends."""
+    """A reader of the answer to `request`, on a connection that stays open until `outside` ends."""
     address = httpx.URL(api.url)
     reader, writer = await asyncio.open_connection(address.host, address.port)
     outside.callback(writer.close)

@@ -1,4 +1,4 @@
-"""Updates: what waits for an agent is applied when somebody asks for it, and the log has it before and afterwards."""
+"""Updates: pending ones are applied on request, and the log has the request before and the outcome afterwards."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["shared_api_fixture", "shared_owner_conn_fixture", "shared_unreachabl
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-TOLD = """
+UPDATE_EVENTS = """
     SELECT event.type, event.payload, command.actor, command.command_id, command.causation_id
     FROM event JOIN command USING (lane, command_id)
     WHERE event.stream_id = %s AND event.type LIKE 'updates_%%'
@@ -39,8 +39,8 @@ TOLD = """
 """
 
 
-class Told(NamedTuple):
-    """An event about updates, who caused it by which command, and because of which."""
+class UpdateEvent(NamedTuple):
+    """An event about updates, with the actor and the command that appended it, and that command's cause."""
 
     name: str
     event: dict[str, Any]
@@ -49,13 +49,15 @@ class Told(NamedTuple):
     cause: UUID | None
 
 
-async def told(owner_conn: psycopg.AsyncConnection, used: Used) -> list[Told]:
-    return [Told(*row) for row in await (await owner_conn.execute(TOLD, (used.instance_id,))).fetchall()]
+async def update_events(owner_conn: psycopg.AsyncConnection, used: Used) -> list[UpdateEvent]:
+    return [
+        UpdateEvent(*row) for row in await (await owner_conn.execute(UPDATE_EVENTS, (used.instance_id,))).fetchall()
+    ]
 
 
 @asynccontextmanager
 async def asked_for(used: Used) -> AsyncGenerator[asyncio.Task[httpx.Response]]:
-    """A restart that the agent was asked for; it answers when this ends."""
+    """A restart that the agent was asked for; it answers when this context ends."""
     used.agent.may_answer.clear()
     asking = asyncio.create_task(used.ask("POST", "/updates/apply", {"force": True, "restart_agent": True}))
     await until(lambda: used.agent.calls_of("/api/updates/apply"))
@@ -65,7 +67,7 @@ async def asked_for(used: Used) -> AsyncGenerator[asyncio.Task[httpx.Response]]:
         used.agent.may_answer.set()
 
 
-async def test_nothing_pending_is_nothing_done(used: Used) -> None:
+async def test_without_pending_updates_the_agent_is_not_asked_and_nothing_is_recorded(used: Used) -> None:
     version = await used.version()
 
     answers = [await used.ask("POST", "/updates/apply", body) for body in ({}, {"restart_agent": True})]
@@ -76,21 +78,21 @@ async def test_nothing_pending_is_nothing_done(used: Used) -> None:
     assert await used.version() == version
 
 
-async def test_of_many_at_once_each_is_carried_out_and_what_came_of_it_is_told(
+async def test_each_of_many_concurrent_updates_is_carried_out_and_recorded_with_its_outcome(
     used: Used, owner_conn: psycopg.AsyncConnection
 ) -> None:
     answers = await asyncio.gather(*(used.ask("POST", "/updates/apply", {"force": True}) for _ in range(20)))
 
     assert [answer.status_code for answer in answers] == [200] * 20
-    told_of = await told(owner_conn, used)
-    asked_for = {one.command_id for one in told_of if one.name == "updates_requested"}
-    applied = [one.cause for one in told_of if one.name == "updates_applied"]
+    logged = await update_events(owner_conn, used)
+    asked_for = {one.command_id for one in logged if one.name == "updates_requested"}
+    applied = [one.cause for one in logged if one.name == "updates_applied"]
     assert (len(asked_for), len(applied)) == (20, 20)
     assert set(applied) == asked_for
 
 
 @pytest.mark.parametrize("running", [1, None, 7], ids=["older", "none", "of a history that a restore has lost"])
-async def test_what_is_pending_is_applied_and_recorded(
+async def test_a_pending_configuration_is_applied_and_recorded(
     used: Used, owner_conn: psycopg.AsyncConnection, running: int | None
 ) -> None:
     await used.ask("POST", "/config", {"system_prompt": "New"})
@@ -106,7 +108,9 @@ async def test_what_is_pending_is_applied_and_recorded(
     assert (event["config_version"], event["restarted"], event["forced"]) == (2, True, False)
 
 
-async def test_force_applies_what_is_applied_already(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
+async def test_force_applies_a_configuration_that_is_applied_already(
+    used: Used, owner_conn: psycopg.AsyncConnection
+) -> None:
     answer = await used.ask("POST", "/updates/apply", {"force": True})
 
     assert answer.json()["status"] == "applied"
@@ -115,7 +119,7 @@ async def test_force_applies_what_is_applied_already(used: Used, owner_conn: psy
     assert (event["restarted"], event["forced"]) == (False, True)
 
 
-async def test_chats_that_were_cut_off_and_an_error_that_is_left_are_told_of(used: Used) -> None:
+async def test_the_answer_reports_chats_that_a_restart_cut_off_and_an_error_that_is_left(used: Used) -> None:
     error = {"code": "skill_broken", "message": "A skill is broken"}
     cut_off = {"config_version": 1, "restarted": True, "drained": False, "skills_loaded": [], "error": error}
     used.agent.script("/api/updates/apply", 200, cut_off)
@@ -126,20 +130,20 @@ async def test_chats_that_were_cut_off_and_an_error_that_is_left_are_told_of(use
     assert "were cut off" in answer.json()["message"]
 
 
-async def test_the_log_has_who_asks_for_what_before_the_agent_is_asked(
+async def test_an_update_is_logged_with_its_actor_before_the_agent_is_asked(
     used: Used, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with asked_for(used) as asking:
-        (intent,) = await told(owner_conn, used)
+        (intent,) = await update_events(owner_conn, used)
         assert (intent.name, intent.actor) == ("updates_requested", "customer:ann")
         assert (intent.event["config_version"], intent.event["restart"], intent.event["forced"]) == (1, True, True)
 
     assert (await asking).json()["status"] == "applied"
-    _, result = await told(owner_conn, used)
+    _, result = await update_events(owner_conn, used)
     assert (result.name, result.cause) == ("updates_applied", intent.command_id)
 
 
-async def test_what_the_agent_does_not_answer_in_time_is_told_as_unknown(
+async def test_an_update_that_the_agent_does_not_answer_in_time_is_recorded_as_unknown(
     used: Used, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(updates, "APPLY_TIMEOUT_S", 0.1)
@@ -148,7 +152,7 @@ async def test_what_the_agent_does_not_answer_in_time_is_told_as_unknown(
     answer = await used.ask("POST", "/updates/apply", {"force": True, "restart_agent": True})
 
     assert answer.status_code == 504
-    _, result = await told(owner_conn, used)
+    _, result = await update_events(owner_conn, used)
     assert (result.name, result.event["code"]) == ("updates_failed", "agent_timeout")
     assert "nothing_done" not in result.event
     lines = (await used.ask("GET", "/logs")).text
@@ -165,7 +169,7 @@ async def test_what_the_agent_does_not_answer_in_time_is_told_as_unknown(
     ],
     ids=["broken", "nonsense", "of no use", "unknown key"],
 )
-async def test_what_the_agent_does_not_confirm_is_told_with_the_reason(
+async def test_an_update_that_the_agent_does_not_confirm_is_recorded_with_the_reason(
     used: Used, owner_conn: psycopg.AsyncConnection, status: int, body: dict[str, Any], why: dict[str, Any]
 ) -> None:
     used.agent.script("/api/updates/apply", status, body)
@@ -173,21 +177,21 @@ async def test_what_the_agent_does_not_confirm_is_told_with_the_reason(
     answer = await used.ask("POST", "/updates/apply", {"force": True})
 
     assert answer.status_code == 502
-    intent, result = await told(owner_conn, used)
+    intent, result = await update_events(owner_conn, used)
     assert (intent.name, result.name) == ("updates_requested", "updates_failed")
     assert result.event.items() >= why.items()
     assert result.event.keys() - {"type", "at_ms", "config_version"} == why.keys()
     assert result.cause == intent.command_id
 
 
-async def test_an_agent_that_cannot_even_be_asked_what_is_pending_is_asked_for_nothing(
+async def test_an_update_for_an_unreachable_agent_is_a_502_and_records_nothing(
     unreachable: Used, owner_conn: psycopg.AsyncConnection
 ) -> None:
     assert (await unreachable.ask("POST", "/updates/apply", {})).status_code == 502
-    assert await told(owner_conn, unreachable) == []
+    assert await update_events(owner_conn, unreachable) == []
 
 
-async def test_of_two_at_once_each_is_told_with_what_came_of_it(
+async def test_each_of_two_concurrent_updates_is_recorded_with_its_own_outcome(
     used: Used, owner_conn: psycopg.AsyncConnection
 ) -> None:
     used.agent.script("/api/updates/apply", 500, {})
@@ -195,7 +199,7 @@ async def test_of_two_at_once_each_is_told_with_what_came_of_it(
 
     answers = await asyncio.gather(*(used.ask("POST", "/updates/apply", body) for body in bodies))
 
-    events = await told(owner_conn, used)
+    events = await update_events(owner_conn, used)
     names = {event.cause: event.name for event in events if event.cause is not None}
     restarts = {event.event["restart"]: event.command_id for event in events if event.name == "updates_requested"}
     by_status = {200: "updates_applied", 502: "updates_failed"}
@@ -203,17 +207,17 @@ async def test_of_two_at_once_each_is_told_with_what_came_of_it(
     assert len(events) == 4
 
 
-async def test_what_came_of_it_is_told_though_a_deletion_began_meanwhile(
+async def test_the_outcome_of_an_update_is_recorded_even_if_a_deletion_began_meanwhile(
     used: Used, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with asked_for(used) as asking:
         await give(used.api, used.instance_id, delete())
 
     assert (await asking).json()["status"] == "applied"
-    assert [one.name for one in await told(owner_conn, used)] == ["updates_requested", "updates_applied"]
+    assert [one.name for one in await update_events(owner_conn, used)] == ["updates_requested", "updates_applied"]
 
 
-async def test_updates_are_for_running_instances_of_ones_own(api: Api, used: Used) -> None:
+async def test_updates_are_refused_for_pending_instances_and_for_other_customers(api: Api, used: Used) -> None:
     pending = await order(api)
 
     early = await api.client.post(f"/v1/instances/{pending}/updates/apply", json={}, headers=api.token())
@@ -224,7 +228,7 @@ async def test_updates_are_for_running_instances_of_ones_own(api: Api, used: Use
 
 
 @pytest.mark.parametrize("version", [2**53 + 1, -1, 1.5])
-async def test_a_version_that_none_can_be_is_not_recorded(
+async def test_an_impossible_configuration_version_is_not_recorded(
     used: Used, owner_conn: psycopg.AsyncConnection, version: float
 ) -> None:
     applied = {"config_version": version, "restarted": True, "drained": True, "skills_loaded": []}

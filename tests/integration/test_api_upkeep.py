@@ -1,4 +1,4 @@
-"""Keeping instances in order: keys, the dead ones, and how a running one is shown."""
+"""Upkeep of instances: rotating keys, cleaning up dead instances, and the runtime status."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -46,7 +46,7 @@ async def rotate(used: Used, headers: dict[str, str]) -> int:
     return (await used.api.client.post(url, headers=headers)).status_code
 
 
-async def test_a_rotated_key_is_worth_nothing_at_once_and_a_fresh_one_works(used: Used) -> None:
+async def test_a_rotated_key_is_refused_at_once_and_a_new_one_is_accepted(used: Used) -> None:
     config = {"boot_id": str(BOOT), "config_version": 1}
     before = await used.agent_says("config", config)
 
@@ -65,7 +65,7 @@ async def test_a_rotated_key_is_worth_nothing_at_once_and_a_fresh_one_works(used
     assert (fresh.status_code, stale.status_code) == (200, 401)
 
 
-async def test_there_must_be_a_key_to_rotate(api: Api, used: Used) -> None:
+async def test_rotating_without_a_key_in_force_is_a_409(api: Api, used: Used) -> None:
     instance_id = await order(api)
     pending = await api.client.post(f"/v1/instances/admin/{instance_id}/rotate-key", headers=admin(api))
 
@@ -73,7 +73,7 @@ async def test_there_must_be_a_key_to_rotate(api: Api, used: Used) -> None:
     assert [await rotate(used, admin(api)) for _ in range(2)] == [200, 409]
 
 
-async def test_keys_are_rotated_by_staff_alone(used: Used) -> None:
+async def test_only_staff_can_rotate_keys(used: Used) -> None:
     api, version = used.api, await used.version()
 
     assert await rotate(used, api.token()) == 403
@@ -87,7 +87,7 @@ async def test_keys_are_rotated_by_staff_alone(used: Used) -> None:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def alone(services: Services) -> AsyncGenerator[Api]:
-    """An API whose dead are the test's own."""
+    """An API whose dead instances are the test's own."""
     async with shared_api(services) as api:
         yield api
 
@@ -104,7 +104,7 @@ async def status_of(api: Api, instance_id: UUID) -> str:
     return state.status
 
 
-async def test_the_dead_of_a_tenant_are_torn_down_and_nothing_else(alone: Api) -> None:
+async def test_a_cleanup_deletes_the_dead_instances_of_the_tenant_and_no_others(alone: Api) -> None:
     failed, lost, pending, others = [await order(alone, user=user) for user in ("ann", "bob", "cid", "dan")]
     await make_failed(alone, failed)
     await make_lost(alone, lost)
@@ -117,7 +117,7 @@ async def test_the_dead_of_a_tenant_are_torn_down_and_nothing_else(alone: Api) -
     async with in_use(alone) as used:
         cleaned = await clean_up(alone, admin(alone))
         again = await clean_up(alone, admin(alone))
-        # Who sees all tenants has a tenant all the same.
+        # A caller that sees all tenants has a tenant all the same.
         by_platform = await clean_up(alone, alone.token(tenant="hydracore", user="op", role="platform"))
 
     assert (cleaned, again, by_platform) == ((2, 0), (0, 0), (0, 0))
@@ -125,7 +125,7 @@ async def test_the_dead_of_a_tenant_are_torn_down_and_nothing_else(alone: Api) -
     assert statuses == ["deleting", "deleting", "pending", "pending", "running", "failed"]
 
 
-async def test_two_cleanups_at_once_share_the_dead_between_them(alone: Api) -> None:
+async def test_concurrent_cleanups_count_each_dead_instance_once(alone: Api) -> None:
     dead = [await order(alone) for _ in range(6)]
     for each in dead:
         await make_failed(alone, each)
@@ -136,11 +136,11 @@ async def test_two_cleanups_at_once_share_the_dead_between_them(alone: Api) -> N
     assert {errors for _, errors in counts} == {0}
 
 
-async def test_one_that_cannot_start_is_counted_and_holds_up_no_other(alone: Api) -> None:
+async def test_an_instance_that_cannot_be_cleaned_up_is_counted_as_an_error_and_blocks_no_other(alone: Api) -> None:
     broken, sound = await order(alone), await order(alone)
     await make_failed(alone, broken)
     await make_failed(alone, sound)
-    # A log that contradicts itself: this instance can be neither read nor changed until somebody has looked into it.
+    # A log that contradicts itself: this instance can be neither read nor changed until an operator has looked into it.
     async with await psycopg.AsyncConnection.connect(alone.parts.settings.database_url, autocommit=True) as owner_conn:
         await owner_conn.execute("DELETE FROM event WHERE stream_id = %s AND version = 2", (broken,))
         await owner_conn.execute("UPDATE stream SET version = 99 WHERE stream_id = %s", (broken,))
@@ -150,13 +150,13 @@ async def test_one_that_cannot_start_is_counted_and_holds_up_no_other(alone: Api
     assert await status_of(alone, sound) == "deleting"
 
 
-async def test_cleaning_up_is_for_staff(api: Api) -> None:
+async def test_customers_cannot_clean_up(api: Api) -> None:
     answer = await api.client.post("/v1/instances/cleanup", headers=api.token())
 
     assert answer.status_code == 403
 
 
-async def test_drift_and_connections_show_in_the_runtime_status(used: Used) -> None:
+async def test_the_runtime_status_shows_configuration_drift_and_connections(used: Used) -> None:
     used.agent.connections = {"telegram": "error: the token is refused"}
     used.agent.script("/api/config", 200, {"config_version": 1})
     await used.ask("POST", "/config", {"agent_name": "Ada"})
@@ -168,7 +168,7 @@ async def test_drift_and_connections_show_in_the_runtime_status(used: Used) -> N
     assert (runtime["skills_loaded"], runtime["active_connections"]) == (["notes"], 1)
 
 
-async def test_a_heartbeat_is_answered_with_the_version_that_is_wanted(unreachable: Used) -> None:
+async def test_a_heartbeat_is_answered_with_the_wanted_configuration_version(unreachable: Used) -> None:
     await unreachable.ask("POST", "/config", {"agent_name": "Ada"})
 
     answer = await unreachable.agent_says("heartbeat", BEAT | {"skills_loaded": ["notes"]})
@@ -182,7 +182,7 @@ async def test_a_heartbeat_is_answered_with_the_version_that_is_wanted(unreachab
 @pytest.mark.parametrize(
     ("code", "told"), [("telegram_failed", ["telegram_failed", None]), ("store_broke", ["store_broke", "store_broke"])]
 )
-async def test_what_an_agent_that_is_away_said_of_a_former_configuration_is_not_told_of_the_present_one(
+async def test_an_unreachable_agent_s_error_about_a_former_configuration_is_not_shown_for_a_new_one(
     unreachable: Used, code: str, told: list[str | None]
 ) -> None:
     await unreachable.agent_says("heartbeat", BEAT | {"error": {"code": code, "message": "Trouble"}})
@@ -194,13 +194,13 @@ async def test_what_an_agent_that_is_away_said_of_a_former_configuration_is_not_
     assert [before["error_code"], after["error_code"]] == told
 
 
-async def test_during_a_rotation_the_agent_is_asked_by_the_key_that_it_knows(used: Used) -> None:
+async def test_during_a_rotation_the_agent_is_asked_with_the_key_that_it_knows(used: Used) -> None:
     await rotate(used, admin(used.api))
 
     assert (await used.ask("GET", "/runtime")).json()["uptime_seconds"] == 5
 
 
-async def test_from_the_order_to_the_end_the_runtime_status_answers(api: Api) -> None:
+async def test_the_runtime_status_answers_from_the_order_to_the_deletion(api: Api) -> None:
     instance_id = await order(api)
     steps = [delete(), *(teardown(step) for step in TEARDOWN_STEPS), finish()]
     seen: list[str] = []
@@ -223,7 +223,7 @@ async def test_from_the_order_to_the_end_the_runtime_status_answers(api: Api) ->
 
 
 @pytest.mark.parametrize("make", [make_failed, make_lost])
-async def test_of_a_dead_instance_the_runtime_status_says_what_is_known(api: Api, make: object) -> None:
+async def test_the_runtime_status_of_a_failed_or_lost_instance_shows_its_error(api: Api, make: object) -> None:
     instance_id = await order(api)
     await make(api, instance_id)  # type: ignore[operator]
 
@@ -234,7 +234,7 @@ async def test_of_a_dead_instance_the_runtime_status_says_what_is_known(api: Api
     assert answer.json()["config_version"] == 1
 
 
-async def heard_of(used: Used, owner_conn: psycopg.AsyncConnection, *, intervals_ago: float) -> None:
+async def receive_heartbeat(used: Used, owner_conn: psycopg.AsyncConnection, *, intervals_ago: float) -> None:
     await used.agent_says("heartbeat", BEAT)
     await owner_conn.execute(
         "UPDATE heartbeat SET received_at = now() - interval '1 s' * %s WHERE instance_id = %s",
@@ -242,20 +242,20 @@ async def heard_of(used: Used, owner_conn: psycopg.AsyncConnection, *, intervals
     )
 
 
-async def test_a_heartbeat_that_may_be_on_its_way_is_not_counted_as_missing(
+async def test_a_heartbeat_that_may_still_arrive_is_not_counted_as_missing(
     unreachable: Used, owner_conn: psycopg.AsyncConnection
 ) -> None:
     for intervals_ago in (0, 1.01):
-        await heard_of(unreachable, owner_conn, intervals_ago=intervals_ago)
+        await receive_heartbeat(unreachable, owner_conn, intervals_ago=intervals_ago)
 
         assert (await unreachable.ask("GET", "/runtime")).json()["health_failures"] == 0
 
 
-async def test_the_heartbeats_of_a_lost_agent_are_counted_as_missing_until_its_instance_is_deleted(
+async def test_missing_heartbeats_of_a_lost_agent_are_counted_until_its_instance_is_deleted(
     unreachable: Used, owner_conn: psycopg.AsyncConnection
 ) -> None:
     api, instance_id = unreachable.api, unreachable.instance_id
-    await heard_of(unreachable, owner_conn, intervals_ago=10)
+    await receive_heartbeat(unreachable, owner_conn, intervals_ago=10)
 
     async def told() -> tuple[str, bool]:
         runtime = (await unreachable.ask("GET", "/runtime")).json()

@@ -67,7 +67,7 @@ async def usage(used: Used, query: str = "") -> dict[str, Any]:
     return answer.json()
 
 
-async def test_what_agents_report_becomes_daily_sums(used: Used) -> None:
+async def test_reported_usage_is_summed_up_by_day(used: Used) -> None:
     yesterday = now_ms() - DAY_MS
     first = await used.agent_says("usage", batch(1, entry(), entry(end_user="tg:1", channel="telegram")))
     earlier = (entry(at_ms=yesterday, end_user=None, cost_usd="0.1"), entry(at_ms=yesterday))
@@ -100,7 +100,7 @@ async def test_what_agents_report_becomes_daily_sums(used: Used) -> None:
     }
 
 
-async def test_a_cost_may_be_a_number_and_is_what_its_decimals_say(
+async def test_a_cost_can_be_a_number_and_is_recorded_as_a_plain_decimal(
     used: Used, owner_conn: psycopg.AsyncConnection
 ) -> None:
     costs = (0.5, 1, 0.1, 1e-9, 0.30000000000000004, -0.0)
@@ -112,7 +112,7 @@ async def test_a_cost_may_be_a_number_and_is_what_its_decimals_say(
     assert [each["cost_usd"] for each in recorded["entries"]] == ["0.5", "1", "0.1", "0.000000001", "0.3", "0"]
 
 
-async def test_a_batch_counts_once_however_often_it_comes(used: Used) -> None:
+async def test_a_repeated_batch_of_usage_counts_once(used: Used) -> None:
     answers = [await used.agent_says("usage", batch(1, entry())) for _ in range(3)]
     another_ledger = await used.agent_says("usage", batch(1, entry(), ledger=uuid4()))
     await follow(used)
@@ -122,7 +122,7 @@ async def test_a_batch_counts_once_however_often_it_comes(used: Used) -> None:
     assert (await usage(used))["total_requests"] == 2
 
 
-async def test_usage_is_taken_until_the_drain_is_over_and_from_the_key_in_force_alone(used: Used) -> None:
+async def test_usage_is_accepted_until_the_drain_ends_and_only_with_the_key_in_force(used: Used) -> None:
     rotated, in_force = KEY_ID, UUID(int=0xC2)
     key = tokens.agent_key(MASTER_KEY, used.instance_id, in_force)
     await give(
@@ -150,7 +150,7 @@ async def test_usage_is_taken_until_the_drain_is_over_and_from_the_key_in_force_
     assert (await usage(used))["total_requests"] == 2
 
 
-async def test_a_batch_of_long_names_is_longer_than_other_bodies_may_be_and_counts(used: Used) -> None:
+async def test_a_batch_of_usage_may_exceed_the_size_limit_of_other_bodies(used: Used) -> None:
     long = entry(model="\N{GRINNING FACE}" * 200, end_user="\N{GRINNING FACE}" * 256, conversation_id="c" * 128)
 
     answer = await used.agent_says("usage", batch(1, *[long] * 100))
@@ -161,7 +161,7 @@ async def test_a_batch_of_long_names_is_longer_than_other_bodies_may_be_and_coun
     assert (await usage(used))["total_requests"] == 100
 
 
-async def test_a_gap_is_told_with_what_is_expected(used: Used) -> None:
+async def test_a_gap_in_batches_is_refused_with_the_expected_number(used: Used) -> None:
     await used.agent_says("usage", batch(1, entry()))
 
     gap = await used.agent_says("usage", batch(3, entry()))
@@ -170,7 +170,9 @@ async def test_a_gap_is_told_with_what_is_expected(used: Used) -> None:
     assert gap.json() == {"detail": "Expected number 2 first", "expected_seq": 2}
 
 
-async def test_end_users_are_digests_in_the_log(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
+async def test_end_users_are_logged_as_digests_that_differ_between_instances(
+    used: Used, owner_conn: psycopg.AsyncConnection
+) -> None:
     await used.agent_says("usage", batch(1, entry(end_user="ann@example.com"), entry(end_user="ann@example.com")))
 
     async with in_use(used.api, reachable=False) as another:
@@ -186,7 +188,9 @@ async def test_end_users_are_digests_in_the_log(used: Used, owner_conn: psycopg.
     assert "conversation_id" not in event["entries"][0]
 
 
-async def test_costs_are_kept_exactly_and_plainly(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
+async def test_costs_are_recorded_to_12_decimal_places_without_exponents(
+    used: Used, owner_conn: psycopg.AsyncConnection
+) -> None:
     costs = ("1E-7", "0", "0.1234567890123", "1.500")
 
     await used.agent_says("usage", batch(1, *(entry(cost_usd=cost) for cost in costs)))
@@ -195,7 +199,7 @@ async def test_costs_are_kept_exactly_and_plainly(used: Used, owner_conn: psycop
     assert [each["cost_usd"] for each in event["entries"]] == ["0.0000001", "0", "0.123456789012", "1.5"]
 
 
-async def test_figures_out_of_all_reason_are_brought_back_and_hold_up_nothing(
+async def test_impossible_figures_are_clamped_and_block_nothing(
     used: Used, owner_conn: psycopg.AsyncConnection
 ) -> None:
     odd = [
@@ -215,7 +219,7 @@ async def test_figures_out_of_all_reason_are_brought_back_and_hold_up_nothing(
     assert (await usage(used))["total_cost_usd"] == "3000000"
 
 
-async def test_a_fast_clock_spends_today(used: Used) -> None:
+async def test_usage_dated_in_the_future_counts_for_today(used: Used) -> None:
     await used.agent_says("usage", batch(1, entry(at_ms=now_ms() + 40 * DAY_MS)))
     await follow(used)
 
@@ -252,7 +256,7 @@ async def test_a_batch_has_one_to_a_hundred_entries(used: Used) -> None:
     assert statuses == [422, 422, 200]
 
 
-async def test_only_the_agent_reports_and_asks(used: Used) -> None:
+async def test_only_the_agent_can_report_usage_and_read_its_configuration(used: Used) -> None:
     config = {"boot_id": str(lives.BOOT), "config_version": None}
     for path, body in (("usage", batch(1, entry())), ("config", config)):
         wrong = await used.agent_says(path, body, key_id=uuid4())
@@ -263,26 +267,26 @@ async def test_only_the_agent_reports_and_asks(used: Used) -> None:
 
 
 @pytest.mark.parametrize("days", ["1", "366"])
-async def test_as_many_days_as_asked_for(used: Used, days: str) -> None:
+async def test_a_report_covers_the_requested_number_of_days(used: Used, days: str) -> None:
     report = await usage(used, f"?days={days}")
 
     assert len(report["daily"]) == int(days)
     assert report["total_cost_usd"] == "0"
 
 
-async def test_thirty_days_unless_asked_otherwise(used: Used) -> None:
+async def test_a_report_covers_30_days_by_default(used: Used) -> None:
     assert len((await usage(used))["daily"]) == 30
 
 
 @pytest.mark.parametrize("days", ["0", "-1", "367", "1.5", "many", ""])
-async def test_other_numbers_of_days_are_refused(used: Used, days: str) -> None:
+async def test_an_invalid_number_of_days_is_refused(used: Used, days: str) -> None:
     answer = await used.ask("GET", f"/usage?days={days}")
 
     assert answer.status_code == 422
     assert answer.json()["detail"][0]["loc"] == ["query", "days"]
 
 
-async def test_who_may_see_what_was_used(used: Used) -> None:
+async def test_staff_may_read_usage_and_other_customers_and_tenants_may_not(used: Used) -> None:
     api = used.api
     statuses = [
         (await used.ask("GET", "/usage", headers=headers)).status_code
@@ -293,7 +297,7 @@ async def test_who_may_see_what_was_used(used: Used) -> None:
 
 
 @pytest.mark.parametrize("budget", ["budget_daily_usd", "budget_monthly_usd"])
-async def test_a_spent_budget_ends_chats_until_it_is_raised(used: Used, budget: str) -> None:
+async def test_a_spent_budget_refuses_chats_until_it_is_raised(used: Used, budget: str) -> None:
     hello = {"message": "Hello"}
     await used.ask("PATCH", "/model-policy", {budget: 0.1})
     await used.agent_says("usage", batch(1, entry(cost_usd="0.0999")))
@@ -311,7 +315,7 @@ async def test_a_spent_budget_ends_chats_until_it_is_raised(used: Used, budget: 
     assert len(used.agent.calls_of("/api/chat")) == 2
 
 
-async def test_what_is_spent_goes_to_the_agent_with_its_configuration(used: Used) -> None:
+async def test_the_agent_gets_what_is_spent_with_its_configuration(used: Used) -> None:
     await used.agent_says("usage", batch(1, entry(cost_usd="0.25")))
     await follow(used)
 
@@ -326,7 +330,7 @@ async def test_what_is_spent_goes_to_the_agent_with_its_configuration(used: Used
     }
 
 
-async def test_a_repeated_question_is_left_to_the_agent_that_knows_its_answer(used: Used) -> None:
+async def test_a_chat_with_an_idempotency_key_reaches_the_agent_even_if_the_budget_is_spent(used: Used) -> None:
     await used.ask("PATCH", "/model-policy", {"budget_daily_usd": 0})
 
     answer = await used.ask("POST", "/chat", {"message": "Hello"}, headers={"Idempotency-Key": "again"})

@@ -1,4 +1,4 @@
-"""What the views of one instance tell of it: whatever is known, and all of them the same."""
+"""The views of one instance: they show whatever is known, and all of them show the same."""
 
 from typing import Any
 from uuid import UUID
@@ -48,7 +48,7 @@ async def ordered(api: Api) -> UUID:
     return UUID(await order(api, api.token(email=ADDRESS), **fields))
 
 
-async def test_all_that_is_known_of_a_running_instance_is_shown(api: Api) -> None:
+async def test_every_view_of_a_running_instance_shows_what_is_known(api: Api) -> None:
     instance_id, host = await ordered(api), free_host()
     await provision(api, instance_id, host=host)
     await give(api, instance_id, report(1, "booted"), mark_ready(), health("late"))
@@ -104,7 +104,7 @@ async def test_all_that_is_known_of_a_running_instance_is_shown(api: Api) -> Non
         (make_lost, "The server no longer exists at the provider"),
     ],
 )
-async def test_what_went_wrong_is_told_in_words(api: Api, make: Any, words: str) -> None:
+async def test_a_failed_or_lost_instance_shows_its_cause_in_words(api: Api, make: Any, words: str) -> None:
     instance_id = await ordered(api)
     await make(api, instance_id)
 
@@ -113,9 +113,7 @@ async def test_what_went_wrong_is_told_in_words(api: Api, make: Any, words: str)
     assert [shown[name]["error_message"] for name in ("detail", "by key", "runtime")] == [words] * 3
 
 
-async def test_of_many_lines_the_latest_are_shown_and_all_are_counted(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_long_logs_show_the_latest_lines_and_count_all(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     instance_id = await ordered(api)
     await provision(api, instance_id)
     await give(api, instance_id, *(report(seq, "booted", message=f"step {seq}") for seq in range(1, 6)))

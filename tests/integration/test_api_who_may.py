@@ -1,6 +1,6 @@
-"""Every operation, asked for by everybody: the right status, and no trace of what was refused.
+"""Every operation, requested by callers of every kind: the right status, and no trace of what was refused.
 
-A row says what an operation answers to whom. An operation without a row fails.
+A row says which status an operation answers to each caller. An operation without a row fails.
 """
 
 from collections.abc import AsyncGenerator
@@ -44,7 +44,7 @@ HEADERS = {
 
 
 class Row(NamedTuple):
-    """`is_used_up`: whoever is let in needs an instance of their own, because nothing is left to do for the next."""
+    """`is_used_up`: each admitted caller needs an instance of its own, because nothing is left to do for the next."""
 
     statuses: Statuses
     body: Any = None
@@ -56,7 +56,7 @@ def each(who: tuple[str, ...], status: int) -> Statuses:
 
 
 def of_an_instance(*, owners: int = 200, staff: int = 200) -> Statuses:
-    """The general rule: the owner and the staff; a neighbour sees that it is none of theirs, others see nothing at all."""
+    """The general rule: owner and staff are admitted, other customers of the tenant get a 403, and other tenants a 404."""
     return {
         **each(STRANGERS, 401),
         **each(FOREIGN_STAFF + FOREIGN_CUSTOMERS, 404),
@@ -66,16 +66,16 @@ def of_an_instance(*, owners: int = 200, staff: int = 200) -> Statuses:
     }
 
 
-def of_everybodys_own(status: int) -> Statuses:
-    """Whoever is credible, among what is theirs."""
+def of_own_instances(status: int) -> Statuses:
+    """Every caller with valid credentials is admitted, and sees its own instances."""
     return each(EVERYBODY, status) | each(STRANGERS, 401)
 
 
 #: Customers are refused before anything is looked at.
 NO_CUSTOMERS = each(FOREIGN_CUSTOMERS + NEIGHBOURS + OWNERS, 403)
 OF_ITS_AGENT = each(EVERYBODY, 401) | {"agent": 200}
-ANYBODYS = each(EVERYBODY, 200)
-NOBODYS = each(EVERYBODY, 401)
+OPEN_TO_ALL = each(EVERYBODY, 200)
+CLOSED_TO_ALL = each(EVERYBODY, 401)
 
 BOOT_ID, OTHER_KEY_ID = str(BOOT), str(UUID(int=0xC2))
 ORDER = {"region_id": "local", "tier_id": "starter"}
@@ -96,10 +96,10 @@ ENROLMENT = {
 }
 
 ROWS = {
-    ("GET", "/v1/instances"): Row(of_everybodys_own(200)),
-    ("POST", "/v1/instances"): Row(of_everybodys_own(202), ORDER),
-    ("POST", "/v1/instances/cleanup"): Row(of_everybodys_own(200) | NO_CUSTOMERS),
-    ("GET", "/v1/instances/by-key/{idempotency_key}"): Row(of_everybodys_own(200)),
+    ("GET", "/v1/instances"): Row(of_own_instances(200)),
+    ("POST", "/v1/instances"): Row(of_own_instances(202), ORDER),
+    ("POST", "/v1/instances/cleanup"): Row(of_own_instances(200) | NO_CUSTOMERS),
+    ("GET", "/v1/instances/by-key/{idempotency_key}"): Row(of_own_instances(200)),
     ("GET", "/v1/instances/{instance_id}"): Row(of_an_instance()),
     ("DELETE", "/v1/instances/{instance_id}"): Row(of_an_instance(), is_used_up=True),
     ("GET", "/v1/instances/{instance_id}/events"): Row(of_an_instance()),
@@ -113,19 +113,19 @@ ROWS = {
     ("PATCH", "/v1/instances/{instance_id}/platform-config"): Row(of_an_instance(), {"advanced": {"a": 1}}),
     ("PATCH", "/v1/instances/{instance_id}/model-policy"): Row(of_an_instance(), {"temperature": 1}),
     ("POST", "/v1/instances/{instance_id}/updates/apply"): Row(of_an_instance(), {"force": True}),
-    # What was said is the owner's: here nobody else was allowed to read it, and nobody else can allow it.
+    # Conversations are the owner's: staff may not read them without consent, and only the owner can consent.
     ("PATCH", "/v1/instances/{instance_id}/consent"): Row(of_an_instance(staff=403), {"consent_debug_access": False}),
     ("GET", "/v1/instances/{instance_id}/conversations"): Row(of_an_instance(staff=403)),
     ("GET", "/v1/instances/{instance_id}/conversations/{conversation_id}"): Row(of_an_instance(staff=403)),
     ("POST", "/v1/instances/admin/{instance_id}/rotate-key"): Row(of_an_instance() | NO_CUSTOMERS, is_used_up=True),
-    # What opens these two is in the body, and here it is wrong.
-    ("POST", "/v1/agent/enroll"): Row(NOBODYS, ENROLMENT),
+    # The credentials of these two are in the body, and are wrong here.
+    ("POST", "/v1/agent/enroll"): Row(CLOSED_TO_ALL, ENROLMENT),
     ("POST", "/v1/agent/secrets"): Row(
-        NOBODYS, {name: ENROLMENT[name] for name in ("instance_id", "attempt", "boot_id")}
+        CLOSED_TO_ALL, {name: ENROLMENT[name] for name in ("instance_id", "attempt", "boot_id")}
     ),
     ("POST", "/v1/agent/secrets/ack"): Row(OF_ITS_AGENT, {"boot_id": BOOT_ID, "key_id": str(KEY_ID)}),
     ("POST", "/v1/agent/callback"): Row(
-        # Its server runs since long, and no boot of that id has enrolled.
+        # Its server has long been running, and no boot of that id has enrolled.
         OF_ITS_AGENT | {"agent": 410},
         {"boot_id": str(uuid4()), "seq": 1, "stage": "booted", "level": "info", "message": ""},
     ),
@@ -134,8 +134,8 @@ ROWS = {
     ("POST", "/v1/agent/usage"): Row(
         OF_ITS_AGENT, {"boot_id": BOOT_ID, "ledger_id": BOOT_ID, "seq": 1, "entries": [ENTRY]}
     ),
-    ("GET", "/health/live"): Row(ANYBODYS),
-    ("GET", "/health/ready"): Row(ANYBODYS),
+    ("GET", "/health/live"): Row(OPEN_TO_ALL),
+    ("GET", "/health/ready"): Row(OPEN_TO_ALL),
 }
 
 
@@ -145,7 +145,7 @@ async def scene(services: Services) -> AsyncGenerator[Scene]:
         yield opened
 
 
-async def test_every_operation_has_a_row_and_every_row_has_everybody() -> None:
+async def test_every_operation_has_a_row_and_every_row_has_all_callers() -> None:
     assert set(ROWS) == {(op.declared.method, op.declared.path) for op in every_operation()}
     assert all(set(row.statuses) == set(EVERYBODY) for row in ROWS.values())
 
@@ -157,7 +157,7 @@ async def ask(scene: Scene, operation: tuple[str, str], who: str, *, instance_id
 
 
 @pytest.mark.parametrize("operation", ROWS, ids=" ".join)
-async def test_everybody_gets_what_they_may_and_leaves_no_trace_where_they_may_not(
+async def test_each_caller_gets_its_status_and_a_refused_call_leaves_no_trace(
     scene: Scene, operation: tuple[str, str]
 ) -> None:
     row = ROWS[operation]
@@ -165,7 +165,7 @@ async def test_everybody_gets_what_they_may_and_leaves_no_trace_where_they_may_n
     traces: dict[str, tuple[int, ...]] = {}
     before = await scene.traces()
 
-    # Those who are refused come first: of the others' traces nothing is claimed.
+    # The refused callers come first: nothing is claimed about the traces of the others.
     for who in sorted(EVERYBODY, key=lambda each: row.statuses[each] not in REFUSED):
         async with AsyncExitStack() as stack:
             used = scene.used
@@ -184,7 +184,9 @@ async def test_everybody_gets_what_they_may_and_leaves_no_trace_where_they_may_n
 
 
 @pytest.mark.parametrize("operation", [key for key in ROWS if "{instance_id}" in key[1]], ids=" ".join)
-async def test_another_tenants_instance_and_none_at_all_look_the_same(scene: Scene, operation: tuple[str, str]) -> None:
+async def test_an_instance_of_another_tenant_is_indistinguishable_from_an_absent_one(
+    scene: Scene, operation: tuple[str, str]
+) -> None:
     for who in FOREIGN_STAFF + FOREIGN_CUSTOMERS:
         theirs = await ask(scene, operation, who, instance_id=scene.used.instance_id)
         absent = await ask(scene, operation, who, instance_id=uuid4())
@@ -192,8 +194,8 @@ async def test_another_tenants_instance_and_none_at_all_look_the_same(scene: Sce
         assert (theirs.status_code, theirs.content) == (absent.status_code, absent.content)
 
 
-async def test_the_key_of_another_instance_opens_nothing_of_this_one(scene: Scene) -> None:
-    """An agent's requests are about its own instance, whatever its body says."""
+async def test_an_agent_s_request_affects_only_its_own_instance(scene: Scene) -> None:
+    """Its key says which instance a request is about, and not its body."""
     async with in_use(scene.api) as other:
         before = await versions(scene.used, other)
         answer = await other.agent_says("heartbeat", {**BEAT, "instance_id": str(scene.used.instance_id)})

@@ -1,4 +1,4 @@
-"""What comes over the wire as no client of ours would write it: byte for byte, and the answer to each."""
+"""Requests as no client of ours would write them, byte for byte, and the answer to each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["shared_api_fixture", "shared_owner_conn_fixture", "shared_used_fixtu
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_blanks_around_a_header_s_value_are_no_part_of_it(
+async def test_blanks_around_a_header_value_are_ignored(
     api: Api, used: Used, owner_conn: psycopg.AsyncConnection
 ) -> None:
     api_key = await create_api_key(owner_conn, tenant_id="acme", name="backend")
@@ -51,7 +51,7 @@ async def test_blanks_around_a_header_s_value_are_no_part_of_it(
 
 
 @pytest.mark.parametrize("value", ["", "Bearer", "Bearer ", "Basic", "Basic dTpw", "aaaa.bbbb.cccc", "Bearer x"])
-async def test_a_lost_token_makes_nobody_the_admin_of_the_key_beside_it(
+async def test_an_api_key_beside_an_invalid_authorization_header_is_refused(
     api: Api, owner_conn: psycopg.AsyncConnection, value: str
 ) -> None:
     key = f"X-Api-Key: {await create_api_key(owner_conn, tenant_id='acme', name='backend')}"
@@ -62,7 +62,7 @@ async def test_a_lost_token_makes_nobody_the_admin_of_the_key_beside_it(
     assert (await exchange(api, request("/v1/instances", key))).status == 200
 
 
-async def test_two_headers_that_say_who_is_asking_say_nothing(
+async def test_duplicate_credential_headers_are_refused(
     api: Api, used: Used, owner_conn: psycopg.AsyncConnection
 ) -> None:
     key = f"X-Api-Key: {await create_api_key(owner_conn, tenant_id='acme', name='backend')}"
@@ -80,7 +80,7 @@ async def test_two_headers_that_say_who_is_asking_say_nothing(
     assert (await exchange(api, request("/v1/agent/heartbeat", agent, method="POST", body={}))).status == 422
 
 
-async def test_two_keys_of_idempotency_are_none(api: Api, used: Used) -> None:
+async def test_duplicate_idempotency_keys_are_refused(api: Api, used: Used) -> None:
     keys = ("Idempotency-Key: a", "Idempotency-Key: b")
     chat = f"/v1/instances/{used.instance_id}/chat"
 
@@ -94,9 +94,7 @@ async def test_two_keys_of_idempotency_are_none(api: Api, used: Used) -> None:
     assert used.agent.calls_of("/api/chat") == []
 
 
-async def test_what_comes_behind_a_body_says_nothing_of_the_request(
-    api: Api, owner_conn: psycopg.AsyncConnection
-) -> None:
+async def test_trailers_do_not_count_as_headers(api: Api, owner_conn: psycopg.AsyncConnection) -> None:
     key = f"X-Api-Key: {await create_api_key(owner_conn, tenant_id='acme', name='backend')}"
     trailers = f"{bearer(api)}\r\nX-User-Id: bob\r\nIdempotency-Key: {(name := uuid4().hex)}\r\n"
 
@@ -113,7 +111,7 @@ async def test_what_comes_behind_a_body_says_nothing_of_the_request(
 
 
 @pytest.mark.parametrize("path", ["/v1//instances/by-key/", "/v1/instances/by%2Dkey/", "//v1/instances/by-key%2F"])
-async def test_a_key_is_found_however_the_path_to_it_is_written(api: Api, path: str) -> None:
+async def test_an_idempotency_key_is_found_with_any_spelling_of_its_path(api: Api, path: str) -> None:
     ordered = await exchange(
         api,
         request("/v1/instances", bearer(api), method="POST", body={**ORDER, "idempotency_key": (key := uuid4().hex)}),

@@ -1,4 +1,4 @@
-"""What comes over the wire and is too long, too slow or no HTTP: byte for byte, and the answer to each."""
+"""Requests that are too long, too slow or no HTTP, byte for byte, and the answer to each."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 GET_AND_STAY = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-async def is_as_any(api: Api, answer: Answer) -> bool:
-    """Whether an answer has the headers that those of the application have."""
+async def has_the_usual_headers(api: Api, answer: Answer) -> bool:
+    """Whether an answer has the headers that answers of the application have."""
     usual = (await exchange(api, request("/health/live"))).headers
     same = usual.keys() - {"date", "content-length", "x-request-id"}
     return bool(REQUEST_ID.fullmatch(answer.headers["x-request-id"].encode())) and all(
@@ -39,7 +39,7 @@ def head_of(size: int) -> bytes:
     return many.ljust(size, b"x")
 
 
-async def test_a_head_of_a_request_has_a_limit(api: Api) -> None:
+async def test_a_request_head_over_the_limit_gets_431(api: Api) -> None:
     padding = "X-Padding: " + "x" * (HEAD_BYTES_MAX - 1_000)
 
     too_long = [
@@ -54,27 +54,27 @@ async def test_a_head_of_a_request_has_a_limit(api: Api) -> None:
 
     for answer in too_long:
         assert (answer.status, answer.body) == (431, {"detail": "Request Header Fields Too Large"})
-        assert await is_as_any(api, answer)
+        assert await has_the_usual_headers(api, answer)
     assert (long.status, body.status) == (200, 413)
 
 
-async def test_a_path_that_is_longer_than_any_is_refused_and_nothing_of_it_is_kept(api: Api) -> None:
+async def test_a_path_over_the_limit_gets_414_and_is_not_kept_in_memory(api: Api) -> None:
     by_key = "/v1/instances/by-key/"
     longest = by_key + "k" * (PATH_LENGTH_MAX - len(by_key))
 
     asked = [await exchange(api, request(longest + more, bearer(api))) for more in ("", "?limit=1", "k")]
     with holding_less_than(4_000_000):
-        # One character of the largest kind has each of the others take as much room.
+        # A text with one such character takes four bytes of memory for each of its characters.
         strangers = [await exchange(api, request(f"{by_key}{n}{'k' * 60_000}%F0%9F%98%80")) for n in range(20)]
 
     assert [answer.status for answer in asked] == [200, 200, 414]
     assert {answer.status for answer in strangers} == {414}
     assert strangers[0].body == {"detail": "URI Too Long"}
-    assert await is_as_any(api, strangers[0])
+    assert await has_the_usual_headers(api, strangers[0])
 
 
 async def closed(api: Api, *requests: bytes) -> bytes:
-    """What comes behind the answers to all but the last until the server closes the connection, by itself."""
+    """What the server sends for the last request, until it closes the connection by itself."""
     address = httpx.URL(api.url)
     reader, writer = await asyncio.open_connection(address.host, address.port)
     try:
@@ -88,7 +88,7 @@ async def closed(api: Api, *requests: bytes) -> bytes:
         writer.close()
 
 
-async def test_a_head_that_does_not_come_is_not_waited_for(
+async def test_a_connection_whose_request_head_does_not_arrive_in_time_is_closed(
     api: Api, used: Used, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.05)
@@ -102,22 +102,22 @@ async def test_a_head_that_does_not_come_is_not_waited_for(
         assert await closed(api, sent) == b""
     for sent in (b"\r\n", half):
         assert await closed(api, GET_AND_STAY, sent) == b""
-    # An answer under way is given, whatever else waits behind it.
+    # An answer in progress is given, whatever else waits behind it.
     used.agent.may_chat.set()
 
     assert (await answering).startswith(b"HTTP/1.1 200")
 
 
 WRONG = {
-    "a method that there is not": request("/v1/instances", method="FOO"),
-    "a version that there is not": b"GET / HTTP/3.0\r\nHost: x\r\n\r\n",
+    "an unknown method": request("/v1/instances", method="FOO"),
+    "an unknown version": b"GET / HTTP/3.0\r\nHost: x\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-    "a path that is no ASCII": request("/v1/instances/\xe4"),
+    "a path that is not ASCII": request("/v1/instances/\xe4"),
     "an absolute URL without a path": request("http://x"),
-    "an absolute URL with a port that there is not": request("http://x:99999/v1/instances"),
+    "an absolute URL with an impossible port": request("http://x:99999/v1/instances"),
     "a control character in a header": request("/v1/instances", "Idempotency-Key: a\x01b"),
     "a NUL in a header": request("/v1/instances", "Idempotency-Key: a\0b"),
-    "a length that is none": request("/v1/instances", "Content-Length: ten", method="POST"),
+    "a length that is not a number": request("/v1/instances", "Content-Length: ten", method="POST"),
     "a negative length": request("/v1/instances", "Content-Length: -1", method="POST"),
     "two lengths": request("/v1/instances", "Content-Length: 3", method="POST", body=ORDER),
     "a length and chunks": request("/v1/instances", "Transfer-Encoding: chunked", method="POST", body=ORDER),
@@ -132,9 +132,7 @@ JAVA = (
 )
 
 
-async def test_a_client_that_would_rather_speak_http_2_is_answered_in_http_1(
-    api: Api, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_client_that_offers_http_2_is_answered_in_http_1(api: Api, caplog: pytest.LogCaptureFixture) -> None:
     made = await exchange(api, request("/v1/instances", bearer(api), *JAVA, method="POST", body=ORDER))
     asked = await exchange(api, request(f"/v1/instances/{made.body['instance_id']}", bearer(api), *JAVA))
 
@@ -143,15 +141,15 @@ async def test_a_client_that_would_rather_speak_http_2_is_answered_in_http_1(
 
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
-async def test_what_is_no_http_is_a_bad_request(api: Api, wrong: bytes) -> None:
+async def test_malformed_http_is_a_bad_request(api: Api, wrong: bytes) -> None:
     answer = await exchange(api, wrong)
 
     assert (answer.status, answer.body) == (400, {"detail": "Bad Request"})
     assert answer.headers["content-type"] == "application/json"
-    assert await is_as_any(api, answer)
+    assert await has_the_usual_headers(api, answer)
 
 
-async def test_chunks_that_are_none_are_a_bad_request_and_nonsense_ends_no_answer_under_way(
+async def test_malformed_chunks_are_a_bad_request_and_later_nonsense_ends_no_answer_in_progress(
     api: Api, used: Used
 ) -> None:
     begun = request("/v1/instances", bearer(api), "Transfer-Encoding: chunked", method="POST")
@@ -169,7 +167,7 @@ async def test_chunks_that_are_none_are_a_bad_request_and_nonsense_ends_no_answe
     assert in_a_body.status == 400
     assert behind_a_request.startswith(b"HTTP/1.1 200 ")
     assert b"event: done" in behind_a_request
-    # Whoever asked first would take it for a part of theirs.
+    # The client would take a second answer for a part of the first.
     assert behind_a_request.count(b"HTTP/1.1 ") == 1
 
 
@@ -196,7 +194,7 @@ async def test_chunks_that_are_none_are_a_bad_request_and_nonsense_ends_no_answe
     ],
     ids=str,
 )
-async def test_what_is_odd_is_answered_in_order(api: Api, lines: list[str], path: str, status: int) -> None:
+async def test_unusual_requests_get_a_regular_answer(api: Api, lines: list[str], path: str, status: int) -> None:
     answer = await exchange(api, request(path, bearer(api), *lines))
 
     assert answer.status == status, answer
