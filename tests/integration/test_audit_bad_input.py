@@ -1,4 +1,4 @@
-"""What an audit is given may be anything: each bad word is a usage error, each impossible value in the log a place in it."""
+"""Bad input of an audit: an invalid argument is a usage error, and an impossible value in the log is named with its place."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def log(sealed_logs: SealedLogs, tmp_path: Path) -> AsyncGenerator[Log]:
 
 
 def forge(log: Log, *statements: bytes, **values: object) -> None:
-    """Do that with the owner's rights."""
+    """Execute the statements with the owner's rights."""
     with psycopg.connect(log.url, autocommit=True) as connection:
         for statement in statements:
             connection.execute(statement, values)
@@ -47,14 +47,16 @@ def forge(log: Log, *statements: bytes, **values: object) -> None:
         ("erase-customer", "ada", "--tenant", NO_TEXT),
     ],
 )
-async def test_what_is_no_text_is_a_usage_error(log: Log, words: tuple[str, ...], tmp_path: Path) -> None:
+async def test_an_argument_that_is_not_valid_text_is_a_usage_error(
+    log: Log, words: tuple[str, ...], tmp_path: Path
+) -> None:
     result = await asyncio.to_thread(run, log, *words, HYDRACORE_ERASURE_FILE=str(tmp_path / "erasures.jsonl"))
 
     assert result.exit_code == 2
     assert "Usage:" in result.stderr
 
 
-async def test_a_list_of_the_erased_that_is_damaged_is_work_that_cannot_be_done(log: Log, tmp_path: Path) -> None:
+async def test_a_damaged_erasure_file_makes_an_erasure_fail_with_one_line(log: Log, tmp_path: Path) -> None:
     file = tmp_path / "erasures.jsonl"
     file.write_text('{"tenant_id":"acme"}\n')
     words = ("erase-customer", "ada", "--also-live", "--yes")
@@ -65,7 +67,7 @@ async def test_a_list_of_the_erased_that_is_damaged_is_work_that_cannot_be_done(
     assert "a line is damaged" in result.stderr
 
 
-async def test_a_time_of_an_event_that_no_calendar_has_is_shown_as_its_number(log: Log) -> None:
+async def test_an_out_of_range_event_time_is_shown_as_a_number(log: Log) -> None:
     forge(
         log,
         b"UPDATE event SET payload = regexp_replace(payload::text, '(.at_ms.:)[0-9]+', '\\1' || %(ms)s)::json"
@@ -84,9 +86,7 @@ async def test_a_time_of_an_event_that_no_calendar_has_is_shown_as_its_number(lo
 
 
 @pytest.mark.parametrize("time", ["infinity", "-infinity", "0044-03-15 BC"])
-async def test_a_time_of_the_log_that_no_calendar_has_is_an_alarm_with_its_place(
-    log: Log, tmp_path: Path, time: str
-) -> None:
+async def test_an_out_of_range_recording_time_is_an_alarm_with_its_place(log: Log, tmp_path: Path, time: str) -> None:
     forge(
         log,
         b"UPDATE event SET recorded_at = %(time)s WHERE lane = 6 AND seq = 10",
@@ -110,9 +110,9 @@ async def test_a_time_of_the_log_that_no_calendar_has_is_an_alarm_with_its_place
         assert "Lane 6 at 10:" in result.stderr
 
 
-async def test_a_worker_that_is_killed_is_one_line_and_no_finding(log: Log) -> None:
+async def test_a_killed_worker_is_reported_in_one_line_and_is_no_finding(log: Log) -> None:
     with psycopg.connect(log.url, autocommit=True) as connection, connection.transaction():
-        # Somebody is in the way, so that the work cannot be over before a worker is killed.
+        # A lock is in the way, so that the work cannot be over before a worker is killed.
         connection.execute(b"LOCK TABLE instance IN ACCESS EXCLUSIVE MODE")
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "hydracore", "audit", "verify", "--workers", "2"),
@@ -128,7 +128,7 @@ async def test_a_worker_that_is_killed_is_one_line_and_no_finding(log: Log) -> N
     assert complaint == b"hydracore: A worker process was killed, perhaps for lack of memory: try fewer --workers\n"
 
 
-async def test_whoever_verifies_lanes_ends_with_a_command_that_is_killed(log: Log) -> None:
+async def test_verification_workers_end_when_their_command_is_killed(log: Log) -> None:
     with psycopg.connect(log.url, autocommit=True) as connection, connection.transaction():
         connection.execute(b"LOCK TABLE instance IN ACCESS EXCLUSIVE MODE")
         process = await asyncio.create_subprocess_exec(
@@ -142,10 +142,10 @@ async def test_whoever_verifies_lanes_ends_with_a_command_that_is_killed(log: Lo
         await process.wait()
 
         assert workers
-        await until(lambda: not any(map(lives_on, workers)))
+        await until(lambda: not any(map(is_running, workers)))
 
 
-async def test_a_verification_that_is_told_to_stop_says_so_in_one_line(log: Log) -> None:
+async def test_a_terminated_verification_reports_it_in_one_line(log: Log) -> None:
     with psycopg.connect(log.url, autocommit=True) as connection, connection.transaction():
         connection.execute(b"LOCK TABLE instance IN ACCESS EXCLUSIVE MODE")
         process = await asyncio.create_subprocess_exec(
@@ -161,12 +161,12 @@ async def test_a_verification_that_is_told_to_stop_says_so_in_one_line(log: Log)
     assert (process.returncode, output, complaint) == (130, b"", b"hydracore: interrupted\n")
 
 
-def lives_on(pid: int) -> bool:
-    # One that nobody has waited for yet is dead all the same.
+def is_running(pid: int) -> bool:
+    # A zombie is dead, although its id exists.
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def workers_of(parent: int) -> list[int]:
-    """The processes that look at lanes for this one."""
+    """The processes that verify lanes for this one."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]

@@ -1,4 +1,4 @@
-"""What says which read tables are served is nobody's way past a verification, nor past an append's own check."""
+"""Forging the records of which read tables are served gets nothing past a verification, nor past an append's own check."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ async def log(sealed_logs: SealedLogs, tmp_path: Path) -> AsyncGenerator[Log]:
 
 @pytest.fixture
 def forger(log: Log) -> Generator[Forger]:
-    """Somebody with the owner's rights."""
+    """A forger with the owner's rights."""
     with psycopg.connect(log.url, autocommit=True) as connection:
         yield Forger(connection)
 
 
 class Appending(Progress):
-    """Has one event appended, which nobody follows, as soon as it is known where the lanes end."""
+    """Has one event appended, which no follower applies, as soon as it is known where the lanes end."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
@@ -48,7 +48,7 @@ class Appending(Progress):
         ("activity", ("DELETE FROM activity", "DELETE FROM projection WHERE name = 'activity'")),
     ],
 )
-async def test_an_edited_table_is_found_also_where_nothing_says_any_more_that_it_is_served(
+async def test_an_emptied_table_is_found_even_if_the_record_that_it_is_served_is_deleted_too(
     log: Log, forger: Forger, name: str, forgeries: tuple[str, ...]
 ) -> None:
     forger.do(*forgeries)
@@ -60,7 +60,7 @@ async def test_an_edited_table_is_found_also_where_nothing_says_any_more_that_it
     assert finding["what"].startswith(f"The table projection has no row of {name}, although its rows are served")
 
 
-async def test_rows_that_the_database_itself_excuses_are_a_note_of_all_lanes(log: Log, forger: Forger) -> None:
+async def test_rows_missing_behind_a_deleted_checkpoint_are_noted_with_their_lane(log: Log, forger: Forger) -> None:
     forger.do("DELETE FROM activity", "DELETE FROM checkpoint WHERE follower = 'activity'")
 
     result = run(log, "verify")
@@ -69,7 +69,7 @@ async def test_rows_that_the_database_itself_excuses_are_a_note_of_all_lanes(log
     assert (result.exit_code, f"note: {what}: lane 6 (to 0 of 12)" in result.stdout.splitlines()) == (0, True)
 
 
-async def test_what_is_appended_while_the_log_is_verified_has_not_to_be_followed_yet(log: Log, forger: Forger) -> None:
+async def test_events_appended_during_a_verification_need_not_be_followed_yet(log: Log, forger: Forger) -> None:
     report = await asyncio.to_thread(verify, Request(conninfo=log.url), Appending(log))
 
     assert report.findings == []
@@ -77,7 +77,7 @@ async def test_what_is_appended_while_the_log_is_verified_has_not_to_be_followed
     assert forger.connection.execute("SELECT max(seq) FROM event").fetchone() == (13,)
 
 
-async def test_a_version_that_no_release_has_made_excuses_no_table(log: Log, forger: Forger) -> None:
+async def test_an_invented_projection_version_excuses_no_edited_table(log: Log, forger: Forger) -> None:
     forger.do("UPDATE fleet SET entries = entries + 7", "UPDATE projection SET version = 2 WHERE name = 'fleet'")
 
     result = run(log, "verify", "--json")
@@ -86,7 +86,7 @@ async def test_a_version_that_no_release_has_made_excuses_no_table(log: Log, for
     assert (result.exit_code, finding["kind"], finding["table"]) == (1, "projection_wrong", "projection")
 
 
-async def test_a_version_that_a_newer_release_has_built_is_a_note_and_in_strictness_a_finding(log: Log) -> None:
+async def test_a_projection_version_of_a_newer_release_is_a_note_and_with_strict_a_finding(log: Log) -> None:
     await rebuilt(log.url, ActivityV2())
     copy = ("--seals", str(log.file.path))
 
@@ -98,10 +98,12 @@ async def test_a_version_that_a_newer_release_has_built_is_a_note_and_in_strictn
     assert (strict.exit_code, strict.stdout.splitlines()[0]) == (1, f"the log: not_proven: {what}")
 
 
-async def test_a_strict_auditor_takes_nobody_s_word_for_rows_that_are_not_there(log: Log, forger: Forger) -> None:
+async def test_strict_verification_does_not_accept_a_checkpoint_as_an_excuse_for_missing_rows(
+    log: Log, forger: Forger
+) -> None:
     words = ("verify", "--strict", "--seals", str(log.file.path))
     with log.file.path.open("ab") as file:
-        file.write(b'{"number":')  # A crash left that, and hid no seal with it.
+        file.write(b'{"number":')  # As a crash leaves it; it hides no seal.
     before = await asyncio.to_thread(run, log, *words)
     forger.do("DELETE FROM activity WHERE lane = 6", "UPDATE checkpoint SET seq = 0 WHERE follower = 'activity'")
 
@@ -111,12 +113,12 @@ async def test_a_strict_auditor_takes_nobody_s_word_for_rows_that_are_not_there(
     assert (after.exit_code, after.stdout.startswith("the log: not_proven: activity ")) == (1, True)
 
 
-async def test_what_a_strict_auditor_wants_cannot_be_had_of_a_part(log: Log) -> None:
+async def test_strict_verification_of_a_part_of_the_log_is_a_usage_error(log: Log) -> None:
     for part in (("--lane", "6"), ("--since-seal",), ("--no-replay",)):
         assert run(log, "verify", "--strict", *part).exit_code == 2
 
 
-async def test_a_read_table_that_is_gone_is_a_finding_and_hides_no_other(log: Log, forger: Forger) -> None:
+async def test_a_dropped_read_table_is_a_finding_and_hides_no_other(log: Log, forger: Forger) -> None:
     forger.do("DROP TABLE activity", "DROP TABLE instance", "DELETE FROM provision_log", "DELETE FROM fleet")
 
     result = run(log, "verify", "--json")
@@ -126,7 +128,7 @@ async def test_a_read_table_that_is_gone_is_a_finding_and_hides_no_other(log: Lo
     assert (result.exit_code, findings) == (1, gone | {("row_missing", "provision_log"), ("row_missing", "fleet")})
 
 
-async def test_nothing_is_appended_where_nothing_says_which_rows_are_served(log: Log, forger: Forger) -> None:
+async def test_an_append_fails_if_no_record_says_which_rows_are_served(log: Log, forger: Forger) -> None:
     forger.do("DELETE FROM projection WHERE name = 'instance'")
 
     with pytest.raises(psycopg.errors.UndefinedObject, match="projection instance has no row"):

@@ -1,4 +1,4 @@
-"""The copy of the seals outside the database, as whoever runs `audit seal` and `audit verify` meets it."""
+"""The copy of the seals outside the database, as users of `audit seal` and `audit verify` see it."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def public_key(seed: bytes) -> bytes:
 
 
 def forge(log: Log, *statements: str) -> None:
-    """Do that with the owner's rights."""
+    """Execute the statements with the owner's rights."""
     with psycopg.connect(log.url, autocommit=True) as connection:
         for statement in statements:
             connection.execute(statement.encode())
 
 
-async def test_what_came_after_a_seal_of_the_future_is_new(log: Log) -> None:
+async def test_events_after_a_seal_dated_in_the_future_are_sealed_as_new(log: Log) -> None:
     await log.name(0, "third")
     await Sealer(log.pool, key=SEAL_KEY, clock=lambda: utc_now() + timedelta(hours=1)).seal()
     await log.name(0, "fourth")
@@ -48,7 +48,7 @@ async def test_what_came_after_a_seal_of_the_future_is_new(log: Log) -> None:
     assert "no new events" in again.stdout
 
 
-async def test_seals_that_the_database_has_forgotten_are_said_to_be_and_the_copy_tells_what_was_lost(log: Log) -> None:
+async def test_seals_missing_from_the_database_are_reported_and_the_copy_proves_the_loss(log: Log) -> None:
     copy = str(log.file.path)
     forge(log, "DELETE FROM seal WHERE number = 2")
     await log.name(0, "third")
@@ -72,7 +72,7 @@ async def test_seals_that_the_database_has_forgotten_are_said_to_be_and_the_copy
         "UPDATE seal SET sealed_at = 'infinity'",
     ],
 )
-async def test_nothing_stands_on_a_seal_that_is_none(log: Log, tmp_path: Path, forgery: str) -> None:
+async def test_a_malformed_seal_is_not_used_as_a_base(log: Log, tmp_path: Path, forgery: str) -> None:
     forge(log, forgery)
     words = ("export", "--tenant", "acme", "--output", str(tmp_path / "export"))
 
@@ -81,7 +81,7 @@ async def test_nothing_stands_on_a_seal_that_is_none(log: Log, tmp_path: Path, f
         assert "seal 2 is malformed" in result.stderr
 
 
-async def test_a_copy_that_was_not_compared_is_never_passed_over_in_silence(log: Log, tmp_path: Path) -> None:
+async def test_a_copy_that_was_not_compared_is_always_reported(log: Log, tmp_path: Path) -> None:
     missing = str(tmp_path / "typo.jsonl")
 
     without = run(log, "verify", "--lane", "0")
@@ -97,7 +97,7 @@ async def test_a_copy_that_was_not_compared_is_never_passed_over_in_silence(log:
     assert (nothing_yet.exit_code, "note: No copy" in nothing_yet.stdout) == (0, True)
 
 
-async def test_a_key_is_replaced_and_what_the_former_one_signed_stays_good(log: Log) -> None:
+async def test_seals_of_a_replaced_key_stay_valid_if_it_is_given_as_a_former_key(log: Log) -> None:
     old, new = (urlsafe_b64encode(public_key(seed)).decode() for seed in (SEAL_KEY, bytes(32)))
     await log.name(0, "third")
     unset = {"HYDRACORE_SEAL_KEY": urlsafe_b64encode(bytes(32)).decode(), "HYDRACORE_SEAL_FILE": str(log.file.path)}
@@ -117,7 +117,7 @@ async def test_a_key_is_replaced_and_what_the_former_one_signed_stays_good(log: 
     assert "Seal 3: it was signed with a key that had been replaced by then" in by_auditor[1].stdout
 
 
-async def test_a_copy_without_a_seal_is_none(log: Log) -> None:
+async def test_a_copy_without_any_seal_is_refused_if_the_database_has_seals(log: Log) -> None:
     copy = log.file.path.with_name("empty.jsonl")
 
     for content in (b"", b"not a seal\n"):
@@ -134,7 +134,7 @@ async def test_a_copy_without_a_seal_is_none(log: Log) -> None:
     assert nothing_yet.exit_code == 0
 
 
-async def test_a_copy_that_ends_long_before_the_database_s_last_seal_is_said_to(log: Log) -> None:
+async def test_a_copy_that_ends_long_before_the_last_seal_is_noted(log: Log) -> None:
     copy = log.file.path.with_name("old.jsonl")
     copy.write_bytes(log.file.path.read_bytes().splitlines(keepends=True)[0])
     words = ("verify", "--lane", "0", "--seals", str(copy))
@@ -151,7 +151,7 @@ async def test_a_copy_that_ends_long_before_the_database_s_last_seal_is_said_to(
     assert "note: The copy ends with seal 1, but the database with seal 4: the seals in between" in old.stdout
 
 
-async def test_a_strict_auditor_wants_every_seal_in_the_copy_but_those_that_are_just_being_copied(log: Log) -> None:
+async def test_strict_verification_requires_every_seal_in_the_copy_but_those_just_being_copied(log: Log) -> None:
     copy = log.file.path.with_name("old.jsonl")
     first, last = log.file.path.read_bytes().splitlines(keepends=True)
     copy.write_bytes(first + last[: len(last) // 2] + b"\n")
@@ -167,7 +167,7 @@ async def test_a_strict_auditor_wants_every_seal_in_the_copy_but_those_that_are_
     assert "the log: not_proven: The copy ends with seal 1, but the database with seal 2" in old.stdout
 
 
-async def test_what_is_no_seal_hides_none_however_much_of_it_stands_at_the_end(log: Log) -> None:
+async def test_unreadable_lines_at_the_end_of_a_copy_hide_no_missing_seal(log: Log) -> None:
     with log.file.path.open("ab") as file:
         file.write(b"x" * 300_000 + b"\n" + b"[" * 60_000 + b"\n")
     forge(log, "DELETE FROM seal")
@@ -183,7 +183,7 @@ async def test_what_is_no_seal_hides_none_however_much_of_it_stands_at_the_end(l
 
 
 @pytest.mark.parametrize("lines_between", [0, 300_000], ids=["at the end", "long before the end"])
-async def test_a_line_of_the_copy_whose_number_was_damaged_hides_none_behind_it(log: Log, lines_between: int) -> None:
+async def test_a_damaged_seal_number_in_a_copy_hides_no_missing_seal_behind_it(log: Log, lines_between: int) -> None:
     copy = log.file.path
     first, last = copy.read_bytes().splitlines(keepends=True)
     copy.write_bytes(first.replace(b'"number":1,', b'"number":99,') + b"\n" * lines_between + last)
@@ -198,10 +198,10 @@ async def test_a_line_of_the_copy_whose_number_was_damaged_hides_none_behind_it(
 
 @pytest.mark.parametrize("link", [bytes(32), b"\xff" * 32], ids=["the lowest link", "the highest link"])
 @pytest.mark.parametrize("is_beside", [False, True], ids=["in its place", "beside the database's own"])
-async def test_where_two_seals_are_of_the_same_end_the_events_since_the_one_before_are_named(
+async def test_if_two_seals_of_the_same_end_differ_the_events_since_the_previous_seal_are_named(
     log: Log, link: bytes, *, is_beside: bool
 ) -> None:
-    # As behind a restore: what has been written since goes as far as what it has lost.
+    # As after a restore: the events that have been written since end at the same number as those it has lost.
     first, second = log.file.read()
     heads = [Head(12, link) if lane == LANE else second.head(lane) for lane in range(LANES)]
     lost = make_seal(

@@ -1,4 +1,4 @@
-"""`audit export` and `audit verify-export` as their users know them: on a log that is in use, and without a database."""
+"""`audit export` and `audit verify-export` as their users run them: on a log that is in use, and without a database."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def log(sealed_logs: SealedLogs, tmp_path: Path) -> AsyncGenerator[Log]:
 
 
 async def grow(log: Log) -> None:
-    """A fourth instance in the lane; others come before, between and behind its events, another tenant's among them."""
+    """A fourth instance in the lane; events of others, also of another tenant, come before, between and after its own."""
     await others(log, in_lane("other", "bob"))
     await others(log, "elsewhere")
     log.ids.append(await requested(log.store, key=in_lane("acme", "ada")))
@@ -40,7 +40,7 @@ async def grow(log: Log) -> None:
 
 
 def in_lane(tenant_id: str, customer_id: str) -> str:
-    """A key under which the customer's instance is in the lane of all others."""
+    """An idempotency key under which the customer's instance is in the lane of all others."""
     keys = (f"key {number}" for number in range(10_000))
     return next(
         key
@@ -66,7 +66,7 @@ def exported(log: Log, path: Path, *words: str, **environ: str) -> dict[str, Any
 
 
 def verified(log: Log, path: Path, *words: str, **environ: str) -> tuple[int, dict[str, Any]]:
-    """Without the database, whatever the settings say."""
+    """Verify without the database, whatever the settings say."""
     environ = {"HYDRACORE_DATABASE_URL": ELSEWHERE, **environ}
     result = run(log, "verify-export", str(path), "--json", *words, **environ)
     return result.exit_code, json.loads(result.stdout)
@@ -74,7 +74,7 @@ def verified(log: Log, path: Path, *words: str, **environ: str) -> tuple[int, di
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
 @pytest.mark.parametrize("window", [5_000, 2])
-async def test_an_instance_and_a_tenant_are_exported_and_proven(
+async def test_exports_of_an_instance_and_of_a_tenant_verify_without_the_database(
     log: Log, tmp_path: Path, form: str, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export_writer, "WINDOW", window)
@@ -95,7 +95,7 @@ async def test_an_instance_and_a_tenant_are_exported_and_proven(
     assert (lane.after, lane.number) == (12, 2)
 
 
-async def test_an_export_of_a_lane_with_a_hole_that_has_no_end_ends(log: Log, tmp_path: Path) -> None:
+async def test_an_export_of_a_lane_with_a_huge_gap_fails_and_leaves_no_file(log: Log, tmp_path: Path) -> None:
     path = tmp_path / "all.jsonl"
     await log.name(0, "unsealed")
     with psycopg.connect(log.url, autocommit=True) as connection:
@@ -108,7 +108,7 @@ async def test_an_export_of_a_lane_with_a_hole_that_has_no_end_ends(log: Log, tm
     assert not path.exists()
 
 
-async def test_others_leave_nothing_in_an_export_but_steps(log: Log, tmp_path: Path) -> None:
+async def test_an_export_contains_no_data_of_other_instances_and_tenants(log: Log, tmp_path: Path) -> None:
     await grow(log)
     path = tmp_path / "one.jsonl"
 
@@ -125,7 +125,7 @@ async def test_others_leave_nothing_in_an_export_but_steps(log: Log, tmp_path: P
     assert not [words for words in (*of_another_tenant, '"other"', r"\"bob\"") if words in text]
 
 
-async def test_an_export_of_a_log_in_use_is_of_one_moment_and_proves_itself(log: Log, tmp_path: Path) -> None:
+async def test_an_export_of_a_log_in_use_is_consistent_and_verifies(log: Log, tmp_path: Path) -> None:
     stop = asyncio.Event()
 
     async def write(number: int) -> None:
@@ -146,7 +146,7 @@ async def test_an_export_of_a_log_in_use_is_of_one_moment_and_proves_itself(log:
     await asyncio.gather(*writers)
 
 
-async def test_what_no_seal_speaks_of_is_said_and_can_be_left_out(log: Log, tmp_path: Path) -> None:
+async def test_unsealed_events_of_an_export_are_reported_and_can_be_left_out(log: Log, tmp_path: Path) -> None:
     await log.name(0, "third")
     path, sealed = tmp_path / "all.jsonl", tmp_path / "sealed.jsonl"
 
@@ -170,7 +170,9 @@ async def test_what_is_sealed_cannot_be_exported_before_there_is_a_seal(log: Log
     assert names_in(tmp_path) == names_in(log.file.path.parent)
 
 
-async def test_a_file_is_whole_or_not_there_and_none_is_replaced_unasked(log: Log, tmp_path: Path) -> None:
+async def test_a_failed_export_leaves_no_file_and_an_existing_file_is_replaced_only_with_force(
+    log: Log, tmp_path: Path
+) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text("precious")
 
@@ -193,7 +195,7 @@ async def test_a_file_is_whole_or_not_there_and_none_is_replaced_unasked(log: Lo
     assert verified(log, path)[0] == 0
 
 
-async def test_an_edited_log_gives_an_export_that_says_so(log: Log, tmp_path: Path) -> None:
+async def test_an_export_of_an_edited_log_fails_its_verification_with_the_place(log: Log, tmp_path: Path) -> None:
     with psycopg.connect(log.url, autocommit=True) as connection:
         connection.execute(
             "UPDATE event SET payload = replace(payload::text, 'first', 'forged')::json WHERE lane = 6 AND seq = 7"
@@ -210,7 +212,9 @@ async def test_an_edited_log_gives_an_export_that_says_so(log: Log, tmp_path: Pa
 
 
 @pytest.mark.parametrize("words", [(), ("--tenant", "a", "--instance", "bd7c9d8d-101f-5494-b440-91d05382de06")])
-async def test_one_instance_or_one_tenant_is_asked_for(log: Log, tmp_path: Path, words: tuple[str, ...]) -> None:
+async def test_an_export_requires_either_an_instance_or_a_tenant(
+    log: Log, tmp_path: Path, words: tuple[str, ...]
+) -> None:
     result = run(log, "export", "--output", str(tmp_path / "x"), *words)
 
     assert result.exit_code == 2
@@ -221,7 +225,7 @@ async def test_one_instance_or_one_tenant_is_asked_for(log: Log, tmp_path: Path,
     ("reason", "expected"),
     [
         (ModuleNotFoundError("No module named 'pyarrow'"), (2, "pip install 'hydracore[parquet]'")),
-        # Both as they come where there is too little memory.
+        # Both as they are raised if there is too little memory.
         (
             ImportError("libarrow.so: failed to map segment from shared object"),
             (3, "pyarrow cannot be loaded (libarrow.so: failed to map segment"),
@@ -229,7 +233,7 @@ async def test_one_instance_or_one_tenant_is_asked_for(log: Log, tmp_path: Path,
         (SystemError("error return without exception set"), (3, "it is damaged, or there is not enough memory")),
     ],
 )
-async def test_without_pyarrow_it_is_said_how_to_get_it_unless_it_is_there_and_cannot_be_loaded(
+async def test_a_parquet_export_without_a_usable_pyarrow_fails_and_says_why(
     log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: Exception, expected: tuple[int, str]
 ) -> None:
     def absent(_name: str) -> Any:

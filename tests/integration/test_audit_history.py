@@ -1,4 +1,4 @@
-"""`audit show`, `audit state` and `audit diff` on a real log: all of it, in order, and never a state that was not."""
+"""`audit show`, `audit state` and `audit diff` on a real log: all of it, in order, and never a state that the instance did not have."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def place(event: Json) -> str:
     return f"{event['lane']}:{event['seq']}"
 
 
-async def test_a_timeline_tells_what_who_why_and_what_it_changed(log: Log) -> None:
+async def test_a_timeline_shows_each_event_with_its_actor_command_and_changes(log: Log) -> None:
     first = str(log.ids[0])
 
     events = await shown(log, first)
@@ -79,7 +79,7 @@ async def test_a_timeline_tells_what_who_why_and_what_it_changed(log: Log) -> No
     assert "    agent_name      first -> second\n" in text
 
 
-async def test_filters_pick_and_leave_what_they_show_as_it_is(log: Log) -> None:
+async def test_filters_select_events_and_leave_them_unchanged(log: Log) -> None:
     first = str(log.ids[0])
     events = await shown(log, first)
     planned, named = events[1]["recorded_at"], events[4]["recorded_at"]
@@ -99,7 +99,7 @@ async def test_filters_pick_and_leave_what_they_show_as_it_is(log: Log) -> None:
     assert limited.stderr == "continue with: --after 6:1\n"
 
 
-async def test_others_get_their_turn_while_a_long_history_is_folded(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_folding_a_long_history_yields_to_other_tasks(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     folded: list[object] = []
     seen: set[int] = set()
 
@@ -130,7 +130,7 @@ async def test_others_get_their_turn_while_a_long_history_is_folded(log: Log, mo
     assert seen >= {2, 4, 6}
 
 
-async def test_everything_of_a_tenant_comes_in_one_order_however_it_is_read(
+async def test_all_events_of_a_tenant_come_in_one_order_with_any_page_size_and_filter(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others = [await requested(log.store, customer_id="bob", key=f"another {number}") for number in range(5)]
@@ -147,7 +147,7 @@ async def test_everything_of_a_tenant_comes_in_one_order_however_it_is_read(
             log, str(instance_id)
         )
 
-    # Pages of three commands, and a memory of one state: the same.
+    # With pages of three commands and a cache of one state the result is the same.
     monkeypatch.setattr(history, "COMMANDS_PER_PAGE", 3)
     monkeypatch.setattr(history, "STATES_MAX", 1)
     monkeypatch.setattr(historical_state, "EVENTS_PER_PAGE", 2)
@@ -165,7 +165,7 @@ async def test_everything_of_a_tenant_comes_in_one_order_however_it_is_read(
         assert await shown(log, "--tenant", "acme", "--after", place(whole[number])) == whole[number + 1 :]
 
 
-async def test_pages_of_a_tenant_are_all_of_what_was_there_when_the_first_was_read(log: Log) -> None:
+async def test_pages_of_a_tenant_have_exactly_the_events_that_existed_at_the_first_page(log: Log) -> None:
     whole = await shown(log, "--tenant", "acme")
     told, words = list[Json](), list[str]()
 
@@ -179,9 +179,7 @@ async def test_pages_of_a_tenant_are_all_of_what_was_there_when_the_first_was_re
     assert words == []
 
 
-async def test_what_is_appended_while_a_tenant_is_read_is_left_to_the_next(
-    log: Log, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_events_appended_while_a_tenant_is_read_are_not_shown(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "COMMANDS_PER_PAGE", 1)
     seen = 0
 
@@ -196,7 +194,7 @@ async def test_what_is_appended_while_a_tenant_is_read_is_left_to_the_next(
     assert seen == 13
 
 
-async def test_the_state_at_every_version_and_time_is_the_fold_of_what_was_recorded_by_then(
+async def test_the_state_at_any_version_or_time_is_the_fold_of_the_events_recorded_by_then(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(historical_state, "EVENTS_PER_PAGE", 2)
@@ -226,7 +224,7 @@ async def test_the_state_at_every_version_and_time_is_the_fold_of_what_was_recor
     assert "  agent_name                              second\n" in (await audit(log, "state", str(first))).stdout
 
 
-async def test_a_difference_names_the_fields_and_the_events_that_did_it(log: Log) -> None:
+async def test_a_difference_names_the_changed_fields_and_the_events_that_changed_them(log: Log) -> None:
     first = str(log.ids[0])
     await log.name(0, "third")
     await log.name(0, "second")
@@ -242,7 +240,7 @@ async def test_a_difference_names_the_fields_and_the_events_that_did_it(log: Log
     assert (step["version"], step["type"], step["command"]) == (6, "config_changed", "ChangeConfig")
     steps = changes["config.version"]["events"]
     assert [(each["version"], each["before"], each["after"]) for each in steps] == [(6, 2, 3), (7, 3, 4)]
-    # What went to another name and back is none; a time does as well as a version.
+    # A name that was changed and changed back is no difference; a time can be given instead of a version.
     text = (await audit(log, "diff", first, "--from", found["to_recorded_at"])).stdout
     assert "agent_name" not in text
     assert "config.version  4 -> 6\n    v8" in text
@@ -252,7 +250,7 @@ async def test_a_difference_names_the_fields_and_the_events_that_did_it(log: Log
     assert {"customer_id", "hostname", "config.system_prompt"} <= {each["field"] for each in everything["changes"]}
 
 
-async def test_of_many_events_that_changed_a_field_the_last_are_shown_and_how_many_there_were(
+async def test_a_difference_shows_the_last_events_that_changed_a_field_and_counts_all(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(difference, "FIELD_EVENTS_MAX", 2)
@@ -296,7 +294,7 @@ async def test_of_many_events_that_changed_a_field_the_last_are_shown_and_how_ma
         ("diff {id} --from 8", "it has no version 8 yet"),
     ],
 )
-async def test_what_cannot_be_shown_is_a_usage_error_that_says_why(log: Log, words: str, complaint: str) -> None:
+async def test_an_invalid_audit_request_is_a_usage_error_that_says_why(log: Log, words: str, complaint: str) -> None:
     result = await audit(log, *words.format(id=log.ids[0], nobody=UUID(int=0)).split())
 
     assert result.exit_code == 2
@@ -317,13 +315,13 @@ async def test_what_cannot_be_shown_is_a_usage_error_that_says_why(log: Log, wor
             "Lane 6 at 5",
             "Lane 6 at 5",
         ),
-        # Of a stream the next event is the first sign; of a tenant, whose commands say how many events they have, it is missed.
+        # In a stream the next event shows the gap; for a tenant, whose commands count their events, the missing one is named.
         ("DELETE FROM event WHERE lane = 6 AND seq = 5", "Lane 6 at 6", "Lane 6 at 5"),
         # And the other way round.
         ("DELETE FROM command WHERE lane = 6 AND first_seq = 7", "Lane 6 at 7", "Lane 6 at 10"),
     ],
 )
-async def test_a_history_that_was_tampered_with_is_an_alarm_with_its_place(
+async def test_a_tampered_history_is_an_alarm_with_its_place(
     log: Log, forgery: str, place: str, tenants_place: str
 ) -> None:
     with psycopg.connect(log.url, autocommit=True) as connection:
@@ -337,7 +335,7 @@ async def test_a_history_that_was_tampered_with_is_an_alarm_with_its_place(
 
 
 @pytest.mark.parametrize("seq", [6, 13])
-async def test_of_a_tenant_no_command_without_its_events_is_passed_over(log: Log, seq: int) -> None:
+async def test_a_command_without_its_events_is_an_alarm_in_the_history_of_its_tenant(log: Log, seq: int) -> None:
     with psycopg.connect(log.url, autocommit=True) as connection:
         connection.execute(b"DELETE FROM event WHERE lane = 6 AND seq >= %s", (seq,))
 

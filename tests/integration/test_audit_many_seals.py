@@ -1,4 +1,4 @@
-"""However many seals there are, and wherever a page of them ends: whatever is done to the log between two of those that are kept is found."""
+"""However many seals there are, and wherever a page of them ends, tampering between two of the kept seals is found."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def url(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generat
 
 
 @pytest.fixture(autouse=True)
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(seal_sample, "SAMPLE_MAX", 3)
     monkeypatch.setattr(seal_check, "SEALS_MAX", 2)
 
@@ -56,13 +56,13 @@ CUT_OFF = [
 ]
 
 
-def test_what_was_left_alone_is_as_it_must_be(forger: Forger) -> None:
+def test_an_unchanged_log_has_no_findings(forger: Forger) -> None:
     assert len(list(stored_seals(forger.connection))) == EVENTS - 10
     assert lane_findings(forger) == []
 
 
 @pytest.mark.parametrize("seq", [1, 9, *range(14, EVENTS + 1)])
-def test_what_was_rewritten_between_seals_that_are_kept_is_found(forger: Forger, seq: int) -> None:
+def test_a_rewrite_between_two_kept_seals_is_found(forger: Forger, seq: int) -> None:
     rewrite(forger, seq)
 
     (found,) = lane_findings(forger)
@@ -74,7 +74,7 @@ def test_what_was_rewritten_between_seals_that_are_kept_is_found(forger: Forger,
 
 
 @pytest.mark.parametrize("last", range(12, EVENTS))
-def test_what_was_cut_off_between_seals_that_are_kept_is_found_where_it_is(forger: Forger, last: int) -> None:
+def test_a_truncation_between_two_kept_seals_is_found_with_its_range(forger: Forger, last: int) -> None:
     forger.do(*(statement.format(last) for statement in CUT_OFF))
 
     (found,) = lane_findings(forger)
@@ -83,7 +83,7 @@ def test_what_was_cut_off_between_seals_that_are_kept_is_found_where_it_is(forge
 
 
 @pytest.mark.parametrize("number", range(2, 6))
-def test_what_was_done_to_seals_is_found_wherever_a_page_ends(forger: Forger, number: int) -> None:
+def test_tampering_with_seals_is_found_wherever_a_page_ends(forger: Forger, number: int) -> None:
     def flawed(statement: str) -> list[int]:
         forger.do("SAVEPOINT before", statement.format(number))
         checked = check_seals(stored_seals(forger.connection), (), public_key=None)

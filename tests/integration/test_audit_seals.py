@@ -1,4 +1,4 @@
-"""Sealing a real log: what is new is sealed once, the copy heals, and a log that was rewritten is not sealed again."""
+"""Sealing a real log: new events are sealed once, a lost copy is made again, and a rewritten log is not sealed again."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def log(database_url: str, tmp_path: Path) -> AsyncGenerator[Log]:
         yield Log(store, pool, Sealer(pool, key=KEY, file=file), file)
 
 
-async def test_what_is_new_is_sealed_once(log: Log) -> None:
+async def test_new_events_are_sealed_once(log: Log) -> None:
     first = await log.sealer.seal()
     nothing_new = await log.sealer.seal()
     instance_id = await requested(log.store, key="second")
@@ -68,7 +68,7 @@ async def test_an_empty_log_has_nothing_to_seal(database_url: str) -> None:
         assert await Sealer(pool, key=KEY).seal() is None
 
 
-async def test_a_copy_that_was_lost_is_made_again(log: Log) -> None:
+async def test_a_lost_copy_is_made_again(log: Log) -> None:
     seals = [await log.sealer.seal()]
     log.file.path.unlink()
     await requested(log.store, key="second")
@@ -78,7 +78,7 @@ async def test_a_copy_that_was_lost_is_made_again(log: Log) -> None:
     assert list(log.file.read()) == seals
 
 
-async def test_sealers_at_the_same_time_leave_no_gap_and_no_double(log: Log, database_url: str) -> None:
+async def test_concurrent_sealers_leave_no_gap_and_no_duplicate(log: Log, database_url: str) -> None:
     others = [Sealer(log.pool, key=KEY) for _ in range(3)]
 
     made: list[Seal | None] = []
@@ -92,7 +92,7 @@ async def test_sealers_at_the_same_time_leave_no_gap_and_no_double(log: Log, dat
     assert len([seal for seal in made if seal is not None]) == 5
 
 
-async def test_somebody_elses_young_seal_is_enough(log: Log) -> None:
+async def test_no_seal_is_made_while_the_last_one_is_younger_than_the_given_age(log: Log) -> None:
     await log.sealer.seal()
     await requested(log.store, key="second")
 
@@ -100,7 +100,7 @@ async def test_somebody_elses_young_seal_is_enough(log: Log) -> None:
     assert await log.sealer.seal(age_min=timedelta(0)) is not None
 
 
-async def test_a_clock_that_was_ahead_stops_nobody_from_sealing(log: Log, database_url: str) -> None:
+async def test_a_seal_dated_in_the_future_does_not_stop_later_seals(log: Log, database_url: str) -> None:
     hasty = Sealer(log.pool, key=KEY, clock=lambda: utc_now() + timedelta(hours=1))
     first = await hasty.seal()
     await requested(log.store, key="second")
@@ -121,7 +121,7 @@ async def test_a_clock_that_was_ahead_stops_nobody_from_sealing(log: Log, databa
     assert list(find_flaws(third, previous=second, public_key=third.public_key)) == []
 
 
-async def test_a_copy_of_seals_that_the_database_has_forgotten_is_an_alarm(
+async def test_a_copy_with_seals_missing_from_the_database_is_an_alarm_and_is_left_unchanged(
     log: Log, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     await log.sealer.seal()
@@ -155,7 +155,7 @@ async def test_a_copy_of_seals_that_the_database_has_forgotten_is_an_alarm(
         ("UPDATE command SET first_seq = first_seq + 1", "seal 1 does not match this event"),
     ],
 )
-async def test_a_log_that_is_not_what_was_sealed_is_not_sealed_again(
+async def test_a_log_that_contradicts_its_last_seal_is_not_sealed_again(
     log: Log, owner_conn: psycopg.AsyncConnection, edit: str, complaint: str
 ) -> None:
     await log.sealer.seal()
@@ -166,9 +166,7 @@ async def test_a_log_that_is_not_what_was_sealed_is_not_sealed_again(
         await log.sealer.seal()
 
 
-async def test_a_seal_that_was_edited_to_fit_a_log_that_was_too_does_not_silence_the_alarm(
-    log: Log, owner_conn: psycopg.AsyncConnection
-) -> None:
+async def test_a_seal_edited_to_fit_an_edited_log_is_an_alarm(log: Log, owner_conn: psycopg.AsyncConnection) -> None:
     await log.sealer.seal()
     await requested(log.store, key="second")
     await log.sealer.seal()
@@ -197,7 +195,7 @@ async def test_a_seal_that_was_edited_to_fit_a_log_that_was_too_does_not_silence
         ),
     ],
 )
-async def test_a_seal_that_this_process_has_seen_is_missed(
+async def test_a_seal_removed_or_replaced_after_a_process_saw_it_is_an_alarm(
     log: Log, owner_conn: psycopg.AsyncConnection, edit: str
 ) -> None:
     await log.sealer.seal()
@@ -213,7 +211,7 @@ async def test_a_seal_that_this_process_has_seen_is_missed(
             await sealer.seal()
 
 
-async def test_a_relay_that_lives_through_a_restore_says_so_once_and_goes_on(
+async def test_a_relay_that_runs_across_a_restore_reports_it_once_and_continues_sealing(
     log: Log, database_url: str, services: Services, tmp_path: Path
 ) -> None:
     settings = Settings(database_url=database_url, seal_key=KEY, seal_interval_s=0.01)
@@ -241,7 +239,7 @@ async def test_a_relay_that_lives_through_a_restore_says_so_once_and_goes_on(
 
 
 @pytest.mark.parametrize("written_since", ["less", "more"])
-async def test_a_relay_that_lives_through_a_restore_of_the_cluster_goes_on_too(
+async def test_a_sealer_that_runs_across_a_restore_of_the_cluster_continues_sealing(
     own_services: OwnServices, written_since: str
 ) -> None:
     async with open_store(own_services.database_url) as (store, pool):
@@ -292,7 +290,7 @@ def recover(data: Path) -> None:
     copy_files(data / "PG_VERSION", data / "recovery.signal")
 
 
-async def test_a_relay_with_a_key_seals_and_one_without_says_that_it_does_not(
+async def test_a_relay_with_a_seal_key_seals_and_one_without_does_not(
     log: Log, database_url: str, tmp_path: Path
 ) -> None:
     file = SealFile(tmp_path / "relay.jsonl")
@@ -310,7 +308,7 @@ async def test_a_relay_with_a_key_seals_and_one_without_says_that_it_does_not(
 @pytest.mark.parametrize(
     "edit", ["UPDATE seal SET sealed_at = 'infinity'", "UPDATE seal SET number = 9223372036854775807"]
 )
-async def test_a_seal_that_cannot_be_continued_is_complained_about_until_it_can(
+async def test_a_seal_that_cannot_be_continued_is_logged_as_an_error_until_it_is_repaired(
     log: Log, owner_conn: psycopg.AsyncConnection, database_url: str, edit: str
 ) -> None:
     made = await log.sealer.seal()
