@@ -1,4 +1,4 @@
-"""Whatever is done to read tables is found: each row must be what the log gives."""
+"""Tampering with read tables is found: each row must be what the log gives."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def url(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generat
         yield url
 
 
-def test_what_was_left_alone_is_as_it_must_be(forger: Forger) -> None:
+def test_unchanged_read_tables_have_no_findings(forger: Forger) -> None:
     report = lane_report(forger, replay=True)
 
     assert (report.findings, report.notes) == ([], set())
@@ -74,7 +74,7 @@ def test_what_was_left_alone_is_as_it_must_be(forger: Forger) -> None:
             *("row_differs", "reservation", "released_at is"),
         ),
         ("DELETE FROM reservation WHERE kind = 'hostname'", "row_missing", "reservation", "hc-ada"),
-        # What no calendar has, and what only Python takes for the same.
+        # Times out of range, and a value that only Python takes for the same.
         ("UPDATE instance SET wake_at = 'infinity'", "row_differs", "instance", "wake_at is 'a time out of range'"),
         (
             "UPDATE reservation SET released_at = '-infinity' WHERE kind = 'hostname'",
@@ -86,7 +86,7 @@ def test_what_was_left_alone_is_as_it_must_be(forger: Forger) -> None:
         ),
     ],
 )
-def test_an_edited_read_table_is_not_what_the_log_gives(
+def test_an_edited_row_of_an_inline_table_is_found(
     forger: Forger, statement: str, kind: str, table: str, what: str
 ) -> None:
     forger.do(statement)
@@ -99,7 +99,7 @@ def test_an_edited_read_table_is_not_what_the_log_gives(
 
 @pytest.mark.parametrize("table", ["instance", "provision_log"])
 def test_a_row_in_another_lane_than_its_instance_is_found(forger: Forger, table: str) -> None:
-    """A reader who goes by the table's tenant would find somebody else's instance by it."""
+    """A reader that goes by the tenant in the table could find another tenant's instance by it."""
     copy = "INSERT INTO {0} SELECT (json_populate_record(t, '{{\"lane\":7}}')).* FROM {0} t WHERE lane = 6 LIMIT 1"
     forger.do(copy.format(table))
 
@@ -108,7 +108,7 @@ def test_a_row_in_another_lane_than_its_instance_is_found(forger: Forger, table:
     assert (found.kind, found.table) == ("row_extra", table)
 
 
-def test_a_row_that_is_there_twice_is_found(forger: Forger) -> None:
+def test_a_duplicated_row_is_found(forger: Forger) -> None:
     forger.do(
         "ALTER TABLE provision_log DROP CONSTRAINT provision_log_pkey",
         "INSERT INTO provision_log SELECT * FROM provision_log WHERE lane = 6 AND seq = 2",
@@ -134,7 +134,7 @@ def test_a_row_that_is_there_twice_is_found(forger: Forger) -> None:
         ),
     ],
 )
-def test_an_edited_table_that_adds_up_is_not_what_the_log_gives(
+def test_an_edited_followed_table_or_checkpoint_is_found(
     forger: Forger, statement: str, kind: str, table: str | None, what: str
 ) -> None:
     forger.do(statement)
@@ -145,7 +145,7 @@ def test_an_edited_table_that_adds_up_is_not_what_the_log_gives(
     assert any(what in finding.what for finding in found)
 
 
-def test_a_row_of_any_length_is_told_of_in_a_short_line(forger: Forger) -> None:
+def test_a_finding_about_a_very_long_row_is_short(forger: Forger) -> None:
     forger.do(
         "INSERT INTO usage_end_user SELECT 6, gen_random_uuid(), '2026-11-01',"
         " string_agg(gen_random_uuid()::text, '') FROM generate_series(1, 60)"
@@ -158,8 +158,8 @@ def test_a_row_of_any_length_is_told_of_in_a_short_line(forger: Forger) -> None:
 
 
 @pytest.mark.parametrize("table", ["activity", "fleet", "fleet_member", "usage_daily", "usage_end_user"])
-def test_rows_of_no_lane_are_found_in_tables_that_add_up(forger: Forger, table: str) -> None:
-    """Readers add up whatever lanes there are."""
+def test_rows_of_a_nonexistent_lane_are_found_in_followed_tables(forger: Forger, table: str) -> None:
+    """Readers add up the rows of all lanes, whether or not such a lane exists."""
     copy = "INSERT INTO {0} SELECT (json_populate_record(t, '{{\"lane\":99}}')).* FROM {0} t LIMIT 1"
     forger.do(copy.format(table))
 
@@ -168,7 +168,7 @@ def test_rows_of_no_lane_are_found_in_tables_that_add_up(forger: Forger, table: 
     assert (found.kind, found.table, found.lane) == ("row_extra", table, 99)
 
 
-def test_what_a_follower_has_not_seen_yet_is_no_finding(forger: Forger) -> None:
+def test_missing_rows_of_events_not_yet_followed_are_a_note_and_no_finding(forger: Forger) -> None:
     forger.do(
         "DELETE FROM activity",
         "DELETE FROM fleet",
@@ -199,7 +199,7 @@ def test_what_a_follower_has_not_seen_yet_is_no_finding(forger: Forger) -> None:
     ],
     ids=["parked", "skipped"],
 )
-def test_rows_that_the_database_itself_excuses_are_never_missing_in_silence(
+def test_rows_missing_behind_a_parked_lane_or_skipped_events_are_noted(
     forger: Forger, statement: str, note: str
 ) -> None:
     forger.do("DELETE FROM activity", statement)
@@ -223,7 +223,7 @@ def test_rows_that_the_database_itself_excuses_are_never_missing_in_silence(
     ],
     ids=["newer", "malformed"],
 )
-def test_an_event_that_cannot_be_read_keeps_nobody_from_being_compared_who_does_not_want_to_know_what_it_says(
+def test_an_unreadable_event_does_not_stop_comparing_projections_that_do_not_read_it(
     forger: Forger, damage: str, told: str
 ) -> None:
     forger.do(
@@ -245,7 +245,7 @@ def test_an_event_that_cannot_be_read_keeps_nobody_from_being_compared_who_does_
     assert "usage_daily" not in {finding.table for finding in report.findings}
 
 
-def test_a_projection_that_is_parked_at_an_event_that_cannot_be_read_is_compared_up_to_there(forger: Forger) -> None:
+def test_a_projection_parked_at_an_unreadable_event_is_compared_up_to_that_event(forger: Forger) -> None:
     forger.do(
         "UPDATE event SET schema_version = 99 WHERE lane = 6 AND type = 'usage_recorded'",
         "UPDATE checkpoint SET seq = 12, error = 'EventUnreadable' WHERE follower = 'usage_daily' AND lane = 6",
@@ -289,7 +289,7 @@ def test_a_projection_that_was_never_built_is_a_note_and_no_finding(forger: Forg
         ),
     ],
 )
-def test_a_version_that_no_release_has_made_is_found(
+def test_an_invented_projection_version_is_found(
     forger: Forger, forgeries: list[tuple[str, int, str]], what: str
 ) -> None:
     for forgery in forgeries:
@@ -311,7 +311,7 @@ def test_a_version_that_no_release_has_made_is_found(
         ("ALTER TABLE reservation ALTER COLUMN instance_id TYPE text", "column_missing"),
     ],
 )
-def test_a_table_that_lacks_something_is_found_and_keeps_no_other_from_being_compared(
+def test_a_damaged_table_is_found_and_the_other_tables_are_still_compared(
     forger: Forger, forgery: str, kind: str
 ) -> None:
     forger.do(forgery, "DELETE FROM activity", "DELETE FROM provision_log")
@@ -322,7 +322,7 @@ def test_a_table_that_lacks_something_is_found_and_keeps_no_other_from_being_com
     assert (found.kind, others) == (kind, {"activity", "provision_log"})
 
 
-def test_a_database_that_goes_away_is_no_finding(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_connection_is_an_error_and_no_finding(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(followed_tables, "EVENTS_MAX", 1)
     with psycopg.connect(url, autocommit=True) as killer, psycopg.connect(url, autocommit=True) as connection:
         followed = find_served_projections(connection).followed
@@ -343,7 +343,7 @@ def test_a_database_that_goes_away_is_no_finding(url: str, monkeypatch: pytest.M
         "DELETE FROM lane WHERE lane <> 6",
     ],
 )
-def test_one_impossible_value_hides_no_other(forger: Forger, statement: str) -> None:
+def test_an_impossible_value_hides_no_other_finding(forger: Forger, statement: str) -> None:
     forger.do("UPDATE event SET payload = '{}' WHERE lane = 6 AND seq = 7", statement)
 
     assert ("event_edited", 7) in {(finding.kind, finding.seq) for finding in lane_findings(forger, replay=True)}

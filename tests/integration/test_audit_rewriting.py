@@ -1,4 +1,4 @@
-"""A log that was rewritten, with digests and links made to fit again: what of that is found without seals, and with them."""
+"""A log that was rewritten, with digests and links made to fit again: what is found without seals, and with them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.tampering import (
 
 __all__ = ["forger", "sealed_url_fixture"]
 
-#: What a version that was left out shows in; and what a command shows in that was made to begin at an event too late.
+#: The findings for a version that was left out, and for a command that was made to begin one event too late.
 GAP: set[Place] = {("version_gap", 12), ("tail_missing", 13)}
 LATER: set[Place] = {("event_extra", 4), ("event_edited", 7), ("command_edited", 5), ("command_overlaps", 7)}
 
@@ -54,7 +54,7 @@ def rewrite_the_end(forger: Forger) -> None:
 
 
 def renumber(forger: Forger) -> None:
-    """A removed event, with all later ones moved up and made to fit: the lane is whole, only shorter."""
+    """Remove an event, and move all later ones up and make them fit: the lane is whole, only shorter."""
     forger.do(
         *(DROP_EVENT.format(10), DROP_COMMAND.format(10)),
         *(EVENT.format(f"seq = {seq - 1}", seq) for seq in (11, 12)),
@@ -75,7 +75,7 @@ def leave_a_gap(forger: Forger) -> None:
 
 
 def hand_to_another_stream(forger: Forger) -> None:
-    """The last event, whose command says otherwise."""
+    """Move the last event to another stream than its command says."""
     forger.do(
         "UPDATE stream s SET version = 2 FROM event e WHERE s.stream_id = e.stream_id AND e.lane = 6 AND e.seq = 12",
         "UPDATE stream s SET version = 4 FROM event e WHERE s.stream_id = e.stream_id AND e.lane = 6 AND e.seq = 11",
@@ -87,13 +87,13 @@ def hand_to_another_stream(forger: Forger) -> None:
 
 
 def begin_later(forger: Forger) -> None:
-    """A command, of as many events."""
+    """Let a command begin one event later, with as many events."""
     forger.do(COMMAND.format("first_seq = 5", 4))
     forger.redo_links()
 
 
 def cut_off(forger: Forger) -> None:
-    """The last two events, without a trace in the log itself."""
+    """Remove the last two events, without a trace in the log itself."""
     forger.do(
         "DELETE FROM event WHERE lane = 6 AND seq > 10",
         "DELETE FROM command WHERE lane = 6 AND first_seq > 10",
@@ -127,7 +127,7 @@ def empty_the_lane(forger: Forger) -> None:
         (empty_the_lane, {("tail_missing", 1)}, set[Place]()),
     ],
 )
-def test_making_digests_and_links_fit_again_helps_against_anything_but_seals(
+def test_seals_find_every_rewrite_even_if_its_digests_and_links_fit_again(
     forger: Forger, forge: Callable[[Forger], None], expected: set[Place], without_seals: set[Place]
 ) -> None:
     forge(forger)

@@ -1,4 +1,4 @@
-"""A log whose tables are not as they were made is a finding that names what has to be restored."""
+"""A missing or altered table of the log is a finding that names what has to be restored."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SELECT attrelid::regclass::text, attname
             ("column_missing", "event"),
             "payload",
         ),
-        # Without a look at the types, events would seem to be missing that are there.
+        # Without a check of the types, events that exist would seem to be missing.
         ("ALTER TABLE event ALTER seq TYPE numeric", ("column_missing", "event"), "seq"),
         ("ALTER TABLE event RENAME COLUMN command_id TO other", ("column_missing", "event"), "command_id"),
         ("ALTER TABLE seal DROP COLUMN root, DROP COLUMN links", ("column_missing", "seal"), "links, root"),
@@ -40,7 +40,7 @@ SELECT attrelid::regclass::text, attname
         ("DROP VIEW lane_head", ("table_missing", "lane_head"), "lane_head"),
     ],
 )
-async def test_what_is_not_as_it_was_made_is_named(
+async def test_a_missing_or_altered_table_or_column_of_the_log_is_named(
     log: Log, forger: Forger, statement: str, expected: tuple[str, str], lacking: str
 ) -> None:
     forger.do(statement)
@@ -52,7 +52,7 @@ async def test_what_is_not_as_it_was_made_is_named(
     assert "nothing else was verified" in finding["what"]
 
 
-async def test_seals_that_are_gone_with_their_table_are_missed_where_there_is_no_copy_either(
+async def test_a_dropped_seal_table_is_a_finding_even_if_the_copy_is_lost_too(
     log: Log, forger: Forger, tmp_path: Path
 ) -> None:
     forger.do("DROP TABLE seal")
@@ -62,7 +62,7 @@ async def test_seals_that_are_gone_with_their_table_are_missed_where_there_is_no
     assert (result.exit_code, "table seal: table_missing: seal is missing" in result.stdout) == (1, True)
 
 
-async def test_every_column_of_the_log_is_looked_for(log: Log) -> None:
+async def test_every_missing_column_of_the_log_is_found(log: Log) -> None:
     with psycopg.connect(log.url) as connection:
         columns = connection.execute(COLUMNS.encode()).fetchall()
         for table, column in columns:
@@ -77,7 +77,7 @@ async def test_every_column_of_the_log_is_looked_for(log: Log) -> None:
     assert len(columns) == 38
 
 
-async def test_only_what_is_asked_for_has_to_be_there(log: Log, forger: Forger) -> None:
+async def test_only_the_tables_that_a_verification_needs_have_to_exist(log: Log, forger: Forger) -> None:
     forger.do("DROP TABLE snapshot", "DROP TABLE projection_lane")
 
     assert found(log, "--no-replay") == (0, [])
@@ -98,7 +98,7 @@ async def test_only_what_is_asked_for_has_to_be_there(log: Log, forger: Forger) 
         ("ALTER TABLE snapshot DROP COLUMN digest", ("column_missing", "snapshot"), "digest"),
     ],
 )
-async def test_what_only_a_replay_needs_hides_nothing_of_the_log_where_it_is_gone(
+async def test_a_missing_table_that_only_a_replay_needs_hides_no_finding_in_the_log(
     log: Log, forger: Forger, statement: str, expected: tuple[str, str], lacking: str
 ) -> None:
     forger.do(statement, FORGE.format(7))
@@ -111,7 +111,7 @@ async def test_what_only_a_replay_needs_hides_nothing_of_the_log_where_it_is_gon
     assert [(finding["kind"], finding["seq"]) for finding in edited] == [("event_edited", 7)]
 
 
-async def test_with_a_table_of_the_log_everything_that_is_gone_is_named(log: Log, forger: Forger) -> None:
+async def test_all_missing_tables_are_named_together(log: Log, forger: Forger) -> None:
     forger.do("DROP TABLE snapshot", "DROP TABLE seal")
 
     assert [finding["table"] for finding in found(log)[1]] == ["seal", "snapshot"]

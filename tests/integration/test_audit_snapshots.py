@@ -1,4 +1,4 @@
-"""Snapshots are compared with the log: whoever writes one by hand would have processes go on from what never was."""
+"""Snapshots are compared with the log: from a forged one, processes would continue with a state that never was."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def found(forger: Forger) -> list[Finding]:
     return lane_findings(forger, replay=True)
 
 
-def test_snapshots_that_were_left_alone_are_as_they_must_be(forger: Forger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_snapshots_have_no_findings(forger: Forger, monkeypatch: pytest.MonkeyPatch) -> None:
     ((count,),) = forger.connection.execute("SELECT count(*) FROM snapshot").fetchall()
     assert count == 3
     report = lane_report(forger, replay=True)
@@ -56,7 +56,7 @@ def test_snapshots_that_were_left_alone_are_as_they_must_be(forger: Forger, monk
 
     monkeypatch.setattr(snapshots, "PAGE", 1)
 
-    assert found(forger) == [], "nor does it depend on how much is read at a time"
+    assert found(forger) == [], "this does not depend on how much is read at a time"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_snapshots_that_were_left_alone_are_as_they_must_be(forger: Forger, monk
         ),
     ],
 )
-def test_an_edited_snapshot_is_found_with_the_place(forger: Forger, statement: str, what: str) -> None:
+def test_an_edited_snapshot_is_found_with_its_place(forger: Forger, statement: str, what: str) -> None:
     stream_id = first_of(forger)
     forger.do(statement)
 
@@ -102,7 +102,7 @@ def test_an_edited_snapshot_is_found_with_the_place(forger: Forger, statement: s
 @pytest.mark.parametrize(
     ("column", "value"), [("version", "NULL"), ("version", "0"), ("digest", "NULL"), ("state", "NULL")]
 )
-def test_a_snapshot_without_what_every_one_has_is_found(forger: Forger, column: str, value: str) -> None:
+def test_a_snapshot_that_lacks_a_required_field_is_found(forger: Forger, column: str, value: str) -> None:
     forger.do(
         f"ALTER TABLE snapshot DROP CONSTRAINT snapshot_version_check, ALTER {column} DROP NOT NULL",
         f"UPDATE snapshot SET {column} = {value} WHERE version = 6",  # noqa: S608 - of the list above
@@ -113,13 +113,13 @@ def test_a_snapshot_without_what_every_one_has_is_found(forger: Forger, column: 
     assert finding.what == "The snapshot lacks required fields"
 
 
-def test_without_a_replay_no_snapshot_is_looked_at(forger: Forger) -> None:
+def test_without_a_replay_snapshots_are_not_compared(forger: Forger) -> None:
     forger.do("UPDATE snapshot SET state = '{}'")
 
     assert lane_findings(forger, replay=False) == []
 
 
-def test_a_snapshot_of_a_stream_that_never_was_is_found(forger: Forger) -> None:
+def test_a_snapshot_of_an_unknown_stream_is_found(forger: Forger) -> None:
     forger.do(
         "INSERT INTO snapshot SELECT lane, gen_random_uuid(), version, fold, digest, state FROM snapshot WHERE version = 6"
     )
@@ -129,7 +129,7 @@ def test_a_snapshot_of_a_stream_that_never_was_is_found(forger: Forger) -> None:
     assert finding.what.endswith("but the stream ends with 0")
 
 
-def test_one_of_older_rules_is_nobody_s_any_more_and_of_newer_ones_it_is_said(forger: Forger) -> None:
+def test_snapshots_of_older_rules_are_ignored_and_those_of_newer_rules_are_noted(forger: Forger) -> None:
     forger.do("UPDATE snapshot SET fold = fold - 1, state = '{}'")
     assert found(forger) == []
 
@@ -142,7 +142,7 @@ def test_one_of_older_rules_is_nobody_s_any_more_and_of_newer_ones_it_is_said(fo
     ]
 
 
-def test_a_history_that_makes_no_sense_is_told_of_once(forger: Forger) -> None:
+def test_a_broken_history_is_not_also_a_finding_about_its_snapshot(forger: Forger) -> None:
     forger.do("UPDATE event SET type = 'nonsense' WHERE version = 2")
 
     tables = [finding.table for finding in found(forger) if finding.kind != "event_edited"]
@@ -150,7 +150,7 @@ def test_a_history_that_makes_no_sense_is_told_of_once(forger: Forger) -> None:
     assert "snapshot" not in tables
 
 
-def test_since_a_seal_the_snapshots_of_what_has_moved_are_compared(forger: Forger) -> None:
+def test_since_a_seal_only_snapshots_of_changed_streams_are_compared(forger: Forger) -> None:
     forger.do("UPDATE snapshot SET state = '{}'")
     first, last = stored_seals(forger.connection)
 
@@ -163,7 +163,7 @@ def test_since_a_seal_the_snapshots_of_what_has_moved_are_compared(forger: Forge
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_how_much_there_is_to_do_includes_the_snapshots(url: str, workers: int) -> None:
+def test_the_total_of_the_progress_includes_the_snapshots(url: str, workers: int) -> None:
     counted = CountedProgress()
 
     report = verify(Request(conninfo=url, workers=workers), counted)
@@ -173,7 +173,7 @@ def test_how_much_there_is_to_do_includes_the_snapshots(url: str, workers: int) 
     assert (counted.total, counted.done) == (2 * 12 + 6 + 2 + 2,) * 2
 
 
-async def test_since_a_seal_what_there_is_to_do_includes_the_snapshots_of_what_has_moved(
+async def test_since_a_seal_the_total_of_the_progress_includes_snapshots_of_changed_streams(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kept, "EVENTS_PER_SNAPSHOT", 2)
@@ -187,7 +187,7 @@ async def test_since_a_seal_what_there_is_to_do_includes_the_snapshots_of_what_h
     assert (counted.total, counted.done) == (2 * 1 + 4,) * 2
 
 
-def test_snapshots_that_are_not_what_they_say_leave_nothing_to_be_done(forger: Forger) -> None:
+def test_the_progress_reaches_its_total_even_if_snapshots_are_invalid(forger: Forger) -> None:
     forger.do(
         "UPDATE snapshot SET version = 99 WHERE version = 6", "UPDATE snapshot SET state = '{}' WHERE version = 2"
     )

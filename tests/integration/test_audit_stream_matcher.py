@@ -1,4 +1,4 @@
-"""What is verified is folded at once: streams whose rows are as they must be are not read again, and all others are."""
+"""Verified events are folded at once: streams whose rows match are not read again, and all others are."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def url(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generat
 def taken(
     connection: psycopg.Connection, limit: tuple[ModuleType, str] | None = None
 ) -> tuple[list[int], StreamMatcher]:
-    """What was told behind each window of the lane; `limit`: what is 1 where windows are taken."""
+    """How many events matched after each window of the lane; `limit`: a constant that is 1 meanwhile."""
     matcher, told = StreamMatcher(connection, [LANE]), list[int]()
 
     def take(lane: int, window: Window) -> None:
@@ -90,7 +90,7 @@ def taken(
 
 
 def matched(connection: psycopg.Connection) -> set[int]:
-    """Which of the lane's instances match, each with all of its events."""
+    """The numbers of the lane's instances that match, each with all of its events."""
     told, matcher = taken(connection)
     assert sum(told) + matcher.compare() == sum(matcher.matched.values())
     assert all(
@@ -99,8 +99,8 @@ def matched(connection: psycopg.Connection) -> set[int]:
     return {_ids.index(stream) for stream in matcher.matched}
 
 
-def test_what_was_verified_is_not_read_again_for_its_rows(forger: Forger) -> None:
-    """Of so few events a plan would read the whole table."""
+def test_streams_whose_rows_match_are_not_read_again(forger: Forger) -> None:
+    """Sequential scans are off: for so few events a plan would read the whole table."""
     forger.connection.execute("SET LOCAL enable_seqscan = off")
 
     assert lane_findings(forger, replay=True) == []
@@ -121,7 +121,7 @@ def test_what_was_verified_is_not_read_again_for_its_rows(forger: Forger) -> Non
         ("UPDATE provision_log SET seq = 99 WHERE instance_id = %(second)s AND seq = 2", {0, 2}),
         ("UPDATE reservation SET released_at = now() WHERE instance_id = %(second)s", {0, 2}),
         ("DELETE FROM reservation WHERE instance_id = %(second)s", {0, 2}),
-        # A value that no reader has a form for, and a row that is there twice: nothing is said of any.
+        # A value that no reader can represent, and a duplicated row: no stream of the lane is said to match.
         ("UPDATE instance SET wake_at = 'infinity' WHERE id = %(second)s", set()),
         (
             (
@@ -141,13 +141,13 @@ def test_what_was_verified_is_not_read_again_for_its_rows(forger: Forger) -> Non
             ),
             {0, 2},
         ),
-        # Where the log is wrong, whoever reads it says so.
+        # Where the log itself is wrong, reading it reports so.
         ("UPDATE stream SET version = 2 WHERE stream_id = %(second)s", {0, 2}),
         ("UPDATE stream SET version = 9 WHERE stream_id = %(second)s", {0, 2}),
         ("UPDATE event SET payload = '{}' WHERE stream_id = %(second)s AND version = 2", set()),
     ],
 )
-def test_what_does_not_agree_does_not_match(forger: Forger, statement: str, matching: set[int]) -> None:
+def test_streams_with_a_wrong_row_or_history_do_not_match(forger: Forger, statement: str, matching: set[int]) -> None:
     connection = forger.connection
     connection.execute(statement.replace("%(second)s", f"'{UUID(bytes=_ids[1])}'").encode())
 
@@ -155,7 +155,7 @@ def test_what_does_not_agree_does_not_match(forger: Forger, statement: str, matc
 
 
 @pytest.mark.parametrize("enough", ["so many", "so large"])
-def test_they_are_compared_as_soon_as_there_are_enough(
+def test_streams_are_compared_as_soon_as_there_are_enough(
     connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, enough: str
 ) -> None:
     """Otherwise as many as may be compared together would be held, however large each of their events is."""
@@ -168,8 +168,8 @@ def test_they_are_compared_as_soon_as_there_are_enough(
     assert matcher.compare() == 0
 
 
-def test_what_matches_in_its_own_lane_is_looked_at_in_another(forger: Forger) -> None:
-    """There it has no rows, and is as long."""
+def test_a_stream_that_matches_in_its_own_lane_is_still_compared_in_another(forger: Forger) -> None:
+    """There it has no rows, and as many events."""
     forger.do(*(statement.replace("%(second)s", f"'{UUID(bytes=_ids[1])}'") for statement in IN_LANE_7_TOO))
     jobs, pace = [Job(lane=lane) for lane in (LANE, 7)], Pace(full_speed=True)
 
@@ -180,8 +180,8 @@ def test_what_matches_in_its_own_lane_is_looked_at_in_another(forger: Forger) ->
     assert reports[0].findings == []
 
 
-def test_a_stream_in_another_lane_as_well_is_looked_at_in_its_own(forger: Forger) -> None:
-    """Otherwise an edited row of it passes until somebody has taken the other one out."""
+def test_a_stream_copied_into_another_lane_is_still_compared_in_its_own(forger: Forger) -> None:
+    """Otherwise an edited row of it would pass until the copy is removed."""
     edit = "UPDATE instance SET agent_name = 'forged' WHERE id = %(second)s"
     forger.do(*(statement.replace("%(second)s", f"'{UUID(bytes=_ids[1])}'") for statement in (edit, *IN_LANE_7_TOO)))
     jobs, pace = [Job(lane=lane) for lane in (LANE, 7)], Pace(full_speed=True)
@@ -192,7 +192,7 @@ def test_a_stream_in_another_lane_as_well_is_looked_at_in_its_own(forger: Forger
     assert ("row_missing", "instance") in {(found.kind, found.table) for found in reports[1].findings}
 
 
-def test_a_copy_in_another_lane_does_not_pass_for_what_was_written_anew(forger: Forger) -> None:
+def test_a_copy_in_another_lane_does_not_hide_a_rewritten_stream(forger: Forger) -> None:
     """The rows are what the copy gives, and not what the stream does where it belongs."""
     forger.do(*(statement.replace("%(second)s", f"'{UUID(bytes=_ids[1])}'") for statement in IN_LANE_7_TOO))
     with pytest.MonkeyPatch.context() as patch:
@@ -209,7 +209,9 @@ def test_a_copy_in_another_lane_does_not_pass_for_what_was_written_anew(forger: 
     assert [(found.kind, found.table) for found in reports[1].findings] == [("row_differs", "instance")]
 
 
-def test_where_something_is_wrong_all_of_the_lane_is_looked_at(forger: Forger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_with_duplicated_events_is_found_as_a_broken_history(
+    forger: Forger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A stream that is there twice matches as far as its window goes, and its history makes no sense."""
     monkeypatch.setattr("events.lane_verification.WINDOW_EVENTS", EVENTS)
     forger.do(*(statement.replace("%(second)s", f"'{UUID(bytes=_ids[1])}'") for statement in TWICE))
@@ -219,8 +221,8 @@ def test_where_something_is_wrong_all_of_the_lane_is_looked_at(forger: Forger, m
     assert ("history_broken", UUID(bytes=_ids[1])) in found
 
 
-def test_what_cannot_be_folded_does_not_match(forger: Forger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does it where there is no row of it either."""
+def test_a_stream_that_cannot_be_folded_does_not_match(forger: Forger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it if it has no rows either."""
 
     class Picky(InstanceFold):
         def feed(self, events: Sequence[AnyEvent]) -> None:
@@ -235,7 +237,9 @@ def test_what_cannot_be_folded_does_not_match(forger: Forger, monkeypatch: pytes
     assert matched(forger.connection) == set()
 
 
-def test_a_lack_of_memory_is_no_finding(connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lack_of_memory_is_an_error_and_no_finding(
+    connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Hungry(InstanceFold):
         def feed(self, events: Sequence[AnyEvent]) -> None:
             raise MemoryError(len(events))
@@ -252,7 +256,7 @@ def test_a_lack_of_memory_is_no_finding(connection: psycopg.Connection, monkeypa
         )
 
 
-def test_of_a_session_that_breaks_the_first_error_is_raised_and_not_that_its_pipeline_cannot_be_left(
+def test_a_broken_session_raises_its_first_error_and_not_that_of_leaving_the_pipeline(
     url: str, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Ending(InstanceFold):
@@ -277,8 +281,10 @@ def test_of_a_session_that_breaks_the_first_error_is_raised_and_not_that_its_pip
             matched(connection)
 
 
-async def test_one_that_has_moved_since_is_looked_at_again(sealed_logs: SealedLogs, tmp_path: Path) -> None:
-    """It got another event after it was seen to match, and then its row was edited."""
+async def test_a_stream_that_has_grown_after_it_matched_is_compared_again(
+    sealed_logs: SealedLogs, tmp_path: Path
+) -> None:
+    """It gets another event after it matched, and then its row is edited."""
     loop = asyncio.get_running_loop()
 
     async with sealed_logs.copy(tmp_path) as log:
