@@ -215,7 +215,7 @@ async def test_a_configuration_that_the_agent_does_not_run_yet_is_reported_as_no
         (500, {"detail": "oops"}, "The agent cannot be reached; it is applied when the agent next asks"),
     ],
 )
-async def test_an_agent_that_refuses_it_is_told_apart_from_one_that_fails(
+async def test_a_configuration_that_the_agent_refuses_or_fails_to_take_is_answered_with_the_reason(
     used: Used, status: int, body: dict[str, str], told: str
 ) -> None:
     used.agent.script("/api/config", status, body)

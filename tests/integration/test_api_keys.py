@@ -124,7 +124,7 @@ def test_revoking_an_unknown_key_is_a_usage_error(database_url: str) -> None:
     assert "There is no API key" in nowhere.stderr
 
 
-def test_a_tenant_without_a_key_has_an_empty_list_and_is_named(database_url: str) -> None:
+def test_listing_the_keys_of_a_tenant_without_any_gives_an_empty_list_and_names_the_tenant(database_url: str) -> None:
     listed = run(database_url, "list", "--tenant", "nobody", "--json")
 
     assert (listed.exit_code, json.loads(listed.stdout)) == (0, [])

@@ -58,7 +58,7 @@ async def test_a_repeated_order_is_answered_even_if_the_catalogue_has_dropped_it
     assert await check_log(owner_conn) == before
 
 
-async def test_an_agent_goes_on_without_a_preset_that_the_catalogue_has_dropped(
+async def test_an_agent_gets_an_empty_preset_for_one_that_the_catalogue_has_dropped(
     api: Api, database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
     without = tmp_path / "catalogue.toml"

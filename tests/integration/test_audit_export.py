@@ -159,7 +159,7 @@ async def test_unsealed_events_of_an_export_are_reported_and_can_be_left_out(log
     assert (of_sealed["events"], verified(log, sealed)[0], verified(log, sealed, "--allow-unsigned")[0]) == (12, 1, 0)
 
 
-async def test_what_is_sealed_cannot_be_exported_before_there_is_a_seal(log: Log, tmp_path: Path) -> None:
+async def test_a_sealed_export_fails_as_long_as_there_is_no_seal(log: Log, tmp_path: Path) -> None:
     with psycopg.connect(log.url, autocommit=True) as connection:
         connection.execute("DELETE FROM seal")
 

@@ -327,7 +327,7 @@ async def test_a_seal_that_cannot_be_continued_is_logged_as_an_error_until_it_is
     sealing.cancel()
 
 
-async def test_a_copy_that_cannot_be_written_is_complained_about_and_completed_once_it_can(
+async def test_a_copy_that_cannot_be_written_is_logged_as_a_warning_and_completed_later(
     log: Log, database_url: str, tmp_path: Path
 ) -> None:
     file = SealFile(tmp_path / "not mounted" / "relay.jsonl")
