@@ -1,5 +1,4 @@
-"""JSON that is nested without end, from everybody who is asked for something: an answer that nobody agreed on, and no failure of
-whoever asked."""
+"""Deeply nested JSON as an answer, from every server that is called: the client raises its own error, and does not crash."""
 
 from __future__ import annotations
 
@@ -110,7 +109,7 @@ async def order_at_provider(url: str) -> None:
         (order_at_provider, 201, ProviderOutcomeUnknown),
     ],
 )
-async def test_an_answer_nested_without_end_is_one_that_nobody_agreed_on(
+async def test_a_deeply_nested_json_answer_raises_the_client_s_own_error(
     ask: Callable[[str], Awaitable[None]], http_status: int, error: type[Exception]
 ) -> None:
     head = f"HTTP/1.1 {http_status} x\r\nContent-Length: {len(NESTED)}\r\nConnection: close\r\n\r\n".encode()
@@ -120,7 +119,7 @@ async def test_an_answer_nested_without_end_is_one_that_nobody_agreed_on(
             await ask(endpoint.base_url)
 
 
-async def test_a_request_nested_without_end_is_refused_by_those_who_play_a_part(modelsim: ModelSim) -> None:
+async def test_modelsim_answers_400_to_a_deeply_nested_request(modelsim: ModelSim) -> None:
     for path in ("/v1/chat/completions", "/v1/embeddings", "/_sim/faults"):
         answer = await modelsim.http.post(path, content=NESTED)
 

@@ -1,4 +1,4 @@
-"""Instances for which there is no place: whoever asked for one learns of it, and it can be deleted. And a place that is just taken."""
+"""Instances without a placement or an address fail and can be deleted. An address that is just taken is not used."""
 
 import asyncio
 from collections.abc import Callable
@@ -40,7 +40,7 @@ TAKE_ADDRESS = "INSERT INTO reservation VALUES ('vpn_ip', %s, gen_random_uuid(),
     ],
     ids=["the region is gone", "the tier is gone", "the network is full"],
 )
-async def test_what_has_no_place_fails_when_a_boot_would_have_and_can_be_deleted(
+async def test_an_order_without_placement_or_address_fails_after_the_boot_timeout_and_can_be_deleted(
     stack: Stack,
     owner_conn: psycopg.AsyncConnection,
     database_url: str,
@@ -74,7 +74,7 @@ async def test_what_has_no_place_fails_when_a_boot_would_have_and_can_be_deleted
     assert await row(SEEN) == ("deleted", None)
 
 
-async def test_an_address_that_somebody_takes_meanwhile_is_left_to_them(
+async def test_an_address_that_another_instance_takes_during_planning_is_not_assigned(
     stack: Stack, owner_conn: psycopg.AsyncConnection, database_url: str
 ) -> None:
     async with stack.deps(database_url=database_url) as deps:

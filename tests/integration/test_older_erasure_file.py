@@ -1,4 +1,4 @@
-"""A list of the erased that is older than the database: what the database knows of erasures counts as well."""
+"""An erasure file that is older than the database: the erasures that only the database knows of hold, too."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tests.disk import room_in_files
 
 __all__ = ["world_fixture"]
 
-#: Somebody who was erased long ago.
+#: An earlier erasure.
 EVE = Erasure(tenant_id="acme", customer_id="eve", ordered_at=datetime(2026, 11, 25, tzinfo=UTC), by="test")
 
-#: As after the restore of a log that is newer than the keys.
+#: The state after restoring keys that are older than the log.
 RESTORED = "UPDATE customer_key SET wrapped_key = %s, destroyed_at = NULL WHERE customer_id = 'ada'"
 
 
@@ -38,7 +38,7 @@ async def outdated(world: World, owner_conn: psycopg.AsyncConnection) -> World:
     return world
 
 
-async def test_an_api_that_starts_destroys_the_keys_of_those_who_are_erased_by_the_log_alone(
+async def test_a_starting_api_destroys_keys_of_customers_that_only_the_log_lists_as_erased(
     outdated: World, redis_url: str
 ) -> None:
     with capture_logs() as logs:
@@ -49,7 +49,7 @@ async def test_an_api_that_starts_destroys_the_keys_of_those_who_are_erased_by_t
     assert await readable(outdated.url, outdated.bob, "bob") == [EMAIL, PROMPT]
 
 
-async def test_a_migration_erases_them_adds_them_to_the_file_and_says_that_the_file_was_outdated(
+async def test_a_migration_erases_and_lists_customers_that_the_file_lacks_and_reports_it_as_outdated(
     outdated: World,
 ) -> None:
     migrated = await asyncio.to_thread(outdated.run, "db", "migrate")
@@ -62,10 +62,10 @@ async def test_a_migration_erases_them_adds_them_to_the_file_and_says_that_the_f
     assert (again.exit_code, again.output) == (0, "nothing to apply\n")
 
 
-async def test_whose_rows_are_gone_stays_erased_by_what_the_log_says(
+async def test_an_erased_customer_without_read_table_rows_stays_erased(
     outdated: World, owner_conn: psycopg.AsyncConnection, redis_url: str
 ) -> None:
-    """Read tables can be built anew at any time, and then name her again."""
+    """A rebuild of the read tables would name her again."""
     await owner_conn.execute("DELETE FROM instance WHERE customer_id = 'ada'")
 
     with pytest.raises(ErasuresUnknown, match="the database has erased customers"):
@@ -77,7 +77,7 @@ async def test_whose_rows_are_gone_stays_erased_by_what_the_log_says(
     assert await readable(outdated.url, outdated.bob, "bob") == [EMAIL, PROMPT]
 
 
-async def test_a_forged_stream_that_does_not_say_whose_it_is_keeps_nobody_else_from_being_erased(
+async def test_a_forged_stream_that_names_no_customer_does_not_stop_the_erasure_of_customers(
     outdated: World, owner_conn: psycopg.AsyncConnection
 ) -> None:
     forge = "UPDATE event SET payload = '{}' WHERE stream_id = %s AND version = 1"
@@ -90,8 +90,8 @@ async def test_a_forged_stream_that_does_not_say_whose_it_is_keeps_nobody_else_f
     assert await readable(outdated.url, outdated.ada[0], "ada") == []
 
 
-async def test_no_key_waits_for_a_file_that_cannot_be_written(outdated: World) -> None:
-    """It may be mounted so that it can only be read. Bob is in it, and his key is back as well."""
+async def test_keys_are_destroyed_even_if_the_erasure_file_cannot_be_written(outdated: World) -> None:
+    """It may be mounted read-only. Bob is in it, and his key is back as well."""
     outdated.file.append([structs.replace(EVE, customer_id="bob")])
 
     with room_in_files(outdated.file.path.stat().st_size):
@@ -104,7 +104,7 @@ async def test_no_key_waits_for_a_file_that_cannot_be_written(outdated: World) -
     )
     assert await readable(outdated.url, outdated.ada[0], "ada") == []
     assert await readable(outdated.url, outdated.bob, "bob") == []
-    # Once it can be written, the rest is done, and it is said that the file was outdated.
+    # Once it can be written, the rest is done, and the file is reported as outdated.
     migrated = await asyncio.to_thread(outdated.run, "db", "migrate")
     assert (migrated.exit_code, "lacked 1 erasure" in migrated.stderr) == (1, True)
     assert await last_event(outdated.url, outdated.bob) == "customer_erased"
@@ -112,8 +112,8 @@ async def test_no_key_waits_for_a_file_that_cannot_be_written(outdated: World) -
     assert (again.exit_code, again.output) == (0, "nothing to apply\n")
 
 
-async def test_an_empty_file_in_place_of_one_that_was_lost_is_filled_by_a_migration(world: World) -> None:
-    """The erasure was cut off: no event says yet what the destroyed key says."""
+async def test_a_migration_refills_an_empty_erasure_file_from_the_destroyed_keys(world: World) -> None:
+    """The erasure was interrupted: the key is destroyed, but no event records it yet."""
     await keys.destroy(world.pool, [("acme", "ada")])
     world.file.path.touch()
 

@@ -1,4 +1,4 @@
-"""Owners who are no superusers, as managed databases have them: what they make they must also be able to act as."""
+"""Owners that are no superusers, as in managed databases: they must be able to act as the role that they create."""
 
 from __future__ import annotations
 
@@ -23,30 +23,32 @@ from tests.services import OwnServices
 
 __all__ = ["world_fixture"]
 
-#: A user's own database in a cluster that has no role of ours yet.
+#: A database owned by a user without superuser rights, in a cluster without the application's role.
 ANEW = (
     "DROP DATABASE hydracore WITH (FORCE)",
     "DROP ROLE hydracore_app",
     "CREATE ROLE creator LOGIN PASSWORD 'creator' CREATEROLE",
     "CREATE DATABASE hydracore OWNER creator",
 )
-#: Whether who asks may act as the role.
+#: Whether the current user may act as the role.
 ACTING = "SELECT pg_has_role(current_user, 'hydracore_app', 'SET')"
-#: Which of these roles there are.
-THERE = "SELECT rolname FROM pg_roles WHERE rolname = ANY (%s)"
+#: Which of these roles exist.
+EXISTING = "SELECT rolname FROM pg_roles WHERE rolname = ANY (%s)"
 
 
-def take_all_steps(url: str) -> None:
+def apply_all_migrations(url: str) -> None:
     migrate(url)
 
 
-def take_the_one_file(url: str) -> None:
+def apply_the_schema_file(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(schema().encode())
 
 
-@pytest.mark.parametrize("make", [take_all_steps, take_the_one_file], ids=["all steps", "the one file"])
-async def test_an_owner_who_has_made_the_role_acts_as_it(
+@pytest.mark.parametrize(
+    "make", [apply_all_migrations, apply_the_schema_file], ids=["all migrations", "the schema file"]
+)
+async def test_an_owner_without_superuser_rights_can_act_as_the_role_it_created(
     own_services: OwnServices, tmp_path: Path, make: Callable[[str], None]
 ) -> None:
     place = conninfo_to_dict(own_services.database_url)
@@ -85,9 +87,9 @@ def owned_by_a_member(url: str, *, options: LiteralString) -> Generator[str]:
 @pytest.mark.parametrize(
     ("options", "may_act"),
     [("ADMIN TRUE, INHERIT FALSE, SET FALSE", True), ("ADMIN FALSE, INHERIT TRUE, SET FALSE", False)],
-    ids=["who may grant it", "who may not"],
+    ids=["an owner that may grant it", "an owner that may not"],
 )
-def test_an_owner_who_took_all_steps_before_may_act_as_the_role_behind_the_next_if_that_is_theirs_to_grant(
+def test_a_later_migration_lets_the_owner_act_as_the_role_only_if_it_may_grant_the_role(
     empty_url: str, monkeypatch: pytest.MonkeyPatch, options: LiteralString, *, may_act: bool
 ) -> None:
     everything = migrations()
@@ -102,7 +104,7 @@ def test_an_owner_who_took_all_steps_before_may_act_as_the_role_behind_the_next_
             assert connection.execute(ACTING).fetchone() == (may_act,)
 
 
-async def test_roles_that_the_cluster_lacks_are_all_named_before_a_backup_is_restored(
+async def test_a_restore_is_refused_with_statements_that_create_all_missing_roles(
     world: World, owner_conn: psycopg.AsyncConnection, empty_url: str, tmp_path: Path
 ) -> None:
     names = sorted(f"{name}_{uuid4().hex}" for name in ("auditor", 'Eve "the" guest', "heir"))
@@ -123,7 +125,7 @@ async def test_roles_that_the_cluster_lacks_are_all_named_before_a_backup_is_res
     line = refused.stderr.splitlines()[-1]
     _, _, statements = line.partition("grants privileges to roles that do not exist. Create them first: ")
     await owner_conn.execute(statements.encode())
-    there = await (await owner_conn.execute(THERE, (names,))).fetchall()
+    there = await (await owner_conn.execute(EXISTING, (names,))).fetchall()
     done = await restore()
     async with await psycopg.AsyncConnection.connect(empty_url, autocommit=True) as connection:
         await drop(connection, roles)

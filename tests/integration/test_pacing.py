@@ -1,4 +1,4 @@
-"""Long readers give way to writers, and to nobody else."""
+"""Long reads pause while events are written, and only then."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from tests.waiting import BETWEEN_WRITES_S
 
 
 class Time:
-    """A clock that goes on when somebody works or sleeps."""
+    """A clock that advances only by work and sleep."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
 
-    def go_on(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         self.now_s += seconds
 
 
@@ -54,14 +54,14 @@ async def write_until(stop: asyncio.Event, log: Log) -> None:
         await asyncio.sleep(BETWEEN_WRITES_S)
 
 
-async def test_the_rest_follows_what_is_written(log: Log) -> None:
+async def test_pauses_grow_with_the_number_of_events_written(log: Log) -> None:
     time = Time()
-    pace = Pace(clock=lambda: time.now_s, sleep=time.go_on)
+    pace = Pace(clock=lambda: time.now_s, sleep=time.advance)
     rested = list[float]()
     with psycopg.connect(log.url, autocommit=True) as connection:
-        # The first look knows of nothing before; then nothing, one event and five are written during a piece of work.
+        # The first call has no earlier figure to compare with. Then no event, one and five are written meanwhile.
         for written in (0, 0, 1, 5):
-            time.go_on(0.1)
+            time.advance(0.1)
             for number in range(written):
                 await log.name(number % 3, f"name {written} {number}")
             before_s = time.now_s
@@ -73,27 +73,27 @@ async def test_the_rest_follows_what_is_written(log: Log) -> None:
     assert pace.rested_s == pytest.approx(sum(rested))
 
 
-async def test_rests_have_an_end_and_full_speed_knows_none(log: Log) -> None:
+async def test_pauses_are_limited_and_full_speed_makes_none(log: Log) -> None:
     time = Time()
 
     def pace(*, full_speed: bool = False, total_s_max: float = 60) -> Pace:
-        return Pace(full_speed=full_speed, total_s_max=total_s_max, clock=lambda: time.now_s, sleep=time.go_on)
+        return Pace(full_speed=full_speed, total_s_max=total_s_max, clock=lambda: time.now_s, sleep=time.advance)
 
     paces = (pace(), pace(total_s_max=1), pace(full_speed=True))
     with psycopg.connect(log.url, autocommit=True) as connection:
         for one in paces:
-            time.go_on(0.1)
+            time.advance(0.1)
             one.rest(connection)
         for number in range(200):
             await log.name(number % 3, f"name {number}")
         for one in paces:
-            time.go_on(60)
+            time.advance(60)
             one.rest(connection)
 
     assert [one.rested_s for one in paces] == [REST_S_MAX, 1, 0]
 
 
-async def test_a_rebuild_rests_on_its_way_to_the_live_tables_as_long_as_it_works_at_most(
+async def test_a_rebuild_that_catches_up_pauses_no_longer_than_it_works(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("projections.swap_preparation.CLOSE_EVENTS", 0)
@@ -104,7 +104,7 @@ async def test_a_rebuild_rests_on_its_way_to_the_live_tables_as_long_as_it_works
         fold_lanes(log.url, projection, build)
         await generations.index(connection, projection, build)
         candidate = Candidate.of(projection, build, None, pace)
-        # The first look knows of nothing before.
+        # The first call has no earlier figure to compare with.
         await pace.rest_async(connection)
         rested = [pace.rested_s]
         for number in range(3):
@@ -116,11 +116,11 @@ async def test_a_rebuild_rests_on_its_way_to_the_live_tables_as_long_as_it_works
     assert rested[0] == 0 < rested[1] < 0.05 * next(ticks)
 
 
-async def test_a_rebuild_rests_behind_its_indexes_and_its_comparison_while_somebody_writes_and_only_then(
+async def test_a_rebuild_pauses_after_indexing_and_comparing_only_while_events_are_written(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("events.pacing.PIECE_S_MIN", 0)
-    # Of what is behind the steps in between the test before tells.
+    # The pauses while it catches up are covered by the test above.
     monkeypatch.setattr("projections.swap_preparation.REST_FACTOR_MAX", 0)
 
     async def rested(*, full_speed: bool = False) -> float:
@@ -146,7 +146,7 @@ async def test_a_rebuild_rests_behind_its_indexes_and_its_comparison_while_someb
     assert (alone, hurried) == (0, 0)
 
 
-async def test_a_fold_offers_to_rest_behind_each_piece(log: Log) -> None:
+async def test_a_fold_offers_a_pause_after_a_piece_of_work(log: Log) -> None:
     projection, offers = InstanceProjection(), list[None]()
     async with await psycopg.AsyncConnection.connect(log.url, autocommit=True) as connection:
         build = await generations.begin(connection, projection)
@@ -163,7 +163,7 @@ async def test_a_fold_offers_to_rest_behind_each_piece(log: Log) -> None:
     assert offers
 
 
-async def test_verification_and_export_rest_while_somebody_writes_and_only_then(log: Log, tmp_path: Path) -> None:
+async def test_verification_and_export_pause_only_while_events_are_written(log: Log, tmp_path: Path) -> None:
     def verified(*, full_speed: bool = False) -> float:
         return verify(Request(conninfo=log.url, full_speed=full_speed), Progress()).rested_s
 
@@ -195,7 +195,7 @@ async def test_verification_and_export_rest_while_somebody_writes_and_only_then(
     assert hurried == 0
 
 
-async def test_seals_are_looked_at_a_page_at_a_time_with_rests_that_keep_no_snapshot_open(
+async def test_seal_checks_pause_between_pages_without_an_open_transaction(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(seal_check, "SEALS_MAX", 1)

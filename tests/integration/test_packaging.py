@@ -1,4 +1,4 @@
-"""What is handed out: the wheel and the source distribution have all that their documents and users count on."""
+"""The wheel and the source distribution contain all that their documents and users rely on."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ PACKAGES = ("events", "projections", "workers", "hydracore")
 
 @pytest.fixture
 def built(tmp_path: Path) -> Path:
-    """A directory with both."""
+    """A directory with the wheel and the source distribution."""
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "-d", tmp_path], cwd=REPOSITORY, check=True, capture_output=True
     )
     return tmp_path
 
 
-def test_both_have_what_is_promised_of_them(built: Path) -> None:
+def test_the_wheel_and_sdist_contain_the_promised_files_and_metadata(built: Path) -> None:
     (wheel,) = built.glob("*.whl")
     (sdist,) = built.glob("*.tar.gz")
 

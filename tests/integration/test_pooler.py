@@ -1,4 +1,4 @@
-"""What is asked behind a pooler in transaction mode, which keeps no prepared statements."""
+"""Commands behind a pooler in transaction mode, which keeps no prepared statements."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.waiting import NICE_PATIENCE_S
 
 __all__ = ["world_fixture"]
 
-ASKED = (
+ALLOWED = (
     *("audit verify", "audit verify --workers 2", "audit export --tenant acme --output {folder}/export"),
     *("projections list", "projections status", "fleet", "activity acme", "master-key status"),
     *("api-key list --tenant acme", "audit erase-customer bob --yes"),
 )
 
-#: What takes turns by locks of its session.
-NOT_ASKED = (
+#: Commands that need locks of their session, and so a direct connection.
+REFUSED = (
     "db migrate",
     "projections prune --all",
     "projections rollback fleet",
@@ -34,13 +34,13 @@ NOT_ASKED = (
 
 @needs_pooler
 @pytest.mark.timeout(3 * NICE_PATIENCE_S)
-async def test_commands_that_ask_prepare_nothing_behind_a_pooler_that_keeps_nothing(
+async def test_commands_work_behind_a_transaction_pooler_or_are_refused_with_the_reason(
     world: World, owner_conn: psycopg.AsyncConnection
 ) -> None:
     await write_lives(world.store, count=8)
     await follow_all(world.pool)
     folder = world.file.path.parent
-    # Nor do options get through there.
+    # The pooler does not pass on session options either.
     german = sql.SQL("ALTER DATABASE {} SET datestyle = German").format(sql.Identifier(owner_conn.info.dbname))
     await owner_conn.execute(german)
 
@@ -56,14 +56,14 @@ async def test_commands_that_ask_prepare_nothing_behind_a_pooler_that_keeps_noth
         async def ask(words: str) -> Result:
             return await asyncio.to_thread(CliRunner().invoke, main, words.format(folder=folder).split(), env=settings)
 
-        # Whatever one of them left prepared in a session, the next that gets it would stumble over.
-        for words in (*ASKED, *ASKED[:-3]):
+        # A statement that one command left prepared in a session would make the next command there fail.
+        for words in (*ALLOWED, *ALLOWED[:-3]):
             done = await ask(words.replace("export --", "export --force --"))
-            # Of instances that nobody enrols, some wait for a master key.
+            # Some of the instances, which never enrol, wait for a master key.
             assert (done.exit_code, done.stderr) == (words == "master-key status", ""), (words, done.output)
-        for words in NOT_ASKED:
+        for words in REFUSED:
             done = await ask(words)
             assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (3, "", 1), (words, done.output)
             assert "leads to a pooler in transaction mode" in done.stderr
     direct = {"HYDRACORE_DATABASE_PREPARED": "false", "HYDRACORE_ERASURE_FILE": ""}
-    assert (await asyncio.to_thread(lambda: world.run(*NOT_ASKED[-1].split(), **direct))).exit_code == 0
+    assert (await asyncio.to_thread(lambda: world.run(*REFUSED[-1].split(), **direct))).exit_code == 0

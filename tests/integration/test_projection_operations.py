@@ -1,4 +1,4 @@
-"""Looking after projections: a bad event parks its lane right before itself, and what is done about it is kept."""
+"""Operating projections: a bad event parks its lane just before it, and every intervention is recorded."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from tests.requests_to_log import open_store
 from tests.waiting import until
 
 
-class Mended(UsageDaily):
-    """The version behind the one that could not take it."""
+class FixedUsageDaily(UsageDaily):
+    """The next version, which can apply the event."""
 
     version = 2
 
 
-class Forgetful(Fleet):
-    """Cannot take what asks for one instance."""
+class FussyFleet(Fleet):
+    """Cannot apply the request of one instance."""
 
     def __init__(self, refused: UUID) -> None:
         self._refused = refused
@@ -46,7 +46,7 @@ class Forgetful(Fleet):
         return await super().changes(read, facts)
 
 
-#: What is skipped, and skipped no longer, in another projection, version, lane and event.
+#: Skips and revoked skips of another projection, version, lane and event.
 _SKIPPED_ELSEWHERE = """
 INSERT INTO projection_intervention (name, version, lane, seq, action, error, actor, reason)
 SELECT e.name, e.version, e.lane, e.seq, a.action, 'elsewhere', 'operator:eve', ''
@@ -57,12 +57,12 @@ SELECT e.name, e.version, e.lane, e.seq, a.action, 'elsewhere', 'operator:eve', 
  ORDER BY a.action
 """
 
-#: Who looks after projections here.
+#: The operator who intervenes.
 EVE = operations.Author("operator:eve", "ticket 7")
 
 
 async def skipped(connection: psycopg.AsyncConnection, refused: UUID) -> operations.Intervention:
-    """The second batch of the instance, at which its lane is parked."""
+    """Skip the second batch of the instance, at which its lane is parked."""
     return await operations.skip(connection, "usage_daily", lane_of(refused), await seq_of(connection, refused, 2), EVE)
 
 
@@ -73,7 +73,7 @@ async def requests_counted(connection: psycopg.AsyncConnection, instance_id: UUI
     return row[0]
 
 
-async def test_a_lane_is_parked_right_before_the_bad_event_and_no_other_waits(
+async def test_a_lane_is_parked_before_a_bad_event_and_other_lanes_continue(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with parked(database_url) as (_, _, refused):
@@ -91,13 +91,13 @@ async def test_a_lane_is_parked_right_before_the_bad_event_and_no_other_waits(
         assert row == (refused, "2")
         assert await (await owner_conn.execute("SELECT sum(requests)::int FROM usage_daily")).fetchone() != (1,)
 
-        # A build stops there too, so that what there is can be compared.
+        # A build stops there as well, so the rows before the event can be compared.
         await owner_conn.execute("UPDATE usage_daily SET requests = 99 WHERE instance_id = %s", (refused,))
         report = await compared(database_url, UsageDaily())
         assert (report.rows_compared, report.drifted) == (10, 1)
 
 
-async def test_a_skipped_event_is_written_down_and_stays_skipped_in_a_rebuild_and_a_verification(
+async def test_a_skip_is_recorded_and_holds_in_a_rebuild_and_a_verification(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with parked(database_url) as (_, pool, refused):
@@ -119,12 +119,12 @@ async def test_a_skipped_event_is_written_down_and_stays_skipped_in_a_rebuild_an
         assert verified.findings == []
 
 
-async def test_an_instance_whose_first_event_is_skipped_is_counted_nowhere_and_parks_nothing(
+async def test_an_instance_whose_first_event_is_skipped_is_left_out_and_parks_no_lane(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
         (refused, *_) = await write_lives(store, count=4, start=3)
-        follower = Follower(pool, Forgetful(refused))
+        follower = Follower(pool, FussyFleet(refused))
         await follower.create_checkpoints()
         await follower.catch_up()
         lane = lane_of(refused)
@@ -149,7 +149,7 @@ async def test_an_instance_whose_first_event_is_skipped_is_counted_nowhere_and_p
     [(2, 1, True), (1, None, True), (1, 1, False), (1, 2, False), (None, 1, False)],
     ids=["older than the code", "never built", "as the code", "newer than the code", "known to no code"],
 )
-def test_outdated_is_what_a_rebuild_by_this_code_brings_forward(
+def test_a_projection_is_outdated_if_a_rebuild_by_this_code_would_give_it_a_newer_version(
     code: int | None,
     live: int | None,
     is_outdated: bool,  # noqa: FBT001 - a parameter
@@ -170,7 +170,7 @@ def test_outdated_is_what_a_rebuild_by_this_code_brings_forward(
     assert found.outdated == is_outdated
 
 
-async def test_a_swap_changes_the_date_of_no_other_projection_s(
+async def test_a_swap_changes_the_swap_time_of_its_own_projection_only(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async def swapped_at() -> dict[str, tuple[int | None, datetime | None]]:
@@ -185,31 +185,31 @@ async def test_a_swap_changes_the_date_of_no_other_projection_s(
     assert {name for name, dated in after.items() if dated != before[name]} == {"fleet"}
 
 
-async def test_what_one_version_passed_over_the_next_one_takes(
+async def test_an_event_skipped_in_one_version_is_applied_by_the_next(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with parked(database_url) as (_, pool, refused):
         await skipped(owner_conn, refused)
         await Follower(pool, Fussy(refused)).catch_up()
 
-        report = await compared(database_url, Mended())
+        report = await compared(database_url, FixedUsageDaily())
         (drift,) = report.drift
         assert drift.key["instance_id"] == str(refused)
         assert ((drift.live or {})["requests"], (drift.fresh or {})["requests"]) == (3, 4)
         place, seq = (lane_of(refused), 0), await seq_of(owner_conn, refused, 2)
         found = [
             await read_facts(owner_conn, [place], [Reader.of(one)], heads={place[0]: seq}, limit=seq)
-            for one in (UsageDaily(), Mended())
+            for one in (UsageDaily(), FixedUsageDaily())
         ]
         assert [one.skipped for one in found] == [{("usage_daily", place[0], seq)}, frozenset()]
 
 
-async def test_only_the_event_that_was_looked_at_is_skipped(
+async def test_a_skip_of_any_event_but_the_parked_one_is_refused(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with parked(database_url) as (_, _, refused):
         lane, seq = lane_of(refused), await seq_of(owner_conn, refused, 2)
-        # Somebody else saw the lane parked where it was before.
+        # Another operator saw the lane parked at an earlier event.
         earlier = await seq_of(owner_conn, refused, 1)
 
         with pytest.raises(ParkedElsewhere, match=f"is parked at event {seq}, not at event {earlier}"):
@@ -220,7 +220,7 @@ async def test_only_the_event_that_was_looked_at_is_skipped(
         assert [(one.lane, one.seq) for one in found.parked] == [(lane, seq - 1)]
 
 
-async def test_an_event_that_is_skipped_no_longer_is_taken_by_the_next_rebuild(
+async def test_an_event_whose_skip_was_revoked_is_applied_by_the_next_rebuild(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with parked(database_url) as (_, pool, refused):
@@ -244,7 +244,7 @@ async def test_an_event_that_is_skipped_no_longer_is_taken_by_the_next_rebuild(
         assert (await compared(database_url, UsageDaily())).drifted == 0
 
 
-async def test_a_build_of_another_version_stays_where_a_skip_is_taken_back(
+async def test_revoking_a_skip_keeps_the_unfinished_build_of_another_version(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async def broken_off(*_: object) -> None:
@@ -253,20 +253,22 @@ async def test_a_build_of_another_version_stays_where_a_skip_is_taken_back(
     async with parked(database_url) as (_, _, refused):
         await skipped(owner_conn, refused)
         with pytest.raises(InterruptedError):
-            await rebuild(database_url, Mended(), folding=broken_off, callbacks=QUIET)
+            await rebuild(database_url, FixedUsageDaily(), folding=broken_off, callbacks=QUIET)
 
         await operations.unskip(owner_conn, "usage_daily", lane_of(refused), await seq_of(owner_conn, refused, 2), EVE)
 
         assert [build.version for build in await generations.unfinished(owner_conn, "usage_daily")] == [2]
 
 
-async def test_nobody_skips_what_was_just_taken(database_url: str, owner_conn: psycopg.AsyncConnection) -> None:
+async def test_an_event_that_a_follower_just_applied_cannot_be_skipped(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
     async with (
         parked(database_url) as (_, _, refused),
         await psycopg.AsyncConnection.connect(database_url) as follower,
     ):
         lane, seq = lane_of(refused), await seq_of(owner_conn, refused, 2)
-        # Whoever follows has the lane, and gets past the event.
+        # The follower holds the lane, and applies the event.
         await follower.execute(
             "UPDATE checkpoint SET seq = seq + 1, error = NULL, parked_until = NULL"
             " WHERE follower = 'usage_daily' AND lane = %s",
@@ -287,7 +289,7 @@ async def test_nobody_skips_what_was_just_taken(database_url: str, owner_conn: p
         assert await interventions(owner_conn, "usage_daily") == []
 
 
-async def test_what_a_build_takes_is_not_changed_while_somebody_builds(
+async def test_skips_cannot_be_added_to_a_build_or_revoked_during_a_rebuild(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with (
@@ -307,7 +309,7 @@ async def test_what_a_build_takes_is_not_changed_while_somebody_builds(
         assert [one.action for one in await interventions(owner_conn, "usage_daily")] == ["skip"]
 
 
-async def test_a_lane_is_as_far_behind_as_its_first_event_that_was_not_taken_is_old(
+async def test_the_lag_of_a_lane_is_the_age_of_its_first_unapplied_event(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with parked(database_url) as (_, _, refused):
@@ -322,26 +324,26 @@ async def test_a_lane_is_as_far_behind_as_its_first_event_that_was_not_taken_is_
         assert found.behind_s == where.behind_s
 
 
-async def test_a_retried_event_is_taken_at_once_by_code_that_can(
+async def test_a_retried_event_is_applied_at_once_by_fixed_code(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with parked(database_url) as (_, pool, refused):
-        mended = Follower(pool, UsageDaily())
-        await mended.catch_up()
+        fixed = Follower(pool, UsageDaily())
+        await fixed.catch_up()
         assert await requests_counted(owner_conn, refused) == 1
 
         seq = await seq_of(owner_conn, refused, 2)
         with pytest.raises(ParkedElsewhere, match=f"is parked at event {seq}, not at event {seq + 1}"):
             await operations.retry(owner_conn, "usage_daily", lane_of(refused), EVE, seq=seq + 1)
         await operations.retry(owner_conn, "usage_daily", lane_of(refused), EVE, seq=seq)
-        await mended.catch_up()
+        await fixed.catch_up()
 
         assert await requests_counted(owner_conn, refused) == 4
         with pytest.raises(NotParked):
             await operations.retry(owner_conn, "usage_daily", lane_of(refused), EVE)
 
 
-async def test_where_a_generation_was_parked_is_nothing_to_whoever_rolls_back_to_it(
+async def test_a_rollback_does_not_park_the_lane_that_was_parked_in_the_earlier_generation(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with parked(database_url) as (_, pool, refused):

@@ -1,4 +1,4 @@
-"""What whoever is on call is told of projections, by the command line and its exit status, and what it refuses."""
+"""What the command line reports about projections, what it refuses, and with which exit status."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.requests_to_log import open_store, requested
 from tests.waiting import until
 
 
-async def test_fleet_and_activity_tell_what_there_was_and_who_did_it(database_url: str) -> None:
+async def test_fleet_counts_instances_and_activity_counts_commands_by_actor(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
         await write_lives(store, count=8)
         await follow_all(pool)
@@ -45,7 +45,7 @@ async def test_fleet_and_activity_tell_what_there_was_and_who_did_it(database_ur
         assert [(one.actor, one.commands, one.events) for one in planned] == [("worker", 6, 18)]
 
 
-async def test_what_nobody_has_followed_yet_is_behind_and_what_was_never_built_waits_for_it(
+async def test_status_shows_unfollowed_projections_as_behind_and_unbuilt_ones_as_needing_a_rebuild(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
@@ -67,7 +67,7 @@ async def test_what_nobody_has_followed_yet_is_behind_and_what_was_never_built_w
     assert "reservation: version none, generation none, 0 behind, 0 events/s; version 1 needs `rebuild`" in told
 
 
-async def test_what_is_written_with_the_log_is_as_fast_as_the_log_and_what_nobody_follows_stands_still(
+async def test_only_inline_projections_show_a_speed_while_no_follower_runs(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     stop, found = asyncio.Event(), set[str]()
@@ -93,7 +93,7 @@ async def test_what_is_written_with_the_log_is_as_fast_as_the_log_and_what_nobod
     assert found == {"instance", "provision_log", "reservation"}
 
 
-async def test_the_command_line_tells_and_its_exit_status_means_something(
+async def test_projection_commands_report_their_results_in_output_and_exit_status(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with parked(database_url) as (_, _, refused):
@@ -126,16 +126,18 @@ async def test_the_command_line_tells_and_its_exit_status_means_something(
         dry = await hydracore(database_url, "rebuild", "instance", "--dry-run", "--workers", "1", "--json")
         report: dict[str, Any] = json.loads(dry.stdout)[0]
         assert (dry.exit_code, report["drifted"], report["drift"][0]["live"]) == (1, 1, {"agent_name": "Eve"})
-        mended = await hydracore(database_url, "rebuild", "instance", "--accept-drift", "--workers", "1", "--json")
-        (put,) = json.loads(mended.stdout)
-        assert (mended.exit_code, put["generation"], put["swapped"], report["swapped"]) == (0, 2, True, False), mended
+        accepted = await hydracore(database_url, "rebuild", "instance", "--accept-drift", "--workers", "1", "--json")
+        (put,) = json.loads(accepted.stdout)
+        assert (accepted.exit_code, put["generation"], put["swapped"], report["swapped"]) == (0, 2, True, False), (
+            accepted
+        )
         assert (await hydracore(database_url, "rebuild", "--outdated")).stdout == "nothing is outdated\n"
         assert (await hydracore(database_url, "rebuild", "nothing")).exit_code == 2
         assert "generation 1" in (await hydracore(database_url, "rollback", "instance")).stdout
         assert "dropped generation 2" in (await hydracore(database_url, "prune", "--all")).stdout
 
 
-async def test_a_failure_of_one_projection_loses_no_report_of_the_others(
+async def test_a_failure_of_one_projection_does_not_hide_the_reports_of_the_others(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
@@ -161,7 +163,7 @@ async def test_a_failure_of_one_projection_loses_no_report_of_the_others(
     assert failure == {"name": "reservation", "error": "Another rebuild of reservation is running", "status": 4}
 
 
-async def test_names_are_those_of_this_release_and_of_the_database(
+async def test_commands_know_the_projections_of_this_release_and_of_the_database_only(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     await owner_conn.execute(
@@ -179,7 +181,7 @@ async def test_names_are_those_of_this_release_and_of_the_database(
     assert (pruned.exit_code, pruned.stdout) == (0, "dropped generation 1 of old (previous)\n")
 
 
-async def test_a_lane_of_a_projection_that_is_not_live_is_said_to_be_neither_parked_nor_skipped(
+async def test_a_lane_of_a_projection_that_is_not_live_is_reported_as_neither_parked_nor_skipped(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     await owner_conn.execute("DELETE FROM projection WHERE name = 'fleet'")
@@ -197,15 +199,15 @@ async def test_a_lane_of_a_projection_that_is_not_live_is_said_to_be_neither_par
     ]
 
 
-async def test_a_dry_run_keeps_a_build_that_was_broken_off(database_url: str) -> None:
+async def test_a_dry_run_keeps_an_interrupted_build(database_url: str) -> None:
     async with open_store(database_url) as (store, _):
         await write_lives(store, count=2)
 
-    async def break_off(projection, build, progress) -> None:  # noqa: ANN001 - as Folding has it
+    async def fail(projection, build, progress) -> None:  # noqa: ANN001 - as Folding has it
         raise FoldFailed(build.name, "it was killed")
 
     with pytest.raises(FoldFailed):
-        await rebuild(database_url, InstanceProjection(), folding=break_off, callbacks=QUIET)
+        await rebuild(database_url, InstanceProjection(), folding=fail, callbacks=QUIET)
 
     for _ in range(2):
         dry = await hydracore(database_url, "rebuild", "instance", "--dry-run", "--workers", "1")
@@ -219,18 +221,18 @@ async def test_a_dry_run_keeps_a_build_that_was_broken_off(database_url: str) ->
     ).stdout == "dropped generation 1 of instance (previous)\n"
 
 
-async def test_what_an_earlier_run_has_folded_is_not_told_as_the_speed_of_the_one_that_goes_on(
+async def test_a_resumed_rebuild_reports_no_speed_for_events_that_an_earlier_run_folded(
     database_url: str,
 ) -> None:
     async with open_store(database_url) as (store, _):
         await write_lives(store, count=2)
 
-    async def break_off_at_its_end(projection, build, progress) -> None:  # noqa: ANN001 - as Folding has it
+    async def fail_after_the_fold(projection, build, progress) -> None:  # noqa: ANN001 - as Folding has it
         await fold_here(database_url)(projection, build, progress)
         raise FoldFailed(build.name, "it was killed")
 
     with pytest.raises(FoldFailed):
-        await rebuild(database_url, InstanceProjection(), folding=break_off_at_its_end, callbacks=QUIET)
+        await rebuild(database_url, InstanceProjection(), folding=fail_after_the_fold, callbacks=QUIET)
 
     done = await hydracore(database_url, "rebuild", "instance", "--workers", "1")
 

@@ -1,4 +1,4 @@
-"""How often anybody may ask: in one process, in several, and while Redis is away."""
+"""Rate limits in one process, in several, and while Redis is away."""
 
 import asyncio
 import socket
@@ -28,7 +28,7 @@ LIMIT = 5
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Redis is there, only the machine may be busy: limits are not suspended for that where their figures are the point."""
+    """A long timeout, so that a busy machine does not suspend the limits whose exact figures are tested."""
     monkeypatch.setattr(rate_limiter, "TIMEOUT_S", 10.0)
 
 
@@ -51,7 +51,7 @@ async def limiter_on(
 
 
 async def admitted(limiter: RateLimiter, who: object = ANN, *, of: int) -> int:
-    """How many of so many requests at once are let in."""
+    """How many of this many concurrent requests are admitted."""
     outcomes = await asyncio.gather(*(limiter.admit(who) for _ in range(of)), return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} <= {type(None), TooManyRequests}
     return outcomes.count(None)
@@ -62,9 +62,7 @@ async def is_refused(limiter: RateLimiter, who: object = ANN) -> bool:
 
 
 @pytest.mark.usefixtures("patient")
-async def test_one_gets_what_is_allowed_and_then_a_429_that_says_how_long_to_wait(
-    database_url: str, redis_url: str
-) -> None:
+async def test_requests_over_the_limit_get_a_429_that_says_how_long_to_wait(database_url: str, redis_url: str) -> None:
     async with running_api(database_url, redis_url, rate_limit_per_minute=LIMIT) as api:
         ann, bob = api.token(), api.token(user="bob")
         answers = [await api.client.get("/v1/instances", headers=ann) for _ in range(LIMIT + 2)]
@@ -84,7 +82,7 @@ async def test_one_gets_what_is_allowed_and_then_a_429_that_says_how_long_to_wai
 
 
 @pytest.mark.usefixtures("patient")
-async def test_a_refused_order_is_not_in_the_log(
+async def test_a_request_that_is_refused_for_the_limit_appends_nothing(
     database_url: str, redis_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with running_api(database_url, redis_url, rate_limit_per_minute=2) as api:
@@ -99,9 +97,7 @@ async def test_a_refused_order_is_not_in_the_log(
     assert written == 2
 
 
-async def test_strangers_are_told_that_they_are_strangers_however_often_they_ask(
-    database_url: str, redis_url: str
-) -> None:
+async def test_unauthenticated_requests_get_a_401_however_many_there_are(database_url: str, redis_url: str) -> None:
     async with running_api(database_url, redis_url, rate_limit_per_minute=2) as api:
         answers = [await api.client.get("/v1/instances") for _ in range(5)]
 
@@ -109,7 +105,7 @@ async def test_strangers_are_told_that_they_are_strangers_however_often_they_ask
 
 
 @pytest.mark.usefixtures("patient")
-async def test_an_api_key_is_counted_as_one_whomever_it_acts_for(
+async def test_an_api_key_has_one_limit_for_all_users_that_it_acts_for(
     database_url: str, redis_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     key = await create_api_key(owner_conn, tenant_id="acme", name="backend")
@@ -125,7 +121,7 @@ async def test_an_api_key_is_counted_as_one_whomever_it_acts_for(
 
 
 @pytest.mark.usefixtures("patient")
-async def test_an_agent_may_ask_more_often_and_is_counted_apart_from_everybody(redis_url: str) -> None:
+async def test_each_agent_has_a_higher_limit_that_is_counted_separately(redis_url: str) -> None:
     agent, other = (CallingAgent(uuid4(), UUID(int=1)) for _ in range(2))
     async with limiter_on(redis_url) as (limiter, _):
         assert await admitted(limiter, agent, of=LIMIT * AGENT_FACTOR + 5) == LIMIT * AGENT_FACTOR
@@ -134,7 +130,7 @@ async def test_an_agent_may_ask_more_often_and_is_counted_apart_from_everybody(r
 
 
 @pytest.mark.usefixtures("patient")
-async def test_ids_that_join_to_the_same_text_are_told_apart(redis_url: str) -> None:
+async def test_ids_that_join_to_the_same_text_are_counted_separately(redis_url: str) -> None:
     one = Principal(tenant_id="a:b", user_id="c", role="customer")
     other = Principal(tenant_id="a", user_id="b:c", role="customer")
     async with limiter_on(redis_url) as (limiter, _):
@@ -143,21 +139,21 @@ async def test_ids_that_join_to_the_same_text_are_told_apart(redis_url: str) -> 
 
 
 @pytest.mark.usefixtures("patient")
-async def test_processes_agree_within_a_second(redis_url: str) -> None:
+async def test_processes_share_one_limit_within_a_second(redis_url: str) -> None:
     async with limiter_on(redis_url) as (one, redis), limiter_on(redis_url) as (other, _):
         assert await admitted(one, of=LIMIT) == LIMIT
         await until(lambda: redis.exists(KEY_OF_ANN), seconds_max=1)
 
-        # The other process finds out with the first request that it tells of.
+        # The other process learns the count with the first request that it reports.
         await until(lambda: is_refused(other), seconds_max=1)
 
         assert await is_refused(one)
-        # What either let in before it knew.
+        # Each process may admit a full limit before it knows of the other's count.
         assert LIMIT <= int(await redis.get(KEY_OF_ANN) or 0) <= LIMIT + LIMIT
 
 
 @pytest.mark.usefixtures("patient")
-async def test_a_process_that_starts_later_goes_by_what_the_others_have_counted(redis_url: str) -> None:
+async def test_a_process_that_starts_later_counts_what_others_have_admitted(redis_url: str) -> None:
     async with limiter_on(redis_url) as (first, redis):
         assert await admitted(first, of=LIMIT - 1) == LIMIT - 1
         await until(lambda: redis.exists(KEY_OF_ANN))
@@ -169,7 +165,7 @@ async def test_a_process_that_starts_later_goes_by_what_the_others_have_counted(
 
 
 @pytest.mark.usefixtures("patient")
-async def test_the_next_window_begins_as_told(redis_url: str) -> None:
+async def test_requests_are_admitted_again_when_the_window_ends(redis_url: str) -> None:
     clock = Clock()
     async with limiter_on(redis_url, clock=clock) as (limiter, redis):
         assert await admitted(limiter, of=LIMIT + 1) == LIMIT
@@ -186,21 +182,21 @@ async def test_the_next_window_begins_as_told(redis_url: str) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-async def test_counters_of_windows_that_are_over_are_forgotten(redis_url: str) -> None:
+async def test_counters_of_past_windows_are_dropped(redis_url: str) -> None:
     clock = Clock()
     async with limiter_on(redis_url, clock=clock) as (limiter, redis):
 
         async def ask(user_id: str) -> None:
             await limiter.admit(Principal(tenant_id="acme", user_id=user_id, role="customer"))
 
-        async def is_told(user_id: str) -> bool:
+        async def is_counted(user_id: str) -> bool:
             return bool(await redis.exists(f"{KEY_PREFIX}user/acme/{user_id}"))
 
         for number in range(20):
             await ask(f"customer-{number}")
-        await until(lambda: is_told("customer-19"))
+        await until(lambda: is_counted("customer-19"))
         clock.now_s += WINDOW_S + 1
-        # Somebody who never stops asking is no reason to remember the others.
+        # A client that keeps asking does not keep the counters of the others alive.
         await ask("customer-0")
         await ask("later")
         await until(lambda: len(limiter._counters) == 2)
@@ -208,7 +204,7 @@ async def test_counters_of_windows_that_are_over_are_forgotten(redis_url: str) -
         assert set(limiter._counters) == {"user/acme/customer-0", "user/acme/later"}
 
 
-async def test_no_limit_leaves_no_trace(database_url: str, redis_url: str) -> None:
+async def test_without_a_limit_nothing_is_counted_in_redis(database_url: str, redis_url: str) -> None:
     async with running_api(database_url, redis_url, rate_limit_per_minute=0) as api, Redis.from_url(redis_url) as redis:
         answers = [await api.client.get("/v1/instances", headers=api.token()) for _ in range(20)]
 
@@ -218,16 +214,16 @@ async def test_no_limit_leaves_no_trace(database_url: str, redis_url: str) -> No
 
 
 @pytest.mark.usefixtures("patient")
-async def test_an_emptied_redis_is_taken_at_its_word(redis_url: str) -> None:
+async def test_an_emptied_redis_resets_the_counts(redis_url: str) -> None:
     async with limiter_on(redis_url) as (limiter, redis):
         assert await admitted(limiter, of=LIMIT + 1) == LIMIT
         await redis.flushdb()
         await redis.script_flush()
 
-        async def is_let_in() -> bool:
+        async def is_admitted() -> bool:
             return not await is_refused(limiter)
 
-        await until(is_let_in, seconds_max=1)
+        await until(is_admitted, seconds_max=1)
 
 
 async def how_long(asked: Callable[[], Awaitable[object]]) -> float:
@@ -236,7 +232,7 @@ async def how_long(asked: Callable[[], Awaitable[object]]) -> float:
     return time.perf_counter() - began_s
 
 
-async def test_without_redis_nobody_is_refused_or_kept_waiting(database_url: str) -> None:
+async def test_without_redis_no_request_is_refused_and_limits_are_logged_as_suspended_once(database_url: str) -> None:
     async with running_api(database_url, "redis://127.0.0.1:1/0", rate_limit_per_minute=LIMIT) as api:
         ann = api.token()
         with structlog.testing.capture_logs() as lines:
@@ -246,7 +242,7 @@ async def test_without_redis_nobody_is_refused_or_kept_waiting(database_url: str
     assert [line["event"] for line in lines] == ["rate_limits_suspended"]
 
 
-async def test_a_redis_that_takes_connections_and_never_answers_costs_next_to_nothing() -> None:
+async def test_a_redis_that_accepts_connections_but_never_answers_delays_requests_only_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         async with limiter_on(f"redis://127.0.0.1:{mute.getsockname()[1]}/0") as (limiter, _):
 
@@ -254,13 +250,13 @@ async def test_a_redis_that_takes_connections_and_never_answers_costs_next_to_no
                 for _ in range(500):
                     await limiter.admit(ANN)
 
-            # One wait until it counts as down, and none from then on.
+            # One wait until Redis counts as down, and none from then on.
             assert 0.2 < await how_long(asked) < 1
             assert await how_long(asked) < 0.2
 
 
 @pytest.mark.usefixtures("patient")
-async def test_limits_hold_again_once_redis_is_back(own_services: OwnServices) -> None:
+async def test_limits_apply_again_once_redis_is_back(own_services: OwnServices) -> None:
     supervisor = own_services.supervisor
     valkey = supervisor._runners["valkey"].part
     async with limiter_on(own_services.redis_url) as (limiter, redis):
@@ -270,11 +266,11 @@ async def test_limits_hold_again_once_redis_is_back(own_services: OwnServices) -
         with structlog.testing.capture_logs() as lines:
             await supervisor.stop(["valkey"], grace_s=5)
 
-            async def is_let_in() -> bool:
+            async def is_admitted() -> bool:
                 return not await is_refused(limiter)
 
-            # Also whoever was refused already.
-            await until(is_let_in, seconds_max=2)
+            # A client that was refused before is admitted as well.
+            await until(is_admitted, seconds_max=2)
             assert await admitted(limiter, of=LIMIT * 4) == LIMIT * 4
             await supervisor.start(valkey)
             await until(lambda: is_refused(limiter), seconds_max=10)
