@@ -1,4 +1,4 @@
-"""A rebuild: the log's own rows, put in place of the live ones, resumable, reversible, and checked before."""
+"""A rebuild replaces the live rows by rows folded from the log. It can be resumed and undone, and compares first."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.requests_to_log import open_store, origin, requested
 from tests.waiting import BETWEEN_WRITES_S
 
 
-async def test_what_is_written_while_lanes_are_folded_comes_after(database_url: str) -> None:
+async def test_a_rebuild_includes_events_that_are_appended_during_its_fold(database_url: str) -> None:
     async with open_store(database_url) as (store, _):
         ids = await write_lives(store, count=12)
 
@@ -45,7 +45,7 @@ async def test_what_is_written_while_lanes_are_folded_comes_after(database_url: 
             await write_lives(store, count=6, start=12)
             for instance_id in ids[:3]:
                 await store.execute(instance_id, lives.delete(), origin())
-            # A value that one instance lets go of and another takes: in the log, in whatever lanes they are.
+            # A value that one instance releases and another reserves, in whatever lanes they are.
             await store.execute(ids[1], lives.delete(), origin())
             for step in lives.TEARDOWN_STEPS:
                 await store.execute(ids[1], lives.teardown(step), origin())
@@ -58,7 +58,7 @@ async def test_what_is_written_while_lanes_are_folded_comes_after(database_url: 
             assert report.stopped_s is not None, report.drift
 
 
-async def test_an_edited_row_is_told_of_and_never_swapped_away_unasked(
+async def test_edited_rows_are_reported_and_replaced_only_if_drift_is_accepted(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
@@ -99,7 +99,7 @@ async def test_a_lane_that_lost_an_event_stops_the_build(
         )
 
 
-async def test_a_row_that_its_table_cannot_take_stops_the_build_and_leaves_nothing_hanging(
+async def test_a_row_that_its_table_cannot_store_fails_the_build_which_can_be_resumed(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
@@ -134,14 +134,14 @@ async def test_only_one_rebuild_of_a_projection_runs_at_a_time(database_url: str
     await first
 
 
-async def test_a_transaction_that_sits_on_a_lane_makes_nobody_wait_for_the_swap(
+async def test_a_swap_gives_up_on_a_locked_lane_without_blocking_writers_of_other_lanes(
     database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("projections.swap.TRIES_MAX", 2)
     async with open_store(database_url) as (store, _):
         await write_lives(store, count=4)
-        async with await psycopg.AsyncConnection.connect(database_url) as sitter:
-            await sitter.execute("SELECT FROM lane WHERE lane = 63 FOR UPDATE")
+        async with await psycopg.AsyncConnection.connect(database_url) as blocker:
+            await blocker.execute("SELECT FROM lane WHERE lane = 63 FOR UPDATE")
 
             with pytest.raises(WritersNotStopped):
                 await rebuilt(database_url, InstanceProjection())
@@ -152,7 +152,7 @@ async def test_a_transaction_that_sits_on_a_lane_makes_nobody_wait_for_the_swap(
         assert (await rebuilt(database_url, InstanceProjection())).resumed
 
 
-async def test_a_swap_broken_off_in_the_middle_of_a_copy_lets_go_and_can_be_made_again(
+async def test_a_swap_that_is_aborted_during_a_copy_releases_its_locks_and_can_be_repeated(
     database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("projections.swap.TRIES_MAX", 2)
@@ -184,7 +184,7 @@ async def test_a_swap_broken_off_in_the_middle_of_a_copy_lets_go_and_can_be_made
         assert (report.resumed, report.drifted, report.stopped_s is not None) == (True, 0, True)
 
 
-async def test_limits_of_a_role_or_a_database_are_not_for_a_rebuild(
+async def test_timeouts_and_isolation_set_on_the_database_do_not_apply_to_a_rebuild(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
@@ -225,7 +225,7 @@ async def used(connection: psycopg.AsyncConnection) -> int:
     return (await cursor.fetchone() or (0,))[0]
 
 
-async def test_several_processes_and_a_killed_one_fold_each_lane_once(
+async def test_concurrent_folds_fold_each_lane_once_even_if_one_claim_is_lost(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
@@ -234,7 +234,7 @@ async def test_several_processes_and_a_killed_one_fold_each_lane_once(
     build = await generations.begin(owner_conn, projection)
     left = "SELECT count(*), min(lane) FROM projection_lane WHERE folded_at IS NULL"
     lanes, first = await (await owner_conn.execute(left)).fetchone() or (0, 0)
-    # Somebody claims a lane, and is gone before it is folded.
+    # Another process claims a lane, and ends before it has folded it.
     async with await psycopg.AsyncConnection.connect(database_url) as gone:
         await gone.execute(
             "SELECT FROM projection_lane WHERE name = %s AND generation = %s AND lane = %s FOR UPDATE",
@@ -248,7 +248,7 @@ async def test_several_processes_and_a_killed_one_fold_each_lane_once(
     assert (await rebuilt(database_url, projection)).resumed
 
 
-async def test_rows_of_any_text_arrive_as_they_are(owner_conn: psycopg.AsyncConnection) -> None:
+async def test_rows_with_any_text_are_copied_unchanged(owner_conn: psycopg.AsyncConnection) -> None:
     texts = (
         "plain",
         "",
@@ -293,7 +293,7 @@ def upper_case_providers(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     page_statement.cache_clear()
 
 
-async def test_old_versions_of_events_are_read_as_those_of_today(
+async def test_rebuilds_and_followers_upcast_old_versions_of_events(
     database_url: str, owner_conn: psycopg.AsyncConnection, request: pytest.FixtureRequest
 ) -> None:
     async with open_store(database_url) as (store, pool):
@@ -302,7 +302,7 @@ async def test_old_versions_of_events_are_read_as_those_of_today(
 
         async def fold_and_write(projection, build, progress) -> None:  # noqa: ANN001 - as Folding has it
             await fold_here(database_url)(projection, build, progress)
-            # Both kinds are among what the build catches up with.
+            # The build catches up with events of both versions.
             await store.execute(old[1], lives.created(server_id="server"), origin("worker"))
             new = await requested(store, customer_id="new")
             await store.execute(new, lives.plan(provider="Hetzner", hostname="n", vpn_ip="10.64.0.9"), origin("worker"))
@@ -313,14 +313,14 @@ async def test_old_versions_of_events_are_read_as_those_of_today(
 
     rebuilt_rows = await owner_conn.execute("SELECT DISTINCT provider FROM instance WHERE provider <> '' ORDER BY 1")
     assert await rebuilt_rows.fetchall() == [("CLOUDSIM",), ("Hetzner",)]
-    # What was followed, and what a build folded.
+    # First the followed tables, then those that a build folded.
     for schema in ("fleet_g1", "public"):
         await owner_conn.execute("SELECT set_config('search_path', %s, false)", (schema,))
         followed = await owner_conn.execute("SELECT DISTINCT provider FROM fleet WHERE provider <> '' ORDER BY 1")
         assert await followed.fetchall() == [("CLOUDSIM",), ("Hetzner",)], schema
 
 
-async def test_an_event_of_a_later_release_stops_a_build_and_parks_a_lane(
+async def test_an_event_version_of_a_later_release_stops_a_build_and_parks_a_lane(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
@@ -332,5 +332,5 @@ async def test_an_event_of_a_later_release_stops_a_build_and_parks_a_lane(
         await follow_all(pool)
 
     found = await owner_conn.execute("SELECT follower, error FROM checkpoint WHERE error IS NOT NULL")
-    # `activity` does not ask what events say.
+    # `activity` does not read the content of events.
     assert set(await found.fetchall()) == {("fleet", "EventUnreadable (placement_chosen)")}

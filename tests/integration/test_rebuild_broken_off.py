@@ -1,4 +1,4 @@
-"""A rebuild that is told to stop, or is killed, leaves nobody behind who goes on with it; and `prune` waits for nobody for long."""
+"""A rebuild that is stopped or killed leaves no process that continues it, and `prune` waits for no session for long."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SELECT pg_terminate_backend(pid)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-async def test_whoever_folds_ends_with_the_rebuild(
+async def test_folding_processes_end_with_a_stopped_or_killed_rebuild(
     database_url: str, owner_conn: psycopg.AsyncConnection, tmp_path: Path, number: signal.Signals
 ) -> None:
     async with open_store(database_url) as (store, _):
@@ -54,7 +54,7 @@ async def test_whoever_folds_ends_with_the_rebuild(
         lanes, unclaimed = [(await owner_conn.execute(query)).rowcount for query in (LANES, UNCLAIMED)]
         return lanes - unclaimed
 
-    async def let_go() -> bool:
+    async def released() -> bool:
         return not await claimed()
 
     async with await psycopg.AsyncConnection.connect(database_url) as holder:
@@ -70,14 +70,14 @@ async def test_whoever_folds_ends_with_the_rebuild(
         process.signal(number)
 
         status = await asyncio.to_thread(process.wait, PATIENCE_S)
-        await until(let_go)
+        await until(released)
 
     assert status == (-number if number == signal.SIGKILL else INTERRUPTED)
     if number != signal.SIGKILL:
         assert (tmp_path / "errors").read_text() == "hydracore: interrupted\n"
 
 
-async def test_that_the_server_has_ended_the_sessions_of_a_fold_is_told_in_one_line(
+async def test_a_fold_whose_sessions_the_server_ends_is_reported_in_one_line(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
@@ -97,7 +97,7 @@ async def test_that_the_server_has_ended_the_sessions_of_a_fold_is_told_in_one_l
     assert ended.stderr == "hydracore: Folding the lanes of instance failed: AdminShutdown (57P01)\n"
 
 
-async def test_whoever_is_told_to_stop_at_the_end_does_not_wait_for_the_tables_to_be_analysed(
+async def test_a_cancelled_comparison_does_not_wait_for_the_tables_to_be_analyzed(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     build = await generations.begin(owner_conn, InstanceProjection())
@@ -123,7 +123,7 @@ async def test_whoever_is_told_to_stop_at_the_end_does_not_wait_for_the_tables_t
         assert not await waits()
 
 
-async def test_a_comparison_whose_session_ends_raises_what_ended_it(
+async def test_a_comparison_whose_session_is_terminated_raises_the_server_s_error(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async def end_waiting() -> bool:
@@ -138,7 +138,7 @@ async def test_a_comparison_whose_session_ends_raises_what_ended_it(
             await rebuilding
 
 
-async def test_nobody_drops_lanes_that_are_being_folded(
+async def test_pruning_waits_for_a_fold_but_no_longer_than_its_limit(
     database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_store(database_url) as (store, _):

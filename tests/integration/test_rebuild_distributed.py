@@ -1,4 +1,4 @@
-"""A rebuild whose lanes the workers fold, and what it says where they do not."""
+"""A rebuild whose lanes the workers fold, and what it reports if they do not."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def environ(database_url: str, redis_url: str) -> dict[str, str]:
 
 @pytest.fixture
 async def settings(database_url: str, redis_url: str) -> Settings:
-    """Of an installation with some instances."""
+    """The settings of an installation with some instances."""
     async with open_store(database_url) as (store, _):
         await write_lives(store, count=8)
     return configuration.load(environ(database_url, redis_url))
@@ -77,7 +77,7 @@ async def distributed(settings: Settings, projection: Projection, told: list[str
 
 @pytest.mark.long
 @pytest.mark.timeout(3 * NICE_PATIENCE_S)
-async def test_workers_fold_the_lanes_and_say_why_where_they_cannot(
+async def test_workers_fold_the_lanes_or_report_why_they_cannot(
     settings: Settings, redis_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     env = os.environ | environ(settings.database_url, redis_url)
@@ -100,7 +100,7 @@ async def test_workers_fold_the_lanes_and_say_why_where_they_cannot(
         assert (await worker.ended()).status == 0
 
 
-async def test_a_claim_may_take_longer_than_other_calls_of_actors(
+async def test_folding_a_claim_may_exceed_the_time_limit_of_other_actors(
     settings: Settings, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.actors.CALL_S_MAX", 0.0)
@@ -112,7 +112,7 @@ async def test_a_claim_may_take_longer_than_other_calls_of_actors(
     assert (report.drifted, report.stopped_s is not None) == (0, True)
 
 
-async def test_workers_with_other_code_are_told_of(
+async def test_a_rebuild_fails_with_the_reason_if_no_worker_has_its_version(
     settings: Settings, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.distributed_folding.IDLE_S_MAX", 1.0)
@@ -122,7 +122,7 @@ async def test_workers_with_other_code_are_told_of(
             await distributed(settings, InstanceV2(), [])
 
 
-async def test_what_a_worker_refuses_is_told_of_at_once_and_once_and_another_may_fold_it(
+async def test_a_worker_s_refusal_is_reported_once_and_another_process_may_fold_the_lanes(
     settings: Settings, redis_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     told = list[str]()
@@ -138,7 +138,7 @@ async def test_what_a_worker_refuses_is_told_of_at_once_and_once_and_another_may
     assert [text.partition(";")[0] for text in told] == ["instance: a worker's release does not have version 2 of it"]
 
 
-async def test_without_workers_a_rebuild_ends_and_goes_on_later(
+async def test_a_rebuild_without_workers_fails_and_can_be_resumed(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.distributed_folding.IDLE_S_MAX", 0.0)
@@ -149,7 +149,7 @@ async def test_without_workers_a_rebuild_ends_and_goes_on_later(
     assert (await rebuilt(settings.database_url, InstanceProjection())).resumed
 
 
-async def test_claims_by_which_nothing_is_folded_are_told_of_and_not_waited_for_for_ever(
+async def test_claims_without_progress_are_reported_and_fail_the_rebuild_after_a_limit(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.distributed_folding.HINT_S", 0.1)
@@ -174,7 +174,7 @@ async def test_claims_by_which_nothing_is_folded_are_told_of_and_not_waited_for_
     assert len(told) == 1
 
 
-async def test_failures_with_a_lane_folded_in_between_end_nothing(
+async def test_only_repeated_failures_without_a_folded_lane_in_between_end_a_rebuild(
     settings: Settings, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.distributed_folding.HINT_S", 0.0)
@@ -195,7 +195,7 @@ async def test_failures_with_a_lane_folded_in_between_end_nothing(
     for lanes in (1, 2):
         await say("no room", failed=True)
         await say("no room", failed=True)
-        # What is told of behind them says that they were heard.
+        # Once this report has arrived, those before it have been received, too.
         await say(f"other code {lanes}", failed=False)
         await until(lambda lanes=lanes: len(told) == lanes or folding.done())
         folded, before = lanes, looks
@@ -208,7 +208,7 @@ async def test_failures_with_a_lane_folded_in_between_end_nothing(
         await folding
 
 
-async def test_a_folding_process_that_is_stopped_does_not_stop_its_worker(
+async def test_a_worker_kills_a_frozen_folding_process_and_continues(
     settings: Settings, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.distributed_folding.CLAIM_S_MAX", 0.5)
@@ -245,7 +245,9 @@ async def test_a_worker_that_folds_starts_no_second_process_for_another_hint(
     await asyncio.gather(first, second)
 
 
-async def test_without_redis_a_rebuild_says_so_and_goes_on_with_those_who_fold(settings: Settings) -> None:
+async def test_without_redis_a_rebuild_says_so_and_continues_with_lanes_that_are_folded_elsewhere(
+    settings: Settings,
+) -> None:
     away = msgspec.structs.replace(settings, redis_url="redis://127.0.0.1:1/0")
     told, helpers = list[str](), list[asyncio.Task[int]]()
 
@@ -263,7 +265,7 @@ async def test_without_redis_a_rebuild_says_so_and_goes_on_with_those_who_fold(s
     assert sum([await helper for helper in helpers]) > 0
 
 
-async def test_where_nobody_folds_without_redis_that_is_the_reason(
+async def test_a_rebuild_without_redis_and_workers_fails_with_redis_as_the_reason(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.distributed_folding.IDLE_S_MAX", 0.0)

@@ -1,4 +1,4 @@
-"""Long streams under a writer: what is done while writers stand still depends on what is new, not on how much there was."""
+"""Long streams under a writer: what is done while writers are blocked depends on the new events, not on the old ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.rebuilding import compared, rebuilt, write_lives
 from tests.requests_to_log import NOW_MS, open_store, origin
 from tests.waiting import BETWEEN_WRITES_S, POLL_S_MAX, until
 
-#: Long enough to be told from what is written during a test, and read in several pieces.
+#: Far more events than are written during a test, and read in several pieces.
 LENGTH = 10_000
 
 
@@ -42,7 +42,7 @@ def write_long_stream(database_url: str) -> UUID:
 
 @asynccontextmanager
 async def written_to(database_url: str, instance_id: UUID) -> AsyncGenerator[None]:
-    """Meanwhile the instance's health goes on changing."""
+    """While the instance's health keeps changing."""
     async with open_store(database_url) as (store, _):
 
         async def write_on() -> None:
@@ -64,7 +64,7 @@ async def written_to(database_url: str, instance_id: UUID) -> AsyncGenerator[Non
 async def test_a_long_stream_is_swapped_and_rolled_back_while_it_is_written_to(
     database_url: str, monkeypatch: pytest.MonkeyPatch, kind: type[Inline]
 ) -> None:
-    # Whoever read the stream from its beginning would never be let through.
+    # A swap that reads the stream from its beginning exceeds this limit.
     monkeypatch.setattr("projections.swap.READ_MAX", LENGTH // 4)
     projection = kind()
     instance_id = write_long_stream(database_url)
@@ -78,20 +78,20 @@ async def test_a_long_stream_is_swapped_and_rolled_back_while_it_is_written_to(
     assert (await compared(database_url, projection)).drifted == 0
 
 
-#: When the tries began that wait for the tables now.
+#: When the attempts began that are waiting for the tables.
 WAITING_SINCE = b"""
 SELECT xact_start FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE 'LOCK TABLE%'
 """
 
 
 @pytest.mark.parametrize("kind", [ProvisionLogProjection, ReservationProjection])
-async def test_what_a_try_folded_that_was_undone_is_folded_again(
+async def test_events_folded_by_a_swap_attempt_that_was_rolled_back_are_folded_again(
     database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch, kind: type[Inline]
 ) -> None:
     # Streams come in pieces, and not all of their folds can be kept.
     monkeypatch.setattr("projections.refolding.EVENTS_MAX", 10)
     monkeypatch.setattr("projections.refolding.KEPT_MAX", 2)
-    # A try waits for the table for longer than lies between two looks at who waits, and nothing else ends it.
+    # An attempt waits for the table for longer than the test's polling interval, and nothing else ends it.
     monkeypatch.setattr("projections.swap.WAIT_S_MAX", 2 * POLL_S_MAX)
     monkeypatch.setattr("projections.swap.STOPPED_S_MAX", 60.0)
     projection = kind()

@@ -1,4 +1,4 @@
-"""Nothing is swapped that was not compared: what drifts between the comparison of all rows and the swap is found too."""
+"""Nothing is swapped uncompared: drift between the comparison of all rows and the swap is found as well."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.waiting import until
 
 
 def free_lane(ids: Iterable[UUID]) -> int:
-    """One in which none of these instances is."""
+    """A lane in which none of these instances is."""
     return min({*range(LANES)} - {lane_of(instance_id) for instance_id in ids})
 
 
@@ -57,7 +57,7 @@ async def rebuilt_while(
 
 
 async def write_and_edit(database_url: str, ids: list[UUID]) -> None:
-    """Three instances change, and of one of them a row besides."""
+    """Change three instances by commands, and edit a row of one of them."""
     async with open_store(database_url) as (store, pool):
         for instance_id in ids[:3]:
             await store.execute(instance_id, lives.configure(agent_name="Eve"), origin())
@@ -67,7 +67,7 @@ async def write_and_edit(database_url: str, ids: list[UUID]) -> None:
 
 @pytest.mark.parametrize("accept_drift", [False, True])
 @pytest.mark.parametrize("unverified_max", [1, 1_000])
-async def test_rows_that_drift_after_the_comparison_abort_the_swap_unless_that_is_accepted_however_much_is_written(
+async def test_drift_after_the_comparison_aborts_the_swap_unless_it_is_accepted(
     database_url: str, monkeypatch: pytest.MonkeyPatch, *, unverified_max: int, accept_drift: bool
 ) -> None:
     monkeypatch.setattr("projections.swap_preparation.UNVERIFIED_MAX", unverified_max)
@@ -82,22 +82,22 @@ async def test_rows_that_drift_after_the_comparison_abort_the_swap_unless_that_i
     assert (report.drift[0].key["id"], report.drift[0].live) == (str(ids[1]), {"hostname": "edited"})
 
 
-async def test_many_streams_are_compared_before_anybody_is_stopped_for_them(
+async def test_many_changed_streams_are_compared_before_writers_are_blocked(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("projections.swap_preparation.UNVERIFIED_MAX", 1)
     async with (
         open_store(database_url) as (store, _),
-        await psycopg.AsyncConnection.connect(database_url) as sitter,
+        await psycopg.AsyncConnection.connect(database_url) as blocker,
     ):
         ids = await write_lives(store, count=4)
-        await sitter.execute("SELECT FROM lane WHERE lane = %s FOR UPDATE", (free_lane(ids),))
+        await blocker.execute("SELECT FROM lane WHERE lane = %s FOR UPDATE", (free_lane(ids),))
         report = await rebuilt_while(database_url, InstanceProjection(), partial(write_and_edit, database_url, ids))
 
     assert (report.swapped, report.drifted) == (False, 1)
 
 
-async def test_a_swap_of_what_is_followed_waits_for_whoever_follows(
+async def test_the_swap_of_a_followed_projection_waits_for_its_follower(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async def waits() -> bool:
@@ -118,7 +118,7 @@ async def test_a_swap_of_what_is_followed_waits_for_whoever_follows(
     assert (report.swapped, report.drifted) == (True, 0)
 
 
-def test_what_was_never_compared_stays_so_from_the_first_step_that_took_it_on() -> None:
+def test_an_unverified_stream_counts_from_the_first_catch_up_step_that_changed_it() -> None:
     stream = (0, UUID(int=1))
     unverified = Unverified(set(), {})
 
@@ -134,9 +134,9 @@ def test_what_was_never_compared_stays_so_from_the_first_step_that_took_it_on() 
         (UsageDaily(), "UPDATE usage_daily SET requests = 99 WHERE lane = %s", {"requests": 99}),
         (Activity(), "UPDATE activity SET commands = 99 WHERE lane = %s AND actor = 'api'", {"commands": 99}),
     ],
-    ids=["its instances' rows", "all its rows, where they add up"],
+    ids=["rows of its instances", "all rows of the lane, which are sums"],
 )
-async def test_a_lane_that_the_live_follower_takes_on_after_the_comparison_is_compared_again(
+async def test_a_lane_that_the_live_follower_advances_after_the_comparison_is_compared_again(
     database_url: str, projection: Projection, edit: LiteralString, live: dict[str, int]
 ) -> None:
     async with open_store(database_url) as (store, pool):
@@ -157,7 +157,7 @@ async def test_a_lane_that_the_live_follower_takes_on_after_the_comparison_is_co
     assert (await rebuilt(database_url, projection)).stopped_s is None
 
 
-async def test_a_document_that_differs_in_its_text_alone_is_named(
+async def test_drift_names_a_json_column_that_differs_only_in_its_text(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
@@ -171,7 +171,7 @@ async def test_a_document_that_differs_in_its_text_alone_is_named(
     assert list(drift.live or ()) == ["capabilities"]
 
 
-async def test_all_rows_are_compared_of_a_projection_that_nobody_follows_any_more(
+async def test_all_rows_of_a_projection_without_a_follower_are_compared(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
@@ -188,14 +188,14 @@ async def test_all_rows_are_compared_of_a_projection_that_nobody_follows_any_mor
         assert refused.stopped_s is None
         accepted = await rebuilt(database_url, ActivityV2(), accept_drift=True)
         assert (accepted.resumed, accepted.stopped_s is not None) == (True, True)
-        # What nobody had followed is followed by the code that was waiting.
+        # The events that had no follower are applied by the code that was waiting.
         assert await Follower(pool, ActivityV2()).catch_up() > 0
         again = await compared(database_url, ActivityV2())
         assert again.rows_compared > rows
         assert again.drifted == 0
 
 
-async def test_a_build_that_knows_more_than_the_live_tables_is_begun_anew(
+async def test_a_build_that_is_ahead_of_the_live_tables_is_restarted(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):

@@ -1,4 +1,4 @@
-"""What a rebuild reads for what is new, by the rows that PostgreSQL counts: no more than that, however much there is."""
+"""A rebuild that catches up reads only what is new, however much there is: counted by PostgreSQL, in rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from projections.usage_daily import UsageDaily
 NEW = 2
 ROWS_READ = "SELECT sum(seq_tup_read + idx_tup_fetch)::bigint FROM pg_stat_xact_user_tables WHERE relname = %s"
 
-#: So many days of so many instances.
+#: Rows of usage: one for each day of each instance.
 INSTANCES, DAYS = 200, 20
 USED = """
 INSERT INTO {} (lane, instance_id, day, requests, prompt_tokens, completion_tokens, cost_usd)
@@ -27,7 +27,7 @@ SELECT i & 63, lpad(to_hex(i), 32, '0')::uuid, date '2026-11-01' + d, 1, 1, 1, 0
 
 
 @pytest.mark.parametrize("plans", ["force_custom_plan", "force_generic_plan"])
-async def test_which_streams_have_grown_is_seen_from_what_is_new(
+async def test_finding_the_grown_streams_reads_only_new_events(
     database_url: str, owner_conn: psycopg.AsyncConnection, plans: str
 ) -> None:
     events = write_log(database_url, instances=500)
@@ -43,7 +43,7 @@ async def test_which_streams_have_grown_is_seen_from_what_is_new(
     assert len(grown) <= row[0] <= NEW * len(heads) < events / 10
 
 
-async def test_what_is_followed_is_compared_in_the_instances_that_have_moved(
+async def test_comparing_a_followed_projection_reads_only_rows_of_changed_instances(
     owner_conn: psycopg.AsyncConnection,
 ) -> None:
     live = await generations.live_generation(owner_conn, "usage_daily")
@@ -59,4 +59,4 @@ async def test_what_is_followed_is_compared_in_the_instances_that_have_moved(
         row = await (await owner_conn.execute(ROWS_READ, ("usage_daily",))).fetchone()
 
     assert (found.rows, found.drifted) == (len(moved) * DAYS, 0)
-    assert row == (2 * len(moved) * DAYS,), "of either side"
+    assert row == (2 * len(moved) * DAYS,), "on each side"

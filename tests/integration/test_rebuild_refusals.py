@@ -1,4 +1,4 @@
-"""What is missing in the log, or cannot be taken, is told of by its place, by whoever follows and whoever builds."""
+"""Followers and builds report by its place what is missing in the log, or what they cannot apply."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.parking import interventions
 from tests.rebuilding import compared, follow_all, rebuilt, write_lives
 from tests.requests_to_log import open_store, origin, requested
 
-#: What somebody might do to a lane, and what is said of its third event then.
+#: Damage to a lane, and what is then reported about its third event.
 DAMAGE = {
     "DELETE FROM event WHERE lane = %s AND seq = 3": "the next event is 4",
     "DELETE FROM event WHERE lane = %s AND seq >= 3": "there is no such event, or not its command, and the head is 4",
@@ -36,7 +36,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-async def test_a_lane_that_lacks_something_is_parked_there_and_no_other(
+async def test_only_the_lane_with_a_missing_event_or_command_is_parked_right_before_it(
     database_url: str, owner_conn: psycopg.AsyncConnection, damage: str
 ) -> None:
     async with open_store(database_url) as (store, pool):
@@ -57,12 +57,12 @@ async def test_a_lane_that_lacks_something_is_parked_there_and_no_other(
         assert (parked.lane, parked.seq) == (damaged, 2)
         assert parked.error == f"Lane {damaged} at 3: {DAMAGE[damage]}"
         assert [lane.lane for lane in found[name].lanes if lane.behind] == [damaged]
-    # What came before it was taken.
+    # The events before it were applied.
     cursor = await owner_conn.execute("SELECT lane, sum(events)::int FROM activity GROUP BY lane ORDER BY lane")
     assert dict(await cursor.fetchall()) == dict.fromkeys(lanes, 4) | {damaged: 2}
 
 
-async def test_a_build_leaves_out_no_event_that_lost_its_command(
+async def test_a_build_fails_at_an_event_whose_command_is_missing(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
@@ -76,7 +76,7 @@ async def test_a_build_leaves_out_no_event_that_lost_its_command(
 
 
 @pytest.mark.parametrize("damage", ["DELETE FROM event WHERE version = 1", "DELETE FROM event WHERE version = 2"])
-async def test_an_event_that_is_missing_stops_whoever_catches_up(
+async def test_a_rollback_that_catches_up_fails_at_a_missing_event(
     database_url: str, owner_conn: psycopg.AsyncConnection, damage: str
 ) -> None:
     async with open_store(database_url) as (store, pool):
@@ -96,7 +96,7 @@ async def test_an_event_that_is_missing_stops_whoever_catches_up(
 
 
 class Fussy(InstanceProjection):
-    """Cannot take changes of the configuration."""
+    """Cannot apply changes of the configuration."""
 
     def begin(self, stream_id: UUID, *, lane: int) -> InstanceFold:
         return FussyFold(stream_id, lane=lane)
@@ -110,7 +110,7 @@ class FussyFold(InstanceFold):
 
 
 class FussyUsage(UsageDaily):
-    """Cannot take one instance's usage."""
+    """Cannot apply one instance's usage."""
 
     def __init__(self, refused: UUID) -> None:
         self._refused = refused
@@ -121,7 +121,7 @@ class FussyUsage(UsageDaily):
         return await super().changes(read, facts)
 
 
-async def test_an_event_that_a_build_cannot_take_is_told_of_by_its_place_and_by_nothing_that_it_says(
+async def test_a_rollback_names_the_place_of_an_event_it_cannot_apply_but_not_its_content(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
@@ -150,7 +150,7 @@ async def test_an_event_that_a_build_cannot_take_is_told_of_by_its_place_and_by_
 
 
 class FussyUsageFold(UsageFold):
-    """Cannot take the second batch of an instance."""
+    """Cannot apply the second batch of an instance."""
 
     def feed(self, facts: Sequence[Fact]) -> None:
         if any(isinstance(fact.event, e.UsageRecorded) and fact.event.seq == 2 for fact in facts):
@@ -179,7 +179,7 @@ async def used_twice(database_url: str) -> UUID:
 
 
 @pytest.mark.parametrize("projection", [Fussy(), FussyUsageV2()])
-async def test_an_event_that_a_fold_cannot_take_is_told_of_by_its_place_and_by_nothing_that_it_says(
+async def test_a_rebuild_names_the_place_of_an_event_it_cannot_apply_but_not_its_content(
     database_url: str, projection: Projection
 ) -> None:
     refused = await used_twice(database_url)
@@ -194,7 +194,7 @@ async def test_an_event_that_a_fold_cannot_take_is_told_of_by_its_place_and_by_n
     assert str(caught.value) == f"{projection.name} cannot apply {what[projection.name]}: ValueError"
 
 
-async def test_a_new_version_passes_over_an_event_that_its_build_cannot_take_once_somebody_says_so(
+async def test_an_operator_can_skip_an_event_that_the_build_of_a_new_version_cannot_apply(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     refused = await used_twice(database_url)
@@ -215,14 +215,14 @@ async def test_a_new_version_passes_over_an_event_that_its_build_cannot_take_onc
     report = await rebuilt(database_url, FussyUsageV2(), accept_drift=True)
 
     assert (done.version, done.lane, done.seq, done.action, done.error) == (2, lane, 4, "skip", "")
-    # The live version had taken it.
+    # The live version had applied it.
     assert (report.resumed, report.version, report.drifted) == (True, 2, 1)
     assert (report.drift[0].live or {})["requests"] == 2
     assert (await compared(database_url, FussyUsageV2())).drifted == 0
     assert await interventions(owner_conn, "usage_daily") == [done]
 
 
-async def test_a_skip_that_was_taken_back_too_soon_can_be_made_again(
+async def test_a_skip_that_was_revoked_can_be_made_again_in_the_next_build(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     refused = await used_twice(database_url)
@@ -240,7 +240,7 @@ async def test_a_skip_that_was_taken_back_too_soon_can_be_made_again(
     assert (await rebuilt(database_url, FussyUsageV2())).drifted == 0
 
 
-async def test_an_event_that_a_build_has_is_not_skipped_in_it(
+async def test_an_event_that_a_build_has_already_applied_cannot_be_skipped_in_it(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     refused = await used_twice(database_url)

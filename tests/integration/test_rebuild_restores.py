@@ -1,4 +1,4 @@
-"""What somebody has taken away of a read table is told of, and a rebuild brings it back from the log."""
+"""A missing part of a read table is reported, and a rebuild restores it from the log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from projections.registry import projections
 from tests.rebuilding import compared, follow_all, hydracore, rebuilt, write_lives
 from tests.requests_to_log import open_store
 
-#: What is done, to which projection, and what is said to be missing.
+#: The damage, the projection that it concerns, and what is reported as missing.
 LOSSES: dict[LiteralString, tuple[str, list[str]]] = {
     "DROP TABLE activity": ("activity", ["the table activity"]),
     "DROP TABLE usage_end_user": ("usage_daily", ["the table usage_end_user"]),
@@ -30,7 +30,7 @@ LOSSES: dict[LiteralString, tuple[str, list[str]]] = {
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-async def test_what_is_gone_is_told_of_and_brought_back_by_a_rebuild_that_is_to(
+async def test_a_missing_table_or_row_is_reported_and_restored_by_a_rebuild_that_accepts_drift(
     loss: LiteralString, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     name, missing = LOSSES[loss]
@@ -45,7 +45,7 @@ async def test_what_is_gone_is_told_of_and_brought_back_by_a_rebuild_that_is_to(
         refused = [
             await hydracore(database_url, "rebuild", name, "--workers", "1", *words) for words in ([], ["--dry-run"])
         ]
-        mended = await hydracore(database_url, "rebuild", name, "--workers", "1", "--accept-drift")
+        repaired = await hydracore(database_url, "rebuild", name, "--workers", "1", "--accept-drift")
 
         assert json.loads(told.stdout)[0]["missing"] == missing
         assert f"{' and '.join(missing)} is missing: `rebuild {name} --accept-drift`" in seen.stdout
@@ -53,16 +53,16 @@ async def test_what_is_gone_is_told_of_and_brought_back_by_a_rebuild_that_is_to(
         for one in refused:
             assert (one.exit_code, one.stdout) == (3, "")
             assert f"{' and '.join(missing)} of {name} is missing: `hydracore projections rebuild" in one.stderr
-        assert (mended.exit_code, mended.stderr) == (0, "")
-        assert f"{' and '.join(missing)} was missing" in mended.stdout
-        # Writers and followers go on as if nothing had happened.
+        assert (repaired.exit_code, repaired.stderr) == (0, "")
+        assert f"{' and '.join(missing)} was missing" in repaired.stdout
+        # Writers and followers continue as if nothing had happened.
         await write_lives(store, count=4, start=4)
         await follow_all(pool)
         assert (await compared(database_url, projections()[name])).drifted == 0
         assert json.loads((await hydracore(database_url, "status", name, "--json")).stdout)[0]["missing"] == []
 
 
-async def test_a_table_that_is_gone_can_be_left_behind_by_a_rollback_and_is_not_gone_back_to(
+async def test_a_rollback_leaves_a_generation_that_lacks_a_table_and_does_not_return_to_it(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
@@ -79,9 +79,9 @@ async def test_a_table_that_is_gone_can_be_left_behind_by_a_rollback_and_is_not_
 
 
 @pytest.mark.parametrize(
-    "loss", ["DROP SCHEMA fleet_g2 CASCADE", "DROP TABLE fleet_g2.fleet"], ids=["all of it", "a table"]
+    "loss", ["DROP SCHEMA fleet_g2 CASCADE", "DROP TABLE fleet_g2.fleet"], ids=["its schema", "a table"]
 )
-async def test_a_build_whose_tables_are_gone_is_begun_anew_and_not_continued_in_the_live_ones(
+async def test_a_build_whose_tables_are_missing_is_restarted_and_not_continued(
     loss: LiteralString, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     fleet = projections()["fleet"]
@@ -101,7 +101,7 @@ async def test_a_build_whose_tables_are_gone_is_begun_anew_and_not_continued_in_
     assert [one.number for one in await generations.all_in_states(owner_conn, "previous")] == [1]
 
 
-async def test_a_table_that_was_moved_aside_is_in_the_way_of_a_rebuild_which_says_so_before_it_folds(
+async def test_a_rebuild_names_a_renamed_table_that_is_in_its_way_before_it_folds(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     repair = ("rebuild", "fleet", "--workers", "1", "--accept-drift")
@@ -134,9 +134,9 @@ async def test_a_table_that_was_moved_aside_is_in_the_way_of_a_rebuild_which_say
             'another \\(relation "fleet" already exists',
         ),
     ],
-    ids=["where it is to go", "where what is live is to go"],
+    ids=["in the place of the earlier generation", "in the place of the live generation"],
 )
-async def test_what_gets_in_the_way_of_a_swap_is_told_and_can_be_cleared(
+async def test_a_rollback_names_what_is_in_its_way_and_succeeds_once_that_is_removed(
     database_url: str, owner_conn: psycopg.AsyncConnection, obstacle: LiteralString, told: str
 ) -> None:
     async with open_store(database_url) as (store, pool):

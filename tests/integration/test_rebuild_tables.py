@@ -1,4 +1,4 @@
-"""The tables that a rebuild puts in place are as those before in all but their rows, and known to the planner."""
+"""The tables that a rebuild puts in place have the shape and grants of those before, and statistics for the planner."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SELECT c.relname, coalesce(array_to_string(c.reloptions, ','), ''), pg_get_userb
 
 
 @pytest.mark.parametrize("name", projections())
-async def test_a_rebuilt_projection_is_the_live_one_in_shape_grants_and_rows(
+async def test_a_rebuilt_projection_equals_the_live_one_in_shape_grants_and_rows(
     name: str, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     projection = projections()[name]
@@ -47,13 +47,13 @@ async def test_a_rebuilt_projection_is_the_live_one_in_shape_grants_and_rows(
         assert report.rows_compared > 0
         assert report.stopped_s is not None
         assert await (await owner_conn.execute(SHAPE, (tables,))).fetchall() == before
-        # Writers, followers and a second rebuild go on as if nothing had happened.
+        # Writers, followers and a second rebuild continue as if nothing had happened.
         await write_lives(store, count=8, start=16)
         await follow_all(pool)
         assert (await compared(database_url, projection)).drifted == 0
 
 
-async def test_a_swap_of_what_writers_write_leaves_followers_and_other_projections_as_they_are(
+async def test_the_swap_of_an_inline_projection_changes_no_follower_and_no_other_projection(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
@@ -72,9 +72,7 @@ async def test_a_swap_of_what_writers_write_leaves_followers_and_other_projectio
     assert await (await owner_conn.execute(states)).fetchall() == others
 
 
-async def test_a_rebuild_by_somebody_else_leaves_a_table_whose_it_was(
-    database_url: str, owner_conn: psycopg.AsyncConnection
-) -> None:
+async def test_a_rebuild_keeps_the_owner_of_a_table(database_url: str, owner_conn: psycopg.AsyncConnection) -> None:
     async with open_store(database_url) as (store, _):
         await write_lives(store, count=1)
     await owner_conn.execute("ALTER TABLE provision_log OWNER TO pg_database_owner")
@@ -85,7 +83,7 @@ async def test_a_rebuild_by_somebody_else_leaves_a_table_whose_it_was(
     assert await (await owner_conn.execute(owner)).fetchone() == ("pg_database_owner",)
 
 
-async def test_whoever_may_read_a_table_or_a_column_when_it_is_swapped_may_go_on_reading_it(
+async def test_a_swap_keeps_the_privileges_that_tables_and_columns_have_at_that_moment(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     may = """
@@ -112,7 +110,7 @@ async def test_whoever_may_read_a_table_or_a_column_when_it_is_swapped_may_go_on
     assert await (await owner_conn.execute(may)).fetchone() == (True, False, True, False)
 
 
-async def test_postgresql_leaves_a_build_alone_until_it_is_live(
+async def test_autovacuum_is_off_for_a_build_until_it_is_live(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
@@ -120,7 +118,7 @@ async def test_postgresql_leaves_a_build_alone_until_it_is_live(
     options = "SELECT reloptions FROM pg_class WHERE relkind = 'r' AND relname = 'instance' ORDER BY relnamespace::regnamespace::text"
     build = await generations.begin(owner_conn, InstanceProjection())
 
-    # Whoever vacuums or analyzes it would keep the swap from its lock, and only gives way to those who wait for long.
+    # Autovacuum would keep the swap from its lock, and gives way only to sessions that wait for long.
     during = await (await owner_conn.execute(options)).fetchall()
     assert during == [(["fillfactor=70", "autovacuum_enabled=off"],), (["fillfactor=70"],)], build.schema
 
@@ -129,7 +127,7 @@ async def test_postgresql_leaves_a_build_alone_until_it_is_live(
     assert after == [(["fillfactor=70"],), (["fillfactor=70"],)]
 
 
-async def test_what_rows_are_looked_for_by_is_analyzed_before_they_are_served(
+async def test_a_rebuild_analyzes_the_columns_that_queries_search_by(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
@@ -139,5 +137,5 @@ async def test_what_rows_are_looked_for_by_is_analyzed_before_they_are_served(
     query = "SELECT attname FROM pg_stats WHERE schemaname = 'public' AND tablename = 'instance'"
     analyzed = {name for (name,) in await (await owner_conn.execute(query)).fetchall()}
     keys = {"lane", "id", "tenant_id", "customer_id", "idempotency_key", "created_at", "wake_at", "provider"}
-    # Of the last two, the conditions of partial indexes.
+    # The last two are in the conditions of partial indexes.
     assert analyzed == keys | {"pending_action_id", "status"}

@@ -1,4 +1,4 @@
-"""A rebuild that nobody notices: an API that is read and written all the while, and kills at every point."""
+"""Rebuilds that clients do not notice, with an API that is read and written meanwhile; and rebuilds that are killed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ORDER = {"region_id": "local", "tier_id": "starter"}
 
 
 class Customers:
-    """Order, read, list and delete for as long as they are let, and note whatever is not as it must be."""
+    """Order, read, list and delete until they are stopped, and note each wrong answer."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
@@ -86,7 +86,7 @@ class Customers:
             self.wrong.append(what)
 
 
-async def test_nobody_notices_rebuilds_and_a_rollback_under_load(
+async def test_rebuilds_and_a_rollback_under_load_cause_no_failed_request_and_no_wrong_answer(
     database_url: str, redis_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with running_api(database_url, redis_url) as api:
@@ -97,13 +97,13 @@ async def test_nobody_notices_rebuilds_and_a_rollback_under_load(
                 folding = fold_in_processes(database_url, workers=1)
                 reports.append(await rebuild(database_url, projections()[name], folding=folding, callbacks=QUIET))
             reports.append(await rollback(database_url, InstanceProjection()))
-            # Answers that come from prepared statements of before the swaps.
+            # These requests use statements that were prepared before the swaps.
             enough = customers.requests + 40
             await until(lambda: customers.requests > enough)
 
     assert customers.wrong == []
     assert all(report.stopped_s is not None and report.drifted == 0 for report in reports)
-    # A rebuild appends nothing: what is in the log, the customers' commands have put there.
+    # A rebuild appends nothing: the log has the customers' commands and no others.
     assert await (await owner_conn.execute("SELECT count(*) FROM command")).fetchone() == (customers.commands,)
     assert (await compared(database_url, InstanceProjection())).drifted == 0
     told = [f"{report.name} {1000 * (report.stopped_s or 0):.0f} ms in try {report.tries}" for report in reports]
@@ -113,7 +113,7 @@ async def test_nobody_notices_rebuilds_and_a_rollback_under_load(
     )
 
 
-async def test_nobody_notices_a_rebuild_and_a_rollback_of_a_table_that_is_followed(
+async def test_a_rebuild_and_a_rollback_of_a_followed_table_show_no_old_or_wrong_totals(
     database_url: str, redis_url: str
 ) -> None:
     usage = projections()["usage_daily"]
@@ -131,7 +131,7 @@ async def test_nobody_notices_a_rebuild_and_a_rollback_of_a_table_that_is_follow
         enough = totals[-1] + 3
         await until(lambda: totals[-1] >= enough)
 
-    # No look, whatever was live then, has less than the one before it, or more than there is.
+    # Whatever was live, no answer has less than the one before it.
     assert totals == sorted(totals)
     assert all(report.stopped_s is not None and report.drifted == 0 for report in reports)
     assert (await compared(database_url, usage)).drifted == 0
@@ -139,7 +139,7 @@ async def test_nobody_notices_a_rebuild_and_a_rollback_of_a_table_that_is_follow
 
 @asynccontextmanager
 async def followed(pool: AsyncConnectionPool) -> AsyncGenerator[None]:
-    """Meanwhile a follower keeps the followed tables, as in a relay."""
+    """While a follower keeps the followed tables up to date, as in a relay."""
     follower = Follower(pool, *followed_projections())
     await follower.create_checkpoints()
 
@@ -154,8 +154,8 @@ async def followed(pool: AsyncConnectionPool) -> AsyncGenerator[None]:
 
 @asynccontextmanager
 async def metered(used: Used) -> AsyncGenerator[list[int]]:
-    """Meanwhile the agent reports one call of a model after the other, each once the last is seen; every answer that its owner gets
-    about how many there were.
+    """While the agent reports one model call after the other, each once the last is visible. The list has every
+    total that its owner is shown.
     """
     totals = [0]
 
@@ -186,7 +186,7 @@ async def metered(used: Used) -> AsyncGenerator[list[int]]:
 
 @asynccontextmanager
 async def at_work(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
-    """Meanwhile this goes on, for ever. What goes wrong with it fails the test."""
+    """While this endless work runs. If it fails, the test fails."""
     async with asyncio.TaskGroup() as group:
         task = group.create_task(work)
         yield
@@ -196,7 +196,7 @@ async def at_work(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
 WAITS = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query ~ %s"
 IS_INDEXED = "SELECT FROM projection_generation WHERE name = 'instance' AND state = 'indexed' AND %s <> ''"
 
-#: Where a rebuild is held so that it can be killed there: the lock that it runs into, and what shows that it has.
+#: Where a rebuild is held to be killed there: the lock that it waits for, and a query that shows that it does.
 HOLDS: dict[str, tuple[LiteralString, LiteralString, str]] = {
     "folding": ("LOCK TABLE event IN ACCESS EXCLUSIVE MODE", WAITS, "uuid_send"),
     "indexing": ("LOCK TABLE instance_g2.instance IN ROW EXCLUSIVE MODE", WAITS, "ADD PRIMARY KEY"),
@@ -205,7 +205,7 @@ HOLDS: dict[str, tuple[LiteralString, LiteralString, str]] = {
 
 
 @pytest.mark.parametrize("point", HOLDS)
-async def test_a_rebuild_killed_at_any_point_goes_on_where_it_was(
+async def test_a_rebuild_killed_in_any_phase_can_be_resumed(
     point: str, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     hold, wanted, of = HOLDS[point]
@@ -227,7 +227,7 @@ async def test_a_rebuild_killed_at_any_point_goes_on_where_it_was(
             os.kill(killed.pid, signal.SIGKILL)
             await killed.wait()
 
-        # What the killed one held is free as soon as its session is found dead.
+        # Its locks are released once PostgreSQL notices that the killed process is gone.
         await until(lambda: session_gone(owner_conn))
         await write_lives(store, count=4, start=8)
         report = await rebuilt(database_url, InstanceProjection())
