@@ -1,4 +1,4 @@
-"""Whose the duties are that belong to no instance, once the relay that does them is gone."""
+"""Periodic duties that belong to no instance, once the relay that does them is gone."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from workers.reconciler import Reconciler
 INTERVAL_S = 3_600
 
 
-async def test_a_duty_that_another_relay_does_no_more_is_taken_over_long_before_its_interval_is_over_again(
+async def test_a_duty_that_another_relay_no_longer_does_is_taken_over_once_it_is_due(
     database_url: str, redis_url: str, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reconciler, "TRIES_PER_INTERVAL", 100_000)
-    # The other one has just done it.
+    # Another relay has just done it.
     await owner_conn.execute("INSERT INTO duty (name, ran_at) VALUES ('sweep', now())")
 
-    async def is_done_anew() -> bool:
+    async def is_done_again() -> bool:
         looked = await owner_conn.execute("SELECT FROM duty WHERE name = 'sweep' AND ran_at > now() - interval '1 min'")
         return looked.rowcount > 0
 
@@ -34,10 +34,10 @@ async def test_a_duty_that_another_relay_does_no_more_is_taken_over_long_before_
         running = asyncio.create_task(waiting.run())
         await until(lambda: "sweep" in waiting._next_try_s)
 
-        # Its interval passes, and it does nothing.
+        # The interval passes, and the other relay does nothing.
         await owner_conn.execute("UPDATE duty SET ran_at = ran_at - %s * interval '1 s'", (INTERVAL_S,))
 
-        await until(is_done_anew)
+        await until(is_done_again)
         running.cancel()
         await asyncio.wait([running])
         hints.close()

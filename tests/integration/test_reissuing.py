@@ -1,4 +1,4 @@
-"""`master-key reissue`: agents whose tokens another master key has made are brought to fetch new ones, and nobody else is."""
+"""`master-key reissue`: agents' keys that were made with another master key are revoked, and fetched anew."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def key_hash(master_key: bytes, instance_id: UUID, key_id: UUID) -> str:
 
 
 @pytest.mark.parametrize("former", [MASTER_KEY, None], ids=["former", "dropped"])
-async def test_what_another_master_key_has_made_is_revoked_once_and_the_rest_is_left_alone(
+async def test_agent_keys_made_with_another_master_key_are_revoked_once_and_no_others(
     database_url: str,
     redis_url: str,
     owner_conn: psycopg.AsyncConnection,
@@ -56,7 +56,7 @@ async def test_what_another_master_key_has_made_is_revoked_once_and_the_rest_is_
         in_use(api, reachable=False) as broken,
         in_use(api, reachable=False) as forged,
     ):
-        # Between the events that matter, and behind them, is what happens in use.
+        # Between and after the events that matter are ordinary ones.
         for used in (old, new, broken):
             await give(api, used.instance_id, lives.health("late"), lives.configure(agent_name="Eva"))
         by_new = lives.issue(lives.SECOND_KEY, key_hash=key_hash(NEW, new.instance_id, lives.SECOND_KEY))
@@ -77,7 +77,7 @@ async def test_what_another_master_key_has_made_is_revoked_once_and_the_rest_is_
             assert len(await events_of(owner_conn, instance_id, "agent_key_revoked")) == 1
 
 
-async def test_all_agents_are_brought_to_fetch_new_ones_and_none_twice_that_has_not_yet(
+async def test_reissue_all_revokes_the_key_of_each_agent_in_use_once(
     database_url: str, redis_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with (
@@ -101,7 +101,7 @@ async def test_all_agents_are_brought_to_fetch_new_ones_and_none_twice_that_has_
 
 
 @pytest.mark.parametrize("command", ["rewrap", "reissue"])
-async def test_with_the_key_of_another_installation_nothing_is_done(
+async def test_rewrap_and_reissue_refuse_the_master_key_of_another_installation(
     database_url: str, redis_url: str, owner_conn: psycopg.AsyncConnection, command: str
 ) -> None:
     async with running_api(database_url, redis_url) as api, in_use(api, reachable=False) as used:
@@ -114,7 +114,7 @@ async def test_with_the_key_of_another_installation_nothing_is_done(
         assert not await events_of(owner_conn, used.instance_id, "agent_key_revoked")
 
 
-async def test_a_key_that_nobody_can_read_does_not_make_a_former_one_needed(
+async def test_an_unreadable_customer_key_does_not_make_a_former_master_key_needed(
     database_url: str, redis_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with running_api(database_url, redis_url, master_key=NEW) as api:
@@ -127,7 +127,7 @@ async def test_a_key_that_nobody_can_read_does_not_make_a_former_one_needed(
     assert (result.exit_code, told["is_former_needed"], told["customer_keys"]["unreadable"]) == (1, False, 1)
 
 
-async def test_a_history_that_cannot_be_read_is_a_finding_of_every_command_that_reads_it(
+async def test_an_unreadable_history_is_reported_by_status_and_reissue(
     database_url: str, redis_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with (

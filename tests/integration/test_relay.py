@@ -1,4 +1,4 @@
-"""The relay as a process: what it hints at, what its death costs, and that it never passes over a gap."""
+"""The relay as a process: its hints, what its death costs, and its alarms. It never skips a gap."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ BEHIND = "SELECT c.lane FROM checkpoint c JOIN lane_head h USING (lane) WHERE c.
 
 @pytest.fixture
 async def quiet(tmp_path: Path, database_url: str, redis_url: str) -> AsyncGenerator[Stack]:
-    """A stack of an API alone, on a database of the test's own. Nobody takes hints."""
+    """A stack of an API alone, on a database of its own. No worker takes hints."""
     stack = Stack(tmp_path, database_url=database_url, redis_url=redis_url)
     stack.api.start()
     yield stack
@@ -44,7 +44,7 @@ def hints(stack: Stack) -> int:
         return int(client.llen(IDS))
 
 
-async def test_nothing_that_happened_without_a_relay_is_missed(quiet: Stack) -> None:
+async def test_events_appended_while_no_relay_runs_are_not_missed(quiet: Stack) -> None:
     for _ in range(3):
         await quiet.create()
 
@@ -59,7 +59,7 @@ async def test_nothing_that_happened_without_a_relay_is_missed(quiet: Stack) -> 
     await until(lambda: not quiet.rows(BEHIND, FOLLOWER))
 
 
-async def test_hints_that_were_lost_are_given_again_as_long_as_work_is_due(quiet: Stack) -> None:
+async def test_lost_hints_are_sent_again_while_work_is_due(quiet: Stack) -> None:
     await quiet.create()
     quiet.relay.start()
     await until(lambda: hints(quiet))
@@ -70,12 +70,12 @@ async def test_hints_that_were_lost_are_given_again_as_long_as_work_is_due(quiet
         await until(lambda: hints(quiet))
 
 
-async def test_what_killed_workers_have_left_of_instances_that_need_nothing_is_removed(quiet: Stack) -> None:
+async def test_failures_recorded_for_instances_that_need_no_more_work_are_removed(quiet: Stack) -> None:
     settled, due = await quiet.create(), await quiet.create()
     async with quiet.deps() as deps:
         for instance_id in (settled, due):
             await deps.schedule.record_failure(instance_id, version=1, code="no_placement", delay_s=60)
-        # Whoever took it there was killed before it had removed what it left on the way.
+        # The worker that took this step was killed before it removed its record of the failure.
         await deps.store.execute(settled, lives.gave_up(), deps.origin(settled))
 
     quiet.relay.start()
@@ -83,10 +83,10 @@ async def test_what_killed_workers_have_left_of_instances_that_need_nothing_is_r
     await until(lambda: quiet.rows("SELECT instance_id FROM attention") == [(due,)])
 
 
-async def test_a_lane_with_a_hole_is_parked_with_an_alarm_and_the_others_go_on(quiet: Stack) -> None:
-    holed, cut, whole = await create_apart(quiet, 3)
-    quiet.rows("UPDATE event SET seq = seq + 1 WHERE lane = %s RETURNING 1", holed)
-    quiet.rows("UPDATE command SET first_seq = first_seq + 1 WHERE lane = %s RETURNING 1", holed)
+async def test_a_lane_with_a_gap_is_parked_with_an_alarm_and_other_lanes_continue(quiet: Stack) -> None:
+    gapped, cut, whole = await create_apart(quiet, 3)
+    quiet.rows("UPDATE event SET seq = seq + 1 WHERE lane = %s RETURNING 1", gapped)
+    quiet.rows("UPDATE command SET first_seq = first_seq + 1 WHERE lane = %s RETURNING 1", gapped)
     quiet.rows("DELETE FROM event WHERE lane = %s RETURNING 1", cut)
 
     quiet.relay.start()
@@ -96,26 +96,26 @@ async def test_a_lane_with_a_hole_is_parked_with_an_alarm_and_the_others_go_on(q
     parked = quiet.rows(
         "SELECT lane, seq, error FROM checkpoint WHERE parked_until > now() AND follower = %s", FOLLOWER
     )
-    assert {(lane, seq) for lane, seq, _ in parked} == {(holed, 0), (cut, 0)}
+    assert {(lane, seq) for lane, seq, _ in parked} == {(gapped, 0), (cut, 0)}
     assert all(error for _, _, error in parked)
     assert quiet.relay.is_alive
 
 
-async def test_a_lane_with_a_hole_is_parked_while_redis_is_away(quiet: Stack) -> None:
-    holed, whole = await create_apart(quiet, 2)
-    quiet.rows("DELETE FROM event WHERE lane = %s RETURNING 1", holed)
+async def test_a_lane_with_a_gap_is_parked_while_redis_is_away(quiet: Stack) -> None:
+    gapped, whole = await create_apart(quiet, 2)
+    quiet.rows("DELETE FROM event WHERE lane = %s RETURNING 1", gapped)
 
     quiet.relay.start(redis_url=f"redis://127.0.0.1:{free_port()}/0")
     await until(lambda: quiet.relay.output().count("relay_waits") > 1)
 
     parked = "SELECT lane FROM checkpoint WHERE parked_until > now() AND follower = %s"
-    assert quiet.rows(parked, FOLLOWER) == [(holed,)]
+    assert quiet.rows(parked, FOLLOWER) == [(gapped,)]
     alarms = [line for line in quiet.relay.output().splitlines() if "log_corrupted" in line and '"after":0' in line]
-    assert len(alarms) == 1, "the followers of projections sound their own"
-    assert set(quiet.rows(BEHIND, FOLLOWER)) == {(holed,), (whole,)}
+    assert len(alarms) == 1, "the followers of projections raise their own"
+    assert set(quiet.rows(BEHIND, FOLLOWER)) == {(gapped,), (whole,)}
 
 
-async def test_a_lane_that_is_far_behind_is_followed_page_after_page(
+async def test_a_lane_that_is_far_behind_is_followed_page_by_page(
     database_url: str, redis_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay, "LANE_BATCH_MAX", 2)
@@ -144,10 +144,10 @@ async def test_a_lane_that_is_far_behind_is_followed_page_after_page(
         sender.close()
         messages: list[bytes] = await listening.hvals(f"{IDS}.msgs")  # type: ignore[misc]
     hinted = [instance_id for message in messages for instance_id in json.loads(message)["args"]]
-    assert sorted(hinted) == sorted(str(outcome.state.id) for outcome in asked), "nobody is passed over"
+    assert sorted(hinted) == sorted(str(outcome.state.id) for outcome in asked), "no instance is skipped"
 
 
-async def test_a_look_that_the_database_refuses_ends_no_part_of_a_relay(
+async def test_a_query_that_the_database_refuses_ends_no_part_of_a_relay(
     quiet: Stack, owner_conn: psycopg.AsyncConnection
 ) -> None:
     await owner_conn.execute("ALTER TABLE lane_head RENAME TO heads_away; ALTER TABLE duty RENAME TO duty_away")
@@ -180,7 +180,7 @@ async def test_a_lane_whose_time_is_ahead_of_the_clock_is_an_alarm(quiet: Stack)
     assert 86_000 < alarm["ahead_s"] <= 86_400
 
 
-async def test_a_lane_whose_time_never_comes_is_an_alarm_too(
+async def test_a_lane_whose_time_is_infinity_is_an_alarm(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
@@ -196,7 +196,7 @@ async def test_a_lane_whose_time_never_comes_is_an_alarm_too(
     assert [(line["event"], line["lane"]) for line in said] == [("lane_of_the_future", 6)]
 
 
-async def test_lanes_that_are_right_are_looked_at_once_in_a_while(
+async def test_lanes_with_a_correct_time_are_checked_only_at_intervals(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     looked = (
@@ -211,7 +211,7 @@ async def test_lanes_that_are_right_are_looked_at_once_in_a_while(
         watching = asyncio.create_task(watch_clock_skew(pool))
         await until(looks)
 
-        # Each of these leaves it the time for another.
+        # Each of these queries leaves time for another check.
         begun = {start for _ in range(20) for start in await looks()}
 
         watching.cancel()

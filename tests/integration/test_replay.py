@@ -1,4 +1,4 @@
-"""Random lives of several instances at once, on a real log: the read tables are what a replay of the log says they are."""
+"""Random lives of several instances at once, on a real log: the read tables equal a replay of the log."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def check_life(states: list[Instance], row: Row) -> None:
     ),
     erased_before=st.integers(1, 30),
 )
-async def test_random_lives_leave_read_tables_that_a_replay_gives_again_whenever_one_is_erased(
+async def test_after_random_lives_and_an_erasure_the_read_tables_equal_a_replay(
     store: EventStore,
     other_store: EventStore,
     owner_conn: AsyncConnection,
@@ -131,7 +131,7 @@ async def test_random_lives_leave_read_tables_that_a_replay_gives_again_whenever
     people = {name: Who(tenant_id, name) for name in CUSTOMERS}
 
     for number, together in enumerate(rounds):
-        # Every other round goes through another process, which remembers something else.
+        # Every other round goes through another store, which has other states in memory.
         through = (store, other_store)[number % 2]
         if number == erased_before:
             await erase(database_url, tmp_path, tenant_id)
@@ -151,7 +151,7 @@ async def erase(database_url: str, folder: Path, tenant_id: str) -> None:
     words = ["audit", "erase-customer", CUSTOMERS[0], "--tenant", tenant_id, "--also-live", "--yes"]
     env = {"HYDRACORE_DATABASE_URL": database_url, "HYDRACORE_ERASURE_FILE": str(folder / "erasures.jsonl")}
     with pytest.MonkeyPatch.context() as patch:
-        # Nothing here keeps a key, or is under way.
+        # No other process here caches a key, or is in the middle of an append.
         patch.setattr(keys, "CACHE_S", 0.0)
         patch.setattr(erasing, "APPEND_S", 0.0)
         result = await asyncio.to_thread(CliRunner().invoke, main, words, env=env)
@@ -168,7 +168,7 @@ async def states_of(connection: AsyncConnection, tenant_id: str, stream_id: UUID
     return states
 
 
-async def test_whatever_lived_can_be_brought_to_its_end_and_leaves_nothing_reserved(
+async def test_every_instance_can_be_deleted_and_keeps_only_its_idempotency_key_reserved(
     store: EventStore, owner_conn: AsyncConnection
 ) -> None:
     people = [Who("acme", f"c{number}") for number in range(20)]

@@ -1,4 +1,4 @@
-"""What a restore brings back is read by whoever may, and by nobody where that customer was erased."""
+"""What a restore brings back can be read, except the texts of customers who were erased."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def back_up(world: World, path: Path, *words: str) -> Path:
     return path
 
 
-async def test_the_backup_of_the_log_has_no_key_so_that_no_restore_of_it_can_be_read(
+async def test_a_restored_backup_of_the_log_alone_cannot_be_decrypted(
     world: World, elsewhere: str, tmp_path: Path
 ) -> None:
     backup = await asyncio.to_thread(back_up, world, tmp_path / "log.dump")
@@ -68,7 +68,7 @@ async def test_the_backup_of_the_log_has_no_key_so_that_no_restore_of_it_can_be_
 
     await asyncio.to_thread(restore, world, backup, elsewhere)
 
-    # Not even before anybody has said that she was erased.
+    # Even before a migration has erased her again.
     assert await readable(elsewhere, world.ada[0], "ada") == []
     migrated = await asyncio.to_thread(world.run, "db", "migrate", HYDRACORE_DATABASE_URL=elsewhere)
     assert "erased again: 1 customer's key destroyed, recorded in 3 instances" in migrated.stdout
@@ -76,10 +76,10 @@ async def test_the_backup_of_the_log_has_no_key_so_that_no_restore_of_it_can_be_
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["everything", "the log and the keys"])
-async def test_a_backup_with_the_key_is_unreadable_again_once_it_is_restored(
+async def test_a_migration_after_a_restore_with_keys_erases_the_erased_customers_again(
     world: World, elsewhere: str, tmp_path: Path, *, whole: bool
 ) -> None:
-    """Somebody has dumped all of it by hand; or the keys' own backup is not old enough to be gone."""
+    """The backup is a dump of everything made by hand, or the keys' own backup that was not deleted yet."""
     backups = [tmp_path / "everything.dump"]
     if whole:
         await asyncio.to_thread(dump_all_of, world.url, backups[0])
@@ -98,7 +98,7 @@ async def test_a_backup_with_the_key_is_unreadable_again_once_it_is_restored(
     assert await readable(elsewhere, world.bob, "bob") == [EMAIL, PROMPT]
 
 
-async def test_the_keys_are_restored_after_a_migration_too_but_none_that_it_has_destroyed(
+async def test_keys_restored_after_a_migration_do_not_include_those_that_it_destroyed(
     world: World, elsewhere: str, tmp_path: Path
 ) -> None:
     """The keys' backup has Ada's. Eve came and was erased after it."""
@@ -129,7 +129,7 @@ async def is_whole_and_erased(world: World, url: str) -> None:
     assert again.stdout == "nothing to apply\n"
 
 
-async def test_an_api_that_starts_on_a_restored_key_destroys_it_before_it_serves(
+async def test_a_starting_api_destroys_the_restored_key_of_an_erased_customer_before_it_serves(
     world: World, owner_conn: psycopg.AsyncConnection, redis_url: str
 ) -> None:
     wrapped = await (await owner_conn.execute(KEY)).fetchone()
@@ -141,12 +141,10 @@ async def test_an_api_that_starts_on_a_restored_key_destroys_it_before_it_serves
     assert await readable(world.url, world.bob, "bob") == [EMAIL, PROMPT]
 
 
-# --- what cannot be restored -----------------------------------------------------------------------------------------
+# --- refused restores ------------------------------------------------------------------------------------------------
 
 
-async def test_what_cannot_be_restored_there_is_refused_with_the_reason(
-    world: World, elsewhere: str, tmp_path: Path
-) -> None:
+async def test_an_impossible_restore_is_refused_with_the_reason(world: World, elsewhere: str, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_text("something else")
     log = await asyncio.to_thread(back_up, world, tmp_path / "log.dump")
@@ -165,12 +163,12 @@ async def test_what_cannot_be_restored_there_is_refused_with_the_reason(
     assert "The database already has customers' keys" in refusal(only_keys, world.url)
 
 
-async def test_a_database_that_cannot_hold_every_text_is_refused_as_such(
+async def test_a_restore_into_a_database_that_cannot_store_every_text_is_refused(
     world: World, services: Services, tmp_path: Path
 ) -> None:
     backup = await asyncio.to_thread(back_up, world, tmp_path / "log.dump")
 
-    # What `createdb` makes in a cluster that was made without a locale: names of roles are no texts there.
+    # What `createdb` makes in a cluster that was initialized without a locale.
     with empty_database(services, " TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc LOCALE 'C'") as url:
         result = await asyncio.to_thread(world.run, "db", "restore", str(backup), HYDRACORE_DATABASE_URL=url)
 
@@ -178,14 +176,14 @@ async def test_a_database_that_cannot_hold_every_text_is_refused_as_such(
     assert "The database has the encoding SQL_ASCII: create one with ENCODING 'UTF8'." in result.stderr
 
 
-@pytest.mark.parametrize("of", ["an empty database", "somebody else's database", "the shape of ours alone"])
-async def test_a_dump_without_a_log_is_not_said_to_be_restored(
+@pytest.mark.parametrize("of", ["an empty database", "another program's database", "our schema without rows"])
+async def test_a_restore_of_a_dump_without_a_log_is_refused(
     world: World, elsewhere: str, empty_url: str, tmp_path: Path, of: str
 ) -> None:
     with psycopg.connect(empty_url, autocommit=True) as connection:
-        if of == "somebody else's database":
+        if of == "another program's database":
             connection.execute("CREATE TABLE event (id int); CREATE TABLE invoice (id int)")
-    source, words = (world.url, ["--schema-only"]) if of == "the shape of ours alone" else (empty_url, [])
+    source, words = (world.url, ["--schema-only"]) if of == "our schema without rows" else (empty_url, [])
     path = dump_all_of(source, tmp_path / "other.dump", *words)
 
     refused = world.run("db", "restore", str(path), HYDRACORE_DATABASE_URL=elsewhere)
@@ -196,11 +194,11 @@ async def test_a_dump_without_a_log_is_not_said_to_be_restored(
         assert connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone() == (0,)
 
 
-@pytest.mark.parametrize("reason", ["the file is cut off", "something is in the way"])
-async def test_a_restore_that_fails_leaves_nothing(world: World, elsewhere: str, tmp_path: Path, reason: str) -> None:
+@pytest.mark.parametrize("reason", ["the file is truncated", "a relation is in the way"])
+async def test_a_failed_restore_leaves_no_tables(world: World, elsewhere: str, tmp_path: Path, reason: str) -> None:
     path = await asyncio.to_thread(back_up, world, tmp_path / "log.dump")
     with psycopg.connect(elsewhere, autocommit=True) as connection:
-        if reason == "the file is cut off":
+        if reason == "the file is truncated":
             path.write_bytes(path.read_bytes()[:-10])
             said = "pg_restore: error: could not read from input file"
         else:
@@ -214,7 +212,7 @@ async def test_a_restore_that_fails_leaves_nothing(world: World, elsewhere: str,
     assert left == (0,)
 
 
-async def test_nothing_is_set_that_older_servers_do_not_know(world: World, tmp_path: Path) -> None:
+async def test_a_restore_omits_a_setting_that_older_servers_do_not_know(world: World, tmp_path: Path) -> None:
     path = await asyncio.to_thread(back_up, world, tmp_path / "log.dump")
     script = await asyncio.to_thread(script_of, path)
     passed_on = io.BytesIO()
@@ -225,7 +223,7 @@ async def test_nothing_is_set_that_older_servers_do_not_know(world: World, tmp_p
     assert set(script.splitlines()) - set(passed_on.getvalue().splitlines()) == {b"SET transaction_timeout = 0;"}
 
 
-# --- the list of the erased ------------------------------------------------------------------------------------------
+# --- the erasure file ------------------------------------------------------------------------------------------------
 
 
 async def is_not_served(world: World, redis_url: str, file: Path, reason: str) -> None:
@@ -236,7 +234,7 @@ async def is_not_served(world: World, redis_url: str, file: Path, reason: str) -
     assert (migrated.exit_code, f"cannot be read: {reason}" in migrated.stderr) == (3, True)
 
 
-async def test_a_list_of_the_erased_that_cannot_be_read_stops_whoever_would_serve_them(
+async def test_an_unreadable_erasure_file_stops_the_api_and_migrations(
     world: World, tmp_path: Path, redis_url: str
 ) -> None:
     await is_not_served(world, redis_url, tmp_path, "Is a directory")
@@ -244,7 +242,7 @@ async def test_a_list_of_the_erased_that_cannot_be_read_stops_whoever_would_serv
 
 
 @pytest.mark.parametrize("known_from", ["the keys", "the log"])
-async def test_a_list_of_the_erased_that_is_missing_stops_whoever_would_serve_them(
+async def test_after_an_erasure_a_missing_erasure_file_stops_the_api_migrations_and_erasures(
     world: World, owner_conn: psycopg.AsyncConnection, tmp_path: Path, redis_url: str, known_from: str
 ) -> None:
     wrapped = await (await owner_conn.execute(KEY)).fetchone()
@@ -264,7 +262,7 @@ async def test_a_list_of_the_erased_that_is_missing_stops_whoever_would_serve_th
     assert (ordered.exit_code, "the database has erased customers" in ordered.stderr) == (3, True)
 
 
-async def test_a_database_that_knows_of_erasures_is_not_served_without_being_told_where_they_are_listed(
+async def test_after_an_erasure_an_unset_erasure_file_stops_the_api_and_migrations(
     world: World, redis_url: str
 ) -> None:
     await keys.destroy(world.pool, [("acme", "ada")])
@@ -278,7 +276,7 @@ async def test_a_database_that_knows_of_erasures_is_not_served_without_being_tol
     assert (migrated.exit_code, migrated.stderr) == (3, f"hydracore: {said}\n")
 
 
-async def test_no_list_is_needed_as_long_as_nobody_was_erased(world: World, redis_url: str) -> None:
+async def test_no_erasure_file_is_needed_before_the_first_erasure(world: World, redis_url: str) -> None:
     async with running_api(world.url, redis_url, erasure_file=world.file.path):
         assert await readable(world.url, world.ada[0], "ada") == [EMAIL, PROMPT]
     for told_where in (str(world.file.path), ""):
@@ -291,10 +289,10 @@ async def test_no_list_is_needed_as_long_as_nobody_was_erased(world: World, redi
 # --- lost keys -------------------------------------------------------------------------------------------------------
 
 
-async def test_texts_whose_key_is_in_no_backup_are_null_and_their_owner_goes_on(
+async def test_texts_whose_key_is_in_no_backup_are_null_and_their_customer_can_write_new_ones(
     world: World, owner_conn: psycopg.AsyncConnection, redis_url: str
 ) -> None:
-    # As a restore leaves it whose keys' backup is from before she came.
+    # The state after a restore of keys from before she was a customer.
     await owner_conn.execute("DELETE FROM customer_key WHERE customer_id = 'ada'")
     order = {"region_id": "local", "tier_id": "starter", "preset_id": "personal_assistant"}
     path = f"/v1/instances/{world.ada[2]}"

@@ -23,7 +23,7 @@ async def look(connection: AsyncConnection) -> None:
     await connection.execute("SELECT 1")
 
 
-async def test_a_restart_costs_one_try_and_not_one_for_each_connection(
+async def test_a_restart_costs_one_failed_attempt_and_not_one_for_each_connection(
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
     tries = 0
@@ -47,7 +47,7 @@ async def test_a_restart_costs_one_try_and_not_one_for_each_connection(
 async def test_a_database_that_was_away_for_long_is_used_again_as_soon_as_it_is_back(
     database_url: str, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pool leaves ever more time between its tries, and would be away for as long again. Here all times are a tenth."""
+    """A pool waits ever longer between its attempts, and would wait as long again. Here all times are a tenth."""
     monkeypatch.setattr(pool_module, "BORROW_TIMEOUT_S", RETRY_S_MAX / 10)
     monkeypatch.setattr(AttemptWithBackoff, "INITIAL_DELAY", AttemptWithBackoff.INITIAL_DELAY / 10)
     admit = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
@@ -59,7 +59,7 @@ async def test_a_database_that_was_away_for_long_is_used_again_as_soon_as_it_is_
     ):
         await operator.execute(admit.format(name, sql.SQL("false")))
         await operator.execute(ENDED)
-        # As often as a pool tries in half a minute that is left alone.
+        # As many attempts as an idle pool makes in half a minute.
         while pool.get_stats().get("connections_errors", 0) < 6:
             with suppress(StoreUnavailable):
                 await with_retries(pool, look, retry_s_max=RETRY_S_MAX / 10)
@@ -69,7 +69,7 @@ async def test_a_database_that_was_away_for_long_is_used_again_as_soon_as_it_is_
         await with_retries(pool, look, retry_s_max=RETRY_S_MAX / 10)
 
 
-async def test_nobody_waits_for_a_pool_that_was_closed(database_url: str) -> None:
+async def test_work_on_a_closed_pool_is_refused(database_url: str) -> None:
     async with open_pool(database_url, role="", application="patience", size=1) as pool:
         pass
 

@@ -28,7 +28,7 @@ ADA = {"tenant_id": "acme", "customer_id": "ada", "field": "customer_email"}
 EMAIL = "ada@example.com"
 
 _INSERT = "INSERT INTO customer_key (tenant_id, customer_id, wrapped_key) VALUES ('acme', %s, %s)"
-#: Whoever changes this customer's key waits for the lock 1.
+#: An update of this customer's key waits for the lock 1.
 _STOP_AT = """
     CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql
         AS $$ BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NEW; END $$;
@@ -60,7 +60,7 @@ async def run(*words: str, env: dict[str, str]) -> Result:
 
 
 async def wrapped_by_old(owner_conn: psycopg.AsyncConnection, count: int) -> list[str]:
-    """So many customers, in the order in which their keys are taken."""
+    """This many customers, in the order in which their keys are rewrapped."""
     names = [f"c-{number:05}" for number in range(count)]
     wrapper = KeyWrapper(MasterKeys(OLD))
     async with owner_conn.transaction(), owner_conn.cursor() as cursor:
@@ -68,7 +68,7 @@ async def wrapped_by_old(owner_conn: psycopg.AsyncConnection, count: int) -> lis
     return names
 
 
-async def test_all_keys_are_wrapped_anew_and_what_they_have_sealed_is_read_with_the_new_one_alone(
+async def test_after_a_rewrap_sealed_texts_can_be_read_with_the_new_master_key_alone(
     pool: AsyncConnectionPool, database_url: str
 ) -> None:
     sealed = await Keyring(pool, master_keys=MasterKeys(OLD)).seal(EMAIL, **ADA)
@@ -89,7 +89,7 @@ async def test_all_keys_are_wrapped_anew_and_what_they_have_sealed_is_read_with_
     assert await alone.open(sealed, **ADA) == EMAIL
 
 
-async def test_keys_that_no_master_key_opens_are_told_and_left_as_they_are(
+async def test_keys_that_no_master_key_opens_are_reported_and_left_unchanged(
     pool: AsyncConnectionPool, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     await Keyring(pool, master_keys=MasterKeys(b"x" * 32)).seal(EMAIL, **ADA)
@@ -107,7 +107,7 @@ async def test_keys_that_no_master_key_opens_are_told_and_left_as_they_are(
     assert await (await owner_conn.execute(look)).fetchone() == before
 
 
-async def test_a_rewrap_that_is_killed_has_done_whole_batches_shows_at_a_start_and_is_completed_by_the_next(
+async def test_a_killed_rewrap_keeps_whole_batches_and_needs_the_former_key_until_it_is_completed(
     pool: AsyncConnectionPool, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     names = await wrapped_by_old(owner_conn, 2 * BATCH + 100)
@@ -143,7 +143,7 @@ async def test_a_rewrap_that_is_killed_has_done_whole_batches_shows_at_a_start_a
     await Keyring(pool, master_keys=MasterKeys(NEW)).check()
 
 
-async def test_a_key_that_is_being_destroyed_is_not_waited_for_and_stays_destroyed(
+async def test_a_rewrap_skips_a_key_that_is_being_destroyed_and_it_stays_destroyed(
     pool: AsyncConnectionPool, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     ring = Keyring(pool, master_keys=MasterKeys(OLD))
@@ -163,7 +163,7 @@ async def test_a_key_that_is_being_destroyed_is_not_waited_for_and_stays_destroy
         await Keyring(pool, master_keys=MasterKeys(NEW)).seal(EMAIL, **ADA)
 
 
-async def test_an_erasure_in_the_middle_of_a_batch_waits_for_it_and_destroys_what_it_has_wrapped(
+async def test_an_erasure_during_a_rewrap_waits_for_the_batch_and_destroys_the_rewrapped_key(
     pool: AsyncConnectionPool, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     await Keyring(pool, master_keys=MasterKeys(OLD)).seal(EMAIL, **ADA)

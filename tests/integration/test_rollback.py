@@ -1,4 +1,4 @@
-"""A rollback: what was live before is live again, with everything that has been appended since."""
+"""A rollback: the earlier generation is live again, with everything that was appended since."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SELECT count(*)
 SCHEMAS = "SELECT nspname FROM pg_namespace WHERE nspname ~ '_g[0-9]+$' ORDER BY 1"
 
 
-async def test_a_rollback_goes_back_to_the_earlier_generation_with_all_that_came_since(
+async def test_a_rollback_returns_to_the_earlier_generation_with_all_events_since(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
@@ -45,13 +45,13 @@ async def test_a_rollback_goes_back_to_the_earlier_generation_with_all_that_came
             assert (await compared(database_url, projection)).drifted == 0
             assert [one.number for one in await prune(database_url, projection.name)] == [2]
             assert await (await owner_conn.execute(SCHEMAS)).fetchall() == []
-            # What comes at once is not turned away by a session that is not quite gone.
+            # The next command is not refused because a session has not ended yet.
             assert await (await owner_conn.execute(TURNS)).fetchone() == (0,)
             with pytest.raises(NothingToRollBackTo):
                 await rollback(database_url, projection)
 
 
-async def test_a_rollback_takes_all_that_came_since_however_many_pages_that_is(
+async def test_a_rollback_catches_up_over_any_number_of_pages(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(catching_up, "FACTS_MAX", 2)
@@ -70,7 +70,7 @@ async def test_a_rollback_takes_all_that_came_since_however_many_pages_that_is(
         assert (report.drifted, report.rows_compared > 0) == (0, True)
 
 
-async def test_a_rollback_goes_back_to_what_nobody_had_followed_yet_when_it_was_replaced(
+async def test_a_rollback_can_return_to_a_generation_that_was_replaced_before_it_had_a_follower(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
@@ -84,7 +84,7 @@ async def test_a_rollback_goes_back_to_what_nobody_had_followed_yet_when_it_was_
         assert (await rollback(database_url, UsageDaily())).generation == 1
 
         assert (await compared(database_url, UsageDaily())).drifted == 0
-        # Whoever follows all the while goes on, in lanes too in which there was nothing.
+        # A follower that runs all the while continues, also in lanes that were empty.
         await write_lives(store, count=32, start=4)
         assert await follower.catch_up() > 0
         assert (await compared(database_url, UsageDaily())).drifted == 0
@@ -92,7 +92,7 @@ async def test_a_rollback_goes_back_to_what_nobody_had_followed_yet_when_it_was_
         assert usage.behind == 0
 
 
-async def test_what_somebody_has_put_into_a_generation_s_schema_is_not_dropped_once_that_is_live(
+async def test_another_table_in_the_schema_of_the_live_generation_is_not_dropped(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     assert (await rebuilt(database_url, ProvisionLogProjection())).generation == 2
@@ -103,19 +103,21 @@ async def test_what_somebody_has_put_into_a_generation_s_schema_is_not_dropped_o
     assert await (await owner_conn.execute(SCHEMAS)).fetchall() == [("provision_log_g2",)]
 
 
-async def test_a_rollback_goes_back_to_what_was_live_before_and_not_to_what_was_built_last(database_url: str) -> None:
+async def test_a_rollback_returns_to_the_generation_that_was_live_before_and_not_to_the_newest(
+    database_url: str,
+) -> None:
     async with open_store(database_url) as (store, _):
         await write_lives(store, count=1)
     projection = ProvisionLogProjection()
     assert [(await rebuilt(database_url, projection)).generation for _ in range(2)] == [2, 3]
-    # 3 is no good, and what is built after it is neither.
+    # Generation 3 is bad, and so is the one that is built after it.
     assert (await rollback(database_url, projection)).generation == 2
     assert (await rebuilt(database_url, projection)).generation == 4
 
     assert [(await rollback(database_url, projection)).generation for _ in range(3)] == [2, 4, 2]
 
 
-async def test_whoever_goes_back_is_told_what_a_second_rollback_would_do(database_url: str) -> None:
+async def test_a_rollback_says_what_a_second_rollback_would_do(database_url: str) -> None:
     for _ in range(2):
         await rebuilt(database_url, ProvisionLogProjection())
 
@@ -126,7 +128,7 @@ async def test_whoever_goes_back_is_told_what_a_second_rollback_would_do(databas
     assert forth.stdout.startswith("provision_log: generation 3 is live again in place of 2; ")
 
 
-async def test_what_lacks_something_is_not_offered_for_a_second_rollback(
+async def test_a_generation_with_a_missing_table_is_not_offered_for_a_second_rollback(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     await rebuilt(database_url, ProvisionLogProjection())

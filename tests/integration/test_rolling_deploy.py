@@ -31,7 +31,7 @@ from tests.requests_to_log import open_store, origin, requested
 from tests.waiting import until
 
 
-async def test_a_followed_projection_is_followed_by_the_release_that_fits_its_table(database_url: str) -> None:
+async def test_only_the_release_whose_version_is_live_follows_a_projection(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
         await write_lives(store, count=6)
         await follow_all(pool)
@@ -48,7 +48,7 @@ async def test_a_followed_projection_is_followed_by_the_release_that_fits_its_ta
         assert await new.catch_up() > 0
         assert (await compared(database_url, ActivityV2())).drifted == 0
 
-        # Back to the old release: its table is taken to the end of the log by its code.
+        # Back to the old release: its code brings its table up to the end of the log.
         for attempt in (rebuilt, compared):
             with pytest.raises(
                 Outdated, match="activity is live in version 2, which is newer than this release's version 1"
@@ -75,7 +75,7 @@ async def test_a_changed_column_is_compared_again_once_its_version_is_live(
     assert (await compared(database_url, ActivityV2())).drifted == edited.rowcount
 
 
-async def test_a_build_that_another_release_has_left_is_begun_anew(
+async def test_an_unfinished_build_of_another_release_is_replaced(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     def break_off(phase: str) -> None:
@@ -97,7 +97,7 @@ async def test_a_build_that_another_release_has_left_is_begun_anew(
     assert (live.version, live.number, report.resumed, report.drifted) == (2, report.generation, False, 0)
 
 
-async def test_a_release_folds_a_build_of_its_version_and_nothing_of_any_other(
+async def test_a_release_folds_only_lanes_of_a_build_of_its_own_version(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
@@ -107,7 +107,7 @@ async def test_a_release_folds_a_build_of_its_version_and_nothing_of_any_other(
     before = [await generations.progress(owner_conn, one) for one in others]
     build = await generations.begin(owner_conn, InstanceV2())
 
-    # Each ends at once, or else here.
+    # Each fold ends at once. If not, it is stopped here.
     until_s = time.monotonic() + 40
     async with asyncio.timeout(30):
         old, new = [
@@ -122,7 +122,7 @@ async def test_a_release_folds_a_build_of_its_version_and_nothing_of_any_other(
     assert [await generations.progress(owner_conn, one) for one in others] == before
 
 
-async def test_a_dry_run_of_one_release_leaves_the_build_of_another_to_be_gone_on_with(
+async def test_a_dry_run_of_one_release_keeps_the_unfinished_build_of_another(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async def break_off(_projection: Projection, build: Generation, _progress: object) -> None:
@@ -147,16 +147,16 @@ async def test_a_dry_run_of_one_release_leaves_the_build_of_another_to_be_gone_o
 
     assert (dry.resumed, dry.drifted) == (False, 0)
     assert (report.resumed, report.generation, report.swapped) == (True, 2, True)
-    # The older release's dry run that was broken off, too.
+    # The tables of the older release's interrupted dry run are gone, too.
     assert [one.state for one in await prune(database_url, "activity")] == ["previous"]
 
 
-async def test_writers_of_both_releases_go_on_through_the_swap_to_a_new_inline_version(
+async def test_writers_of_both_releases_continue_through_the_swap_to_a_new_inline_version(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     rest = tuple(one for one in inline_projections() if one.name != "instance")
     async with open_pool(database_url, role="hydracore_app", application="test", size=4) as pool:
-        # The release that brings version 2 knows version 1 too, and writes what is live.
+        # The release that brings version 2 knows version 1 too, and writes the live one.
         versions = Versions(InstanceV2(), InstanceProjection())
         newer = EventStore(pool, inline=(*rest, versions))
         older = EventStore(pool, inline=(*rest, InstanceProjection()))
@@ -192,7 +192,7 @@ async def test_writers_of_both_releases_go_on_through_the_swap_to_a_new_inline_v
         await older.close()
 
 
-async def test_what_is_followed_goes_on_behind_a_type_of_event_that_only_the_next_release_knows(
+async def test_an_event_type_that_only_a_newer_release_knows_parks_no_followed_projection(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
@@ -219,7 +219,7 @@ class RegionFold(ActivityFold):
 
 
 class ActivityByRegion(Activity):
-    """Has a column more in its key."""
+    """Has another column in its key."""
 
     version = 2
     tables = (
@@ -238,14 +238,14 @@ class ActivityByRegion(Activity):
 
 
 class ActivityByOtherDay(Activity):
-    """Means something else by a column of its key."""
+    """Gives a column of its key another meaning."""
 
     version = 2
     tables = (Activity.tables[0]._replace(changed=("day",)),)
 
 
 @pytest.mark.parametrize("projection", [ActivityByRegion(), ActivityByOtherDay()])
-async def test_a_version_whose_key_is_another_is_swapped_and_said_not_to_be_compared(
+async def test_a_version_with_another_key_is_swapped_and_reported_as_not_compared(
     database_url: str, capsys: pytest.CaptureFixture[str], projection: Followed
 ) -> None:
     async with open_store(database_url) as (store, pool):
