@@ -1,4 +1,4 @@
-"""Steps of a saga one by one, in a database of which the workers do not know: what each waits for, how long, and for whom not."""
+"""Steps of a saga one by one, in a database that no worker uses: what each waits for, how long, and what not."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def deps_fixture(stack: Stack, database_url: str) -> AsyncGenerator[Deps]:
 
 
 async def give(deps: Deps, *commands: c.AnyCommand, ago_s: float = 0) -> Instance:
-    """Ada's instance after `commands`, which were given so long ago."""
+    """Ada's instance after `commands`, which were given this long ago."""
     at_ms = deps.now_ms() - int(ago_s * 1000)
     for command in commands:
         changed: dict[str, Any] = {"at_ms": at_ms}
@@ -74,19 +74,19 @@ async def current(deps: Deps) -> Instance:
 
 
 async def pause(connection: psycopg.AsyncConnection) -> tuple[str | None, float]:
-    """Why, and for how many seconds, nobody is to look at the instance."""
+    """Why, and for how many seconds, the instance's next step is delayed."""
     return await (await connection.execute(PAUSE, (ADA,))).fetchone() or (None, 0.0)
 
 
-def at_home(host: str, *commands: c.AnyCommand) -> list[c.AnyCommand]:
-    """`commands` for an instance whose agent is there."""
+def with_agent_at(host: str, *commands: c.AnyCommand) -> list[c.AnyCommand]:
+    """`commands` for an instance whose agent is at `host`."""
     return [replace(each, vpn_ip=host) if isinstance(each, c.PlanServer) else each for each in commands]
 
 
-# --- what goes wrong -------------------------------------------------------------------------------------------------
+# --- failures --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_step_that_breaks_is_tried_ever_later_and_said_to_be_ours(
+async def test_a_step_that_raises_is_delayed_and_reported_as_an_internal_error(
     deps: Deps, owner_conn: psycopg.AsyncConnection
 ) -> None:
     await give(deps, lives.request(), lives.plan(), lives.created(server_id="no number"), lives.delete())
@@ -100,7 +100,7 @@ async def test_a_step_that_breaks_is_tried_ever_later_and_said_to_be_ours(
     assert ("step_broke", "TearDown") in {(line["event"], line.get("step")) for line in said}
 
 
-async def test_an_alarm_has_nothing_tried_at_once_and_no_failure_counted_anew(
+async def test_a_teardown_alarm_neither_retries_at_once_nor_restarts_the_count_of_failures(
     deps: Deps, owner_conn: psycopg.AsyncConnection
 ) -> None:
     going = (lives.delete(), *map(lives.teardown, ("key_revoked", "drained")))
@@ -113,7 +113,7 @@ async def test_an_alarm_has_nothing_tried_at_once_and_no_failure_counted_anew(
         assert await counted.fetchall() == [(failures, state.version)]
 
 
-async def test_a_log_that_takes_nothing_is_no_fault_of_the_step(
+async def test_an_unavailable_store_is_not_recorded_as_a_failure_of_the_step(
     deps: Deps, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await give(deps, lives.request())
@@ -130,7 +130,7 @@ async def test_a_log_that_takes_nothing_is_no_fault_of_the_step(
 
 
 @pytest.mark.parametrize("end", [lives.failed(), lives.delete()], ids=["a failed attempt", "a deletion"])
-async def test_a_create_that_may_still_be_on_its_way_is_waited_for(
+async def test_a_create_that_may_still_be_in_transit_is_waited_for(
     deps: Deps, owner_conn: psycopg.AsyncConnection, end: c.AnyCommand
 ) -> None:
     await give(deps, lives.request(), lives.plan(), end)
@@ -143,7 +143,9 @@ async def test_a_create_that_may_still_be_on_its_way_is_waited_for(
     assert PROVIDER_TIMEOUT_S / 2 < pause_s <= PROVIDER_TIMEOUT_S
 
 
-async def test_a_server_is_intended_for_as_long_as_the_settings_say(stack: Stack, deps: Deps) -> None:
+async def test_the_enrol_token_and_the_boot_deadline_of_a_server_last_as_long_as_configured(
+    stack: Stack, deps: Deps
+) -> None:
     stack.cloudsim.fault("create_server", "rate_limit", name=f"hc-{ADA}", retry_after_s=3600)
     await give(deps, lives.request())
 
@@ -156,7 +158,7 @@ async def test_a_server_is_intended_for_as_long_as_the_settings_say(stack: Stack
     assert attempt.deadline_ms == attempt.intended_ms + deps.settings.boot_timeout_s * 1000
 
 
-async def test_a_server_that_cannot_be_had_in_the_time_of_a_boot_is_given_up(
+async def test_a_server_that_cannot_be_created_within_the_boot_timeout_is_given_up(
     stack: Stack, deps: Deps, owner_conn: psycopg.AsyncConnection
 ) -> None:
     stack.cloudsim.fault("create_server", "no_capacity", name=f"hc-{ADA}")
@@ -170,7 +172,7 @@ async def test_a_server_that_cannot_be_had_in_the_time_of_a_boot_is_given_up(
     stack.cloudsim.call("DELETE", "/_sim/faults")
 
 
-async def test_a_refused_create_is_looked_after_where_the_provider_can_be_asked(
+async def test_a_refused_create_is_settled_once_the_provider_can_list_servers(
     stack: Stack, deps: Deps, owner_conn: psycopg.AsyncConnection
 ) -> None:
     stack.cloudsim.fault("list_servers", "server_error")
@@ -189,8 +191,10 @@ async def test_a_refused_create_is_looked_after_where_the_provider_can_be_asked(
     assert (leaving.status, leaving.teardown_step) == ("deleting", "server_deleted")
 
 
-@pytest.mark.parametrize("at", ["cloudsim", "elsewhere"], ids=["still refuses", "is not set up any more"])
-async def test_a_provider_that_has_made_nothing_holds_up_no_deletion_where_it(
+@pytest.mark.parametrize(
+    "at", ["cloudsim", "elsewhere"], ids=["a provider that refuses", "a provider that is no longer set up"]
+)
+async def test_a_deletion_with_nothing_created_does_not_wait_for_an_unusable_provider(
     stack: Stack, deps: Deps, at: str
 ) -> None:
     stack.cloudsim.fault("list_servers", "error", status=401, code="unauthorized", times=None)
@@ -202,7 +206,7 @@ async def test_a_provider_that_has_made_nothing_holds_up_no_deletion_where_it(
     assert state.status == "deleted"
 
 
-async def test_a_server_that_has_the_id_of_ours_and_another_name_is_somebody_else_s(
+async def test_a_server_with_the_recorded_id_but_another_name_is_not_deleted(
     deps: Deps, provider: HetznerProvider
 ) -> None:
     theirs = await stray(provider)
@@ -217,7 +221,7 @@ async def test_a_server_that_has_the_id_of_ours_and_another_name_is_somebody_els
     await provider.delete_server(theirs)
 
 
-async def test_however_long_a_provider_wants_to_be_left_alone_its_instances_are_looked_at(
+async def test_a_long_retry_after_of_a_provider_delays_an_instance_by_about_a_minute_at_most(
     stack: Stack, deps: Deps, owner_conn: psycopg.AsyncConnection
 ) -> None:
     stack.cloudsim.fault("create_server", "rate_limit", name=f"hc-{ADA}", retry_after_s=3600)
@@ -231,7 +235,7 @@ async def test_however_long_a_provider_wants_to_be_left_alone_its_instances_are_
     assert pause_s <= 75
 
 
-async def test_an_address_that_was_freed_is_nobody_s_for_a_while(
+async def test_a_released_address_is_not_assigned_again_during_its_quarantine(
     deps: Deps, owner_conn: psycopg.AsyncConnection
 ) -> None:
     state = await give(deps, lives.request())
@@ -250,14 +254,14 @@ async def test_an_address_that_was_freed_is_nobody_s_for_a_while(
 @pytest.mark.parametrize(
     "changed",
     [{"instance_id": str(UUID(int=7))}, {"attempt": 2}, {"healthy": False}],
-    ids=["of another instance", "of another attempt", "unwell"],
+    ids=["of another instance", "of another attempt", "not healthy"],
 )
-async def test_what_answers_in_an_agent_s_place_makes_nothing_ready(
+async def test_only_a_healthy_agent_of_the_same_instance_and_attempt_makes_it_ready(
     deps: Deps, owner_conn: psycopg.AsyncConnection, changed: dict[str, Any]
 ) -> None:
     host, agent = free_host(), TinyAgent(ADA)
     agent.script("/api/status", 200, agent._status() | changed)
-    await give(deps, *at_home(host, *lives.HEALTHY))
+    await give(deps, *with_agent_at(host, *lives.HEALTHY))
 
     async with serving(agent, host):
         unready = await advanced(deps)
@@ -268,10 +272,10 @@ async def test_what_answers_in_an_agent_s_place_makes_nothing_ready(
     assert ready.status == "running"
 
 
-async def test_an_agent_that_answers_once_its_instance_is_being_deleted_is_not_logged_as_ready(deps: Deps) -> None:
+async def test_an_agent_that_answers_after_a_deletion_was_requested_is_not_logged_as_ready(deps: Deps) -> None:
     host, agent = free_host(), TinyAgent(ADA)
     agent.may_answer.clear()
-    await give(deps, *at_home(host, *lives.HEALTHY))
+    await give(deps, *with_agent_at(host, *lives.HEALTHY))
 
     async with serving(agent, host):
         with capture_logs() as said:
@@ -293,15 +297,15 @@ async def test_an_agent_that_answers_once_its_instance_is_being_deleted_is_not_l
         ({"active_connections": 0}, DRAIN_S_MAX + 1, False, False),
         ({"active_connections": 1, "usage_unsent": True}, DRAIN_S_MAX + 1, False, True),
     ],
-    ids=["an open chat", "what it cost", "nothing", "nothing any more", "no end"],
+    ids=["an open chat", "unsent usage", "nothing", "nothing after the limit", "both after the limit"],
 )
-async def test_a_deletion_waits_for_chats_and_for_what_they_cost_but_not_for_ever(
+async def test_a_deletion_waits_for_chats_and_unsent_usage_up_to_a_limit(
     deps: Deps, told: dict[str, Any], ago_s: float, *, waits: bool, is_cut: bool
 ) -> None:
     host, agent = free_host(), TinyAgent(ADA)
     for _ in range(1 + is_cut):
         agent.script("/api/drain", 200, told)
-    await give(deps, *at_home(host, *lives.RUNNING))
+    await give(deps, *with_agent_at(host, *lives.RUNNING))
     await give(deps, lives.delete(), lives.teardown("key_revoked"), ago_s=ago_s)
 
     async with serving(agent, host):
@@ -311,8 +315,8 @@ async def test_a_deletion_waits_for_chats_and_for_what_they_cost_but_not_for_eve
     assert [call.body for call in agent.calls_of("/api/drain")] == [None, {"cut": True}][: 1 + is_cut]
 
 
-async def test_an_agent_that_has_been_silent_holds_up_no_deletion(deps: Deps) -> None:
-    await give(deps, *at_home(free_host(), *lives.RUNNING), lives.health("unreachable"))
+async def test_a_deletion_does_not_wait_for_an_unreachable_agent(deps: Deps) -> None:
+    await give(deps, *with_agent_at(free_host(), *lives.RUNNING), lives.health("unreachable"))
     await give(deps, lives.delete(), lives.teardown("key_revoked"))
 
     state = await advanced(deps)
@@ -320,7 +324,7 @@ async def test_an_agent_that_has_been_silent_holds_up_no_deletion(deps: Deps) ->
     assert "drained" in state.teardown_done
 
 
-async def test_a_worker_that_comes_late_notes_no_sign_of_life_of_what_is_gone(
+async def test_a_late_worker_records_no_heartbeat_of_a_deleted_instance(
     deps: Deps, owner_conn: psycopg.AsyncConnection
 ) -> None:
     status = msgspec.convert(TinyAgent(ADA)._status(), AgentStatus)
@@ -331,19 +335,19 @@ async def test_a_worker_that_comes_late_notes_no_sign_of_life_of_what_is_gone(
     assert await (await owner_conn.execute("SELECT report FROM heartbeat")).fetchall() == []
 
 
-async def test_chats_have_their_time_though_nobody_can_tell_when_it_began(
+async def test_chats_get_their_time_to_end_even_if_the_deletion_began_on_a_clock_that_is_ahead(
     deps: Deps, owner_conn: psycopg.AsyncConnection
 ) -> None:
     host, agent = free_host(), TinyAgent(ADA)
     for _ in range(2):
         agent.script("/api/drain", 200, {"active_connections": 1})
-    await give(deps, *at_home(host, *lives.RUNNING))
-    # By a worker whose clock is an hour ahead of ours.
+    await give(deps, *with_agent_at(host, *lives.RUNNING))
+    # Given by a worker whose clock is an hour ahead.
     await give(deps, lives.delete(), lives.teardown("key_revoked"), ago_s=-3600)
 
     async with serving(agent, host):
         await advance(deps, ADA, limit_s=DRAIN_S_MAX / 10)
     why, _ = await pause(owner_conn)
 
-    # It waits, and was cut off at that.
+    # It waited, and reached the step's time limit.
     assert (why, [call.body for call in agent.calls_of("/api/drain")]) == ("took_too_long", [None])

