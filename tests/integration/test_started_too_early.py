@@ -1,4 +1,4 @@
-"""Whoever is started on a database that is not there yet, or not as it must be, says so in one line, and stops when told to."""
+"""Parts and commands that find no usable database say so in one line, and stop at a signal."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def environ(database_url: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("part", ["api", "relay", "worker"])
-def test_a_part_that_is_started_before_the_migration_ends(part: str, empty_url: str, tmp_path: Path) -> None:
+def test_a_part_started_before_the_migration_exits_with_one_line(part: str, empty_url: str, tmp_path: Path) -> None:
     program = Program(part, environ=environ(empty_url), log=tmp_path / "log")
 
     program.start()
@@ -69,22 +69,24 @@ def test_a_part_that_is_started_before_the_migration_ends(part: str, empty_url: 
         "sweep",
         "projections list",
         "api-key list --tenant acme",
-        # Where it would be no use to migrate first: there is nothing to copy.
+        # A migration would not help here: there is nothing to copy.
         "db backup x",
         "db backup --keys x",
     ],
 )
-def test_a_command_says_so_too(words: str, empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_on_a_database_that_is_not_migrated_fails_with_one_line(
+    words: str, empty_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
 
     done = CliRunner().invoke(main, words.split(), env=environ(empty_url))
 
     assert (done.exit_code, done.stdout) == (3, "")
     assert done.stderr.partition(": ")[2] == f"{NO_LOG if words.startswith('db') else NOT_MIGRATED}\n"
-    assert list(tmp_path.iterdir()) == [], "what was to be written is not begun"
+    assert list(tmp_path.iterdir()) == [], "no output was begun"
 
 
-def test_an_older_database_is_refused_and_a_newer_one_is_not(database_url: str) -> None:
+def test_a_start_refuses_a_database_that_lacks_a_migration_but_accepts_a_newer_one(database_url: str) -> None:
     def look() -> None:
         pool.check_database(database_url, role="hydracore_app", application="test")
 
@@ -102,7 +104,7 @@ def test_an_older_database_is_refused_and_a_newer_one_is_not(database_url: str) 
             look()
 
 
-def test_a_role_whose_rights_were_granted_one_by_one_is_told_what_it_lacks(database_url: str) -> None:
+def test_a_role_without_access_to_the_migration_table_is_refused_with_the_reason(database_url: str) -> None:
     role = f"auditor_{uuid4().hex}"
     with psycopg.connect(database_url, autocommit=True) as owner:
 
@@ -122,8 +124,8 @@ def test_a_role_whose_rights_were_granted_one_by_one_is_told_what_it_lacks(datab
             do("DROP ROLE {0}")
 
 
-def test_a_login_that_may_not_act_as_the_app_is_told_what_makes_it_so(database_url: str) -> None:
-    """Roles belong to the cluster: behind a restore into another one, the owner of the database may be no member of the app's."""
+def test_a_login_that_may_not_act_as_the_app_s_role_is_refused_with_the_grant_it_needs(database_url: str) -> None:
+    """Roles belong to the cluster: after a restore into another one, the owner of the database may not be in the app's role."""
     login = f"owner_{uuid4().hex}"
     with psycopg.connect(database_url, autocommit=True) as owner:
 
@@ -144,7 +146,7 @@ def test_a_login_that_may_not_act_as_the_app_is_told_what_makes_it_so(database_u
             do("DROP ROLE {0}")
 
 
-def test_before_the_first_migration_of_a_cluster_it_is_not_the_role_that_is_missed(empty_url: str) -> None:
+def test_on_an_empty_database_a_missing_role_is_reported_as_not_migrated(empty_url: str) -> None:
     with pytest.raises(NotMigrated):
         pool.check_database(empty_url, role="not_there_yet", application="test")
 
@@ -156,7 +158,7 @@ def test_before_the_first_migration_of_a_cluster_it_is_not_the_role_that_is_miss
         pytest.param(lambda url: make_conninfo(url, dbname="wrong"), id="database"),
     ],
 )
-async def test_what_does_not_come_right_by_waiting_is_not_waited_for(
+async def test_permanent_connection_errors_are_not_retried(
     wrong: Callable[[str], str], database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readiness, "START_S_MAX", 1e9)
@@ -166,13 +168,13 @@ async def test_what_does_not_come_right_by_waiting_is_not_waited_for(
             pass
 
 
-async def test_a_role_that_is_none_of_the_login_s_is_told(database_url: str) -> None:
+async def test_a_role_that_does_not_exist_is_reported(database_url: str) -> None:
     with pytest.raises(DatabaseUnreachable, match='role "nobody" does not exist'):
         async with open_pool(database_url, role="nobody", application="test", size=1):
             pass
 
 
-async def test_a_database_that_is_just_being_started_is_waited_for(own_services: OwnServices) -> None:
+async def test_a_database_that_is_starting_is_waited_for(own_services: OwnServices) -> None:
     async def opened() -> None:
         async with open_pool(own_services.database_url, role="hydracore_app", application="test", size=1):
             pass
@@ -187,7 +189,7 @@ async def test_a_database_that_is_just_being_started_is_waited_for(own_services:
     assert [line["event"] for line in told] == ["database_not_reached"]
 
 
-async def test_a_database_that_lets_in_and_says_nothing_is_waited_for(
+async def test_a_database_that_accepts_connections_but_does_not_answer_is_waited_for(
     database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readiness._CheckConnection, "answer_s_max", 0.2)
@@ -207,7 +209,7 @@ async def test_a_database_that_lets_in_and_says_nothing_is_waited_for(
 
 
 @pytest.mark.parametrize("words", ["sorry, too many clients already", "server login has been failing, try again later"])
-def test_what_may_come_right_is_waited_for(words: str) -> None:
+def test_connection_errors_that_may_pass_are_not_permanent(words: str) -> None:
     assert not readiness._is_permanent(psycopg.OperationalError(f"connection failed: FATAL:  {words}"))
 
 
@@ -228,7 +230,7 @@ async def test_a_part_that_waits_for_its_database_is_stopped_by_a_signal(
 
 
 @needs_pooler
-async def test_a_worker_behind_a_pooler_that_keeps_no_session_does_not_start(
+async def test_a_worker_behind_a_transaction_pooler_does_not_start(
     database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
     worker = Program("worker", environ=environ(database_url), log=tmp_path / "log")
@@ -241,7 +243,7 @@ async def test_a_worker_behind_a_pooler_that_keeps_no_session_does_not_start(
     assert re.fullmatch(r"hydracore: .* leads to a pooler in transaction mode.*\n", worker.output())
 
 
-async def test_a_worker_that_prepares_nothing_starts_on_a_session_of_its_own(
+async def test_a_worker_without_prepared_statements_starts_on_a_direct_connection(
     database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
     worker = Program("worker", environ=environ(database_url), log=tmp_path / "log")
@@ -253,7 +255,7 @@ async def test_a_worker_that_prepares_nothing_starts_on_a_session_of_its_own(
     assert await asyncio.to_thread(worker.wait, PATIENCE_S) == 0
 
 
-async def test_a_worker_whose_agents_would_get_their_secrets_unencrypted_says_so(
+async def test_a_worker_warns_if_agents_would_get_their_secrets_unencrypted(
     database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
     worker = Program("worker", environ=environ(database_url), log=tmp_path / "log")
@@ -267,12 +269,12 @@ async def test_a_worker_whose_agents_would_get_their_secrets_unencrypted_says_so
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("part", ["relay", "worker"])
-async def test_a_part_that_has_just_begun_its_work_stops_at_a_signal(
+async def test_a_part_that_has_just_started_stops_at_a_signal(
     part: str, number: signal.Signals, database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
     program = Program(part, environ=environ(database_url), log=tmp_path / "log")
     program.start(log_level="info", redis_url=redis_url)
-    # The relay is making its connection to Redis in this moment.
+    # At this moment the relay is connecting to Redis.
     await until(lambda: program.has_said(f"{part}_started"), poll_s=0.002)
 
     try:
@@ -285,7 +287,7 @@ async def test_a_part_that_has_just_begun_its_work_stops_at_a_signal(
 
 
 @pytest.mark.parametrize("words", ["audit verify", "sweep --dry-run", "fleet", "db migrate", "db backup x"])
-def test_ctrl_c_ends_the_first_look_at_a_server_that_says_nothing(words: str, tmp_path: Path) -> None:
+def test_ctrl_c_interrupts_a_command_while_the_database_server_does_not_answer(words: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         nowhere = f"postgresql://nobody@127.0.0.1:{server.getsockname()[1]}/nothing?connect_timeout=3600"
         with Command.started(*words.split(), env=environ(nowhere), cwd=tmp_path) as command:

@@ -1,4 +1,4 @@
-"""The store on a real PostgreSQL: what lands, what does not, and what each caller is told."""
+"""The store on a real PostgreSQL: what is appended, what is refused, and what each caller gets as an answer."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ from tests.store_fixtures import ADA, first, live, other_store_fixture, store_fi
 __all__ = ["other_store_fixture", "store_fixture"]
 
 
-# --- what lands ------------------------------------------------------------------------------------------------------
+# --- appends ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_created_instance_is_what_every_process_loads(store: EventStore, other_store: EventStore) -> None:
+async def test_every_store_loads_a_created_instance_in_the_same_state(
+    store: EventStore, other_store: EventStore
+) -> None:
     outcome = await store.create(ADA, request(agent_name="Ada's"), first())
 
     assert isinstance(outcome.events[0], e.InstanceRequested)
@@ -35,13 +37,13 @@ async def test_a_created_instance_is_what_every_process_loads(store: EventStore,
     assert await other_store.load(ADA) == await store.load(ADA) == outcome.state
 
 
-async def test_an_instance_that_nobody_asked_for_is_not_there(store: EventStore) -> None:
+async def test_an_instance_that_was_never_requested_is_not_found(store: EventStore) -> None:
     assert await store.load(ADA) is None
     with pytest.raises(NotFound):
         await store.execute(ADA, lives.delete(), origin())
 
 
-async def test_a_whole_life_is_the_same_in_memory_and_in_the_log(
+async def test_the_state_after_a_whole_life_is_the_same_in_memory_and_from_the_log(
     store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
 ) -> None:
     await live(store, *lives.DELETED)
@@ -51,7 +53,7 @@ async def test_a_whole_life_is_the_same_in_memory_and_in_the_log(
     assert (await check_log(owner_conn)).versions == {ADA: imagined.version}
 
 
-async def test_the_log_keeps_who_why_and_the_exact_bytes(store: EventStore, owner_conn: AsyncConnection) -> None:
+async def test_the_log_keeps_actor_cause_and_the_exact_bytes(store: EventStore, owner_conn: AsyncConnection) -> None:
     result = b'{"instance_id": 1,   "a":\t2}'
     await store.create(ADA, request(agent_name="literally \\u0000 and \N{SNOWMAN}"), first(b"hash", result))
 
@@ -67,7 +69,7 @@ async def test_the_log_keeps_who_why_and_the_exact_bytes(store: EventStore, owne
     assert '"agent_name":"literally \\\\u0000 and \N{SNOWMAN}"' in log.events[0]["payload"]
 
 
-async def test_what_several_events_have_made_is_built_upon_without_a_look(store: EventStore) -> None:
+async def test_a_command_can_follow_the_state_that_several_events_of_one_append_have_made(store: EventStore) -> None:
     await live(store, request())
     planned = await store.execute(ADA, lives.plan(), origin())
     assert len(planned.events) > 1
@@ -77,7 +79,7 @@ async def test_what_several_events_have_made_is_built_upon_without_a_look(store:
     assert (outcome.duplicate, outcome.state.version) == (False, planned.state.version + 1)
 
 
-async def test_what_is_so_already_writes_nothing(store: EventStore, owner_conn: AsyncConnection) -> None:
+async def test_a_command_that_changes_nothing_appends_nothing(store: EventStore, owner_conn: AsyncConnection) -> None:
     await live(store, request(), lives.delete())
     before = await check_log(owner_conn)
 
@@ -87,7 +89,7 @@ async def test_what_is_so_already_writes_nothing(store: EventStore, owner_conn: 
     assert await check_log(owner_conn) == before
 
 
-async def test_what_is_refused_writes_nothing(store: EventStore, owner_conn: AsyncConnection) -> None:
+async def test_a_refused_command_appends_nothing(store: EventStore, owner_conn: AsyncConnection) -> None:
     await live(store, request(), lives.delete())
     before = await check_log(owner_conn)
 
@@ -97,7 +99,7 @@ async def test_what_is_refused_writes_nothing(store: EventStore, owner_conn: Asy
     assert await check_log(owner_conn) == before
 
 
-async def test_whoever_follows_is_told_how_far_each_lane_has_moved(database_url: str) -> None:
+async def test_after_a_commit_the_store_reports_the_new_head_of_each_lane(database_url: str) -> None:
     told: list[dict[int, int]] = []
     async with open_store(database_url) as (_, pool):
         store = EventStore(pool, inline=(), on_commit=told.append)
@@ -126,12 +128,14 @@ async def test_a_repeated_request_gets_the_stored_answer(
     assert (repeat.duplicate, repeat.events, repeat.result) == (True, (), b'{"answer": 1}')
     assert repeat.state.created_ms == NOW_MS
     assert await other_store.earlier_outcome(ADA, first(b"same", b'{"answer": 2}')) == repeat, (
-        "who could not make it any more"
+        "also for a request that could no longer be made"
     )
     assert await check_log(owner_conn) == before
 
 
-async def test_a_repeat_is_answered_from_the_state_of_now(store: EventStore, other_store: EventStore) -> None:
+async def test_the_outcome_of_a_repeated_request_has_the_current_state(
+    store: EventStore, other_store: EventStore
+) -> None:
     await store.create(ADA, request(), first(b"same"))
     await live(store, lives.plan(), lives.delete())
 
@@ -153,7 +157,7 @@ async def test_the_same_command_with_another_request_is_refused(
     assert await check_log(owner_conn) == before
 
 
-async def test_ten_times_the_same_request_at_once_is_one_instance(
+async def test_ten_concurrent_identical_requests_create_one_instance(
     store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
 ) -> None:
     outcomes = await asyncio.gather(
@@ -165,7 +169,7 @@ async def test_ten_times_the_same_request_at_once_is_one_instance(
     assert len((await check_log(owner_conn)).events) == 1
 
 
-async def test_a_command_that_landed_does_not_land_again(
+async def test_a_command_id_that_was_appended_is_not_appended_again(
     store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
 ) -> None:
     await live(store, *lives.RUNNING)
@@ -180,10 +184,10 @@ async def test_a_command_that_landed_does_not_land_again(
     await check_log(owner_conn)
 
 
-# --- what the log cannot hold ----------------------------------------------------------------------------------------
+# --- damaged logs ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_hole_in_the_log_is_an_alarm_and_never_a_skip(
+async def test_a_gap_in_the_log_raises_and_is_not_skipped(
     store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
 ) -> None:
     await live(store, *lives.RUNNING)
@@ -193,7 +197,7 @@ async def test_a_hole_in_the_log_is_an_alarm_and_never_a_skip(
         await other_store.load(ADA)
 
 
-async def test_an_event_that_makes_no_sense_is_an_alarm_with_its_place(
+async def test_an_inconsistent_event_is_reported_with_its_place(
     store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
 ) -> None:
     await live(store, *lives.RUNNING)
@@ -206,7 +210,7 @@ async def test_an_event_that_makes_no_sense_is_an_alarm_with_its_place(
 
 
 @pytest.mark.parametrize("time", ["infinity", "294270-01-01"])
-async def test_nothing_is_recorded_after_a_time_that_never_comes(
+async def test_an_append_after_a_time_out_of_range_is_refused(
     store: EventStore, owner_conn: AsyncConnection, time: str
 ) -> None:
     await store.create(ADA, request(), first())
@@ -216,7 +220,7 @@ async def test_nothing_is_recorded_after_a_time_that_never_comes(
         await store.execute(ADA, c.ChangeConfig(at_ms=NOW_MS, agent_name="second"), origin())
 
 
-async def test_nothing_is_appended_behind_events_that_lost_their_command(
+async def test_an_append_after_events_whose_command_is_missing_is_refused(
     store: EventStore, owner_conn: AsyncConnection
 ) -> None:
     await store.create(ADA, request(), first())
@@ -232,7 +236,7 @@ async def test_nothing_is_appended_behind_events_that_lost_their_command(
     "edit",
     ["DELETE FROM event WHERE version = 2", "UPDATE stream SET version = 1", "UPDATE stream SET version = 7"],
 )
-async def test_a_stream_that_ends_elsewhere_than_the_log_says_is_an_alarm_and_no_lost_race(
+async def test_a_stream_whose_recorded_version_differs_from_its_events_is_reported_as_corrupt(
     store: EventStore, other_store: EventStore, owner_conn: AsyncConnection, edit: str
 ) -> None:
     await store.create(ADA, request(), origin())
@@ -245,7 +249,9 @@ async def test_a_stream_that_ends_elsewhere_than_the_log_says_is_an_alarm_and_no
         assert raised.value.lane == lane_of(ADA)
 
 
-async def test_the_statements_of_the_log_need_no_more_rights_than_the_app_has(database_url: str) -> None:
+async def test_the_rights_of_the_app_s_role_are_enough_for_the_store_but_not_to_delete_events(
+    database_url: str,
+) -> None:
     async with open_store(database_url) as (store, pool):
         await live(store, *lives.DELETED)
 

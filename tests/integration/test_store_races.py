@@ -1,4 +1,4 @@
-"""Who changes an instance at the same time as others, on a real PostgreSQL."""
+"""Concurrent changes of one instance, on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.store_fixtures import ADA, first, live, other_store_fixture, store_fi
 __all__ = ["other_store_fixture", "store_fixture"]
 
 
-async def test_a_decision_on_a_past_state_is_a_conflict(
+async def test_a_command_decided_on_an_outdated_state_is_a_conflict(
     store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
 ) -> None:
     await live(store, request())
@@ -38,7 +38,7 @@ async def test_a_decision_on_a_past_state_is_a_conflict(
     assert await check_log(owner_conn) == before
 
 
-async def test_a_decision_on_a_stream_that_the_log_has_lost_is_a_conflict(
+async def test_a_command_decided_on_a_stream_that_the_log_has_lost_is_a_conflict(
     store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
 ) -> None:
     await live(store, request())
@@ -52,7 +52,7 @@ async def test_a_decision_on_a_stream_that_the_log_has_lost_is_a_conflict(
     assert (conflict.value.expected, conflict.value.actual) == (1, 0)
 
 
-async def test_commands_that_race_are_decided_again_until_all_have_landed(
+async def test_commands_that_conflict_are_decided_again_until_all_are_appended(
     store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
 ) -> None:
     await live(store, *lives.RUNNING)
@@ -73,7 +73,7 @@ async def test_commands_that_race_are_decided_again_until_all_have_landed(
     assert len(recorded) == len(ledgers)
 
 
-async def test_changes_in_one_process_are_each_decided_once_and_in_the_order_of_asking(store: EventStore) -> None:
+async def test_changes_in_one_process_are_each_decided_once_in_the_order_of_the_requests(store: EventStore) -> None:
     await store.create(ADA, request(), first())
     decided = list[int]()
 
@@ -91,7 +91,7 @@ async def test_changes_in_one_process_are_each_decided_once_and_in_the_order_of_
     assert [outcome.state.version for outcome in outcomes] == list(range(2, 62))
 
 
-async def test_many_changes_at_once_in_several_processes_all_land(
+async def test_concurrent_changes_through_two_stores_are_all_appended(
     store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
 ) -> None:
     await store.create(ADA, request(), first())
@@ -108,7 +108,7 @@ async def test_many_changes_at_once_in_several_processes_all_land(
     assert len(changed) == 80
 
 
-async def test_whoever_loses_one_race_after_another_is_told_in_the_end(
+async def test_a_change_that_keeps_losing_races_fails_after_a_limit(
     store: EventStore, other_store: EventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("events.store.RACES_MAX", 3)
@@ -129,16 +129,16 @@ async def test_whoever_loses_one_race_after_another_is_told_in_the_end(
     assert (conflict.value.expected, conflict.value.actual) == (3, 4)
 
 
-async def test_whoever_waits_for_a_stream_that_stays_locked_is_told_and_the_next_ones_go_on(
+async def test_a_change_that_waits_too_long_for_another_fails_and_later_ones_succeed(
     store: EventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await store.create(ADA, request(), first())
     monkeypatch.setattr("events.stream_locks.RETRY_S_MAX", 0.05)
-    begun, go_on = asyncio.Event(), asyncio.Event()
+    begun, proceed = asyncio.Event(), asyncio.Event()
 
     async def held(_: Instance | None) -> c.AnyCommand:
         begun.set()
-        await go_on.wait()
+        await proceed.wait()
         return c.ChangeConfig(at_ms=NOW_MS, agent_name="held")
 
     slow = asyncio.create_task(store.change(ADA, held, origin()))
@@ -147,29 +147,29 @@ async def test_whoever_waits_for_a_stream_that_stays_locked_is_told_and_the_next
     with pytest.raises(StoreUnavailable):
         await store.execute(ADA, c.ChangeConfig(at_ms=NOW_MS, agent_name="late"), origin())
 
-    go_on.set()
+    proceed.set()
     await slow
     outcome = await store.execute(ADA, c.ChangeConfig(at_ms=NOW_MS, agent_name="next"), origin())
     assert outcome.state.version == 3
 
 
-async def test_an_answer_that_writes_nothing_is_given_at_the_state_of_now(
+async def test_an_answer_that_appends_nothing_gives_the_current_state(
     store: EventStore, other_store: EventStore
 ) -> None:
     await live(store, *lives.RUNNING)
     await live(other_store, lives.delete())
 
-    # Where this store last looked the agent was healthy, so there would be nothing to say about "running" either.
+    # In the state that this store last read the agent was healthy, so nothing would be appended for it either.
     outcome = await store.execute(ADA, lives.health("healthy"), origin())
 
     assert (outcome.events, outcome.state.status) == ((), "deleting")
 
 
-async def test_a_refusal_is_given_at_the_state_of_now(store: EventStore, other_store: EventStore) -> None:
+async def test_a_command_is_not_refused_on_an_outdated_state(store: EventStore, other_store: EventStore) -> None:
     await live(store, *lives.RUNNING)
     await live(other_store, lives.rotate_key())
 
-    # Where this store last looked the key was acknowledged, and another one out of the question.
+    # In the state that this store last read the key was acknowledged, and another one would be refused.
     outcome = await store.execute(ADA, lives.issue(SECOND_KEY), origin())
 
     assert isinstance(outcome.events[0], e.AgentKeyIssued)

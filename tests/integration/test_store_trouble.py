@@ -1,4 +1,4 @@
-"""The store while its database is killed, replaced or taken away: nothing is lost, nothing is doubled, nobody hangs."""
+"""The store while its database is killed, replaced or taken away: nothing is lost or doubled, and no caller hangs."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ async def live(store: EventStore, *commands: c.AnyCommand) -> None:
         await store.execute(ADA, command, origin())
 
 
-# --- killed in the middle of a load ----------------------------------------------------------------------------------
+# --- killed under load -----------------------------------------------------------------------------------------------
 
 
 class Writer:
-    """Asks for instances and moves each one on, and notes what the store has promised."""
+    """Creates and deletes instances, and notes which commands the store has acknowledged."""
 
     def __init__(self, store: EventStore, number: int) -> None:
         self.store = store
@@ -59,7 +59,7 @@ class Writer:
             await self._give(stream_id, lives.delete(), origin())
 
     async def _give(self, stream_id: UUID, command: c.AnyCommand, by: Origin) -> None:
-        """Give a command until the store says what became of it: its id makes asking again safe."""
+        """Give a command until the store reports its outcome: its id makes a repeat safe."""
         self.given.append(by.command_id)
         while True:
             with suppress(StoreUnavailable):
@@ -71,7 +71,7 @@ class Writer:
                 return
 
 
-async def test_a_postgresql_that_is_killed_under_load_loses_and_doubles_nothing(own_services: OwnServices) -> None:
+async def test_killing_postgresql_under_load_loses_and_doubles_no_append(own_services: OwnServices) -> None:
     async with open_store(own_services.database_url) as (store, pool):
         stop = asyncio.Event()
         writers = [Writer(store, number) for number in range(16)]
@@ -92,12 +92,10 @@ async def test_a_postgresql_that_is_killed_under_load_loses_and_doubles_nothing(
     assert set(log.versions.values()) == {2}
 
 
-async def test_those_who_write_at_the_same_time_do_it_in_one_session(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_concurrent_writers_share_one_session(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_connection, "LATE_AFTER_S", 60.0)
     async with open_store(database_url) as (store, pool):
-        # Of a new connection it has to be found out first where it leads.
+        # The first command on a new connection checks where the connection leads.
         await live(store, request())
         writers = [Writer(store, number) for number in range(16)]
         stop = asyncio.Event()
@@ -111,19 +109,19 @@ async def test_those_who_write_at_the_same_time_do_it_in_one_session(
 
 # --- committed, and waiting for a standby ----------------------------------------------------------------------------
 
-#: When the transactions began that wait.
+#: When the transactions began that are waiting for a standby.
 WAITING_FOR_STANDBY = "SELECT xact_start FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 CANCEL = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 
 
-async def have_standbys(owner: AsyncConnection, names: str) -> None:
-    """What commits wait for from now on, or a moment later."""
+async def set_standbys(owner: AsyncConnection, names: str) -> None:
+    """Set the standbys that commits wait for, from now or a moment later."""
     await owner.execute(sql.SQL("ALTER SYSTEM SET synchronous_standby_names = {}").format(sql.Literal(names)))
     await owner.execute("SELECT pg_reload_conf()")
 
 
-async def test_nobody_is_told_of_an_append_whose_wait_for_a_standby_somebody_cancels(own_services: OwnServices) -> None:
-    """The server calls that done, as it is committed there."""
+async def test_an_append_whose_wait_for_a_standby_is_cancelled_is_not_acknowledged(own_services: OwnServices) -> None:
+    """The server reports such an append as done, as it is committed locally."""
     url, customers = own_services.database_url, Customers()
     async with open_store(url) as (store, _), await AsyncConnection.connect(url, autocommit=True) as owner:
 
@@ -138,24 +136,24 @@ async def test_nobody_is_told_of_an_append_whose_wait_for_a_standby_somebody_can
                         return creating, began
                     await asyncio.wait([creating], timeout=POLL_S)
 
-        await have_standbys(owner, "away")
+        await set_standbys(owner, "away")
         creating, began = await stuck()
 
         await owner.execute(CANCEL)
         while not creating.done() and await waiting() in ([], began):
             await asyncio.wait([creating], timeout=POLL_S)
 
-        assert not creating.done(), "it is made again, and finds itself"
-        await have_standbys(owner, "")
+        assert not creating.done(), "the append is repeated, finds its own events, and waits again"
+        await set_standbys(owner, "")
         outcome = await creating
         await check_log(owner)
     assert len(outcome.events) == 1
 
 
-# --- taken away ------------------------------------------------------------------------------------------------------
+# --- unavailable -----------------------------------------------------------------------------------------------------
 
 
-async def test_an_outage_refuses_those_who_wait_together_with_those_who_tried(
+async def test_an_outage_refuses_queued_appends_together_with_those_that_were_tried(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(committer, "RETRY_S_MAX", 0.5)
@@ -179,7 +177,9 @@ async def test_an_outage_refuses_those_who_wait_together_with_those_who_tried(
     assert waited_s < 3 * 0.5
 
 
-async def test_too_long_a_queue_is_refused_at_once(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_appends_beyond_the_limit_of_the_queue_are_refused(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(committer, "QUEUE_MAX", 3)
     async with open_store(database_url) as (store, pool):
         customers = [f"c{number}" for number in range(5)]
@@ -199,7 +199,7 @@ async def test_too_long_a_queue_is_refused_at_once(database_url: str, monkeypatc
     assert log.versions.keys() == {instance_id(one) for one in customers[:3]}
 
 
-async def test_a_store_whose_pool_is_closed_says_so_at_once(database_url: str) -> None:
+async def test_a_store_whose_pool_is_closed_says_that_the_process_is_stopping(database_url: str) -> None:
     async with open_store(database_url) as (store, _):
         await live(store, request())
 
@@ -209,7 +209,7 @@ async def test_a_store_whose_pool_is_closed_says_so_at_once(database_url: str) -
         await live(store, lives.delete())
 
 
-async def test_closing_waits_for_the_appends_under_way(database_url: str) -> None:
+async def test_closing_a_store_waits_for_the_appends_in_progress(database_url: str) -> None:
     customers = [f"c{number}" for number in range(200)]
     async with open_store(database_url) as (_, pool):
         store = EventStore(pool, inline=inline_projections())
@@ -217,7 +217,7 @@ async def test_closing_waits_for_the_appends_under_way(database_url: str) -> Non
             asyncio.create_task(store.create(instance_id(one), request(customer_id=one), creation_of(instance_id(one))))
             for one in customers
         ]
-        await asyncio.sleep(0)  # Every one of them has handed in its append.
+        await asyncio.sleep(0)  # Each task has queued its append.
 
         await store.close()
 
@@ -227,7 +227,7 @@ async def test_closing_waits_for_the_appends_under_way(database_url: str) -> Non
         assert not any(outcome.duplicate for outcome in await asyncio.gather(*creating))
 
 
-async def test_callers_who_go_away_take_nobody_with_them(database_url: str) -> None:
+async def test_cancelled_callers_do_not_affect_the_appends_of_others(database_url: str) -> None:
     customers = [f"c{number}" for number in range(60)]
     async with open_store(database_url) as (store, pool):
 
@@ -242,7 +242,7 @@ async def test_callers_who_go_away_take_nobody_with_them(database_url: str) -> N
             creating[one].cancel()
         stayed = await asyncio.gather(*(creating[one] for one in customers if one not in gone))
 
-        # Whoever was cancelled does not know; asking again is safe, whatever became of the first try.
+        # A cancelled caller does not know the outcome; a repeat is safe, whatever it was.
         await asyncio.gather(*(create(one) for one in gone))
         async with pool.connection() as connection:
             log = await check_log(connection)
@@ -254,7 +254,7 @@ async def test_callers_who_go_away_take_nobody_with_them(database_url: str) -> N
 
 
 async def restore(services: Services, database_url: str, backup: str) -> None:
-    """Put the backup in the database's place, under everybody who is connected."""
+    """Put the backup in the database's place while processes are connected."""
     name = str(conninfo_to_dict(database_url)["dbname"])
     services.drop_database(name)
     async with await AsyncConnection.connect(services.postgres_url.format("postgres"), autocommit=True) as connection:
@@ -270,7 +270,7 @@ async def back_up(services: Services, database_url: str) -> str:
     return f"{name}_backup"
 
 
-async def test_a_process_that_lives_through_a_restore_forgets_what_never_happened(
+async def test_a_process_that_outlives_a_restore_forgets_the_lost_history(
     services: Services, database_url: str
 ) -> None:
     async with open_store(database_url) as (store, _):
@@ -285,7 +285,7 @@ async def test_a_process_that_lives_through_a_restore_forgets_what_never_happene
             await live(store, lives.created(server_id="kept"))
             now = await store.load(ADA)
 
-            # Both remember version 5, and version 5 is there: it is another one.
+            # Both remember version 5, and the log has a version 5, but it is another one.
             assert await bystander.load(ADA) == now
             after = await survivor.execute(ADA, lives.observed(), origin())
             await assert_server(pool, "kept")
@@ -300,7 +300,7 @@ async def assert_server(pool: AsyncConnectionPool, server_id: str) -> None:
 
 
 @pytest.mark.parametrize("meanwhile", ["looked", "forgot"])
-async def test_a_change_that_was_decided_on_a_lost_history_is_decided_again_whatever_its_process_did_meanwhile(
+async def test_a_change_decided_on_a_lost_history_is_decided_again_after_other_loads(
     database_url: str, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch, meanwhile: str
 ) -> None:
     monkeypatch.setattr(loading, "STATES_MAX", 1)

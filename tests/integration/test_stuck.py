@@ -47,13 +47,13 @@ async def parts(owner_conn: psycopg.AsyncConnection) -> None:
     await owner_conn.execute(SWEPT)
 
 
-async def test_nothing_is_stuck(database_url: str, parts: None) -> None:
+async def test_stuck_says_so_if_nothing_is_stuck(database_url: str, parts: None) -> None:
     done = await stuck(database_url)
 
     assert (done.exit_code, done.output) == (0, "nothing is stuck\n")
 
 
-async def test_without_a_relay_and_a_worker_nothing_gets_on(
+async def test_stuck_reports_a_missing_relay_and_a_missing_sweep(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     never = await stuck(database_url)
@@ -70,7 +70,7 @@ async def test_without_a_relay_and_a_worker_nothing_gets_on(
     assert (later["relay_absent"], later["sweep_absent"]) == (False, False)
 
 
-async def test_an_instance_that_no_worker_advances(database_url: str, parts: None) -> None:
+async def test_stuck_reports_an_instance_that_no_worker_advances(database_url: str, parts: None) -> None:
     async with open_store(database_url) as (store, _):
         await requested(store)
 
@@ -83,7 +83,7 @@ async def test_an_instance_that_no_worker_advances(database_url: str, parts: Non
     assert count == "1 stuck"
 
 
-async def test_an_instance_whose_step_fails(
+async def test_stuck_reports_an_instance_whose_step_fails(
     database_url: str, owner_conn: psycopg.AsyncConnection, parts: None
 ) -> None:
     async with open_store(database_url) as (store, pool):
@@ -106,13 +106,13 @@ async def test_an_instance_whose_step_fails(
         }
         assert f": 2 failures: no_address ({failing['message']})" in shown.stdout
 
-        # A failure at an earlier version says nothing of the step that is due now.
+        # A failure at an earlier version does not concern the step that is due now.
         await owner_conn.execute("UPDATE attention SET version = 3 WHERE instance_id = %s", (ADA,))
         [waiting] = (await listed(database_url))["instances"]
         assert (waiting["failures"], waiting["code"], waiting["message"]) == (0, None, None)
 
 
-async def test_only_what_is_due_for_long_enough_is_shown(
+async def test_stuck_reports_only_instances_that_have_been_due_or_failing_for_long_enough(
     database_url: str, owner_conn: psycopg.AsyncConnection, parts: None
 ) -> None:
     async with open_store(database_url) as (store, pool):
@@ -132,13 +132,15 @@ async def test_only_what_is_due_for_long_enough_is_shown(
     # Its alarm moved the time at which the step was due, not the time since when it fails.
     await owner_conn.execute("UPDATE attention SET failing_since = now() - interval '400 s'")
     assert await shown(-1) == [str(ADA)]
-    assert await shown(60) == [str(ADA)], "the clock of whoever recorded it is ahead, and its step fails all the while"
+    assert await shown(60) == [str(ADA)], "its step fails all the while, but was recorded by a clock that is ahead"
     await owner_conn.execute("DELETE FROM attention")
     assert await shown(60) == [], "not due yet"
-    assert len((await listed(database_url, "--after", "300"))["instances"]) == 1, "the other one is due all the while"
+    assert len((await listed(database_url, "--after", "300"))["instances"]) == 1, (
+        "the other instance is due all the while"
+    )
 
 
-async def test_more_than_can_be_listed(
+async def test_stuck_says_so_if_more_instances_are_stuck_than_it_lists(
     database_url: str, owner_conn: psycopg.AsyncConnection, parts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.stuck.INSTANCES_MAX", 1)
@@ -153,7 +155,7 @@ async def test_more_than_can_be_listed(
     assert (len(found["instances"]), found["is_complete"]) == (1, False)
 
 
-async def test_more_than_is_kept_of_a_sweep(
+async def test_stuck_says_so_if_a_sweep_left_more_servers_than_are_stored(
     database_url: str, owner_conn: psycopg.AsyncConnection, parts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.sweep_findings.SERVERS_LEFT_MAX", 1)
@@ -168,7 +170,7 @@ async def test_more_than_is_kept_of_a_sweep(
     assert ([each["server_id"] for each in found["servers"]], found["is_complete"]) == (["1"], False)
 
 
-async def test_parked_lanes(database_url: str, owner_conn: psycopg.AsyncConnection, parts: None) -> None:
+async def test_stuck_reports_parked_lanes(database_url: str, owner_conn: psycopg.AsyncConnection, parts: None) -> None:
     async with parked(database_url) as (_, _, instance_id):
         await owner_conn.execute("UPDATE instance SET wake_at = NULL")
 
@@ -180,7 +182,9 @@ async def test_parked_lanes(database_url: str, owner_conn: psycopg.AsyncConnecti
     assert done.output.startswith(f"lane {lane['lane']} of usage_daily: parked at event {lane['event']}: ")
 
 
-async def test_what_the_sweep_leaves_to_an_operator(stack: Stack, provider: HetznerProvider) -> None:
+async def test_stuck_reports_servers_and_providers_that_the_sweep_leaves_to_an_operator(
+    stack: Stack, provider: HetznerProvider
+) -> None:
     watched = await stray(provider)
     database_url = stack.environ()["HYDRACORE_DATABASE_URL"]
     await found_by_sweep(stack, watched)
@@ -205,7 +209,7 @@ async def test_what_the_sweep_leaves_to_an_operator(stack: Stack, provider: Hetz
         stack.cloudsim.call("POST", f"/_sim/servers/{server}/vanish")
 
 
-async def test_a_deletion_that_its_provider_holds_up(stack: Stack) -> None:
+async def test_stuck_reports_a_deletion_that_its_provider_refuses(stack: Stack) -> None:
     instance_id = await stack.running()
     stack.cloudsim.fault("delete_server", "error", status=423, code="locked", times=None)
     database_url = stack.environ()["HYDRACORE_DATABASE_URL"]

@@ -1,4 +1,4 @@
-"""The supervisor, with tiny real processes: restart with backoff, bounded stops, and what breaks a part or a runner."""
+"""The supervisor, with tiny real processes: restarts with backoff, bounded stops, and errors in a part or its runner."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ from tests.supervising import QUIET, SLEEP, STUBBORN, WITH_CHILD, gone, part, ru
 from tests.waiting import until
 
 
-async def test_a_part_that_dies_is_started_again(tmp_path: Path) -> None:
+async def test_a_part_that_dies_is_restarted(tmp_path: Path) -> None:
     changes: list[dict[str, list[int]]] = []
     async with Supervisor.running(
         home=tmp_path, logs=tmp_path, on_change=lambda: changes.append(supervisor.pids())
@@ -37,7 +37,7 @@ async def test_a_part_that_dies_is_started_again(tmp_path: Path) -> None:
     assert f"one (pid {first}) ended: signal SIGKILL" in (tmp_path / "one.log").read_text()
 
 
-async def test_a_log_that_grows_is_set_aside_while_its_part_runs(tmp_path: Path) -> None:
+async def test_a_log_that_exceeds_its_limit_is_rotated_while_its_part_runs(tmp_path: Path) -> None:
     log = tmp_path / "talks.log"
     program = f"print('x' * {LOG_BYTES_MAX}); {SLEEP}"
     async with running(tmp_path) as supervisor:
@@ -51,7 +51,7 @@ async def test_a_log_that_grows_is_set_aside_while_its_part_runs(tmp_path: Path)
     assert log.read_text().startswith(f"talks (pid {pid}) ended")
 
 
-async def test_restarts_come_with_a_growing_pause(tmp_path: Path) -> None:
+async def test_the_pause_before_a_restart_grows(tmp_path: Path) -> None:
     stamps = tmp_path / "stamps"
     program = f"import time; open({str(stamps)!r}, 'a').write(f'{{time.monotonic()}}\\n'); time.sleep(0.2)"
     async with running(tmp_path) as supervisor:
@@ -64,7 +64,7 @@ async def test_restarts_come_with_a_growing_pause(tmp_path: Path) -> None:
     assert fourth - third >= 1.0
 
 
-async def test_a_part_that_cannot_start_is_reported_with_its_last_words(tmp_path: Path) -> None:
+async def test_a_part_that_cannot_start_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
     async with running(tmp_path) as supervisor:
         with pytest.raises(PartFailed) as caught:
             await supervisor.start(part("bad", "raise SystemExit('no settings')", log=tmp_path / "never"))
@@ -83,7 +83,7 @@ async def test_a_part_that_never_gets_ready_is_reported_and_stopped(tmp_path: Pa
     assert gone(pid)
 
 
-async def test_a_stubborn_part_and_its_children_are_killed_in_time(tmp_path: Path) -> None:
+async def test_parts_that_ignore_a_stop_and_children_of_parts_are_killed_after_the_grace(tmp_path: Path) -> None:
     clock = asyncio.get_running_loop().time
     async with running(tmp_path) as supervisor:
         await supervisor.start(part("stubborn", STUBBORN, log=tmp_path / "stubborn.log"))
@@ -98,7 +98,7 @@ async def test_a_stubborn_part_and_its_children_are_killed_in_time(tmp_path: Pat
     assert all(gone(pid) for pid in [*pids, child])
 
 
-async def test_children_of_a_killed_main_process_go_before_the_restart(tmp_path: Path) -> None:
+async def test_children_of_a_killed_part_are_killed_too(tmp_path: Path) -> None:
     log = tmp_path / "parent.log"
     async with running(tmp_path) as supervisor:
         await supervisor.start(part("parent", WITH_CHILD, log=log))
@@ -107,7 +107,7 @@ async def test_children_of_a_killed_main_process_go_before_the_restart(tmp_path:
         await until(lambda: gone(child))
 
 
-async def test_a_stop_during_the_start_leaves_nothing(tmp_path: Path) -> None:
+async def test_a_stop_during_the_start_leaves_no_process(tmp_path: Path) -> None:
     async with running(tmp_path) as supervisor:
         start = asyncio.create_task(supervisor.start(part("slow", SLEEP, log=tmp_path / "never")))
         await until(lambda: supervisor.pids().get("slow"))
@@ -117,7 +117,7 @@ async def test_a_stop_during_the_start_leaves_nothing(tmp_path: Path) -> None:
     assert gone(pid)
 
 
-async def test_a_full_disk_costs_what_is_written_there_and_no_part(tmp_path: Path) -> None:
+async def test_a_full_disk_is_reported_and_stops_no_part(tmp_path: Path) -> None:
     (tmp_path / "one.log").symlink_to("/dev/full")
     (tmp_path / f".dev.json.{os.getpid()}.new").symlink_to("/dev/full")
     told: list[str] = []
@@ -140,21 +140,21 @@ async def test_a_full_disk_costs_what_is_written_there_and_no_part(tmp_path: Pat
 
 @pytest.fixture
 def home() -> Generator[Home]:
-    """One that PostgreSQL's account can reach: else root's data would get a place of its own outside."""
+    """A home that PostgreSQL's account can reach: otherwise root's data would be kept outside it."""
     with open_folder() as folder:
         yield Home(folder / "home")
 
 
-async def test_what_breaks_a_part_runner_leaves_no_process_and_keeps_no_other_from_being_stopped(
+async def test_an_error_in_one_part_s_runner_leaves_no_process_and_all_other_parts_are_stopped(
     home: Home, tmp_path: Path
 ) -> None:
-    """The stop of the control plane tells what is broken; those of simulators and stores come all the same."""
+    """Stopping the control plane raises the error, but simulators and stores are stopped all the same."""
     pids: list[int] = []
 
     def see() -> None:
         pids.extend(pid for pid in supervisor.pids().get("api", []) if pid not in pids)
         if len(pids) > 1:
-            raise RuntimeError("nobody has thought of this")
+            raise RuntimeError("unexpected error")
 
     async with Supervisor.running(home=tmp_path, logs=tmp_path, on_change=see) as supervisor:
         stack = Stack(home, supervisor, port=free_port(), workers=1, environ={})
@@ -165,28 +165,28 @@ async def test_what_breaks_a_part_runner_leaves_no_process_and_keeps_no_other_fr
         await until(lambda: len(pids) > 1 and gone(pids[1]))
         pids.clear()
         async with stack._http:
-            with pytest.raises(RuntimeError, match="nobody has thought of this"):
+            with pytest.raises(RuntimeError, match="unexpected error"):
                 await stack._stop()
 
         assert all(gone(pid) for pid in others)
         assert supervisor.pids() == {}
 
 
-async def test_what_breaks_the_start_of_a_part_is_told_as_it_is(tmp_path: Path) -> None:
+async def test_an_error_in_the_start_of_a_part_is_raised_unchanged(tmp_path: Path) -> None:
     async def prepare() -> None:
-        raise RuntimeError("nobody has thought of this")
+        raise RuntimeError("unexpected error")
 
     supervised = running(tmp_path)
     supervisor = await supervised.__aenter__()
-    with pytest.raises(RuntimeError, match="nobody has thought of this"):
+    with pytest.raises(RuntimeError, match="unexpected error"):
         await supervisor.start(replace(part("api", QUIET), prepare=prepare))
 
-    # Whoever stops them is told, too.
-    with pytest.raises(RuntimeError, match="nobody has thought of this"):
+    # The stop raises it as well.
+    with pytest.raises(RuntimeError, match="unexpected error"):
         await supervised.__aexit__(None, None, None)
 
 
-async def test_former_master_keys_reach_whoever_has_the_master_key_and_an_operator_s_commands(
+async def test_former_master_keys_are_given_to_parts_with_the_master_key_and_to_commands(
     home: Home, tmp_path: Path
 ) -> None:
     given = {"HYDRACORE_MASTER_KEYS_FORMER": "b" * 43}
@@ -201,7 +201,7 @@ async def test_former_master_keys_reach_whoever_has_the_master_key_and_an_operat
     assert not any(given.keys() & each.environ.keys() for each in (stack._cloudsim(), stack._modelsim()))
 
 
-async def test_parts_of_one_kind_are_counted_together(tmp_path: Path) -> None:
+async def test_process_ids_of_parts_of_one_kind_are_listed_together(tmp_path: Path) -> None:
     async with running(tmp_path) as supervisor:
         await supervisor.start(part("worker-1", SLEEP, kind="worker"))
         await supervisor.start(part("worker-2", SLEEP, kind="worker"))
