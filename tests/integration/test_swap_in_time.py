@@ -1,4 +1,4 @@
-"""Writers stand still for no longer than they are promised, whatever becomes of whoever swaps."""
+"""Writers are blocked for no longer than promised, whatever happens to the process that swaps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.rebuilding import compared, rebuilt, write_lives
 from tests.requests_to_log import open_store, origin
 from tests.waiting import until
 
-#: Slows down two of the swap's last statements, none of them by so much that it is broken off, and stops the clock of the whole.
+#: Slows down two of the swap's last statements, neither so much that it times out, and turns off the timeout of the whole.
 SLOW = """
 CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -36,7 +36,7 @@ END $$;
 CREATE TRIGGER slow AFTER UPDATE ON projection_generation FOR EACH STATEMENT EXECUTE FUNCTION slow()
 """
 
-#: Keeps an append from its commit, with its lane locked, for as long as somebody has this lock.
+#: Keeps an append from its commit, with its lane locked, for as long as another session has this lock.
 HOLD = """
 CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -50,7 +50,7 @@ HELD = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT grante
 #: Longer than any test.
 LONG_S = 600.0
 
-#: Of the session that swaps.
+#: The state of the session that swaps.
 STATE = """
 SELECT coalesce(wait_event_type, ''), state
   FROM pg_stat_activity
@@ -66,7 +66,7 @@ SELECT pg_terminate_backend(a.pid, 5000)
 """
 
 
-async def test_a_swap_that_takes_too_long_is_not_committed_though_nothing_has_broken_it_off(
+async def test_a_swap_that_took_too_long_is_not_committed_even_if_no_timeout_ended_it(
     database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("projections.swap.TRIES_MAX", 2)
@@ -87,12 +87,12 @@ async def test_a_swap_that_takes_too_long_is_not_committed_though_nothing_has_br
     assert report.stopped_s <= STOPPED_S_MAX
 
 
-async def test_an_append_that_lands_while_the_swap_waits_for_its_lane_is_taken_over(
+async def test_an_append_that_commits_while_the_swap_waits_for_its_lane_is_included(
     database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for limit in ("projections.swap.WAIT_S_MAX", "projections.swap.STOPPED_S_MAX"):
         monkeypatch.setattr(limit, LONG_S)
-    # The append keeps its lane for all that time: between two tries the swap would not have to wait.
+    # The append keeps its lane: between two attempts of the append, the swap would not have to wait.
     for limit in ("events.committer.LATE_AFTER_S", "events.batch.TRANSACTION_S_MAX"):
         monkeypatch.setattr(limit, LONG_S)
     async with (
@@ -120,10 +120,10 @@ async def one(connection: psycopg.AsyncConnection, query: LiteralString) -> int:
     return count
 
 
-def end_each_behind_its_commit(
+def end_each_session_after_its_commit(
     monkeypatch: pytest.MonkeyPatch, ender: psycopg.AsyncConnection, first: Callable[[], Awaitable[None]] | None = None
 ) -> None:
-    """Have the server end each session that swaps right behind its commit, after `first`."""
+    """Have the server end each session that swaps right after its commit, and after `first`."""
     move = swap._exchange_tables
 
     async def move_and_end(connection: psycopg.AsyncConnection, candidate: Candidate) -> timedelta:
@@ -136,12 +136,12 @@ def end_each_behind_its_commit(
     monkeypatch.setattr(swap, "_exchange_tables", move_and_end)
 
 
-@pytest.mark.parametrize("tries_max", [50, 1], ids=["of several tries", "of the last try"])
-async def test_a_swap_whose_session_ends_right_behind_its_commit_was_made(
+@pytest.mark.parametrize("tries_max", [50, 1], ids=["in one of several attempts", "in the last attempt"])
+async def test_a_swap_whose_session_ends_right_after_its_commit_is_reported_as_made(
     database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch, tries_max: int
 ) -> None:
     monkeypatch.setattr("projections.swap.TRIES_MAX", tries_max)
-    end_each_behind_its_commit(monkeypatch, owner_conn)
+    end_each_session_after_its_commit(monkeypatch, owner_conn)
     async with open_store(database_url) as (store, _):
         await write_lives(store, count=4)
 
@@ -153,27 +153,27 @@ async def test_a_swap_whose_session_ends_right_behind_its_commit_was_made(
     assert live.number == 2
 
 
-async def test_where_nobody_can_be_asked_whether_the_last_try_was_made_that_is_said(
+async def test_a_swap_whose_outcome_cannot_be_looked_up_is_reported_as_unknown(
     database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_store(database_url) as (store, _):
         await write_lives(store, count=4)
 
-    async def admit(everybody: LiteralString) -> None:
-        """Say whether anybody else gets a connection, as nobody does where the server is down."""
+    async def allow_connections(allowed: LiteralString) -> None:
+        """Allow or refuse new connections, which a server that is down refuses as well."""
         statement = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
         elsewhere = make_conninfo(database_url, dbname="postgres")
         async with await psycopg.AsyncConnection.connect(elsewhere, autocommit=True) as connection:
-            await connection.execute(statement.format(sql.Identifier(owner_conn.info.dbname), sql.SQL(everybody)))
+            await connection.execute(statement.format(sql.Identifier(owner_conn.info.dbname), sql.SQL(allowed)))
 
     with monkeypatch.context() as patched:
         patched.setattr("projections.swap.TRIES_MAX", 2)
         patched.setattr("projections.swap.PAUSE_S_MAX", 0)
-        end_each_behind_its_commit(patched, owner_conn, first=lambda: admit("false"))
+        end_each_session_after_its_commit(patched, owner_conn, first=lambda: allow_connections("false"))
 
         with pytest.raises(SwapUnknown, match="see `hydracore projections list`"):
             await rebuilt(database_url, InstanceProjection())
-    await admit("true")
+    await allow_connections("true")
 
     live = await generations.live_generation(owner_conn, "instance")
     assert live is not None
@@ -188,8 +188,8 @@ async def test_a_rebuild_that_has_lost_its_lock_swaps_nothing(
     monkeypatch.setattr("projections.swap.TRIES_MAX", 5)
     async with open_store(database_url) as (store, _):
         await write_lives(store, count=4)
-    async with await psycopg.AsyncConnection.connect(database_url) as sitter:
-        await sitter.execute("SELECT FROM lane WHERE lane = 63 FOR UPDATE")
+    async with await psycopg.AsyncConnection.connect(database_url) as blocker:
+        await blocker.execute("SELECT FROM lane WHERE lane = 63 FOR UPDATE")
         rebuilding = asyncio.create_task(rebuilt(database_url, InstanceProjection()))
         await until(lambda: in_state(owner_conn, "Lock", "active"))
 
@@ -201,23 +201,23 @@ async def test_a_rebuild_that_has_lost_its_lock_swaps_nothing(
     assert (report.resumed, report.generation, report.drifted) == (True, 2, 0)
 
 
-async def test_a_rebuild_that_is_frozen_as_it_swaps_stops_nobody_and_swaps_once_it_can_go_on(
+async def test_a_rebuild_frozen_during_its_swap_does_not_block_writers_and_swaps_when_resumed(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
         await write_lives(store, count=4)
     env = os.environ | {"HYDRACORE_DATABASE_URL": database_url}
     with Command.started("projections", "rebuild", "instance", "--workers", "1", env=env) as command:
-        async with await psycopg.AsyncConnection.connect(database_url) as sitter:
+        async with await psycopg.AsyncConnection.connect(database_url) as blocker:
             frozen = False
             while not frozen:
-                await sitter.execute("SELECT FROM lane WHERE lane = 63 FOR UPDATE")
+                await blocker.execute("SELECT FROM lane WHERE lane = 63 FOR UPDATE")
                 command.signal(signal.SIGCONT)
                 await until(lambda: in_state(owner_conn, "Lock", "active"))
                 command.signal(signal.SIGSTOP)
-                await sitter.rollback()
+                await blocker.rollback()
                 await until(lambda: in_no_state(owner_conn, "active"))
-                # Now it has all heads, unless it had given up a moment before.
+                # Now the rebuild has locked all heads, unless it had given up a moment before.
                 frozen = await in_state(owner_conn, "Client", "idle in transaction")
 
             await owner_conn.execute("SET statement_timeout = '10s'")

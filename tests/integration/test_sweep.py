@@ -1,4 +1,4 @@
-"""The sweep against a real provider: what it removes, what it mends, what it reports, and what it leaves alone."""
+"""The sweep against a real provider: what it removes, what it relabels, what it reports, and what it leaves alone."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ async def is_gone(provider: HetznerProvider, server_id: str) -> bool:
     return await provider.get_server(server_id) is None
 
 
-async def test_an_orphan_is_removed_at_its_second_sighting_after_the_grace(
+async def test_an_orphan_is_removed_at_its_second_sighting_after_the_grace_period(
     stack: Stack, provider: HetznerProvider
 ) -> None:
     server_id = await stray(provider)
@@ -42,7 +42,7 @@ async def test_an_orphan_is_removed_at_its_second_sighting_after_the_grace(
     assert not await found(stack, server_id)
 
 
-async def test_an_orphan_that_was_accounted_for_in_between_is_watched_anew(
+async def test_an_orphan_that_was_accounted_for_meanwhile_is_watched_again_from_the_start(
     stack: Stack, provider: HetznerProvider
 ) -> None:
     server_id = await stray(provider)
@@ -58,7 +58,9 @@ async def test_an_orphan_that_was_accounted_for_in_between_is_watched_anew(
     stack.cloudsim.call("POST", f"/_sim/servers/{server_id}/vanish")
 
 
-async def test_servers_of_others_are_left_alone(stack: Stack, provider: HetznerProvider) -> None:
+async def test_servers_of_another_installation_or_without_our_labels_are_left_alone(
+    stack: Stack, provider: HetznerProvider
+) -> None:
     foreign = await stray(provider, **{"hc-installation": "hydracore-staging"})
     bare = await stray(provider)
     await provider.set_labels(bare, {"purpose": "database"})
@@ -72,7 +74,7 @@ async def test_servers_of_others_are_left_alone(stack: Stack, provider: HetznerP
         stack.cloudsim.call("POST", f"/_sim/servers/{server_id}/vanish")
 
 
-async def test_a_server_that_is_just_being_made_is_never_taken_for_an_orphan(stack: Stack) -> None:
+async def test_a_server_that_is_being_created_is_never_treated_as_an_orphan(stack: Stack) -> None:
     key, instance_id = stack.new_key()
     stack.cloudsim.fault("create_server", "hold_after", name=f"hc-{instance_id}")
     await stack.create(key)
@@ -114,7 +116,7 @@ async def test_servers_of_a_provider_that_was_renamed_are_reported_and_left_alon
 
 
 @pytest.mark.parametrize("taken", ["hc-instance", "hc-attempt", "hc-installation", "hc-intent"])
-async def test_labels_that_somebody_changed_are_mended(stack: Stack, provider: HetznerProvider, taken: str) -> None:
+async def test_labels_that_were_changed_are_restored(stack: Stack, provider: HetznerProvider, taken: str) -> None:
     server_id = stack.known_server(await stack.running())
     before = await provider.get_server(server_id)
     assert before is not None
@@ -129,7 +131,7 @@ async def test_labels_that_somebody_changed_are_mended(stack: Stack, provider: H
         assert not await found(stack, server_id)
 
 
-async def test_a_server_gets_the_labels_of_the_attempt_that_it_was_made_for(
+async def test_a_server_is_relabelled_with_the_intent_of_the_attempt_it_was_made_for(
     stack: Stack, provider: HetznerProvider, database_url: str
 ) -> None:
     ours = installation()
@@ -152,10 +154,10 @@ async def test_a_server_gets_the_labels_of_the_attempt_that_it_was_made_for(
 MISREAD = ("misread", "left alone: the log assigns it to the instance, but the read table does not")
 
 
-async def test_a_row_that_names_another_instance_s_server_costs_neither_labels_nor_a_server(
+async def test_a_row_with_another_instance_s_server_changes_no_labels_and_removes_no_server(
     stack: Stack, provider: HetznerProvider
 ) -> None:
-    """Of several rows that name a server, the sweep takes the last one's word for whose it is, and asks the log before it does anything."""
+    """Of several rows with one server the sweep uses the last, but reads the log before it acts."""
     first, last = sorted([await stack.running(), await stack.running()], key=lambda each: (lane_of(each), each))
     servers = [stack.known_server(instance_id) for instance_id in (first, last)]
     before = [await provider.get_server(server_id) for server_id in servers]
@@ -180,7 +182,7 @@ async def test_a_row_that_names_another_instance_s_server_costs_neither_labels_n
         "UPDATE instance SET server_id = NULL, status = 'failed'",
     ],
 )
-async def test_no_row_costs_a_server_that_the_log_has_or_waits_for(
+async def test_a_wrong_row_never_removes_a_server_that_the_log_has_or_waits_for(
     stack: Stack, provider: HetznerProvider, database_url: str, wrong: LiteralString, of: str
 ) -> None:
     server_id, swept = await swept_twice(
@@ -197,7 +199,7 @@ async def test_no_row_costs_a_server_that_the_log_has_or_waits_for(
 
 
 @pytest.mark.parametrize("then", [lives.gave_up(), lives.plan(2)], ids=["given up", "tried again"])
-async def test_what_is_left_of_an_attempt_that_is_over_is_removed(
+async def test_a_server_left_by_an_attempt_that_is_over_is_removed(
     stack: Stack, provider: HetznerProvider, database_url: str, then: AnyCommand
 ) -> None:
     server_id, swept = await swept_twice(
@@ -212,10 +214,10 @@ async def test_what_is_left_of_an_attempt_that_is_over_is_removed(
     await stack.until(lambda: is_gone(provider, server_id))
 
 
-async def test_what_was_made_by_a_create_that_was_refused_is_removed(
+async def test_a_server_made_by_a_create_that_was_refused_is_removed(
     stack: Stack, provider: HetznerProvider, database_url: str
 ) -> None:
-    # As where whoever refused the create refused to list servers, too.
+    # As at a provider that refused the create, and then also to list servers.
     refused = (lives.failed(nothing_made=True, retryable=False), lives.discarded(), lives.gave_up())
     server_id, swept = await swept_twice(stack, provider, database_url, lambda _: refused, "SELECT")
 
@@ -230,7 +232,7 @@ async def swept_twice(
     life: Callable[[str], tuple[AnyCommand, ...]],
     wrong: LiteralString,
 ) -> tuple[str, list[list[tuple[str, str]]]]:
-    """Two sweeps of a server that says it is of an instance with such a `life`, of which something `wrong` is done to the row; its id."""
+    """The id of a server whose labels name an instance with this `life`, and two sweeps after the statement `wrong`."""
     ours = installation()
     async with stack.deps(
         database_url=database_url, installation=ours["hc-installation"], orphan_grace_s=SHORT
@@ -246,7 +248,7 @@ async def swept_twice(
     ]
 
 
-async def test_a_server_that_may_not_be_touched_does_not_keep_the_others_from_being_looked_at(
+async def test_a_protected_server_does_not_prevent_the_sweep_of_other_servers(
     stack: Stack, provider: HetznerProvider
 ) -> None:
     instance_id = await stack.running()
@@ -265,7 +267,7 @@ async def test_a_server_that_may_not_be_touched_does_not_keep_the_others_from_be
     stack.cloudsim.call("POST", f"/_sim/servers/{guarded}/vanish")
 
 
-async def test_a_dry_run_prints_and_changes_nothing(stack: Stack, provider: HetznerProvider) -> None:
+async def test_a_dry_run_prints_findings_and_changes_nothing(stack: Stack, provider: HetznerProvider) -> None:
     orphan = await stray(provider)
     mislabelled, lost = await stack.running(), await stack.running()
     await provider.set_labels(stack.known_server(mislabelled), {"hc-installation": "hydracore"})
@@ -297,7 +299,7 @@ async def test_a_dry_run_prints_and_changes_nothing(stack: Stack, provider: Hetz
     await stack.until_status(lost, "error")
 
 
-async def test_an_orphan_that_is_named_after_no_instance_is_logged_without_one(
+async def test_an_orphan_whose_label_is_no_instance_id_is_logged_without_one(
     stack: Stack, provider: HetznerProvider
 ) -> None:
     ours = installation()
@@ -312,7 +314,7 @@ async def test_an_orphan_that_is_named_after_no_instance_is_logged_without_one(
     await provider.delete_server(server_id)
 
 
-async def test_a_sweep_that_could_not_look_where_servers_are_says_so_and_fails(stack: Stack) -> None:
+async def test_a_sweep_that_cannot_list_the_servers_of_a_provider_in_use_says_so_and_fails(stack: Stack) -> None:
     await stack.running()
     stack.cloudsim.fault("list_servers", "error", status=401, code="unauthorized")
 

@@ -22,7 +22,7 @@ SELECT get_byte(uuid_send(i.id), 15) & 63, i.id, 1, 'acme', 'ada', 'key-' || i.n
 """
 LAST = "SELECT id FROM instance WHERE status = 'deleted' LIMIT 1"
 
-#: What has been read is told to all as soon as a transaction ends after this.
+#: Makes PostgreSQL publish its counts at the end of the next transaction.
 TELL = "SELECT pg_stat_force_next_flush()"
 ROWS_READ = """
 SELECT (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'instance')
@@ -31,7 +31,7 @@ SELECT (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'inst
 
 
 @pytest.mark.parametrize("plans", ["force_custom_plan", "force_generic_plan"])
-async def test_a_sweep_reads_of_deleted_instances_those_alone_that_servers_say_they_are_of(
+async def test_a_sweep_reads_only_those_deleted_instances_that_labels_of_servers_name(
     stack: Stack, provider: HetznerProvider, database_url: str, owner_conn: psycopg.AsyncConnection, plans: str
 ) -> None:
     ours = installation()
@@ -48,7 +48,7 @@ async def test_a_sweep_reads_of_deleted_instances_those_alone_that_servers_say_t
         read = await counted(deps, owner_conn) - before
 
     assert [(one.kind, one.server_id, one.instance_id) for one in swept.findings] == [("orphan", server_id, row[0])]
-    # Three statements are about all that live.
+    # Three statements read all instances that are not deleted.
     assert LIVE_COUNT <= read <= 3 * LIVE_COUNT + 5
     await provider.delete_server(server_id)
 

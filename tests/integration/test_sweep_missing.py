@@ -1,4 +1,4 @@
-"""Servers that a provider does not show: gone, out of sight for a moment, or in another project than the token is for."""
+"""Servers that a provider does not show: deleted, hidden for a moment, or in another project than the token's."""
 
 from contextlib import AbstractAsyncContextManager
 from uuid import UUID, uuid4
@@ -19,7 +19,7 @@ from workers.sweep import MISSING_MAX, SETTLED_S, sweep
 
 HIDDEN = {"status": 404, "code": "not_found"}
 
-#: How looks are remembered by the version before, whose workers run on behind the migration: it acts at the second.
+#: How the release before, whose workers may still run after the migration, records sightings: it acts at the second.
 SIGHT_BEFORE = b"""
 INSERT INTO orphan (provider, server_id, first_seen_at, last_seen_at, sightings)
 VALUES (%(provider)s, %(server_id)s, now(), now(), 1)
@@ -36,12 +36,12 @@ RETURNING misses
 
 
 async def hide(stack: Stack, provider: HetznerProvider, server_id: str, *, times: int | None) -> None:
-    """Have the provider show a server neither in lists nor, so many times, when it is asked for by its id."""
+    """Have the provider leave a server out of lists, and answer this many lookups by its id as not found."""
     await provider.set_labels(server_id, {})
     stack.cloudsim.fault("get_server", "error", server_id=int(server_id), times=times, **HIDDEN)
 
 
-async def test_a_server_that_vanished_under_a_running_instance_is_reported_and_can_be_deleted(stack: Stack) -> None:
+async def test_a_server_that_vanished_is_reported_and_its_instance_can_be_deleted(stack: Stack) -> None:
     instance_id = await stack.running()
     server_id = stack.known_server(instance_id)
     stack.cloudsim.call("POST", f"/_sim/servers/{server_id}/vanish")
@@ -57,9 +57,7 @@ async def test_a_server_that_vanished_under_a_running_instance_is_reported_and_c
     stack.assert_no_server(instance_id)
 
 
-async def test_a_server_that_was_out_of_sight_for_a_moment_is_not_given_up(
-    stack: Stack, provider: HetznerProvider
-) -> None:
+async def test_a_server_that_was_missed_for_a_moment_is_not_given_up(stack: Stack, provider: HetznerProvider) -> None:
     instance_id = await stack.running()
     server_id = stack.known_server(instance_id)
 
@@ -72,7 +70,7 @@ async def test_a_server_that_was_out_of_sight_for_a_moment_is_not_given_up(
     assert (await stack.detail(instance_id))["status"] == "running"
 
 
-async def test_looks_of_the_version_before_and_of_this_one_go_on_from_each_other(
+async def test_this_release_and_the_one_before_count_each_other_s_sightings(
     owner_conn: psycopg.AsyncConnection,
 ) -> None:
     async def look(statement: bytes) -> float:
@@ -87,10 +85,10 @@ async def test_looks_of_the_version_before_and_of_this_one_go_on_from_each_other
         assert third_s > 0
 
 
-async def test_a_server_that_was_just_made_may_be_shown_late(
+async def test_a_server_that_was_just_created_is_not_reported_as_missing_yet(
     stack: Stack, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    # In a database of which the workers do not know, and with a server of which the provider does not.
+    # In a database that no worker uses, and with a server that the provider does not have.
     async with stack.deps(database_url=database_url) as deps:
         instance_id = await recorded(deps, *lives.INTENDED, lives.created(server_id="9999999999"))
 
@@ -102,7 +100,7 @@ async def test_a_server_that_was_just_made_may_be_shown_late(
     assert seen == [[], ["vanished"]]
 
 
-async def test_a_server_of_another_name_is_somebody_else_s_whatever_its_id(
+async def test_a_server_with_the_recorded_id_but_another_name_counts_as_missing(
     stack: Stack, provider: HetznerProvider, database_url: str
 ) -> None:
     theirs = await stray(provider)
@@ -138,15 +136,15 @@ async def test_a_server_that_was_given_up_by_mistake_is_left_alone_until_its_ins
 
 
 @pytest.mark.parametrize(
-    ("count", "believed"), [(2, "reported"), (MISSING_MAX + 1, None)], ids=["a few", "more than can be lost"]
+    ("count", "believed"), [(2, "reported"), (MISSING_MAX + 1, None)], ids=["a few", "more than may be given up"]
 )
-async def test_where_most_servers_are_missing_none_is_given_up_before_the_grace(
+async def test_if_most_servers_are_missing_a_few_are_given_up_after_the_grace_and_many_never(
     stack: Stack, database_url: str, count: int, believed: str | None
 ) -> None:
     ids = [lives.instance_id(f"customer-{number}") for number in range(count)]
     async with another_project(stack, database_url) as deps:
         for number, instance_id in enumerate(ids):
-            await run_on_a_server_that_is_elsewhere(deps, instance_id, number)
+            await run_on_a_server_of_another_project(deps, instance_id, number)
         watched = [] if believed is None else ["watched"] * count
         for _ in range(3):
             assert await missing_and_alarmed(deps, count) == watched
@@ -161,7 +159,7 @@ async def test_where_most_servers_are_missing_none_is_given_up_before_the_grace(
     assert [state.status for state in states if state is not None] == [after] * count
 
 
-async def test_a_server_that_is_back_while_too_many_are_missing_has_to_be_missed_anew(
+async def test_a_server_that_reappears_while_too_many_are_missing_is_watched_again_from_the_start(
     stack: Stack, provider: HetznerProvider, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     server_id = await stray(provider)
@@ -174,7 +172,7 @@ async def test_a_server_that_is_back_while_too_many_are_missing_has_to_be_missed
 
         await provider.set_labels(server_id, {"hc-installation": "another"})
         for number in range(100, 101 + MISSING_MAX):
-            await run_on_a_server_that_is_elsewhere(deps, lives.instance_id(f"customer-{number}"), number)
+            await run_on_a_server_of_another_project(deps, lives.instance_id(f"customer-{number}"), number)
         too_many = await sweep(deps, dry_run=False)
         await owner_conn.execute("UPDATE instance SET status = 'deleting' WHERE id <> %s", (instance_id,))
         await provider.set_labels(server_id, {})
@@ -186,12 +184,12 @@ async def test_a_server_that_is_back_while_too_many_are_missing_has_to_be_missed
 
 
 def another_project(stack: Stack, database_url: str, **settings: str) -> AbstractAsyncContextManager[Deps]:
-    """A log of its own, and a token for a project in which nothing of it is."""
+    """A log of its own, and a token for a project without any of its servers."""
     return stack.deps(database_url=database_url, installation="another", **{"orphan_grace_s": "60", **settings})
 
 
 async def missing_and_alarmed(deps: Deps, count: int) -> list[str]:
-    """Sweep; what is done about servers that vanished. An alarm must have said that all of them are missing."""
+    """Sweep, and return the actions for vanished servers. An alarm must have said that all of them are missing."""
     with capture_logs() as logs:
         swept = await sweep(deps, dry_run=False)
     assert all(finding.kind == "vanished" for finding in swept.findings)
@@ -201,7 +199,7 @@ async def missing_and_alarmed(deps: Deps, count: int) -> list[str]:
     return [finding.action for finding in swept.findings]
 
 
-async def run_on_a_server_that_is_elsewhere(deps: Deps, instance_id: UUID, number: int) -> None:
+async def run_on_a_server_of_another_project(deps: Deps, instance_id: UUID, number: int) -> None:
     way = (
         lives.request(customer_id=f"customer-{number}"),
         lives.plan(hostname=f"hc-{number}", vpn_ip=f"10.64.0.{16 + number}"),
@@ -213,7 +211,7 @@ async def run_on_a_server_that_is_elsewhere(deps: Deps, instance_id: UUID, numbe
 
 
 async def recorded(deps: Deps, *commands: c.AnyCommand) -> UUID:
-    """An instance that has lived so far, as the log says."""
+    """An instance with these commands in the log."""
     instance_id = uuid4()
     for command in commands:
         await deps.store.execute(instance_id, command, deps.origin(instance_id))
@@ -221,6 +219,6 @@ async def recorded(deps: Deps, *commands: c.AnyCommand) -> UUID:
 
 
 async def kinds(deps: Deps, instance_id: UUID) -> list[str]:
-    """What a sweep would find of the instance."""
+    """What a sweep would find for the instance."""
     findings = (await sweep(deps, dry_run=True)).findings
     return [finding.kind for finding in findings if finding.instance_id == instance_id]

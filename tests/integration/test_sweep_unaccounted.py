@@ -1,4 +1,4 @@
-"""Servers of our label that the log has never heard of: after a restore, or where the log is another installation's."""
+"""Servers with our label that are unknown to the log: after a restore, or with the log of another installation."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ from workers.orphans import UNACCOUNTED_MAX
 from workers.providers.hetzner import HetznerProvider
 from workers.sweep import sweep
 
-#: The log as it was restored: it has one instance, which is to have its second server.
+#: The log as it was restored: it has one instance, which is about to get its second server.
 KNOWN = lives.instance_id()
 LIFE = (lives.request(), lives.plan(), lives.failed(), lives.discarded(), lives.plan(2))
 
@@ -22,16 +22,16 @@ LIFE = (lives.request(), lives.plan(), lives.failed(), lives.discarded(), lives.
 @pytest.mark.parametrize(
     ("known", "unknown"),
     [(1, 2), (UNACCOUNTED_MAX + 2, UNACCOUNTED_MAX + 1)],
-    ids=["most of what is listed", "many"],
+    ids=["most of the listed servers", "many"],
 )
-async def test_where_the_log_knows_too_few_servers_only_an_operator_removes_the_others(
+async def test_if_the_log_knows_too_few_servers_only_an_operator_removes_the_unknown_ones(
     stack: Stack, provider: HetznerProvider, database_url: str, known: int, unknown: int
 ) -> None:
     ours = {"hc-installation": f"restored-{known}"}
-    # The first as this release labels it, the others as one did that did not label intents.
+    # The first is labelled as this release does, the others as an earlier release did, without intents.
     over = [await stray_of(provider, KNOWN, **ours, **{"hc-intent": lives.token_hash()[:16]})]
     over += [await stray_of(provider, KNOWN, **ours) for _ in range(known - 1)]
-    # Those that the instance had got since: by a later attempt, and by one that the log intends anew.
+    # Servers from the lost history: of a later attempt, and of one whose intent the restored log has made again.
     later = [await stray_of(provider, KNOWN, **ours, **{"hc-attempt": "3"})]
     later += [await stray_of(provider, KNOWN, **ours, **{"hc-attempt": "2", "hc-intent": lives.token_hash(7)[:16]})]
     later += [await stray(provider, **ours) for _ in range(unknown - 2)]
@@ -56,7 +56,7 @@ async def test_where_the_log_knows_too_few_servers_only_an_operator_removes_the_
     await stack.until(lambda: are_left(provider, ours, []))
 
 
-async def test_a_few_among_many_that_the_log_knows_are_removed_after_the_grace(
+async def test_unknown_servers_that_are_few_enough_are_removed_after_the_grace_period(
     stack: Stack, provider: HetznerProvider, database_url: str
 ) -> None:
     ours = installation()
@@ -72,7 +72,7 @@ async def test_a_few_among_many_that_the_log_knows_are_removed_after_the_grace(
     assert swept == [dict.fromkeys(known + unknown, done) for done in ("watched", "removed")]
 
 
-async def test_of_servers_that_were_left_alone_the_grace_begins_once_they_are_few(
+async def test_the_grace_period_of_unknown_servers_begins_once_they_are_few(
     stack: Stack, provider: HetznerProvider, database_url: str
 ) -> None:
     ours = installation()
@@ -86,12 +86,12 @@ async def test_of_servers_that_were_left_alone_the_grace_begins_once_they_are_fe
         await provider.delete_server(second)
         await stack.until(lambda: are_left(provider, ours, [first]))
 
-        # It was seen before, and the grace from then is long over.
+        # It was seen before, and the grace period from then is long over.
         assert await actions(deps) == {first: "watched"}
         assert await actions(deps) == {first: "removed"}
 
 
-async def test_an_operator_hurries_the_end_of_no_server_that_the_log_knows(
+async def test_remove_unaccounted_does_not_shorten_the_grace_period_of_servers_known_to_the_log(
     stack: Stack, provider: HetznerProvider, database_url: str
 ) -> None:
     ours = installation()
@@ -108,12 +108,12 @@ async def test_an_operator_hurries_the_end_of_no_server_that_the_log_knows(
 
 
 async def actions(deps: Deps) -> dict[str, str]:
-    """Sweep; what is done about each server."""
+    """Sweep, and return the action for each server."""
     return {finding.server_id: finding.action for finding in (await sweep(deps, dry_run=False)).findings}
 
 
 async def swept_and_alarmed(deps: Deps, unaccounted: int, listed: int) -> dict[str, str]:
-    """Sweep; what is done about each orphan. An alarm must have said how many servers the log has never heard of."""
+    """Sweep, and return the action for each orphan. An alarm must have said how many servers are unknown to the log."""
     with capture_logs() as logs:
         swept = await sweep(deps, dry_run=False)
     assert not swept.is_complete
