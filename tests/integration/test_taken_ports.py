@@ -1,4 +1,4 @@
-"""A port that was free when it was drawn or asked for, and is taken before the part that needs it listens there."""
+"""A port that was free when it was chosen or asked for, and is taken before the part that needs it listens there."""
 
 import json
 import socket
@@ -26,7 +26,7 @@ def home_fixture() -> Generator[Home]:
 
 @pytest.fixture(name="environ")
 def environ_fixture(database_url: str, redis_url: str) -> Mapping[str, str]:
-    """The stores of the tests: a home's own would take their time."""
+    """The stores of the tests: starting a home's own would take longer."""
     return {"HYDRACORE_DATABASE_URL": database_url, "HYDRACORE_REDIS_URL": redis_url}
 
 
@@ -48,7 +48,7 @@ class Thief:
 
 
 @pytest.mark.parametrize("name", ["agents", "api"])
-async def test_a_new_home_whose_port_is_taken_during_its_first_start_draws_another(
+async def test_a_new_home_whose_port_is_taken_during_its_first_start_chooses_another(
     home: Home, environ: Mapping[str, str], name: str
 ) -> None:
     told: list[str] = []
@@ -68,7 +68,7 @@ async def test_a_new_home_whose_port_is_taken_during_its_first_start_draws_anoth
     ]
 
 
-def test_a_port_that_agents_may_know_already_is_never_drawn_anew(home: Home) -> None:
+def test_a_port_that_agents_may_already_know_is_never_replaced(home: Home) -> None:
     write_json(home.ports_file, {"agents": free_port(), "postgres": free_port()})
     ports = Ports(home.ports_file)
     known = [ports.claim_for_agents(), ports.claim("postgres")]
@@ -86,7 +86,7 @@ def test_a_port_that_agents_may_know_already_is_never_drawn_anew(home: Home) -> 
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"agents": 65536}', '{"agents": 0}', '{"agents": "22000"}'])
-def test_ports_that_cannot_be_are_drawn_anew(home: Home, content: str) -> None:
+def test_invalid_recorded_ports_are_replaced(home: Home, content: str) -> None:
     home.ports_file.write_text(content)
 
     drawn = Ports(home.ports_file).claim_for_agents()
@@ -95,7 +95,7 @@ def test_ports_that_cannot_be_are_drawn_anew(home: Home, content: str) -> None:
     assert json.loads(home.ports_file.read_bytes()) == {"agents": drawn}
 
 
-async def test_an_api_of_another_home_on_the_same_port_is_not_taken_for_our_own(
+async def test_an_api_of_another_home_on_the_same_port_is_not_mistaken_for_our_own(
     home: Home, environ: Mapping[str, str]
 ) -> None:
     port = free_port()
@@ -117,12 +117,12 @@ async def test_an_api_of_another_home_on_the_same_port_is_not_taken_for_our_own(
 
 
 class Healthy(BaseHTTPRequestHandler):
-    """An API that is ready, as far as its answer tells."""
+    """Answers like an API that is ready."""
 
     def do_GET(self) -> None:
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name in the base class
         pass

@@ -1,4 +1,4 @@
-"""A worker stands still for so long that another takes over: what either finds out is good only for what the log was then."""
+"""A worker is frozen for so long that another takes over: what either of them sees counts only for the log as it was then."""
 
 import asyncio
 from uuid import UUID, uuid4
@@ -19,12 +19,12 @@ GAVE_UP, DELETION = lives.failed(retryable=False), lives.delete()
 
 
 @pytest.mark.parametrize(("end", "looks"), [(GAVE_UP, 1), (DELETION, 2)], ids=["a failed attempt", "a deletion"])
-async def test_a_server_that_is_recorded_just_before_its_absence_goes_all_the_same(
+async def test_a_server_recorded_just_before_it_would_be_declared_absent_is_still_deleted(
     stack: Stack, database_url: str, owner_conn: psycopg.AsyncConnection, end: c.AnyCommand, looks: int
 ) -> None:
     instance_id = uuid4()
     stack.cloudsim.fault("create_server", "hold_before", name=f"hc-{instance_id}")
-    # In a database of which the workers do not know.
+    # In a database that no worker uses.
     async with (
         stack.deps(database_url=database_url, provider_timeout_s="30") as frozen,
         stack.deps(database_url=database_url, provider_timeout_s="0.5") as brisk,
@@ -35,7 +35,7 @@ async def test_a_server_that_is_recorded_just_before_its_absence_goes_all_the_sa
         await stack.until(stack.cloudsim.held)
         await owner_conn.execute(END_LOCK_SESSIONS)
         async with frozen.locks.hold(uuid4()):
-            # Whoever asked for the lock of another instance has found out that the session is gone.
+            # Taking another instance's lock makes the frozen worker notice that its session is gone.
             await give(other, instance_id, end)
         stack.cloudsim.fault("list_servers", "hold_after", skip=looks - 1)
         ending = asyncio.create_task(stack.until(lambda: has_ended(other, instance_id)))
@@ -43,7 +43,7 @@ async def test_a_server_that_is_recorded_just_before_its_absence_goes_all_the_sa
 
         create, look = stack.cloudsim.held()
         async with lock_lanes(database_url, [lane_of(instance_id)]) as holder:
-            # It comes behind the look that has not seen it.
+            # The server is created after the look that has not seen it.
             stack.cloudsim.call("POST", "/_sim/release", {"id": create["id"]})
             await stack.until(lambda: counts_as_locked(frozen.store, lane_of(instance_id)))
             other.told.clear()
@@ -56,13 +56,13 @@ async def test_a_server_that_is_recorded_just_before_its_absence_goes_all_the_sa
     assert [server["deleted_at"] is None for server in stack.servers(instance_id)] == [False]
 
 
-async def test_what_a_late_create_is_refused_with_costs_nobody_the_server_of_the_same_attempt(
+async def test_a_refused_late_create_does_not_give_up_the_server_of_the_same_attempt(
     stack: Stack, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     instance_id = uuid4()
     stack.cloudsim.fault("list_ssh_keys", "hold_before")
     settings = {"database_url": database_url, "provider_timeout_s": "30"}
-    # In a database of which the workers do not know.
+    # In a database that no worker uses.
     async with stack.deps(**settings) as frozen, stack.deps(**settings) as other:
         await give(other, instance_id, lives.request())
         late = asyncio.create_task(advance(frozen, instance_id))

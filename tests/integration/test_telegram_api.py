@@ -1,4 +1,4 @@
-"""Telegram's bot API when something goes wrong: what may be tried again, and when."""
+"""Errors of Telegram's bot API: what may be sent again, and when."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ async def api_at(base_url: str) -> AsyncGenerator[TelegramApi]:
     await api.aclose()
 
 
-async def away(base_url: str) -> TelegramUnavailable:
-    """What sending there comes to."""
+async def error_of_sending(base_url: str) -> TelegramUnavailable:
+    """The error of sending a message there."""
     async with api_at(base_url) as api:
         with pytest.raises(TelegramUnavailable) as caught:
             await api.send(5, "Hello")
@@ -30,31 +30,31 @@ async def away(base_url: str) -> TelegramUnavailable:
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
-async def test_what_a_gateway_says_tells_nothing_of_what_is_behind_it(status: int) -> None:
+async def test_after_a_gateway_error_a_message_counts_as_possibly_sent(status: int) -> None:
     async with raw_endpoint(f"HTTP/1.1 {status} x\r\nContent-Length: 0\r\n\r\n".encode()) as endpoint:
-        error = await away(endpoint.base_url)
+        error = await error_of_sending(endpoint.base_url)
 
     assert not error.is_unsent
 
 
-async def test_what_found_no_connection_may_be_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_message_that_got_no_connection_counts_as_unsent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hydracore.transport.CONNECT_TIMEOUT_S", 0.2)
     host, port = free_address()
-    refused = await away(f"http://{host}:{port}")
+    refused = await error_of_sending(f"http://{host}:{port}")
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        # The system takes the connection, and nobody the greeting.
-        unanswered = await away(f"https://127.0.0.1:{silent.getsockname()[1]}")
+        # The system accepts the connection, but no TLS handshake follows.
+        unanswered = await error_of_sending(f"https://127.0.0.1:{silent.getsockname()[1]}")
 
-    nowhere = await away("http://[")
+    nowhere = await error_of_sending("http://[")
 
     assert refused.is_unsent
     assert unanswered.is_unsent
     assert nowhere.is_unsent
 
 
-async def test_what_was_sent_and_not_answered_may_have_arrived() -> None:
+async def test_a_message_without_an_answer_counts_as_possibly_sent() -> None:
     async with raw_endpoint() as endpoint:
-        error = await away(endpoint.base_url)
+        error = await error_of_sending(endpoint.base_url)
 
     assert not error.is_unsent
 
@@ -62,7 +62,7 @@ async def test_what_was_sent_and_not_answered_may_have_arrived() -> None:
 @pytest.mark.parametrize(
     ("asked", "heeded_s"), [("3", 3.0), ("86400", RETRY_AFTER_S_MAX), ("9" * 400, RETRY_AFTER_S_MAX), ("-7", 0.0)]
 )
-async def test_the_wait_that_telegram_asks_for_is_heeded_within_bounds(asked: str, heeded_s: float) -> None:
+async def test_the_wait_that_telegram_asks_for_is_respected_within_limits(asked: str, heeded_s: float) -> None:
     content = b'{"ok": false, "parameters": {"retry_after": %s}}' % asked.encode()
     head = b"HTTP/1.1 429 x\r\nContent-Length: %d\r\n\r\n" % len(content)
     async with raw_endpoint(head, content) as endpoint, api_at(endpoint.base_url) as api:

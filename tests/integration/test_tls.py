@@ -1,6 +1,6 @@
-"""The log over TLS, where what libpq has read of the socket is not what it has read of the message.
+"""The log over TLS, where libpq may have read more from the socket than it has handed out.
 
-The embedded PostgreSQL speaks no TLS, so a door in front of it does, as hosted ones have.
+The embedded PostgreSQL has no TLS, so a proxy in front of it does the encryption, as for hosted databases.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LARGE_BYTES = 9_000_000
 
 
 def certificate_in(folder: Path) -> tuple[Path, Path]:
-    """A certificate that vouches for `ADDRESS` and for itself, and its key."""
+    """A self-signed certificate for `ADDRESS`, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "postgresql")])
     now = datetime.now(UTC)
@@ -54,8 +54,8 @@ def certificate_in(folder: Path) -> tuple[Path, Path]:
 
 
 @asynccontextmanager
-async def tls_door(database_url: str, certificate: Path, key: Path) -> AsyncGenerator[int]:
-    """The port of a door that speaks TLS with whoever comes and plainly with the server behind it."""
+async def tls_proxy(database_url: str, certificate: Path, key: Path) -> AsyncGenerator[int]:
+    """The port of a proxy that speaks TLS with clients and plain text with the server behind it."""
     there = conninfo_to_dict(database_url)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
@@ -79,9 +79,9 @@ async def tls_door(database_url: str, certificate: Path, key: Path) -> AsyncGene
 @pytest.fixture
 async def encrypted_url(database_url: str, tmp_path: Path) -> AsyncGenerator[str]:
     certificate, key = await asyncio.to_thread(certificate_in, tmp_path)
-    async with tls_door(database_url, certificate, key) as port:
+    async with tls_proxy(database_url, certificate, key) as port:
         given = conninfo_to_dict(database_url)
-        # Without a question before it whether there is TLS, which the door would have to answer.
+        # Direct negotiation: the client does not ask first whether there is TLS, which the proxy would have to answer.
         yield (
             f"postgresql://{given['user']}:{given['password']}@{ADDRESS}:{port}/{given['dbname']}"
             f"?sslmode=verify-full&sslrootcert={certificate}&sslnegotiation=direct"
@@ -93,12 +93,12 @@ async def recorded(owner_conn: AsyncConnection) -> int:
     return count
 
 
-async def test_nobody_gets_in_without_the_certificate(encrypted_url: str) -> None:
+async def test_a_client_that_does_not_trust_the_certificate_refuses_to_connect(encrypted_url: str) -> None:
     with pytest.raises(psycopg.OperationalError, match="certificate verify failed"):
         await AsyncConnection.connect(encrypted_url, sslrootcert="system")
 
 
-async def test_large_exchanges_follow_each_other(encrypted_url: str) -> None:
+async def test_large_concurrent_exchanges_over_tls_get_their_own_answers(encrypted_url: str) -> None:
     words = [letter * LARGE_BYTES for letter in (b"a", b"b", b"c")]
     async with await AsyncConnection.connect(encrypted_url, autocommit=True) as connection:
         assert connection.pgconn.ssl_in_use
@@ -110,7 +110,7 @@ async def test_large_exchanges_follow_each_other(encrypted_url: str) -> None:
     assert answers == [[[(word, b"1")]] for word in words]
 
 
-async def test_a_session_that_is_killed_under_load_loses_and_doubles_nothing(
+async def test_sessions_over_tls_that_are_killed_under_load_lose_and_double_no_append(
     encrypted_url: str, owner_conn: AsyncConnection
 ) -> None:
     async with open_store(encrypted_url) as (store, _):

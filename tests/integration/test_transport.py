@@ -1,4 +1,4 @@
-"""What the agent and the control plane speak to each other by, where nobody answers."""
+"""The transport between agent and control plane, without an answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.waiting import PATIENCE_S
 
 
 @pytest.mark.parametrize(("client_s", "whole_s"), [(0.3, PATIENCE_S), (PATIENCE_S, 0.3)])
-async def test_an_answer_that_does_not_come_is_said_in_one_way_whoever_has_waited_long_enough(
+async def test_a_missing_answer_raises_a_timeout_error_whichever_time_limit_ends_the_wait(
     client_s: float, whole_s: float
 ) -> None:
     async with new_client(tls=False, timeout_s=client_s) as client, raw_endpoint(stays=True) as endpoint:

@@ -1,4 +1,4 @@
-"""An instance whose history cannot be read keeps no other from being seen to, and loses nothing itself."""
+"""An instance whose history cannot be read does not delay any other, and loses nothing itself."""
 
 import asyncio
 from uuid import UUID, uuid4
@@ -19,7 +19,7 @@ from workers.providers.hetzner import HetznerProvider
 from workers.sweep import sweep
 from workers.unreadable_histories import HISTORY_UNREADABLE
 
-#: What the log cannot contain, and what this code cannot know.
+#: A payload that no release writes, and a version that this release cannot know.
 BROKEN = {
     "that contradicts itself": b"UPDATE event SET payload = '{}' WHERE version = %s AND stream_id = ANY (%s)",
     "of a later release": b"UPDATE event SET schema_version = 99 WHERE version = %s AND stream_id = ANY (%s)",
@@ -35,18 +35,18 @@ async def break_histories(
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-async def test_a_server_is_observed_though_another_s_history_cannot_be_read(
+async def test_a_server_is_observed_even_if_another_instance_s_history_is_unreadable(
     stack: Stack, provider: HetznerProvider, database_url: str, owner_conn: psycopg.AsyncConnection, broken: str
 ) -> None:
     ours = installation()
     servers = [await stray(provider, **ours) for _ in range(2)]
-    # Of actions that the provider has forgotten: the servers themselves tell.
+    # The provider has forgotten these actions, so the servers themselves are looked up.
     made = [lives.created(server_id=server_id, action_id=f"99999{server_id}") for server_id in servers]
     async with stack.deps(database_url=database_url) as deps:
         first, second = [await recorded(deps, number, one) for number, one in enumerate(made)]
     await break_histories(owner_conn, broken, first)
 
-    # In a process that does not remember them.
+    # In a process that does not remember their histories.
     async with stack.deps(database_url=database_url) as deps:
         with capture_logs() as logs:
             await poll_actions(deps)
@@ -60,7 +60,7 @@ async def test_a_server_is_observed_though_another_s_history_cannot_be_read(
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-async def test_whoever_cannot_read_one_says_so_and_comes_back_ever_later(
+async def test_a_step_on_an_unreadable_history_is_logged_and_retried_after_a_delay(
     stack: Stack, database_url: str, owner_conn: psycopg.AsyncConnection, broken: str
 ) -> None:
     async with stack.deps(database_url=database_url) as deps:
@@ -80,7 +80,7 @@ async def test_whoever_cannot_read_one_says_so_and_comes_back_ever_later(
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-async def test_one_that_cannot_be_read_any_more_in_the_middle_of_a_step_is_no_failure_of_the_step(
+async def test_a_history_that_becomes_unreadable_during_a_step_is_not_a_failure_of_the_step(
     stack: Stack, database_url: str, owner_conn: psycopg.AsyncConnection, broken: str
 ) -> None:
     async with stack.deps(database_url=database_url) as deps, stack.deps(database_url=database_url) as others:
@@ -102,7 +102,7 @@ async def test_one_that_cannot_be_read_any_more_in_the_middle_of_a_step_is_no_fa
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-async def test_the_silence_of_one_that_cannot_be_read_is_no_failure_of_the_worker(
+async def test_a_health_check_of_an_unreadable_history_logs_it_and_does_not_raise(
     stack: Stack, database_url: str, owner_conn: psycopg.AsyncConnection, broken: str
 ) -> None:
     async with stack.deps(database_url=database_url) as deps:
@@ -120,7 +120,7 @@ async def test_the_silence_of_one_that_cannot_be_read_is_no_failure_of_the_worke
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-async def test_a_sweep_leaves_the_servers_of_unreadable_histories_alone_and_sees_to_all_others(
+async def test_a_sweep_leaves_servers_of_unreadable_histories_alone_and_handles_all_others(
     stack: Stack, provider: HetznerProvider, database_url: str, owner_conn: psycopg.AsyncConnection, broken: str
 ) -> None:
     ours = installation()
@@ -134,10 +134,10 @@ async def test_a_sweep_leaves_the_servers_of_unreadable_histories_alone_and_sees
             await recorded(deps, 2, lives.created(server_id="9999999998"), *rest),
         ]
         lost = await recorded(deps, 3, lives.created(server_id="9999999999"), *rest)
-        done_with = await recorded(deps, 4, lives.failed(), lives.discarded(), lives.plan(2))
+        finished = await recorded(deps, 4, lives.failed(), lives.discarded(), lives.plan(2))
     await break_histories(owner_conn, broken, *unreadable)
     doubted = await stray_of(provider, unreadable[0], **ours, **{"hc-attempt": "7"})
-    orphan = await stray_of(provider, done_with, **ours)
+    orphan = await stray_of(provider, finished, **ours)
 
     seen = list[dict[str, tuple[str, str, str | None]]]()
     async with stack.deps(**settings) as deps:

@@ -49,7 +49,7 @@ async def status_of(url: str, **headers: str) -> int:
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
-async def test_everything_starts_survives_kills_stops_and_comes_back_with_the_same_data(
+async def test_up_starts_survives_kills_stops_and_comes_back_with_the_same_data(
     up: Callable[..., Up], home: Path
 ) -> None:
     port = free_port()
@@ -87,7 +87,7 @@ async def test_everything_starts_survives_kills_stops_and_comes_back_with_the_sa
 
     again.process.kill()
     await asyncio.to_thread(again.process.communicate)
-    assert alive(second["pids"]), "what a killed one leaves must not be in the way of the next"
+    assert alive(second["pids"]), "the parts of a killed `up` still run, and must not block the next one"
     for name in PARTS:
         log = Home(home).logs / f"{name}.log"
         log.unlink(missing_ok=True)
@@ -101,14 +101,16 @@ async def test_everything_starts_survives_kills_stops_and_comes_back_with_the_sa
 
 
 async def assert_complete(dev: dict[str, Any]) -> None:
-    """Everything there is to know is there, and everything runs."""
+    """Every entry is there, and every part runs."""
     assert set(dev) == KEYS
     running = {"api": 1, "relay": 1, "worker": 2, "cloudsim": 1, "modelsim": 1}
     assert {kind: len(pids) for kind, pids in dev["pids"].items()} == running
     assert await status_of(f"{dev['modelsim_url']}/v1/models") == 200
     (relay,) = dev["pids"]["relay"]
     given = {name for name in psutil.Process(relay).environ() if name.startswith("HYDRACORE")}
-    assert not given & {"HYDRACORE_MASTER_KEY", "HYDRACORE_CLOUDSIM_TOKEN", "HYDRACORE_JWT_SECRET"}, "it needs none"
+    assert not given & {"HYDRACORE_MASTER_KEY", "HYDRACORE_CLOUDSIM_TOKEN", "HYDRACORE_JWT_SECRET"}, (
+        "the relay needs none of them"
+    )
 
 
 async def running_instance(url: str, headers: dict[str, str]) -> str:
@@ -122,7 +124,7 @@ async def running_instance(url: str, headers: dict[str, str]) -> str:
 
 
 def blocks_of_the_readme(section: str, port: int, home: Path) -> list[str]:
-    """What a reader pastes."""
+    """The blocks that a reader pastes."""
     text = (REPOSITORY / "README.md").read_text().partition(f"## {section}\n")[2].partition("\n## ")[0]
     program = f"{sys.executable} -m hydracore"
     here = (
@@ -136,7 +138,7 @@ def bash(script: str) -> str:
 
 
 async def assert_the_readme_runs(dev: dict[str, Any], customer: dict[str, str], port: int, home: Path) -> None:
-    """Its session with curl, and how it shows what happened, as a reader pastes it."""
+    """Run the session with curl and the commands that show what happened, as a reader pastes them."""
     order, use = blocks_of_the_readme("A session with curl", port, home)
     said = await asyncio.to_thread(bash, order)
     ordered = f"{dev['url']}/v1/instances/{json.loads(said.splitlines()[0])['instance_id']}"
@@ -160,7 +162,7 @@ async def kill_everything(up: Up, home: Path) -> None:
     for pid in [pid for pids in killed["pids"].values() for pid in pids]:
         os.kill(pid, signal.SIGKILL)
     for process in stores_of(home):
-        with suppress(psutil.NoSuchProcess):  # A child of PostgreSQL's goes with it.
+        with suppress(psutil.NoSuchProcess):  # Children of PostgreSQL end with it.
             process.kill()
 
     def back() -> bool:
@@ -172,7 +174,7 @@ async def kill_everything(up: Up, home: Path) -> None:
 
 
 async def assert_same(first: dict[str, Any], second: dict[str, Any], instance: str, stopped_at: datetime) -> None:
-    """The same stores, the same people with the same rights, the same servers, and their agents at work again on another port."""
+    """The same stores, users, rights and servers, and the agents report again to another port."""
     for key in ("tenant_id", "api_key", "database_url", "redis_url", "cloudsim_url", "cloudsim_token"):
         assert second[key] == first[key]
     tokens = {
@@ -195,7 +197,7 @@ async def assert_same(first: dict[str, Any], second: dict[str, Any], instance: s
 
 
 async def assert_it_lives_without_logs(up: Up, home: Path, instance: str, customer: dict[str, str]) -> None:
-    """Parts whose logs take nothing serve and come back, and what becomes of their agents' logs ends no agent."""
+    """Parts whose logs cannot be written serve and are restarted, and an agent whose log cannot be written goes on."""
     dev = up.dev()
     cloudsim = {"Authorization": f"Bearer {dev['cloudsim_token']}"}
     await until(lambda: sim_servers(dev["cloudsim_url"], cloudsim)["servers"][0]["alive"])
@@ -203,7 +205,7 @@ async def assert_it_lives_without_logs(up: Up, home: Path, instance: str, custom
     _, hard = resource.prlimit(server["pid"], resource.RLIMIT_FSIZE)
     resource.prlimit(server["pid"], resource.RLIMIT_FSIZE, (0, hard))
 
-    # It tries to reach the API meanwhile, and complains in its log.
+    # The agent tries to reach the API meanwhile, and writes errors into its log.
     before = datetime.now(UTC)
     await kill_everything(up, home)
     resource.prlimit(server["pid"], resource.RLIMIT_FSIZE, (hard, hard))
@@ -215,7 +217,7 @@ async def assert_it_lives_without_logs(up: Up, home: Path, instance: str, custom
     assert sim_servers(dev["cloudsim_url"], cloudsim)["servers"] == [server]
 
 
-async def test_stores_of_ones_own_replace_the_embedded_ones(
+async def test_external_stores_replace_the_embedded_ones(
     up: Callable[..., Up], home: Path, database_url: str, redis_url: str
 ) -> None:
     one = up(free_port(), HYDRACORE_DATABASE_URL=database_url, HYDRACORE_REDIS_URL=redis_url)
@@ -227,12 +229,12 @@ async def test_stores_of_ones_own_replace_the_embedded_ones(
     one.stop()
 
 
-async def test_a_chat_that_ctrl_c_cuts_ends_with_a_word(up: Callable[..., Up]) -> None:
+async def test_a_chat_interrupted_by_ctrl_c_ends_with_an_error_event(up: Callable[..., Up]) -> None:
     one = up(free_port())
     dev = await one.ready()
     customer = {"Authorization": f"Bearer {dev['customer']['token']}"}
     instance = await running_instance(dev["url"], customer)
-    # As many words as take longer than any stop.
+    # So many words take longer than any stop.
     chat = {"message": "Count to 5000"}
     headers = customer | {"Accept": "text/event-stream"}
 
@@ -250,16 +252,16 @@ async def test_a_chat_that_ctrl_c_cuts_ends_with_a_word(up: Callable[..., Up]) -
     assert '"code":"interrupted"' in rest[rest.index("event: error") + 1]
 
 
-async def test_ctrl_c_in_the_middle_of_the_start_leaves_nothing(up: Callable[..., Up], home: Path) -> None:
+async def test_ctrl_c_during_the_start_leaves_no_data_directory(up: Callable[..., Up], home: Path) -> None:
     one = up(free_port())
-    # PostgreSQL's own data directory is being made, which takes longest.
+    # PostgreSQL's data directory is being made, which takes longest.
     data = home / "postgres/data"
     await until(data.with_name("data.new").exists)
 
     output, troubles = one.stop()
     assert output.endswith("stopped\n")
     assert not troubles
-    assert not data.exists(), "nobody may wait until it is made"
+    assert not data.exists(), "the stop does not wait until it is made"
 
 
 async def last_heartbeat(instance: str, headers: dict[str, str]) -> datetime:
@@ -290,7 +292,7 @@ async def is_ready(url: str) -> bool:
 
 
 async def counts_slowly(url: str) -> bool:
-    """The scripted models are back, with the order that they start with."""
+    """The scripted models are back, with the fault that they start with."""
     try:
         async with httpx.AsyncClient(timeout=READY_S_MAX, trust_env=False, verify=EMPTY_TRUST_STORE) as client:
             (fault,) = (await client.get(f"{url}/_sim/faults")).json()["faults"]

@@ -1,4 +1,4 @@
-"""What `hydracore up` cannot work with: it is named in one line, and nothing stays behind."""
+"""What `hydracore up` cannot work with is named in one line, and no process stays behind."""
 
 import json
 import os
@@ -26,7 +26,7 @@ async def test_a_taken_port_is_refused(home: Path) -> None:
     assert complaint.startswith(f"hydracore: port {port} on 127.0.0.1 is already in use")
 
 
-async def test_a_stranger_on_the_port_that_agents_call_is_no_reason_to_leave_them_alone(
+async def test_a_start_is_refused_if_another_program_has_the_port_that_agents_use(
     home: Path,
 ) -> None:
     ports = Home(home).ports_file
@@ -41,13 +41,13 @@ async def test_a_stranger_on_the_port_that_agents_call_is_no_reason_to_leave_the
     assert json.loads(ports.read_text()) == {"agents": port}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root's data lives apart")
-async def test_a_copy_of_a_home_whose_data_lives_apart_does_not_start_beside_it(
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's data is kept outside the home")
+async def test_a_copy_of_a_home_with_data_outside_it_does_not_start_beside_the_original(
     home: Path,
 ) -> None:
     home.parent.chmod(0o700)
     secrets = Home(home).secrets()
-    # What whoever holds the original has: the same id, from another directory.
+    # As the original home has it: the same id, from another directory.
     theirs = Postgres(
         base=home.with_name("original") / "postgres", data_id=secrets.home_id, password="", port=free_port()
     )
@@ -62,8 +62,8 @@ async def test_a_copy_of_a_home_whose_data_lives_apart_does_not_start_beside_it(
     assert not list((home / "logs").iterdir())
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root's data lives apart")
-def test_data_apart_that_somebody_works_on_outlives_a_copy_of_its_home() -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's data is kept outside the home")
+def test_data_outside_a_home_that_is_in_use_is_not_deleted_with_a_copy_of_the_home() -> None:
     with ExitStack() as until_deleted:
         home = until_deleted.enter_context(temporary_home("hydracore-test-"))
         home.path.parent.chmod(0o700)
@@ -77,7 +77,7 @@ def test_data_apart_that_somebody_works_on_outlives_a_copy_of_its_home() -> None
             theirs.remove()
 
 
-async def test_stores_of_ones_own_that_do_not_answer_are_named(home: Path, database_url: str) -> None:
+async def test_an_external_redis_that_does_not_answer_is_named(home: Path, database_url: str) -> None:
     nowhere = f"127.0.0.1:{free_port()}/0"
     stores = {"HYDRACORE_DATABASE_URL": database_url, "HYDRACORE_REDIS_URL": f"redis://:secret@{nowhere}"}
     status, complaint = await refused(home, free_port(), **stores)
@@ -88,7 +88,7 @@ async def test_stores_of_ones_own_that_do_not_answer_are_named(home: Path, datab
     assert not processes_of(home)
 
 
-async def test_stores_that_are_both_away_are_named_at_once(home: Path) -> None:
+async def test_external_stores_that_do_not_answer_are_named_together(home: Path) -> None:
     nowhere = f"127.0.0.1:{free_port()}/0"
     stores = {
         "HYDRACORE_DATABASE_URL": f"postgresql://owner:secret@{nowhere}",
@@ -103,7 +103,7 @@ async def test_stores_that_are_both_away_are_named_at_once(home: Path) -> None:
     assert "secret" not in complaint
 
 
-async def test_a_database_is_not_changed_by_a_start_that_comes_to_nothing(home: Path, empty_url: str) -> None:
+async def test_a_start_that_fails_does_not_change_the_database(home: Path, empty_url: str) -> None:
     stores = {
         "HYDRACORE_DATABASE_URL": empty_url,
         "HYDRACORE_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0",
@@ -124,7 +124,7 @@ async def test_a_role_that_the_database_does_not_have_is_named(home: Path, datab
     assert (len(complaint.splitlines()), "nobody_knows" in complaint) == (1, True)
 
 
-async def test_a_catalogue_that_is_none_is_refused_before_anything_is_started(home: Path, tmp_path: Path) -> None:
+async def test_an_invalid_catalogue_is_refused_before_anything_is_started(home: Path, tmp_path: Path) -> None:
     (tmp_path / "catalogue.toml").write_text("regions")
     status, complaint = await refused(home, free_port(), HYDRACORE_CATALOGUE=str(tmp_path / "catalogue.toml"))
 

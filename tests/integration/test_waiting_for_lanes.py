@@ -1,4 +1,4 @@
-"""Those who wait for lanes that somebody keeps locked: how they are tried, and what becomes of them when something else happens."""
+"""Appends to lanes that another transaction keeps locked: how they are tried, and how they end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.waiting import until
 #: Longer than any test.
 LONG_S = 600.0
 
-#: Who waits for longer than the limit that tests begin with, and so came after they have set another.
+#: Sessions that wait for longer than the limit that tests begin with: they began after the test set another.
 WAITING_LONG = f"{WAITING} AND query_start < clock_timestamp() - interval '0.5 s'"
 
 
@@ -33,13 +33,13 @@ def customers() -> Customers:
 
 @pytest.fixture(autouse=True)
 def limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How long a flush waits for locks is up to a test: until it says otherwise, not for long."""
+    """A flush waits for locks for a short time, until a test sets another limit."""
     monkeypatch.setattr(committer, "LOCK_S_MAX", 0.3)
     monkeypatch.setattr(committer, "RETRY_S_MAX", LONG_S)
     monkeypatch.setattr("events.batch.TRANSACTION_S_MAX", LONG_S)
 
 
-async def test_a_database_that_goes_away_is_told_to_all_who_wait_for_locked_lanes(
+async def test_an_outage_refuses_all_appends_that_wait_for_locked_lanes(
     *,
     services: Services,
     database_url: str,
@@ -53,14 +53,14 @@ async def test_a_database_that_goes_away_is_told_to_all_who_wait_for_locked_lane
         waiting = [customers.creating(store, lane) for lane in lanes]
         await until(lambda: all(counts_as_locked(store, lane) for lane in lanes))
 
-        await take_away(services, database_url)
+        await refuse_connections(services, database_url)
         answers = await asyncio.gather(*waiting, return_exceptions=True)
 
         assert {type(answer) for answer in answers} == {StoreUnavailable}
     assert (await check_log(owner_conn)).versions == {}
 
 
-async def test_a_database_that_goes_away_is_told_to_all_who_wait_for_a_flush(
+async def test_an_outage_refuses_all_appends_that_wait_for_a_flush(
     *,
     services: Services,
     database_url: str,
@@ -72,7 +72,7 @@ async def test_a_database_that_goes_away_is_told_to_all_who_wait_for_a_flush(
     monkeypatch.setattr(committer, "LOCK_S_MAX", LONG_S)
     monkeypatch.setattr(committer, "FLUSHES_MAX", 1)
     async with open_store(database_url) as (store, _), lock_lanes(database_url, [1]):
-        # One flush, which fails as a whole; the last of it is tried first, and waits.
+        # One flush, which fails as a whole. Of its appends the last is tried first, and waits.
         odd = store.create(lives.instance_id("odd"), lives.request(customer_id="odd", agent_name="\ud800"), origin())
         waiting = [asyncio.create_task(odd), *(customers.creating(store, lane) for lane in (FREE, 1))]
         await until(lambda: somebody(owner_conn, WAITING))
@@ -81,18 +81,18 @@ async def test_a_database_that_goes_away_is_told_to_all_who_wait_for_a_flush(
         await until(lambda: len(store._committer._queue) == 2)
         gone.cancel()
         assert len(store._committer._isolated) == 2
-        # Nobody who is tried after that gives up.
+        # No append that is tried after that gives up.
         monkeypatch.setattr(committer, "RETRY_S_MAX", LONG_S)
 
-        await take_away(services, database_url)
+        await refuse_connections(services, database_url)
         await until(lambda: all(task.done() for task in waiting))
 
         assert {type(task.exception()) for task in waiting} == {StoreUnavailable}
     assert (await check_log(owner_conn)).versions == {}
 
 
-async def take_away(services: Services, database_url: str) -> None:
-    """Nobody gets into the database any more, and stores are thrown out of it."""
+async def refuse_connections(services: Services, database_url: str) -> None:
+    """Refuse new connections to the database, and end those of stores."""
     name = str(conninfo_to_dict(database_url)["dbname"])
     async with await AsyncConnection.connect(services.postgres_url.format("postgres"), autocommit=True) as connection:
         await connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
@@ -102,16 +102,16 @@ async def take_away(services: Services, database_url: str) -> None:
         )
 
 
-async def test_however_many_lanes_are_tried_half_of_the_connections_are_for_others(
+async def test_appends_to_locked_lanes_use_at_most_half_of_the_connections(
     database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lanes = range(8)
     async with open_store(database_url) as (store, pool), lock_lanes(database_url, lanes) as holder:
         stuck = [customers.creating(store, lane) for lane in lanes]
         await until(lambda: all(counts_as_locked(store, lane) for lane in lanes))
-        # From now on nobody who is tried gives a connection back.
+        # From now on no append that is tried gives its connection back.
         monkeypatch.setattr(committer, "LOCK_S_MAX", LONG_S)
-        await until(lambda: as_many_as(owner_conn, WAITING_LONG, pool.max_size // 2))
+        await until(lambda: at_least(owner_conn, WAITING_LONG, pool.max_size // 2))
 
         async with pool.connection(), pool.connection():
             assert await count(owner_conn, WAITING) == pool.max_size // 2
@@ -120,10 +120,10 @@ async def test_however_many_lanes_are_tried_half_of_the_connections_are_for_othe
         await asyncio.gather(*stuck)
 
 
-async def test_those_behind_two_who_wait_for_locks_go_past_them(
+async def test_appends_to_a_free_lane_pass_two_flushes_that_wait_for_locks(
     database_url: str, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Whoever waits does not make way by giving up.
+    # No waiting append gives up.
     monkeypatch.setattr(committer, "LOCK_S_MAX", LONG_S)
     async with open_store(database_url) as (store, _), lock_lanes(database_url, [1, 2]) as holder:
         flushing = store._committer
@@ -141,7 +141,7 @@ async def test_those_behind_two_who_wait_for_locks_go_past_them(
         assert not flushing._late
 
 
-async def test_however_many_flushes_are_late_no_more_are_begun_than_there_may_be(
+async def test_late_flushes_count_towards_the_limit_of_concurrent_flushes(
     database_url: str, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(committer, "LOCK_S_MAX", LONG_S)
@@ -161,48 +161,48 @@ async def test_however_many_flushes_are_late_no_more_are_begun_than_there_may_be
         await asyncio.gather(*asked)
 
 
-async def waits_apart(connection: AsyncConnection, pool: AsyncConnectionPool, *, borrowed: int) -> bool:
-    """Whether somebody waits for a lane who has got another connection for it, the last of so many that were borrowed."""
+async def waits_on_another_connection(connection: AsyncConnection, pool: AsyncConnectionPool, *, borrowed: int) -> bool:
+    """Whether an append waits for a lane on another connection, the last of this many that were borrowed."""
     return pool.get_stats().get("requests_num", 0) >= borrowed and await somebody(connection, WAITING)
 
 
-async def as_many_as(connection: AsyncConnection, statement: str, least: int) -> bool:
+async def at_least(connection: AsyncConnection, statement: str, least: int) -> bool:
     return await count(connection, statement) >= least
 
 
-async def test_whoever_comes_behind_one_that_is_not_let_in_waits_apart_with_it(
+async def test_an_append_to_a_lane_known_to_be_locked_waits_outside_the_flushes(
     database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_store(database_url) as (store, pool), lock_lanes(database_url, [1]) as holder:
         stuck = [customers.creating(store, 1)]
-        await until(lambda: waits_apart(owner_conn, pool, borrowed=2))
+        await until(lambda: waits_on_another_connection(owner_conn, pool, borrowed=2))
         monkeypatch.setattr(committer, "LOCK_S_MAX", LONG_S)
         stuck.append(customers.creating(store, 1))
 
         await until(lambda: counts_as_locked(store, 1))
 
-        # Nothing flies for that lane any more.
+        # No flush includes that lane any more.
         await until(lambda: not store._committer._flushers)
         assert not any(task.done() for task in stuck)
         await holder.rollback()
         await asyncio.gather(*stuck)
 
 
-async def test_whoever_is_tried_alone_for_a_lane_that_proves_to_be_locked_waits_apart(
+async def test_an_append_that_is_tried_alone_and_finds_its_lane_locked_waits_outside_the_flushes(
     database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(committer, "FLUSHES_MAX", 1)
     async with open_store(database_url) as (store, pool), lock_lanes(database_url, [1]) as holder:
-        # One flush, which fails as a whole: each is to fly alone then.
+        # One flush, which fails as a whole: each of its appends is then tried alone.
         odd = store.create(lives.instance_id("odd"), lives.request(customer_id="odd", agent_name="\ud800"), origin())
         refused = asyncio.create_task(odd)
         stuck = [customers.creating(store, 1) for _ in range(3)]
-        await until(lambda: waits_apart(owner_conn, pool, borrowed=3))
+        await until(lambda: waits_on_another_connection(owner_conn, pool, borrowed=3))
         monkeypatch.setattr(committer, "LOCK_S_MAX", LONG_S)
 
         await until(lambda: counts_as_locked(store, 1))
 
-        # Nothing flies for that lane any more.
+        # No flush includes that lane any more.
         await until(refused.done)
         assert isinstance(refused.exception(), Rejected)
         await until(customers.creating(store, FREE).done)
@@ -211,7 +211,7 @@ async def test_whoever_is_tried_alone_for_a_lane_that_proves_to_be_locked_waits_
         await asyncio.gather(*stuck)
 
 
-async def test_those_who_wait_for_locked_lanes_are_among_as_many_as_may_wait(
+async def test_appends_that_wait_for_locked_lanes_count_towards_the_limit_of_the_queue(
     database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_store(database_url) as (store, _), lock_lanes(database_url, [1]) as holder:
@@ -230,15 +230,15 @@ async def test_those_who_wait_for_locked_lanes_are_among_as_many_as_may_wait(
         await asyncio.gather(*stuck)
 
 
-async def test_whoever_has_waited_long_enough_is_refused_though_it_is_another_lane_that_was_tried(
+async def test_an_append_that_waited_too_long_is_refused_once_an_attempt_for_any_lane_ends(
     database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_store(database_url) as (store, pool), lock_lanes(database_url, [1, 2]) as holder:
         stuck = customers.creating(store, 1)
-        await until(lambda: waits_apart(owner_conn, pool, borrowed=2))
+        await until(lambda: waits_on_another_connection(owner_conn, pool, borrowed=2))
         with monkeypatch.context() as for_long:
             for_long.setattr(committer, "LOCK_S_MAX", LONG_S)
-            # Its lane is being tried, so that whoever waits for it now is the next one.
+            # Its lane is being tried, so an append that waits for it now is tried next.
             await until(lambda: somebody(owner_conn, WAITING_LONG))
             assert not len(store._committer._locked)
             for_long.setattr(committer, "RETRY_S_MAX", 0.0)
@@ -254,7 +254,7 @@ async def test_whoever_has_waited_long_enough_is_refused_though_it_is_another_la
         await asyncio.gather(stuck, also_stuck)
 
 
-async def test_those_who_waited_for_a_lane_take_nobodys_place_once_they_are_let_in(
+async def test_appends_released_from_a_locked_lane_do_not_displace_a_queued_append(
     database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(committer, "FLUSHES_MAX", 1)
@@ -265,7 +265,7 @@ async def test_those_who_waited_for_a_lane_take_nobodys_place_once_they_are_let_
         await until(lambda: somebody(owner_conn, WAITING_LONG))
         asked.append(customers.creating(store, 1))
         async with lock_lanes(database_url, [2]) as other_holder:
-            # The one flush that there may be waits, and somebody for that.
+            # The only flush that is allowed waits, and another append waits for that flush.
             asked.append(customers.creating(store, 2))
             await until(lambda: store._committer._lanes_in_flight)
             asked.append(customers.creating(store, FREE))
@@ -280,7 +280,7 @@ async def test_those_who_waited_for_a_lane_take_nobodys_place_once_they_are_let_
 
 
 @pytest.mark.parametrize("refused_count", [1, 2], ids=["one", "two of one flush"])
-async def test_a_lane_counts_as_locked_no_more_once_the_log_has_refused_what_waited_for_it(
+async def test_a_lane_no_longer_counts_as_locked_once_the_log_has_refused_its_waiting_appends(
     *, database_url: str, customers: Customers, refused_count: int
 ) -> None:
     async with open_store(database_url) as (store, _):

@@ -1,4 +1,4 @@
-"""Wake-ups: what followers are told of each commit, in as few messages as it takes."""
+"""Wake-ups: followers are notified of each commit, in as few messages as possible."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.waiting import until
 
 @pytest.fixture
 def channel(monkeypatch: pytest.MonkeyPatch) -> str:
-    """One of its own: those of a server are for all of its databases."""
+    """A channel of the test's own: channels are shared by all databases of a server."""
     channel = f"test:{uuid4()}"
     monkeypatch.setattr(wake, "CHANNEL", channel)
     return channel
@@ -37,7 +37,7 @@ async def heard(subscription: Any) -> dict[int, int]:
     return msgspec.json.decode(found[0]["data"], type=dict[int, int])
 
 
-async def test_each_commit_is_told_and_those_that_come_together_at_once(redis_url: str, channel: str) -> None:
+async def test_each_commit_is_published_and_concurrent_ones_in_one_message(redis_url: str, channel: str) -> None:
     async with Redis.from_url(redis_url) as redis, redis.pubsub() as subscription:
         await subscription.subscribe(channel)
         publisher = Publisher(redis)
@@ -50,7 +50,7 @@ async def test_each_commit_is_told_and_those_that_come_together_at_once(redis_ur
         await publisher.close()
 
 
-async def test_a_redis_that_is_away_is_said_to_be_once_and_is_nobody_s_trouble() -> None:
+async def test_a_redis_that_is_away_is_logged_once_and_raises_nothing() -> None:
     async with Redis.from_url("redis://127.0.0.1:1") as redis:
         publisher = Publisher(redis)
 

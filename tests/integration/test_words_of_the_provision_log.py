@@ -1,4 +1,4 @@
-"""The customer's log is stored in words. An upgrade to other words keeps the earlier ones until a rebuild, and drifts nowhere."""
+"""The customer's log is stored in words. An upgrade to other words keeps the stored ones until a rebuild, and is no drift."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests import lives
 from tests.rebuilding import compared, rebuilt
 from tests.requests_to_log import open_store, origin, requested
 
-STEPS_BEFORE_VERSION_2 = 24
+MIGRATIONS_BEFORE_VERSION_2 = 24
 LINES = "SELECT message FROM provision_log WHERE message LIKE 'Attempt 1 failed: %' ORDER BY message"
 EARLIER, LATER = (
     f"Attempt 1 failed: {words}" for words in ("No network address is free", "No VPN address is free in this region")
@@ -24,7 +24,7 @@ EARLIER, LATER = (
 
 
 async def fail(database_url: str, customer: str) -> None:
-    """An instance of the customer's, whose first attempt fails."""
+    """Create an instance of the customer's, whose first attempt fails."""
     async with open_store(database_url) as (store, _):
         instance_id = await requested(store, customer_id=customer)
         plan = lives.plan(hostname=f"host-{customer}", vpn_ip=f"10.64.0.{ord(customer[0])}")
@@ -41,10 +41,10 @@ async def findings(database_url: str) -> list[Finding]:
     return (await asyncio.to_thread(verify, Request(conninfo=database_url), Progress())).findings
 
 
-async def test_lines_keep_their_words_until_a_rebuild_words_all_of_them_anew(
+async def test_lines_keep_their_stored_words_until_a_rebuild_rewords_all_of_them(
     empty_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = migrations()[:STEPS_BEFORE_VERSION_2]
+    steps = migrations()[:MIGRATIONS_BEFORE_VERSION_2]
     with monkeypatch.context() as earlier:
         for module in (db, readiness):
             earlier.setattr(module, "migrations", lambda: steps)
@@ -55,7 +55,7 @@ async def test_lines_keep_their_words_until_a_rebuild_words_all_of_them_anew(
 
     assert await messages(empty_url) == [EARLIER, EARLIER]
     assert await findings(empty_url) == []
-    # As a build has stored it that had yet other words.
+    # The words of a still older build.
     with psycopg.connect(empty_url) as connection:
         connection.execute(
             "UPDATE provision_log SET message = 'Attempt 1 failed: long ago' WHERE message = %s", (EARLIER,)

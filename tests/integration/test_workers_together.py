@@ -1,4 +1,4 @@
-"""Several relays and workers at once, and job messages that are doubled, late, lost or garbage: none of it matters."""
+"""Several relays and workers at once, and job messages that are doubled, late, lost or invalid: none of it does harm."""
 
 import asyncio
 from collections import Counter
@@ -55,7 +55,7 @@ async def crowd(stack: Stack) -> AsyncGenerator[Stack]:
         other.kill()
 
 
-async def test_two_relays_and_two_workers_do_each_thing_once(crowd: Stack) -> None:
+async def test_two_relays_and_two_workers_do_each_step_once(crowd: Stack) -> None:
     before = crowd.cloudsim.requests("create_server")
 
     ids = await asyncio.gather(*(crowd.create() for _ in range(8)))
@@ -96,7 +96,7 @@ async def test_doubled_and_late_messages_change_nothing(stack: Stack) -> None:
     ] == requests
 
 
-async def test_garbage_in_the_queue_is_passed_over(stack: Stack) -> None:
+async def test_invalid_messages_in_the_queue_are_skipped(stack: Stack) -> None:
     with redis.Redis.from_url(stack.redis_url) as client:
         for garbage in (
             message("no_such_actor"),
@@ -117,7 +117,7 @@ async def test_garbage_in_the_queue_is_passed_over(stack: Stack) -> None:
     await stack.until_status(instance_id, "deleted")
 
 
-async def test_of_sweeps_that_waited_for_a_worker_few_are_made(stack: Stack) -> None:
+async def test_of_many_queued_sweeps_only_a_few_are_run(stack: Stack) -> None:
     stack.worker.kill()
     for _ in range(40):
         stack.hint(SWEEP)
@@ -133,7 +133,7 @@ async def test_of_sweeps_that_waited_for_a_worker_few_are_made(stack: Stack) -> 
     assert stack.cloudsim.requests("list_servers") == before + SWEEPS_MAX
 
 
-async def test_of_looks_at_servers_being_made_that_waited_for_a_slow_provider_few_are_made(stack: Stack) -> None:
+async def test_of_many_queued_polls_of_a_slow_provider_only_a_few_are_run(stack: Stack) -> None:
     key, instance_id = stack.new_key()
     stack.cloudsim.fault("create_server", "dead_boot", name=f"hc-{instance_id}")
     stack.cloudsim.fault("get_actions", "server_error", times=None)
@@ -164,7 +164,7 @@ async def test_lost_messages_are_sent_again(stack: Stack) -> None:
     instance_id = await stack.create()
     with redis.Redis.from_url(stack.redis_url) as client:
         await stack.until(lambda: client.llen(IDS))
-        # Nobody takes what the relay has sent: it is lost, and not sent by the relay a second time.
+        # No worker has taken what the relay sent: it is lost, and the relay does not send it a second time.
         client.delete(IDS, MESSAGES)
     stack.worker.start()
 
@@ -179,7 +179,7 @@ async def test_lost_messages_are_sent_again(stack: Stack) -> None:
     await stack.until_status(instance_id, "deleted")
 
 
-async def test_a_relay_whose_clock_is_far_behind_is_heard(stack: Stack) -> None:
+async def test_a_hint_with_a_timestamp_far_in_the_past_is_processed(stack: Stack) -> None:
     stack.relay.kill()
     instance_id = await stack.create()
 
@@ -188,7 +188,7 @@ async def test_a_relay_whose_clock_is_far_behind_is_heard(stack: Stack) -> None:
         client.hset(MESSAGES, number, message(ADVANCE, str(instance_id), at_ms=1_000_000_000_000))
         client.rpush(IDS, number)
 
-    # Nobody else tells of it: the reconciler is a part of the relay.
+    # No other hint is sent: the reconciler is a part of the relay, which was killed.
     await stack.until(lambda: stack.has_happened(instance_id, "server_created"))
 
 
@@ -197,13 +197,13 @@ async def test_a_relay_whose_clock_is_far_behind_is_heard(stack: Stack) -> None:
     [("discard", True), ("discard", False), ("ensure", True)],
     ids=["discard", "discard, without labels", "ensure"],
 )
-async def test_a_worker_that_has_lost_its_lock_leaves_the_servers_of_later_attempts_alone(
+async def test_a_worker_that_has_lost_its_lock_does_not_delete_servers_of_later_attempts(
     stack: Stack, provider: HetznerProvider, step: str, *, labelled: bool
 ) -> None:
     stack.worker.kill()
     key, instance_id = stack.new_key()
     if step == "ensure":
-        # It comes to look for what became of its create.
+        # The worker then looks up the outcome of its create.
         stack.cloudsim.fault("create_server", "gateway", name=f"hc-{instance_id}")
     stack.cloudsim.fault("create_server", "start_error", name=f"hc-{instance_id}", skip=int(step == "ensure"))
     await stack.create(key)
@@ -221,7 +221,7 @@ async def test_a_worker_that_has_lost_its_lock_leaves_the_servers_of_later_attem
         server_id = stack.known_server(instance_id)
         assert stack.server(instance_id)["labels"]["hc-attempt"] == "2"
         if not labelled:
-            # Only the log tells it from one of an earlier attempt any more.
+            # Now only the log tells the server from one of an earlier attempt.
             await provider.set_labels(server_id, instance_labels("hydracore", instance_id))
         deletions = stack.cloudsim.requests("delete_server")
         stack.cloudsim.call("POST", "/_sim/release", {"all": True})
@@ -232,10 +232,10 @@ async def test_a_worker_that_has_lost_its_lock_leaves_the_servers_of_later_attem
     assert (await stack.detail(instance_id))["status"] == "running"
 
 
-async def test_a_worker_that_knows_that_it_has_lost_its_lock_takes_no_further_step(
+async def test_a_worker_that_notices_that_it_lost_its_lock_takes_no_further_step(
     stack: Stack, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    # In a database of which the workers do not know. The provider has never heard of the server.
+    # In a database that no worker uses, and with a server that the provider does not have.
     async with stack.deps(database_url=database_url) as slow, stack.deps(database_url=database_url) as other:
         instance_id = await recorded(slow, 0, lives.created(server_id="9999999999"), lives.failed())
         stack.cloudsim.fault("list_servers", "hold_before")
@@ -244,25 +244,25 @@ async def test_a_worker_that_knows_that_it_has_lost_its_lock_takes_no_further_st
 
         await owner_conn.execute(END_LOCK_SESSIONS)
         async with other.locks.hold(instance_id) as hold, slow.locks.hold(uuid4()):
-            # Whoever asked for the lock of another instance has found out that the session is gone.
+            # Taking another instance's lock makes the slow worker notice that its session is gone.
             assert hold is not None
             stack.cloudsim.call("POST", "/_sim/release", {"all": True})
             await late
 
     told = await owner_conn.execute("SELECT type FROM event WHERE stream_id = %s ORDER BY version", (instance_id,))
-    # What it was at is told; the next attempt is for whoever has the lock.
+    # The step in progress is recorded; the next attempt is left to the holder of the lock.
     assert [name for (name,) in await told.fetchall()][-2:] == ["attempt_failed", "server_discarded"]
 
 
 @pytest.mark.parametrize("locked", [False, True], ids=["free", "locked while it is being made"])
-async def test_a_server_that_comes_when_its_instance_is_long_deleted_goes_at_once(
+async def test_a_server_whose_create_ends_after_its_instance_was_deleted_is_deleted(
     stack: Stack, database_url: str, owner_conn: psycopg.AsyncConnection, *, locked: bool
 ) -> None:
     instance_id = uuid4()
     if locked:
         stack.cloudsim.fault("delete_server", "locked", name=f"hc-{instance_id}")
     stack.cloudsim.fault("create_server", "hold_before", name=f"hc-{instance_id}")
-    # In a database of which the workers do not know.
+    # In a database that no worker uses.
     async with (
         stack.deps(database_url=database_url, provider_timeout_s="30") as patient,
         stack.deps(database_url=database_url, provider_timeout_s="0.5") as brisk,
@@ -277,7 +277,7 @@ async def test_a_server_that_comes_when_its_instance_is_long_deleted_goes_at_onc
         stack.cloudsim.call("POST", "/_sim/release", {"all": True})
         await late
 
-    assert len(stack.servers(instance_id)) == 1, "it came"
+    assert len(stack.servers(instance_id)) == 1, "the late create made a server"
     await stack.until(lambda: stack.servers(instance_id)[0]["deleted_at"] is not None)
 
 
@@ -293,13 +293,13 @@ async def has_failed(stack: Stack, deps: Deps, instance_id: UUID) -> bool:
 
 
 def is_drained(stack: Stack) -> bool:
-    """Whether every message has been taken and dealt with."""
+    """Whether every message has been taken and processed."""
     with redis.Redis.from_url(stack.redis_url) as client:
         return not client.hlen(MESSAGES)
 
 
 def message(actor: str, *args: object, at_ms: int = 4_000_000_000_000) -> bytes:
-    """As Dramatiq writes it."""
+    """A job message as Dramatiq writes it."""
     number = uuid4().hex
     return msgspec.json.encode(
         {

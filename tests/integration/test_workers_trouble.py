@@ -1,4 +1,4 @@
-"""Providers that refuse, fail, forget and dawdle, and what becomes of the instances: on real processes."""
+"""Providers that refuse, fail, forget and are slow, and what happens to the instances, with real processes."""
 
 import asyncio
 import re
@@ -20,13 +20,13 @@ from workers.advance import advance
 from workers.broker import POLL_ACTIONS
 from workers.providers.hetzner import HetznerProvider
 
-#: As of an agent that was last heard a while ago.
+#: A heartbeat of an agent that was last heard a while ago.
 OLD_BEAT = """INSERT INTO heartbeat (lane, instance_id, received_at, boot_id, report)
               VALUES (%s, %s, now() - interval '100 s', %s, '{}') RETURNING 1"""
 
 
 def attempts(stack: Stack, instance_id: UUID) -> list[tuple[str, str]]:
-    """Where each attempt went."""
+    """Server type and location of each attempt."""
     return [
         (event["server_type"], event["location"])
         for event in stack.events(instance_id)
@@ -60,7 +60,7 @@ async def test_without_capacity_the_next_placement_is_tried(stack: Stack) -> Non
     assert len(stack.servers(instance_id)) == 1
 
 
-async def test_provisioning_fails_when_no_placement_is_left_and_can_then_be_deleted(stack: Stack) -> None:
+async def test_an_instance_fails_when_no_placement_is_left_and_can_then_be_deleted(stack: Stack) -> None:
     key, instance_id = stack.new_key()
     stack.cloudsim.fault("create_server", "no_capacity", name=f"hc-{instance_id}", times=None)
 
@@ -76,7 +76,7 @@ async def test_provisioning_fails_when_no_placement_is_left_and_can_then_be_dele
 
 
 @pytest.mark.parametrize("everything", [False, True], ids=["the create alone", "every call"])
-async def test_a_refusal_ends_provisioning_at_once_and_what_was_made_all_the_same_goes_with_the_instance(
+async def test_a_refused_create_ends_provisioning_and_a_server_made_all_the_same_is_deleted(
     stack: Stack,
     provider: HetznerProvider,
     everything: bool,  # noqa: FBT001 - a parameter
@@ -99,7 +99,7 @@ async def test_a_refusal_ends_provisioning_at_once_and_what_was_made_all_the_sam
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["with its answer", "after its caller gave up"])
-async def test_a_deletion_cancels_a_create_in_flight(stack: Stack, late: bool) -> None:  # noqa: FBT001 - a parameter
+async def test_a_deletion_during_a_create_also_deletes_the_created_server(stack: Stack, late: bool) -> None:  # noqa: FBT001 - a parameter
     key, instance_id = stack.new_key()
     stack.cloudsim.fault("create_server", "hold_before", name=f"hc-{instance_id}")
     await stack.create(key)
@@ -107,7 +107,7 @@ async def test_a_deletion_cancels_a_create_in_flight(stack: Stack, late: bool) -
 
     await stack.delete(instance_id)
     if late:
-        # The first look has found nothing; the second must find what came between the two.
+        # The first look has found nothing; the second must find the server that was created in between.
         await stack.until(lambda: stack.has_happened(instance_id, "teardown_step_done", step="server_deleted"))
     stack.cloudsim.call("POST", "/_sim/release", {"all": True})
 
@@ -116,7 +116,7 @@ async def test_a_deletion_cancels_a_create_in_flight(stack: Stack, late: bool) -
     stack.assert_no_server(instance_id)
 
 
-async def test_a_deletion_that_comes_while_a_worker_looks_for_its_server_has_none_made(stack: Stack) -> None:
+async def test_a_deletion_while_a_worker_looks_up_its_server_prevents_a_create(stack: Stack) -> None:
     key, instance_id = stack.new_key()
     stack.cloudsim.fault("create_server", "gateway", name=f"hc-{instance_id}")
     stack.cloudsim.fault("list_servers", "hold_before")
@@ -130,7 +130,7 @@ async def test_a_deletion_that_comes_while_a_worker_looks_for_its_server_has_non
     assert not stack.servers(instance_id)
 
 
-async def test_a_pending_instance_is_deleted_without_a_server_ever_made(stack: Stack) -> None:
+async def test_a_pending_instance_is_deleted_without_creating_a_server(stack: Stack) -> None:
     stack.worker.kill()
     instance_id = await stack.create()
     assert (await stack.detail(instance_id))["status"] == "pending"
@@ -142,7 +142,7 @@ async def test_a_pending_instance_is_deleted_without_a_server_ever_made(stack: S
     assert not stack.servers(instance_id)
 
 
-async def test_a_teardown_that_does_not_get_on_says_why_and_goes_on_all_the_same(stack: Stack) -> None:
+async def test_a_teardown_that_is_refused_reports_why_and_completes_once_it_can(stack: Stack) -> None:
     locked, undying = await stack.running(), await stack.running()
     stack.cloudsim.fault("delete_server", "locked", name=f"hc-{locked}", times=None)
     stack.cloudsim.fault("delete_server", "action_error", name=f"hc-{undying}", times=None)
@@ -160,7 +160,7 @@ async def test_a_teardown_that_does_not_get_on_says_why_and_goes_on_all_the_same
         stack.assert_no_server(instance_id)
 
 
-async def test_a_deletion_waits_for_a_provider_that_is_not_set_up_any_more_and_says_so(
+async def test_a_deletion_waits_for_a_provider_that_is_no_longer_set_up_and_says_so(
     stack: Stack, tmp_path: Path
 ) -> None:
     catalogue = tmp_path / "catalogue.toml"
@@ -191,7 +191,7 @@ async def test_a_deletion_waits_for_a_provider_that_is_not_set_up_any_more_and_s
     stack.assert_no_server(instance_id)
 
 
-async def test_a_lock_that_opens_soon_is_waited_for(stack: Stack) -> None:
+async def test_a_server_that_is_locked_for_a_moment_is_deleted_after_a_wait(stack: Stack) -> None:
     instance_id = await stack.running()
     stack.cloudsim.fault("delete_server", "locked", name=f"hc-{instance_id}")
 
@@ -201,7 +201,7 @@ async def test_a_lock_that_opens_soon_is_waited_for(stack: Stack) -> None:
     stack.assert_no_server(instance_id)
 
 
-async def test_a_rate_limit_is_honoured(stack: Stack) -> None:
+async def test_a_create_waits_for_the_provider_s_rate_limit_and_does_not_count_as_failed(stack: Stack) -> None:
     key, instance_id = stack.new_key()
     stack.cloudsim.fault("create_server", "rate_limit", name=f"hc-{instance_id}", retry_after_s=2)
     before = stack.cloudsim.requests("create_server")
@@ -227,23 +227,23 @@ async def test_a_server_whose_create_was_not_answered_is_adopted(stack: Stack) -
     assert len(stack.servers(instance_id)) == 1
 
 
-async def test_a_create_without_capacity_says_nothing_of_an_earlier_one_that_may_still_arrive(stack: Stack) -> None:
-    instance_id = await refused_before_an_earlier_one_arrives(stack, status=412, code="resource_unavailable")
+async def test_a_create_refused_for_capacity_does_not_declare_an_earlier_one_absent(stack: Stack) -> None:
+    instance_id = await refused_while_an_earlier_create_is_in_transit(stack, status=412, code="resource_unavailable")
 
     await stack.until_status(instance_id, "running")
     assert stack.server(instance_id)["labels"]["hc-attempt"] == "2"
     assert stack.server(instance_id)["id"] == int(stack.known_server(instance_id))
 
 
-async def test_nor_does_one_that_is_refused_for_good(stack: Stack) -> None:
-    instance_id = await refused_before_an_earlier_one_arrives(stack, status=403, code="resource_limit_exceeded")
+async def test_a_create_refused_permanently_does_not_declare_an_earlier_one_absent(stack: Stack) -> None:
+    instance_id = await refused_while_an_earlier_create_is_in_transit(stack, status=403, code="resource_limit_exceeded")
 
     await stack.until_status(instance_id, "failed")
     assert len(stack.servers(instance_id)) == 1
     stack.assert_no_server(instance_id)
 
 
-async def refused_before_an_earlier_one_arrives(stack: Stack, *, status: int, code: str) -> UUID:
+async def refused_while_an_earlier_create_is_in_transit(stack: Stack, *, status: int, code: str) -> UUID:
     key, instance_id = stack.new_key()
     stack.cloudsim.fault("create_server", "hold_before", name=f"hc-{instance_id}")
     stack.cloudsim.fault("create_server", "error", name=f"hc-{instance_id}", status=status, code=code)
@@ -255,11 +255,11 @@ async def refused_before_an_earlier_one_arrives(stack: Stack, *, status: int, co
     return instance_id
 
 
-async def test_a_server_of_a_later_attempt_than_the_log_has_goes_only_with_its_instance(
+async def test_a_server_of_an_attempt_unknown_to_the_log_is_deleted_only_with_its_instance(
     stack: Stack, provider: HetznerProvider
 ) -> None:
     key, instance_id = stack.new_key()
-    # As where the log was restored from a backup.
+    # As after the log was restored from a backup.
     later = await stray(provider, **{"hc-instance": str(instance_id), "hc-attempt": "2"})
     waiting = "SELECT 1 FROM attention WHERE instance_id = %s AND code = 'server_unaccounted'"
 
@@ -278,7 +278,7 @@ async def test_a_server_that_never_boots_is_replaced(stack: Stack) -> None:
 
     await stack.create(key)
     await stack.until(lambda: stack.has_happened(instance_id, "server_created"))
-    # Its deadline is in the log; the next attempt gets a patient one.
+    # Its deadline is in the log; the next attempt gets the usual one.
     stack.restart_worker()
 
     await stack.until_status(instance_id, "running")
@@ -304,7 +304,7 @@ async def test_a_server_that_the_provider_fails_to_start_is_replaced(stack: Stac
     assert stack.server(instance_id)["labels"]["hc-attempt"] == "2"
 
 
-async def test_the_silence_of_an_earlier_attempt_s_agent_is_not_its_successor_s(stack: Stack) -> None:
+async def test_the_last_heartbeat_of_an_earlier_attempt_does_not_count_for_a_new_agent(stack: Stack) -> None:
     stack.cloudsim.fault("create_server", "hold_before")
     instance_id = await stack.create()
     await stack.until(stack.cloudsim.held)
@@ -317,7 +317,7 @@ async def test_the_silence_of_an_earlier_attempt_s_agent_is_not_its_successor_s(
     assert stack.rows(silent, instance_id, BOOT)[0][0] < 100
 
 
-async def test_a_silent_agent_is_late_then_unreachable_and_healthy_once_it_is_back(stack: Stack) -> None:
+async def test_a_silent_agent_becomes_late_then_unreachable_and_healthy_once_it_reports(stack: Stack) -> None:
     async with stack.restarted(**BRISK):
         instance_id = await stack.running()
         server_id = stack.known_server(instance_id)
