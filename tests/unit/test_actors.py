@@ -1,4 +1,4 @@
-"""What actors say of work that could not be done."""
+"""What actors log about work that could not be done."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hydracore.embedded.ports import free_port
 from workers.actors import _run_and_log
 
 
-async def test_a_database_that_is_away_is_told_in_its_own_words_and_in_one_line() -> None:
+async def test_an_unavailable_database_is_logged_in_one_line_with_its_error_and_no_password() -> None:
     port = free_port()
 
     async def work() -> None:

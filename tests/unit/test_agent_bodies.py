@@ -1,4 +1,4 @@
-"""The longest that an agent says at once is taken: it would say it again for ever, and nothing behind it would come."""
+"""The longest request of an agent is accepted: the agent would repeat it for ever, and send nothing that comes after it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LONGEST = {
 
 
 @pytest.mark.parametrize("path", LONGEST)
-def test_the_longest_that_an_agent_says_at_once_is_taken_whatever_the_setting_says(path: str) -> None:
+def test_the_longest_request_of_an_agent_fits_the_limit_of_its_route(path: str) -> None:
     said, taken_as = LONGEST[path]
     (op,) = (op for op in every_operation() if op.declared.path == path)
 

@@ -1,4 +1,4 @@
-"""Which configuration an agent starts with: the one that its secrets bring, or the one that it had before."""
+"""Which configuration an agent starts with: the one in its secrets, or the one that it had before."""
 
 from __future__ import annotations
 
@@ -63,26 +63,28 @@ class Start:
         self.told.append(message)
 
 
-def test_an_agent_starts_with_the_newest_configuration_that_can_be_used(tmp_path: Path, store: Store) -> None:
+def test_an_agent_starts_with_the_newest_valid_configuration(tmp_path: Path, store: Store) -> None:
     first = Start(tmp_path, store, version=3, runtime=GOOD)
-    of_old = Start(tmp_path, store, version=2, runtime=GOOD)
+    older = Start(tmp_path, store, version=2, runtime=GOOD)
     wrong = Start(tmp_path, store, version=4, runtime=WRONG)
     newer = Start(tmp_path, store, version=5, runtime=GOOD)
 
-    assert [start.wanted for start in (first, of_old, wrong, newer)] == [3, 3, 3, 5]
-    assert first.told == of_old.told == newer.told == []
+    assert [start.wanted for start in (first, older, wrong, newer)] == [3, 3, 3, 5]
+    assert first.told == older.told == newer.told == []
     (told,) = wrong.told
     assert told.startswith("Configuration 4 is not used: ")
 
 
-def test_a_first_configuration_is_run_whatever_it_is_so_that_its_trouble_shows(tmp_path: Path, store: Store) -> None:
+def test_an_invalid_first_configuration_is_used_so_that_its_error_is_reported(tmp_path: Path, store: Store) -> None:
     first = Start(tmp_path, store, version=3, runtime=WRONG)
-    mended = Start(tmp_path, store, version=4, runtime=GOOD)
+    corrected = Start(tmp_path, store, version=4, runtime=GOOD)
 
-    assert (first.wanted, mended.wanted) == (3, 4)
+    assert (first.wanted, corrected.wanted) == (3, 4)
 
 
-def test_a_restart_goes_on_with_what_came_last_under_the_version_of_the_secrets(tmp_path: Path, store: Store) -> None:
+def test_a_restart_keeps_the_adopted_configuration_until_fresh_secrets_bring_another(
+    tmp_path: Path, store: Store
+) -> None:
     other = {"agent_name": "Bea"}
     Start(tmp_path, store, version=3, runtime=GOOD).configuration.adopt(3, other)
 

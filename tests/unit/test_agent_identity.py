@@ -35,7 +35,7 @@ def state(tmp_path: Path) -> StateDir:
 # --- keys ------------------------------------------------------------------------------------------------------------
 
 
-def test_keys_are_made_once_and_stay(state: StateDir) -> None:
+def test_keys_are_generated_once_and_kept(state: StateDir) -> None:
     first = load_identity(state)
     second = load_identity(state)
 
@@ -50,7 +50,7 @@ def test_two_agents_have_different_keys(tmp_path: Path) -> None:
     assert one.public_keys != other.public_keys
 
 
-def test_a_signature_holds_for_the_exact_bytes_alone(state: StateDir) -> None:
+def test_a_signature_is_valid_for_the_exact_bytes_only(state: StateDir) -> None:
     identity = load_identity(state)
     public_key = Ed25519PublicKey.from_public_bytes(b64decode(identity.public_keys.signing))
 
@@ -62,7 +62,7 @@ def test_a_signature_holds_for_the_exact_bytes_alone(state: StateDir) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"signing": "c2hvcnQ=", "vpn": "c2hvcnQ="}'])
-def test_damaged_keys_are_an_error_and_not_replaced(state: StateDir, content: bytes) -> None:
+def test_damaged_keys_raise_and_are_not_replaced(state: StateDir, content: bytes) -> None:
     state.write("keys.json", content)
 
     with pytest.raises(StateDamaged, match=r"keys\.json"):
@@ -72,7 +72,7 @@ def test_damaged_keys_are_an_error_and_not_replaced(state: StateDir, content: by
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"secrets": {"agent_key": "k"}, "acknowledged": true}'])
-def test_damaged_secrets_are_an_error(state: StateDir, content: bytes) -> None:
+def test_damaged_secrets_raise(state: StateDir, content: bytes) -> None:
     state.write("secrets.json", content)
 
     with pytest.raises(StateDamaged, match=r"secrets\.json"):
@@ -82,7 +82,7 @@ def test_damaged_secrets_are_an_error(state: StateDir, content: bytes) -> None:
 # --- the state directory ---------------------------------------------------------------------------------------------
 
 
-def test_files_are_for_the_agents_user_alone_whatever_the_umask(tmp_path: Path) -> None:
+def test_files_are_accessible_to_the_agent_s_user_alone_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         state = StateDir(tmp_path)
@@ -94,13 +94,13 @@ def test_files_are_for_the_agents_user_alone_whatever_the_umask(tmp_path: Path) 
     assert stat.S_IMODE((state.path / "a").stat().st_mode) == 0o600
 
 
-def test_a_write_is_on_the_disk_before_and_after_its_rename(state: StateDir, steps: list[str]) -> None:
+def test_a_write_is_synced_before_and_after_its_rename(state: StateDir, steps: list[str]) -> None:
     state.write("a", b"1")
 
     assert steps == ["fsync a.new", "rename a.new a", f"fsync {state.path.name}"]
 
 
-def test_a_draft_left_by_a_crash_is_no_hindrance_and_no_content(state: StateDir) -> None:
+def test_a_draft_left_by_a_crash_is_not_read_and_does_not_block_a_write(state: StateDir) -> None:
     draft = state.path / "a.new"
     draft.write_bytes(b"half of it")
     draft.chmod(0o644)
@@ -113,7 +113,7 @@ def test_a_draft_left_by_a_crash_is_no_hindrance_and_no_content(state: StateDir)
     assert not draft.exists()
 
 
-def test_a_root_belongs_to_one_at_a_time(tmp_path: Path) -> None:
+def test_a_state_directory_can_be_locked_by_one_agent_at_a_time(tmp_path: Path) -> None:
     first, second = StateDir(tmp_path), StateDir(tmp_path)
 
     with first.locked(), pytest.raises(AlreadyRunning), second.locked():
@@ -122,7 +122,7 @@ def test_a_root_belongs_to_one_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def test_retirement_is_for_good(tmp_path: Path) -> None:
+def test_retirement_is_permanent(tmp_path: Path) -> None:
     assert not StateDir(tmp_path).retired
     StateDir(tmp_path).retire()
     assert StateDir(tmp_path).retired
@@ -143,7 +143,7 @@ def write_boot_file(root: Path, content: str) -> None:
     (root / BOOT_FILE).write_text(content)
 
 
-def test_a_good_boot_file_is_read(tmp_path: Path) -> None:
+def test_a_valid_boot_file_is_read(tmp_path: Path) -> None:
     write_boot_file(tmp_path, json.dumps({**GOOD, "later_addition": True}))
 
     boot_file = read_boot_file(tmp_path)
@@ -165,7 +165,9 @@ def test_a_good_boot_file_is_read(tmp_path: Path) -> None:
         ("enrol_token", 7),
     ],
 )
-def test_a_bad_boot_file_names_the_field_and_shows_no_value(tmp_path: Path, field: str, value: object) -> None:
+def test_the_error_of_an_invalid_boot_file_names_the_field_but_no_secret(
+    tmp_path: Path, field: str, value: object
+) -> None:
     write_boot_file(tmp_path, json.dumps({**GOOD, field: value}))
 
     with pytest.raises(BootFileInvalid, match=field) as caught:
@@ -174,7 +176,7 @@ def test_a_bad_boot_file_names_the_field_and_shows_no_value(tmp_path: Path, fiel
     assert "the-token" not in str(caught.value)
 
 
-# --- what can be seen ------------------------------------------------------------------------------------------------
+# --- secrets and version ---------------------------------------------------------------------------------------------
 
 
 def test_no_secret_is_in_a_repr() -> None:
@@ -198,7 +200,7 @@ def test_no_secret_is_in_a_repr() -> None:
     assert "hush" not in repr(shown)
 
 
-def test_the_agents_version_is_the_projects() -> None:
+def test_the_agent_s_version_is_the_project_s() -> None:
     pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
 
     assert pyproject["project"]["version"] == VERSION

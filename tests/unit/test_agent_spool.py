@@ -50,7 +50,7 @@ def boot_id(spool: CallbackSpool) -> UUID:
 
 
 def deliver_all(spool: CallbackSpool, boot_id: UUID) -> list[int]:
-    """The numbers that go out, in their order."""
+    """The numbers of the delivered callbacks, in their order."""
     sent: list[int] = []
     while (callback := spool.next_callback(boot_id)) is not None:
         sent += range(callback.seq, callback.last_seq + 1)
@@ -58,13 +58,13 @@ def deliver_all(spool: CallbackSpool, boot_id: UUID) -> list[int]:
     return sent
 
 
-def test_what_is_committed_is_on_the_disk(path: Path) -> None:
+def test_every_commit_is_synced_to_disk(path: Path) -> None:
     with closing(open_sqlite(path, lambda _: None)) as db:
-        # FULL: with NORMAL a power cut takes the latest commits back.
+        # FULL: with NORMAL a power cut loses the latest commits.
         assert db.execute("PRAGMA synchronous").fetchone() == (2,)
 
 
-def test_what_waits_goes_out_together_up_to_a_limit(spool: CallbackSpool, boot_id: UUID) -> None:
+def test_pending_callbacks_are_sent_together_up_to_a_limit(spool: CallbackSpool, boot_id: UUID) -> None:
     for _ in range(CALLBACKS_PER_REQUEST_MAX + 1):
         spool.append(boot_id, "booted", "info", "x")
 
@@ -106,7 +106,7 @@ def test_a_callback_is_pending_until_it_is_accepted(spool: CallbackSpool, boot_i
     assert spool.next_callback(boot_id) is None
 
 
-def test_what_was_appended_is_there_after_reopening(state: StateDir, spool: CallbackSpool, boot_id: UUID) -> None:
+def test_appended_callbacks_are_there_after_a_crash(state: StateDir, spool: CallbackSpool, boot_id: UUID) -> None:
     spool.append(boot_id, "booted", "info", "x")
     spool.append(boot_id, "enrolled", "info", "x")
     spool.mark_accepted(boot_id, 1)
@@ -118,7 +118,7 @@ def test_what_was_appended_is_there_after_reopening(state: StateDir, spool: Call
     reopened.close()
 
 
-def test_delivered_callbacks_can_be_asked_for_again(spool: CallbackSpool, boot_id: UUID) -> None:
+def test_delivered_callbacks_can_be_sent_again_on_request(spool: CallbackSpool, boot_id: UUID) -> None:
     for _ in range(4):
         spool.append(boot_id, "booted", "info", "x")
     deliver_all(spool, boot_id)
@@ -128,7 +128,7 @@ def test_delivered_callbacks_can_be_asked_for_again(spool: CallbackSpool, boot_i
 
 
 @pytest.mark.parametrize("seq", [-1, 0, 3, 1000])
-def test_numbers_that_were_never_given_out_cannot_be_resent(spool: CallbackSpool, boot_id: UUID, seq: int) -> None:
+def test_numbers_that_were_never_assigned_cannot_be_resent(spool: CallbackSpool, boot_id: UUID, seq: int) -> None:
     spool.append(boot_id, "booted", "info", "x")
     spool.append(boot_id, "booted", "info", "x")
 
@@ -136,7 +136,7 @@ def test_numbers_that_were_never_given_out_cannot_be_resent(spool: CallbackSpool
     assert deliver_all(spool, boot_id) == [1, 2]
 
 
-def test_a_new_boot_forgets_the_others(spool: CallbackSpool, boot_id: UUID) -> None:
+def test_a_new_boot_discards_callbacks_of_earlier_boots(spool: CallbackSpool, boot_id: UUID) -> None:
     spool.append(boot_id, "booted", "info", "x")
     spool.mark_enrolled(boot_id)
 
@@ -146,7 +146,7 @@ def test_a_new_boot_forgets_the_others(spool: CallbackSpool, boot_id: UUID) -> N
     assert spool.boots_with_pending() == []
 
 
-def test_only_enrolled_boots_with_something_untold_are_left_over(spool: CallbackSpool, boot_id: UUID) -> None:
+def test_only_enrolled_boots_with_undelivered_callbacks_are_pending(spool: CallbackSpool, boot_id: UUID) -> None:
     spool.append(boot_id, "booted", "info", "x")
     assert spool.boots_with_pending() == []
 
@@ -157,7 +157,7 @@ def test_only_enrolled_boots_with_something_untold_are_left_over(spool: Callback
     assert spool.boots_with_pending() == []
 
 
-def test_a_full_spool_takes_no_more_and_keeps_what_it_has(spool: CallbackSpool, boot_id: UUID) -> None:
+def test_a_full_spool_refuses_new_callbacks_and_keeps_what_it_has(spool: CallbackSpool, boot_id: UUID) -> None:
     for _ in range(CALLBACKS_KEPT_MAX):
         spool.append(boot_id, "healthy", "info", "x")
 
@@ -170,7 +170,7 @@ def test_a_full_spool_takes_no_more_and_keeps_what_it_has(spool: CallbackSpool, 
     assert not spool.resend_from(boot_id, 1), "trimmed"
 
 
-def test_a_long_message_is_cut(spool: CallbackSpool, boot_id: UUID) -> None:
+def test_a_long_message_is_truncated(spool: CallbackSpool, boot_id: UUID) -> None:
     spool.append(boot_id, "booted", "error", "x" * (MESSAGE_CHARS_MAX + 1))
 
     callback = spool.next_callback(boot_id)
@@ -180,7 +180,7 @@ def test_a_long_message_is_cut(spool: CallbackSpool, boot_id: UUID) -> None:
 
 
 @pytest.mark.parametrize("begin", [0, 4096])
-def test_a_damaged_file_is_set_aside_and_a_new_one_begun(state: StateDir, path: Path, begin: int) -> None:
+def test_a_damaged_file_is_set_aside_and_a_new_one_created(state: StateDir, path: Path, begin: int) -> None:
     before = CallbackSpool(state)
     before.add_boot(uuid4())
     before.close()
@@ -197,7 +197,9 @@ def test_a_damaged_file_is_set_aside_and_a_new_one_begun(state: StateDir, path: 
     spool.close()
 
 
-def test_its_files_are_the_agents_alone(path: Path, spool: CallbackSpool, boot_id: UUID) -> None:
+def test_the_files_of_the_spool_are_accessible_to_the_agent_s_user_alone(
+    path: Path, spool: CallbackSpool, boot_id: UUID
+) -> None:
     spool.append(boot_id, "booted", "info", "x")
 
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}

@@ -1,4 +1,4 @@
-"""The supervisor with runtimes that fail, stop and change; and the waits between tries."""
+"""The supervisor with runtimes that fail, stop and change, and the waits between its attempts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def require_right(config: RuntimeConfig) -> None:
 
 
 class ScriptedRuntime:
-    """A runtime that fails to start as often as it was told, and ends when it is told."""
+    """A runtime that fails to start as often as a test wants, and ends when a test sets `ended`."""
 
     def __init__(self, config: RuntimeConfig, *, start_failures: list[RuntimeFailed]) -> None:
         self.config = config
@@ -103,7 +103,7 @@ class Stage:
 
 
 async def until(met: Callable[[], bool]) -> None:
-    while not met():  # noqa: ASYNC110 - figures of the supervisor, which nobody else waits for
+    while not met():  # noqa: ASYNC110 - the supervisor's figures come with no event to wait for
         await asyncio.sleep(0)
 
 
@@ -114,7 +114,7 @@ def config(version: int, kind: str = "scripted", **settings: bool) -> RuntimeCon
 QUESTION = Question(message="Hello", conversation_id=None, end_user=None, channel="api", key=None)
 
 
-async def test_the_runtimes_own_figures_are_passed_on() -> None:
+async def test_the_figures_of_the_runtime_are_passed_on() -> None:
     stage = Stage()
     assert (stage.supervisor.skills_loaded, stage.supervisor.config_version) == ((), None)
 
@@ -127,7 +127,7 @@ async def test_the_runtimes_own_figures_are_passed_on() -> None:
     assert not supervisor.is_serving
 
 
-async def test_a_runtime_that_does_not_start_is_tried_again_and_told_once() -> None:
+async def test_a_runtime_that_does_not_start_is_retried_and_reported_once() -> None:
     stage = Stage(
         RuntimeFailed("no_model", "The model does not answer"), RuntimeFailed("no_model", "The model does not answer")
     )
@@ -140,7 +140,7 @@ async def test_a_runtime_that_does_not_start_is_tried_again_and_told_once() -> N
     assert stage.reports == [("error", "no_model: The model does not answer"), ("info", "The runtime is running again")]
 
 
-async def test_a_runtime_that_stops_by_itself_is_started_again() -> None:
+async def test_a_runtime_that_stops_by_itself_is_restarted() -> None:
     stage = Stage()
 
     async with stage.running() as supervisor:
@@ -156,7 +156,7 @@ async def test_a_runtime_that_stops_by_itself_is_started_again() -> None:
     assert len(stage.runs) == 2
 
 
-async def test_another_configuration_restarts_the_runtime_and_the_same_does_not() -> None:
+async def test_a_new_configuration_restarts_the_runtime_and_an_unchanged_one_does_not() -> None:
     stage = Stage()
 
     async with stage.running() as supervisor:
@@ -173,7 +173,7 @@ async def test_another_configuration_restarts_the_runtime_and_the_same_does_not(
     assert stage.reports == []
 
 
-async def test_a_runtime_that_can_goes_on_with_another_configuration() -> None:
+async def test_a_runtime_that_can_apply_a_new_configuration_is_not_restarted() -> None:
     stage = Stage()
 
     async with stage.running() as supervisor:
@@ -188,7 +188,7 @@ async def test_a_runtime_that_can_goes_on_with_another_configuration() -> None:
 
 
 @pytest.mark.parametrize("wrong", [config(2, wrong=True), config(2, "unheard_of")])
-async def test_what_cannot_be_used_is_refused_also_while_nothing_runs(wrong: RuntimeConfig) -> None:
+async def test_an_unusable_configuration_is_refused_also_while_no_runtime_runs(wrong: RuntimeConfig) -> None:
     stage = Stage()
 
     with pytest.raises(RuntimeFailed):
@@ -203,7 +203,7 @@ async def test_what_cannot_be_used_is_refused_also_while_nothing_runs(wrong: Run
     assert len(stage.runs) == 1
 
 
-async def test_a_restart_waits_for_open_chats_and_then_starts_anew() -> None:
+async def test_a_restart_waits_for_open_chats() -> None:
     stage = Stage()
 
     async with stage.running() as supervisor:
@@ -219,7 +219,7 @@ async def test_a_restart_waits_for_open_chats_and_then_starts_anew() -> None:
     assert [run.config.version for run in stage.runs] == [1, 1]
 
 
-async def test_a_restart_does_not_wait_for_ever_and_says_so() -> None:
+async def test_a_restart_waits_for_open_chats_up_to_a_limit_and_says_so() -> None:
     stage = Stage()
 
     async with stage.running() as supervisor:
@@ -230,7 +230,7 @@ async def test_a_restart_does_not_wait_for_ever_and_says_so() -> None:
     assert len(stage.runs) == 2
 
 
-async def test_without_a_runtime_there_are_no_chats() -> None:
+async def test_chats_are_refused_while_no_runtime_runs() -> None:
     stage = Stage()
     with pytest.raises(NotServing):
         stage.supervisor.open_chat(QUESTION)
@@ -242,7 +242,7 @@ async def test_without_a_runtime_there_are_no_chats() -> None:
         assert supervisor.connections == {"telegram": "off"}
 
 
-async def test_a_configuration_that_names_no_known_runtime_is_an_error_until_it_is_changed() -> None:
+async def test_an_unknown_runtime_in_the_configuration_is_an_error_until_it_is_changed() -> None:
     stage = Stage(kind="unheard_of")
 
     async with stage.running() as supervisor:
@@ -255,7 +255,7 @@ async def test_a_configuration_that_names_no_known_runtime_is_an_error_until_it_
     assert stage.runs[0].config.version == 2
 
 
-async def test_draining_outlasts_a_restart_of_the_runtime() -> None:
+async def test_draining_continues_after_a_restart_of_the_runtime() -> None:
     stage = Stage()
 
     async with stage.running() as supervisor:
@@ -267,7 +267,7 @@ async def test_draining_outlasts_a_restart_of_the_runtime() -> None:
     assert [run.is_drained for run in stage.runs] == [True, True]
 
 
-async def test_cut_chats_are_followed_by_none_also_after_a_restart_of_the_runtime() -> None:
+async def test_after_chats_were_interrupted_the_runtime_drains_also_when_restarted() -> None:
     stage = Stage()
     await stage.supervisor.interrupt_chats()
 
@@ -284,7 +284,7 @@ async def test_cut_chats_are_followed_by_none_also_after_a_restart_of_the_runtim
 
 
 @pytest.mark.parametrize(("rand", "share"), [(lambda: 0.0, 1.0), (lambda: 0.999999, 0.5)])
-def test_waits_double_up_to_the_cap_and_start_anew_after_a_success(rand: Callable[[], float], share: float) -> None:
+def test_waits_double_up_to_the_cap_and_are_reset_after_a_success(rand: Callable[[], float], share: float) -> None:
     backoff = Backoff(base_s=1, cap_s=5, rand=rand)
 
     waits = [backoff.next_wait_s() for _ in range(5)]

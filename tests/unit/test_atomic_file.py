@@ -1,4 +1,4 @@
-"""What is written takes the place of a regular file or of none, and a link stays a link."""
+"""A write replaces a regular file or creates one, and a link stays a link."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def write(path: Path, *, replace: bool) -> None:
 
 
 @pytest.mark.parametrize("replace", [False, True])
-def test_a_pipe_is_never_replaced_nor_what_leads_to_one(tmp_path: Path, *, replace: bool) -> None:
+def test_a_pipe_or_a_link_to_a_pipe_is_never_replaced(tmp_path: Path, *, replace: bool) -> None:
     pipe, link = tmp_path / "pipe", tmp_path / "link"
     os.mkfifo(pipe)
     link.symlink_to(pipe)
 
     for path in (pipe, link):
         with pytest.raises(NoRegularFile, match=f"{path} is not a regular file"), atomic_file(path, replace=replace):
-            pytest.fail("there is no work to begin with")
+            pytest.fail("the body must not run")
 
     assert stat.S_ISFIFO(pipe.stat().st_mode)
     assert link.is_symlink()
     assert {each.name for each in tmp_path.iterdir()} == {"pipe", "link"}
 
 
-def test_a_pipe_that_came_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+def test_a_pipe_that_was_created_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "backup"
 
     with pytest.raises(NoRegularFile), atomic_file(path, replace=True):
@@ -42,7 +42,7 @@ def test_a_pipe_that_came_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["backup"]
 
 
-def test_what_a_link_leads_to_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
+def test_the_target_of_a_link_is_replaced_and_the_link_stays(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     target, link, dangling = elsewhere / "old", tmp_path / "link", tmp_path / "dangling"

@@ -1,4 +1,4 @@
-"""Histories for people: what is long is cut, but for the values of a state, which somebody has asked for."""
+"""Histories as text: long values are truncated, except those of a state, which is shown whole."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def lines_of_state(state: dict[str, Any]) -> list[str]:
     return CliRunner().invoke(tell).output.splitlines()
 
 
-def test_a_state_has_its_values_whole() -> None:
+def test_the_values_of_a_state_are_shown_whole() -> None:
     assert lines_of_state({"agent_name": LONG, "tier": "starter"})[1:] == [
         f"  agent_name  {LONG}",
         "  tier        starter",
     ]
 
 
-def test_a_name_that_is_long_moves_no_other_line_of_a_state_out_of_sight() -> None:
+def test_a_long_name_does_not_widen_the_name_column_of_a_state_beyond_its_limit() -> None:
     _, named, other = lines_of_state({"advanced": {LONG: 1}, "tier": "starter"})
 
     assert named == f"  advanced.{LONG}  1"
     assert other == f"  {'tier':<{SHOWN_MAX}}  starter"
 
 
-def test_a_difference_shows_the_beginning_of_a_name_and_then_what_came_of_it() -> None:
+def test_a_difference_truncates_long_names_and_values() -> None:
     step = HistoryFieldEvent(
         lane=7, seq=1, version=2, recorded_at=TIME, type="config_changed", actor=LONG, command=LONG, before=1, after=2
     )

@@ -1,4 +1,4 @@
-"""Values that are kept for as long as there is room."""
+"""A cache that is bounded by count and by bytes."""
 
 from __future__ import annotations
 
@@ -33,14 +33,16 @@ def filled(*weights: int) -> BoundedCache[int, str]:
         ((1_000, 100), [1]),
     ],
 )
-def test_what_was_put_last_is_kept_as_far_as_there_is_room(weights: tuple[int, ...], kept: list[int]) -> None:
+def test_the_newest_values_are_kept_within_the_limits_of_count_and_bytes(
+    weights: tuple[int, ...], kept: list[int]
+) -> None:
     recent = filled(*weights)
 
     assert list(recent) == [f"value {key}" for key in kept]
     assert [key for key in range(len(weights)) if recent.get(key) is not None] == kept
 
 
-def test_what_is_replaced_or_taken_away_makes_room() -> None:
+def test_replacing_or_removing_a_value_frees_its_bytes() -> None:
     recent = filled(90, 5)
 
     recent.put(0, "smaller", weight=10)
@@ -54,7 +56,7 @@ def test_what_is_replaced_or_taken_away_makes_room() -> None:
     assert (recent.get_with_weight(0), recent.get_with_weight(2)) == (("smaller", 10), (None, 0))
 
 
-def test_of_large_folds_of_a_build_no_more_are_kept_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_folds_of_a_build_are_kept_within_the_limit_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refolding, "KEPT_BYTES_MAX", 300_000)
     kept, streams = refolding.KeptFolds(), [(0, UUID(int=number)) for number in range(4)]
 

@@ -1,4 +1,4 @@
-"""The catalogue: what the packaged one offers, and how a wrong one is reported."""
+"""The catalogue: what the packaged one offers, and how an invalid one is reported."""
 
 from decimal import Decimal
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_the_packaged_catalogue_offers_the_embedded_region() -> None:
     assert catalogue.usable_providers["cloudsim"].endpoint == "http://127.0.0.1:9000/v1"
 
 
-def test_every_region_of_the_packaged_catalogue_can_make_every_tier() -> None:
+def test_every_region_of_the_packaged_catalogue_has_a_placement_for_every_tier() -> None:
     catalogue = load(PACKAGED_CATALOGUE, CLOUDSIM | {"HYDRACORE_HETZNER_TOKEN": "t"})
 
     assert catalogue.unavailable_regions == {}
@@ -79,7 +79,7 @@ def test_placements_come_in_order_of_preference(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_not_in_the_file_any_more_has_no_placement(tmp_path: Path) -> None:
+def test_a_region_or_tier_that_is_not_in_the_file_has_no_placement(tmp_path: Path) -> None:
     catalogue = load(_written(tmp_path, SMALL), {"ONE_TOKEN": "1", "TWO_TOKEN": "2"})
 
     assert catalogue.placements("there", "small") == catalogue.placements("here", "huge") == ()
@@ -93,7 +93,7 @@ def test_a_provider_without_its_token_is_left_out(tmp_path: Path) -> None:
     assert catalogue.region_error("here") is None
 
 
-def test_a_region_without_any_provider_is_unavailable_and_says_why(tmp_path: Path) -> None:
+def test_a_region_without_any_provider_is_unavailable_with_the_reason(tmp_path: Path) -> None:
     catalogue = load(_written(tmp_path, SMALL), {"ONE_TOKEN": ""})
 
     assert catalogue.placements("here", "small") == ()
@@ -111,7 +111,7 @@ def test_unknown_names_are_answered_with_the_known_ones(tmp_path: Path) -> None:
     assert catalogue.tier_error("small") is catalogue.preset_error("personal_assistant") is None
 
 
-def test_the_packaged_workflows_take_skills_that_agents_have() -> None:
+def test_the_packaged_workflows_use_only_skills_that_agents_have() -> None:
     catalogue = load(PACKAGED_CATALOGUE, {})
 
     taken = {skill for workflow in catalogue.workflows.values() for skill in workflow.skills}
@@ -124,7 +124,7 @@ def test_the_packaged_workflows_take_skills_that_agents_have() -> None:
     )
 
 
-def test_the_packaged_model_policy_can_be_paid_for_and_every_recipe_says_something() -> None:
+def test_the_packaged_model_policy_has_prices_and_every_recipe_has_a_prompt() -> None:
     catalogue = load(PACKAGED_CATALOGUE, {})
 
     policy = catalogue.model_policy
@@ -146,7 +146,7 @@ def test_prices_are_exact(tmp_path: Path) -> None:
     catalogue = load(_written(tmp_path, SMALL.replace('"9.00"', "9.1")), {})
 
     assert catalogue.models["big-1.5"].input_usd_per_mtok == Decimal("2.50")
-    assert catalogue.tiers["small"].price_eur_monthly == Decimal("9.1"), "and not what is nearest to it in binary"
+    assert catalogue.tiers["small"].price_eur_monthly == Decimal("9.1"), "not the nearest binary fraction"
     assert catalogue.model_policy.temperature is None
 
 
@@ -188,7 +188,9 @@ def test_a_token_is_not_printed() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_wrong_catalogue_says_what_is_wrong(tmp_path: Path, change: tuple[str, str], complaint: str) -> None:
+def test_an_invalid_catalogue_is_refused_with_the_problem_and_its_place(
+    tmp_path: Path, change: tuple[str, str], complaint: str
+) -> None:
     assert change[0] in SMALL
 
     with pytest.raises(CatalogueError) as raised:
@@ -197,7 +199,7 @@ def test_a_wrong_catalogue_says_what_is_wrong(tmp_path: Path, change: tuple[str,
     assert complaint in "\n".join(raised.value.problems)
 
 
-def test_a_token_that_no_header_can_have_is_refused_and_not_printed(tmp_path: Path) -> None:
+def test_a_token_that_is_not_printable_ascii_is_refused_and_not_printed(tmp_path: Path) -> None:
     with pytest.raises(CatalogueError) as raised:
         load(_written(tmp_path, SMALL), {"ONE_TOKEN": "s3cret\n", "TWO_TOKEN": "fine"})
 
@@ -206,7 +208,7 @@ def test_a_token_that_no_header_can_have_is_refused_and_not_printed(tmp_path: Pa
     assert "s3cret" not in problem
 
 
-def test_one_project_under_two_names_is_refused_without_its_token(tmp_path: Path) -> None:
+def test_two_providers_with_one_endpoint_and_token_are_refused_without_printing_the_token(tmp_path: Path) -> None:
     same = SMALL.replace("https://two.example/v1", "https://one.example/v1/")
 
     with pytest.raises(CatalogueError) as raised:
@@ -230,7 +232,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     assert all("catalogue.toml: " in problem for problem in raised.value.problems)
 
 
-def test_a_missing_file_is_a_problem_and_not_a_crash(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_as_a_catalogue_error(tmp_path: Path) -> None:
     with pytest.raises(CatalogueError, match="No such file"):
         load(tmp_path / "catalogue.toml", {})
 

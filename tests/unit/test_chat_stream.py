@@ -1,4 +1,4 @@
-"""Event streams on their way through: whole events only, and never an end without a word."""
+"""Event streams that are passed on: whole events only, and always a final event."""
 
 import json
 from collections.abc import AsyncIterator
@@ -31,11 +31,11 @@ def code(event: bytes) -> str:
 
 
 @pytest.mark.parametrize("ending", [DONE, ERROR])
-async def test_whole_events_pass_as_they_come(ending: bytes) -> None:
+async def test_whole_events_are_passed_on_unchanged(ending: bytes) -> None:
     assert await through(TOKEN, TOKEN + TOKEN, ending) == [TOKEN, TOKEN + TOKEN, ending]
 
 
-async def test_events_in_pieces_are_put_together() -> None:
+async def test_events_that_arrive_in_pieces_are_put_together() -> None:
     whole = TOKEN + TOKEN + DONE
 
     for size in (1, 2, 3, 7, 40):
@@ -46,7 +46,7 @@ async def test_events_in_pieces_are_put_together() -> None:
 @pytest.mark.parametrize(
     ("trouble", "wanted"), [(AgentTimeout("x"), "agent_timeout"), (AgentUnreachable("x"), "agent_failed")]
 )
-async def test_trouble_ends_a_stream_with_its_name(trouble: Exception, wanted: str) -> None:
+async def test_an_error_of_the_agent_ends_a_stream_with_an_error_event(trouble: Exception, wanted: str) -> None:
     *passed, last = await through(TOKEN, TOKEN[:9], trouble)
 
     assert passed == [TOKEN]
@@ -56,33 +56,35 @@ async def test_trouble_ends_a_stream_with_its_name(trouble: Exception, wanted: s
 @pytest.mark.parametrize(
     "pieces", [(), (b"",), (TOKEN,), (TOKEN, DONE[:-1]), (b"event: donee\ndata: {}\n\n",)], ids=str
 )
-async def test_an_end_without_an_ending_is_an_error(pieces: tuple[bytes, ...]) -> None:
+async def test_a_stream_without_a_final_event_ends_with_an_error_event(pieces: tuple[bytes, ...]) -> None:
     assert code((await through(*pieces))[-1]) == "agent_failed"
 
 
-async def test_trouble_behind_the_ending_is_nobodys_business() -> None:
+async def test_an_error_after_the_final_event_is_ignored() -> None:
     assert await through(DONE, AgentUnreachable("x")) == [DONE]
 
 
-async def test_what_never_becomes_an_event_is_not_gathered_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_event_that_exceeds_the_limit_ends_the_stream_with_an_error_event(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(chat_stream, "EVENT_BYTES_MAX", 100)
 
     assert [code(event) for event in await through(*[b"x" * 60] * 5)] == ["agent_failed"]
 
 
-async def test_what_comes_byte_by_byte_is_not_gone_through_again_with_every_byte(
+async def test_a_large_event_that_arrives_byte_by_byte_is_not_copied_for_every_byte(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(chat_stream, "EVENT_BYTES_MAX", 8 * 2**20)
     begun = b"event: done\ndata: " + b"x" * (7 * 2**20)
 
-    # To copy 7 MiB this often would outlast the test's limit.
+    # Copying 7 MiB this often would exceed the test's time limit.
     whole = await through(begun, *[b"y"] * 50_000, b"\n", b"\n")
 
     assert whole == [begun + b"y" * 50_000 + b"\n\n"]
 
 
-async def test_words_in_an_answer_are_no_ending() -> None:
+async def test_the_text_of_a_final_event_inside_an_answer_does_not_end_the_stream() -> None:
     quoted = b'event: token\ndata: {"text":"\\nevent: done\\n"}\n\n'
 
     assert code((await through(quoted))[-1]) == "agent_failed"
@@ -104,9 +106,9 @@ async def test_words_in_an_answer_are_no_ending() -> None:
         (b"text/event-stream;charset=utf-8;q=0.9,application/json;q=0.8", True),
     ],
 )
-def test_who_wants_a_stream_says_so(accept: bytes, wanted: bool) -> None:  # noqa: FBT001 - a parameter of the table
+def test_the_accept_header_decides_whether_an_answer_is_streamed(accept: bytes, wanted: bool) -> None:  # noqa: FBT001 - a parameter of the table
     assert wants_stream([(b"host", b"x"), (b"accept", accept)]) is wanted
 
 
-def test_who_says_nothing_gets_no_stream() -> None:
+def test_a_request_without_an_accept_header_gets_no_stream() -> None:
     assert not wants_stream([])
