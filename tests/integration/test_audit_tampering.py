@@ -1,4 +1,4 @@
-"""Whatever is done to a log is found, and where it was done."""
+"""Every kind of tampering with a log is found, with its place."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ REPEAT_EVENT = (
 )
 
 
-def test_what_was_left_alone_is_as_it_must_be(forger: Forger) -> None:
+def test_an_untampered_log_has_no_findings(forger: Forger) -> None:
     assert lane_findings(forger, replay=True) == []
 
 
@@ -56,7 +56,7 @@ def swapped(statement: str, column: str, one: int, other: int) -> tuple[str, str
         # The payload, with its digest as it was.
         ([EVENT.format(FORGE, 7)], {("event_edited", 7)}),
         ([EVENT.format("payload = (payload::text || ' ')::json", 7)], {("event_edited", 7)}),
-        # What else stands in an event's row.
+        # The other columns of an event.
         ([EVENT.format("type = 'instance_deleted'", 7)], {("event_edited", 7)}),
         ([EVENT.format("schema_version = 2", 5)], {("event_edited", 5)}),
         ([EVENT.format("version = 90", 8)], {("event_edited", 8)}),
@@ -66,7 +66,7 @@ def swapped(statement: str, column: str, one: int, other: int) -> tuple[str, str
         ([EVENT.format("recorded_at = '-infinity'", 9)], {("event_edited", 9)}),
         ([EVENT.format("command_id = gen_random_uuid()", 1)], {("event_edited", 1)}),
         ([EVENT.format("digest = sha256('x')", 12)], {("event_edited", 12), ("command_edited", 12)}),
-        # Who did it, and why.
+        # The columns of a command: who did it, and why.
         ([COMMAND.format("actor = 'customer:eve'", 8)], {("command_edited", 8)}),
         ([COMMAND.format("name = 'RequestDeletion'", 4)], {("command_edited", 4)}),
         ([COMMAND.format("correlation_id = gen_random_uuid()", 8)], {("command_edited", 8)}),
@@ -80,12 +80,12 @@ def swapped(statement: str, column: str, one: int, other: int) -> tuple[str, str
         ([COMMAND.format("event_count = 1", 4)], {("command_edited", 4), ("event_extra", 5), ("event_extra", 6)}),
         ([COMMAND.format("event_count = 4", 4)], {("command_edited", 4), ("event_edited", 7), ("command_overlaps", 7)}),
         ([COMMAND.format("link = sha256('x')", 10)], {("chain_broken", 10), ("chain_broken", 11)}),
-        # Fewer events than there were.
+        # Events or commands removed.
         ([DROP_EVENT.format(5)], {("event_missing", 5)}),
         ([DROP_EVENT.format(12)], {("event_missing", 12), ("tail_missing", 12), ("stream_wrong", None)}),
         ([DROP_EVENT.format(9), DROP_COMMAND.format(9)], {("event_missing", 9), ("chain_broken", 10)}),
         ([DROP_COMMAND.format(7)], {("event_extra", 7), ("chain_broken", 8)}),
-        # More than there were.
+        # Events added.
         ([DROP_EVENT.format(12), DROP_COMMAND.format(12)], {("tail_missing", 12), ("stream_wrong", None)}),
         ([INSERT_EVENT.format(13)], {("event_extra", 13)}),
         ([INSERT_EVENT.format(0)], {("event_extra", 0)}),
@@ -94,7 +94,7 @@ def swapped(statement: str, column: str, one: int, other: int) -> tuple[str, str
             [*REPEAT_EVENT, EVENT.format("version = 90", "5 AND ctid > (SELECT min(ctid) FROM event WHERE seq = 5)")],
             {("event_extra", 5)},
         ),
-        # Two that changed places: of two commands, of one command, and with their commands.
+        # Two events that changed places: of two commands, of one command, and with their commands.
         (
             [*swapped(EVENT, "seq", 7, 8)],
             {("event_edited", 7), ("event_edited", 8), ("command_edited", 7), ("command_edited", 8)},
@@ -104,7 +104,7 @@ def swapped(statement: str, column: str, one: int, other: int) -> tuple[str, str
             [*swapped(EVENT, "seq", 9, 10), *swapped(COMMAND, "first_seq", 9, 10)],
             {("chain_broken", 9), ("chain_broken", 10), ("chain_broken", 11)},
         ),
-        # Numbers that no lane has, or ever will have.
+        # Sequence numbers that no lane has or ever will have.
         ([COMMAND.format("first_seq = 0", 9)], {("event_extra", 0), ("event_extra", 9), ("chain_broken", 10)}),
         (
             [COMMAND.format("first_seq = -9223372036854775808", 9)],
@@ -118,7 +118,7 @@ def swapped(statement: str, column: str, one: int, other: int) -> tuple[str, str
             [EVENT.format("seq = 9223372036854775807", 12)],
             {("event_missing", 12), ("event_missing", 13), ("stream_wrong", None)},
         ),
-        # What the log keeps about itself.
+        # The heads of lanes and the versions of streams.
         (["DELETE FROM lane WHERE lane = 6"], {("lane_missing", 12)}),
         (
             ["ALTER TABLE lane DROP CONSTRAINT lane_pkey", "INSERT INTO lane (lane) VALUES (6)"],
@@ -134,13 +134,13 @@ def swapped(statement: str, column: str, one: int, other: int) -> tuple[str, str
         ),
     ],
 )
-def test_tampering_is_found_where_it_is(forger: Forger, statements: list[str], expected: set[Place]) -> None:
+def test_tampering_is_reported_with_its_place(forger: Forger, statements: list[str], expected: set[Place]) -> None:
     forger.do(*statements)
 
     assert places(lane_findings(forger)) == expected
 
 
-OF_EVENTS = [
+EVENT_COLUMNS = [
     "stream_id",
     "version",
     "tenant_id",
@@ -151,7 +151,7 @@ OF_EVENTS = [
     "command_id",
     "recorded_at",
 ]
-OF_COMMANDS = [
+COMMAND_COLUMNS = [
     "stream_id",
     "tenant_id",
     "name",
@@ -166,9 +166,14 @@ OF_COMMANDS = [
 
 @pytest.mark.parametrize(
     ("table", "row", "column"),
-    [*(("event", EVENT, column) for column in OF_EVENTS), *(("command", COMMAND, column) for column in OF_COMMANDS)],
+    [
+        *(("event", EVENT, column) for column in EVENT_COLUMNS),
+        *(("command", COMMAND, column) for column in COMMAND_COLUMNS),
+    ],
 )
-def test_what_lacks_something_is_found(forger: Forger, table: str, row: str, column: str) -> None:
+def test_a_null_in_any_column_of_an_event_or_command_is_found(
+    forger: Forger, table: str, row: str, column: str
+) -> None:
     forger.do(f"ALTER TABLE {table} ALTER {column} DROP NOT NULL", row.format(f"{column} = NULL", 8))
 
     assert (f"{table}_edited", 8) in places(lane_findings(forger, replay=True))
@@ -187,7 +192,7 @@ def test_a_null_does_not_pass_for_an_empty_text(forger: Forger, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("count", "expected"), [("0", "command_edited"), ("NULL", "command_edited"), ("2147483647", "event_missing")]
 )
-def test_an_order_that_was_made_up_without_events_is_found(forger: Forger, count: str, expected: str) -> None:
+def test_a_forged_command_without_events_is_found(forger: Forger, count: str, expected: str) -> None:
     forger.do(
         "ALTER TABLE command DROP CONSTRAINT command_event_count_check, ALTER event_count DROP NOT NULL",
         "INSERT INTO command SELECT (made.row).* FROM (SELECT jsonb_populate_record(command, jsonb_build_object("
@@ -201,7 +206,7 @@ def test_an_order_that_was_made_up_without_events_is_found(forger: Forger, count
     assert (expected, 13) in places(lane_findings(forger, sealed=False))
 
 
-def test_of_all_lanes_each_is_checked_however_few_streams_fit_into_a_snapshot(
+def test_every_lane_is_verified_however_few_streams_fit_into_a_snapshot(
     forger: Forger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forger.do(EVENT.format(FORGE, 7))
@@ -219,22 +224,22 @@ def test_of_all_lanes_each_is_checked_however_few_streams_fit_into_a_snapshot(
 
 
 @pytest.mark.parametrize("window", [1, 2, 5])
-def test_windows_may_end_anywhere_even_within_a_command(
+def test_findings_do_not_depend_on_where_a_window_ends_even_within_a_command(
     forger: Forger, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
     monkeypatch.setattr(lane_verification, "WINDOW_EVENTS", window)
-    left_alone = lane_findings(forger, replay=True)
+    untampered = lane_findings(forger, replay=True)
 
     forger.do(EVENT.format(FORGE, 7), DROP_EVENT.format(5), DROP_EVENT.format(8), DROP_EVENT.format(9))
 
-    assert left_alone == []
+    assert untampered == []
     missing = {("event_missing", seq) for seq in (5, 8, 9)}
-    # Where a window of its own is whole, it shows in the stream's next event, too.
+    # Depending on where windows end, a missing event also shows as a gap at its stream's next event.
     assert places(lane_findings(forger)) - {("version_gap", 11), ("version_gap", 12)} == {("event_edited", 7), *missing}
 
 
 @pytest.mark.parametrize("window", [1, 3, 512])
-def test_an_order_that_claims_what_another_has_is_found_wherever_a_window_ends(
+def test_a_command_that_claims_events_of_another_is_found_wherever_a_window_ends(
     forger: Forger, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
     monkeypatch.setattr(lane_verification, "WINDOW_EVENTS", window)
@@ -248,7 +253,7 @@ def test_an_order_that_claims_what_another_has_is_found_wherever_a_window_ends(
     assert places(lane_findings(forger)) == {(kind, 5) for kind in kinds}
 
 
-def test_a_stream_in_a_lane_that_is_not_its_own_is_found_there(forger: Forger) -> None:
+def test_a_stream_in_a_wrong_lane_is_found(forger: Forger) -> None:
     forger.do(
         "UPDATE event SET stream_id = command_id WHERE lane = 6 AND seq = 2",
         "UPDATE command SET stream_id = command_id WHERE lane = 6 AND first_seq = 2",
@@ -272,7 +277,7 @@ def test_a_stream_in_a_lane_that_is_not_its_own_is_found_there(forger: Forger) -
         "schema_version = 0, type = 'name_chosen'",
     ],
 )
-def test_a_history_that_makes_no_sense_is_said_to_make_none(forger: Forger, edit: str) -> None:
+def test_events_that_make_no_valid_history_are_reported_as_a_broken_history(forger: Forger, edit: str) -> None:
     forger.do(EVENT.format(edit, 7))
     forger.redo_event(7)
 

@@ -1,4 +1,4 @@
-"""`audit verify` as its users know it: exit status and words, a log that is in use, and what other releases wrote."""
+"""`audit verify` as its users see it: exit status and output, on a log in use, and with events of other releases."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SELECT count(*) > 0
 """
 
 
-async def test_a_log_that_was_left_alone_passes_in_every_way(log: Log) -> None:
+async def test_an_untampered_log_passes_with_every_option(log: Log) -> None:
     await follow(log)
     tables: dict[tuple[str, ...], int] = {("--no-replay",): 0, ("--since-seal",): 3}
     for words in ((), ("--no-replay",), ("--since-seal",), ("--lane", "6"), ("--workers", "2")):
@@ -43,7 +43,7 @@ async def test_a_log_that_was_left_alone_passes_in_every_way(log: Log) -> None:
         assert (result.exit_code, report["ok"], report["findings"], report["seals"]) == (0, True, [], 2)
         assert report["events"] == (0 if words == ("--since-seal",) else 12)
         assert len(report["tables"]) == tables.get(words, 8)
-        # Whatever was left out is named.
+        # A note says what was not compared.
         assert [note for note in report["notes"] if "activity" not in note] == []
         assert bool(report["notes"]) == (words == ("--since-seal",))
 
@@ -81,7 +81,7 @@ async def test_a_log_that_was_left_alone_passes_in_every_way(log: Log) -> None:
         ),
     ],
 )
-async def test_what_lacks_something_is_found_and_hides_nothing_else(
+async def test_a_malformed_row_is_found_and_hides_no_other_finding(
     log: Log, forger: Forger, statements: list[str], kind: str
 ) -> None:
     forger.do(FORGE.format(7), *statements)
@@ -92,7 +92,7 @@ async def test_what_lacks_something_is_found_and_hides_nothing_else(
     assert {kind, "event_edited"} <= {finding["kind"] for finding in findings}
 
 
-async def test_a_finding_is_a_line_with_its_place_and_exit_status_1(log: Log, forger: Forger) -> None:
+async def test_each_finding_is_one_line_with_its_place_and_the_exit_status_is_1(log: Log, forger: Forger) -> None:
     await follow(log)
     forger.do(FORGE.format(7), "UPDATE instance SET status = 'running' WHERE agent_name = 'second' AND attempt = 1")
 
@@ -105,14 +105,14 @@ async def test_a_finding_is_a_line_with_its_place_and_exit_status_1(log: Log, fo
     assert total.startswith("2 findings in 12 events and 10 commands of 3 streams in 64 lanes, 2 seals, 8 read tables")
 
 
-#: What a verification read before there were the tables and views that `docs/upgrading.md` speaks of.
+#: The tables that a verification read before those that `docs/upgrading.md` names were added.
 READ_BEFORE = (
     "activity, checkpoint, command, event, fleet, fleet_member, instance, projection, projection_generation, projection_lane,"
     " provision_log, reservation, seal, stream, usage_daily, usage_end_user"
 )
 
 
-def test_an_auditor_with_rights_of_its_own_needs_no_more_than_upgrading_says(log: Log, forger: Forger) -> None:
+def test_a_separate_auditor_role_needs_only_the_grants_that_upgrading_md_names(log: Log, forger: Forger) -> None:
     (granted,) = re.findall(r"`(GRANT SELECT ON [a-z_, ]+ TO) \.\.\.`", UPGRADING.read_text())
     role = f"auditor_{uuid4().hex}"
     forger.do(f"CREATE ROLE {role}", f"GRANT SELECT ON {READ_BEFORE} TO {role}", f"{granted} {role}")
@@ -124,7 +124,7 @@ def test_an_auditor_with_rights_of_its_own_needs_no_more_than_upgrading_says(log
     assert (result.exit_code, result.stderr) == (0, "")
 
 
-async def test_what_cannot_be_done_is_no_finding(log: Log, forger: Forger) -> None:
+async def test_a_verification_that_cannot_run_is_not_reported_as_a_finding(log: Log, forger: Forger) -> None:
     forger.do("DELETE FROM seal")
 
     no_seal = run(log, "verify", "--since-seal")
@@ -138,8 +138,10 @@ async def test_what_cannot_be_done_is_no_finding(log: Log, forger: Forger) -> No
 @pytest.mark.parametrize(
     "words", ["audit verify", "audit verify --workers 2", "projections rebuild instance --workers 2"]
 )
-async def test_ctrl_c_ends_long_work_in_one_line_and_is_no_finding(log: Log, forger: Forger, words: str) -> None:
-    # Somebody is in the way, so that the work cannot be over before it is interrupted.
+async def test_ctrl_c_ends_a_long_command_with_one_line_and_exit_status_130(
+    log: Log, forger: Forger, words: str
+) -> None:
+    # A lock keeps the command from ending before it is interrupted.
     with forger.connection.transaction():
         forger.do("LOCK TABLE event IN ACCESS EXCLUSIVE MODE")
         process = await asyncio.create_subprocess_exec(
@@ -176,7 +178,7 @@ async def test_rows_without_a_history_or_outside_all_lanes_are_found(log: Log, f
     assert {("wrong_lane", None, lane) for lane in (64, 77, 99)} | {("event_missing", None, 6)} <= kinds
 
 
-async def test_a_log_in_use_is_verified_while_it_grows(log: Log) -> None:
+async def test_a_log_is_verified_without_findings_while_it_grows(log: Log) -> None:
     stop = asyncio.Event()
 
     async def write(writer: int) -> None:
@@ -199,7 +201,7 @@ async def test_a_log_in_use_is_verified_while_it_grows(log: Log) -> None:
     assert reports[0].events < reports[1].events
 
 
-async def test_no_encoding_of_a_client_changes_what_is_written_or_read(
+async def test_the_client_encoding_does_not_change_what_is_written_or_read(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PGCLIENTENCODING", "WIN1252")
@@ -217,7 +219,7 @@ async def test_no_encoding_of_a_client_changes_what_is_written_or_read(
     [(2, "config_changed"), (1, "name_chosen")],
     ids=["a new version", "a new type"],
 )
-async def test_what_a_newer_release_wrote_is_a_note_and_hides_nothing_else(
+async def test_an_event_of_a_newer_release_is_a_note_and_hides_no_other_finding(
     log: Log, forger: Forger, version: int, type_: str
 ) -> None:
     await follow(log)
@@ -231,12 +233,12 @@ async def test_what_a_newer_release_wrote_is_a_note_and_hides_nothing_else(
     forger.redo_links()
     forger.do("DELETE FROM seal")
 
-    told = run(log, "verify", "--json")
+    verified = run(log, "verify", "--json")
     forger.do("UPDATE instance SET status = 'running' WHERE lane = 6")
     status, findings = found(log)
 
-    assert (told.exit_code, json.loads(told.stdout)["findings"]) == (0, [])
-    notes = [note for note in json.loads(told.stdout)["notes"] if "newer HydraCore" in note]
+    assert (verified.exit_code, json.loads(verified.stdout)["findings"]) == (0, [])
+    notes = [note for note in json.loads(verified.stdout)["notes"] if "newer HydraCore" in note]
     assert [note.partition(" was written by")[0] for note in notes] == [f"Version {version} of event {type_}"]
     assert (status, {finding["stream_id"] for finding in findings}) == (1, set(map(str, log.ids[1:])))
 
@@ -244,7 +246,7 @@ async def test_what_a_newer_release_wrote_is_a_note_and_hides_nothing_else(
 async def test_events_of_an_older_version_are_verified_loaded_and_compared(
     log: Log, forger: Forger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The first naming, as a version 0 would have said it.
+    # The first change of the name, as a version 0 would have stored it.
     monkeypatch.setitem(
         upcast.STEPS, ("config_changed", 0), lambda fields: {**fields, "agent_name": fields.pop("name")}
     )

@@ -1,4 +1,4 @@
-"""`audit verify` with seals and their copy: what they show that a log by itself does not, and what came after the last."""
+"""`audit verify` with seals and their copy: tampering that only these show, and verifying only since the last seal."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["forger", "log"]
         ),
     ],
 )
-async def test_seals_cannot_be_edited_or_taken_out(log: Log, forger: Forger, statement: str, flaw: str) -> None:
+async def test_an_edited_or_removed_seal_is_found(log: Log, forger: Forger, statement: str, flaw: str) -> None:
     forger.do(statement)
 
     status, findings = found(log, "--no-replay", "--lane", "0")
@@ -39,7 +39,7 @@ async def test_seals_cannot_be_edited_or_taken_out(log: Log, forger: Forger, sta
     assert flaw in [finding["what"] for finding in findings]
 
 
-async def test_without_seals_a_rewritten_log_passes_with_a_warning_and_the_copy_tells_of_it(
+async def test_a_rewritten_log_without_seals_passes_with_a_note_and_fails_with_the_copy_of_seals(
     log: Log, forger: Forger
 ) -> None:
     rewrite(forger)
@@ -53,7 +53,9 @@ async def test_without_seals_a_rewritten_log_passes_with_a_warning_and_the_copy_
     assert (status, [finding["kind"] for finding in findings]) == (1, ["seal_missing", "seal_missing", "rewritten"])
 
 
-async def test_a_forger_who_seals_anew_needs_the_key_and_the_copy_too(log: Log, forger: Forger) -> None:
+async def test_a_rewritten_log_that_was_sealed_anew_is_found_with_the_key_or_with_the_copy_of_seals(
+    log: Log, forger: Forger
+) -> None:
     rewrite(forger)
     forger.do("DELETE FROM seal")
     await Sealer(log.pool, key=bytes(32)).seal()
@@ -70,7 +72,7 @@ async def test_a_forger_who_seals_anew_needs_the_key_and_the_copy_too(log: Log, 
     assert "lane 6, 1 to 8: rewritten" in with_copy.stdout
 
 
-async def test_since_the_seal_only_what_came_after_it_is_looked_at(log: Log, forger: Forger) -> None:
+async def test_since_seal_verifies_only_events_after_the_last_seal(log: Log, forger: Forger) -> None:
     await log.name(0, "third")
     await log.name(1, "third")
     forger.do(FORGE.format(7), "UPDATE event SET tenant_id = 'other' WHERE lane = 6 AND seq = 14")
@@ -80,7 +82,7 @@ async def test_since_the_seal_only_what_came_after_it_is_looked_at(log: Log, for
     assert (status, [(finding["kind"], finding["seq"]) for finding in findings]) == (1, [("event_edited", 14)])
 
 
-async def test_since_the_seal_each_lane_is_looked_at_from_where_it_ended(log: Log) -> None:
+async def test_since_seal_verifies_each_lane_from_its_own_head_in_the_last_seal(log: Log) -> None:
     elsewhere = await requested(log.store, key="number 1")
     assert lane_of(elsewhere) != LANE
     await log.sealer.seal()
@@ -90,7 +92,7 @@ async def test_since_the_seal_each_lane_is_looked_at_from_where_it_ended(log: Lo
     assert found(log, "--since-seal") == (0, [])
 
 
-async def test_since_the_seal_a_lane_that_was_written_anew_before_it_is_found(log: Log, forger: Forger) -> None:
+async def test_since_seal_finds_a_lane_that_was_rewritten_before_the_last_seal(log: Log, forger: Forger) -> None:
     rewrite(forger)
 
     status, findings = found(log, "--since-seal", "--no-replay")
@@ -99,7 +101,7 @@ async def test_since_the_seal_a_lane_that_was_written_anew_before_it_is_found(lo
     assert (status, finding["kind"], finding["seq"], finding["last_seq"]) == (1, "rewritten", 1, 12)
 
 
-async def test_since_the_seal_a_tail_that_was_cut_off_before_it_is_missed(log: Log, forger: Forger) -> None:
+async def test_since_seal_finds_that_a_tail_before_the_last_seal_was_cut_off(log: Log, forger: Forger) -> None:
     forger.do(
         "DELETE FROM event WHERE lane = 6 AND seq > 10",
         "DELETE FROM command WHERE lane = 6 AND first_seq > 10",
@@ -112,7 +114,7 @@ async def test_since_the_seal_a_tail_that_was_cut_off_before_it_is_missed(log: L
     assert (status, finding["kind"], finding["seq"], finding["last_seq"]) == (1, "tail_missing", 11, 12)
 
 
-async def test_since_the_seal_a_tail_that_was_cut_off_behind_it_is_missed_with_all_that_its_streams_did(
+async def test_since_seal_finds_a_cut_off_tail_that_held_all_events_of_a_stream_after_the_seal(
     log: Log, forger: Forger
 ) -> None:
     await log.name(0, "third")
@@ -125,7 +127,7 @@ async def test_since_the_seal_a_tail_that_was_cut_off_behind_it_is_missed_with_a
     assert (status, finding["kind"], finding["seq"], finding["last_seq"]) == (1, "tail_missing", 14, 14)
 
 
-async def test_an_auditor_needs_no_more_than_the_public_key(log: Log) -> None:
+async def test_an_auditor_verifies_seals_with_only_the_public_key(log: Log) -> None:
     public_key = Ed25519PrivateKey.from_private_bytes(SEAL_KEY).public_key().public_bytes_raw()
     given = {base64.urlsafe_b64encode(public_key).decode(): 0, base64.urlsafe_b64encode(bytes(32)).decode(): 1, "x": 2}
 

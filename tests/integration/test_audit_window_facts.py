@@ -1,4 +1,4 @@
-"""What is verified is folded at once: the windows of a lane give the facts that followers read, and nothing is read twice."""
+"""Verified windows of a lane are folded at once: they give the facts that followers read, so nothing is read twice."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.tampering import CountedProgress, connection, forger, lane_report, ma
 
 __all__ = ["connection", "forger"]
 
-#: What the lane of `sealed_log` has, and what is added here.
+#: The events in the lane of `sealed_log`, and the two that are added here.
 EVENTS = SEALED_AT[-1] + 2
 
 
@@ -58,10 +58,10 @@ def windows(connection: psycopg.Connection) -> list[Window]:
     return found
 
 
-def added(
+def folded(
     connection: psycopg.Connection, *, budget: followed_tables.MemoryBudget | None = None, leave_out: int | None = None
 ) -> followed_tables.LaneFolds:
-    """What adds up in the lane, but for one of its windows."""
+    """The folds of the lane's windows, but for the one to leave out."""
     folds = followed_tables.LaneFolds(
         LANE, find_served_projections(connection).followed, budget or followed_tables.MemoryBudget()
     )
@@ -72,7 +72,7 @@ def added(
 
 
 def events_read(connection: psycopg.Connection, folds: followed_tables.LaneFolds) -> int:
-    """How many events of the lane are read to compare it, which must agree."""
+    """How many events are read to compare the lane's tables with these folds. They have to agree."""
     read_again: list[int] = []
     followed = find_served_projections(connection).followed
     assert (
@@ -82,13 +82,13 @@ def events_read(connection: psycopg.Connection, folds: followed_tables.LaneFolds
     return sum(read_again)
 
 
-@pytest.mark.parametrize("told", [None, ()], ids=["with what is said", "without what is said"])
+@pytest.mark.parametrize("payload_types", [None, ()], ids=["with payloads", "without payloads"])
 async def test_windows_give_the_facts_that_followers_read(
-    url: str, connection: psycopg.Connection, told: tuple[str, ...] | None
+    url: str, connection: psycopg.Connection, payload_types: tuple[str, ...] | None
 ) -> None:
-    reader = Reader("reader", 1, None, payloads=told is None)
+    reader = Reader("reader", 1, None, payloads=payload_types is None)
 
-    of_windows = [each for window in windows(connection) for each in WindowFacts(LANE, told).of(window)]
+    of_windows = [each for window in windows(connection) for each in WindowFacts(LANE, payload_types).of(window)]
 
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as asking:
         found = await read_facts(asking, [(LANE, 0)], [reader], heads={LANE: EVENTS}, limit=100)
@@ -98,11 +98,11 @@ async def test_windows_give_the_facts_that_followers_read(
     assert len(of_windows) == EVENTS
 
 
-def test_what_was_verified_is_not_read_again_for_what_adds_up(connection: psycopg.Connection) -> None:
-    assert events_read(connection, added(connection)) == 0
+def test_comparing_followed_tables_does_not_read_verified_events_again(connection: psycopg.Connection) -> None:
+    assert events_read(connection, folded(connection)) == 0
 
 
-def test_what_came_since_it_was_verified_is_read(
+def test_comparing_reads_only_events_after_the_verified_windows(
     connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("events.lane_verification.WINDOW_EVENTS", 4)
@@ -115,9 +115,9 @@ def test_what_came_since_it_was_verified_is_read(
     assert events_read(connection, folds) == EVENTS - folds.upto
 
 
-def test_a_follower_that_knows_less_is_compared_by_itself(url: str) -> None:
+def test_a_follower_behind_the_others_is_compared_by_reading_the_log(url: str) -> None:
     with psycopg.connect(url) as connection:
-        folds = added(connection)
+        folds = folded(connection)
         connection.execute("DELETE FROM activity WHERE lane = 6")
         connection.execute("UPDATE checkpoint SET seq = 0 WHERE follower = 'activity' AND lane = 6")
 
@@ -125,7 +125,7 @@ def test_a_follower_that_knows_less_is_compared_by_itself(url: str) -> None:
         connection.rollback()
 
 
-def test_a_projection_that_is_served_in_another_version_since_is_added_up_anew(connection: psycopg.Connection) -> None:
+def test_a_projection_whose_served_version_has_changed_since_is_folded_anew(connection: psycopg.Connection) -> None:
     class Later(Activity):
         version = 2
 
@@ -136,53 +136,57 @@ def test_a_projection_that_is_served_in_another_version_since_is_added_up_anew(c
     assert events_read(connection, folds) == EVENTS
 
 
-def test_a_window_that_is_missing_ends_it(connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_missing_window_all_events_are_read_again(
+    connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("events.lane_verification.WINDOW_EVENTS", 4)
 
-    assert events_read(connection, added(connection, leave_out=1)) == EVENTS
+    assert events_read(connection, folded(connection, leave_out=1)) == EVENTS
 
 
-def test_what_there_is_no_room_for_is_let_go_of_and_read_again(connection: psycopg.Connection) -> None:
+def test_folds_that_exceed_the_memory_budget_are_dropped_and_the_events_read_again(
+    connection: psycopg.Connection,
+) -> None:
     budget = followed_tables.MemoryBudget(1)
 
-    assert events_read(connection, added(connection, budget=budget)) == EVENTS
+    assert events_read(connection, folded(connection, budget=budget)) == EVENTS
     assert budget.bytes_left == 1
 
 
-def test_what_was_held_has_room_again_as_soon_as_it_is_let_go_of(
+def test_dropped_folds_give_their_memory_back_to_the_budget(
     connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("events.lane_verification.WINDOW_EVENTS", 4)
     budget = followed_tables.MemoryBudget()
 
-    added(connection, budget=budget, leave_out=1)
+    folded(connection, budget=budget, leave_out=1)
 
     assert budget.bytes_left == followed_tables.HELD_BYTES_MAX
 
 
-def test_windows_that_are_too_large_to_be_kept_are_read_again(
+def test_windows_that_are_too_large_to_keep_are_read_again(
     connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("events.pages.PAGE_BYTES", 100)
 
-    folds = added(connection)
+    folds = folded(connection)
 
     assert folds.upto < EVENTS
     assert events_read(connection, folds) == EVENTS - folds.upto
 
 
-def test_rows_of_another_version_are_not_compared(connection: psycopg.Connection) -> None:
+def test_rows_of_a_version_that_is_not_served_are_not_compared(connection: psycopg.Connection) -> None:
     class Later(Activity):
         version = 2
 
         def begin(self) -> ActivityFold:
-            raise AssertionError("it is served no more")
+            raise AssertionError("this version is not served")
 
     assert list(followed_tables.compare(connection, LANE, [Later()], due=EVENTS, after_each=lambda _: None)) == []
 
 
 @pytest.mark.parametrize(
-    ("statement", "told"),
+    ("statement", "expected"),
     [
         (
             "UPDATE event SET schema_version = 2 WHERE lane = 6 AND seq = 4",
@@ -195,26 +199,28 @@ def test_rows_of_another_version_are_not_compared(connection: psycopg.Connection
     ],
     ids=["newer", "malformed"],
 )
-def test_what_fits_and_cannot_be_added_up_is_told_as_ever(forger: Forger, statement: str, told: str) -> None:
+def test_a_correctly_chained_event_that_cannot_be_folded_is_reported_once(
+    forger: Forger, statement: str, expected: str
+) -> None:
     forger.do(statement)
     forger.redo_event(4)
     forger.redo_command(4)
     forger.redo_links()
 
-    # Which looks twice, and compares.
+    # With `replay` it also compares the read tables.
     report = lane_report(forger, replay=True, sealed=False)
 
-    said = [*(finding.what for finding in report.findings), *note_sentences(report.notes)]
-    assert len([what for what in said if told in what]) == 1
+    sentences = [*(finding.what for finding in report.findings), *note_sentences(report.notes)]
+    assert len([what for what in sentences if expected in what]) == 1
 
 
-def test_lanes_have_room_together() -> None:
+def test_lanes_verified_at_once_share_one_limit_of_folded_events() -> None:
     jobs = [Job(lane=lane, upto=upto) for lane, upto in enumerate((1_200_000, 1_200_000, 800_000, 1))]
 
     assert [job.fold_while_verifying for job in verifying._enable_folding(jobs)] == [True, False, True, False]
 
 
-def test_a_lack_of_memory_is_no_finding(connection: psycopg.Connection) -> None:
+def test_a_lack_of_memory_is_raised_and_not_reported_as_a_finding(connection: psycopg.Connection) -> None:
     class Hungry(ActivityFold):
         def feed(self, facts: Sequence[Fact]) -> None:
             raise MemoryError(len(facts))
@@ -229,7 +235,7 @@ def test_a_lack_of_memory_is_no_finding(connection: psycopg.Connection) -> None:
         list(followed_tables.compare(connection, LANE, [Large()], due=0, after_each=lambda _: None))
 
 
-def test_lanes_are_folded_while_they_are_verified_as_far_as_there_is_room(
+def test_a_lane_too_large_to_fold_while_verifying_is_read_again_to_compare(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verifying, "CONCURRENT_EVENTS_MAX", EVENTS - 1)

@@ -1,4 +1,4 @@
-"""Lanes that several processes verify: how far these are is told meanwhile, and one of them that dies is no finding."""
+"""Lanes verified by several processes: their progress is reported meanwhile, and the death of one is no finding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.tampering import CountedProgress, forger, made_once
 
 __all__ = ["forger"]
 
-#: Each event is looked at for the chain and for its rows.
+#: Each event is read once for the chain and once for its rows.
 TO_DO = 2 * SEALED_AT[-1]
 
 #: The sessions that wait for the table.
@@ -33,8 +33,8 @@ def url(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generat
         yield url
 
 
-class Told(CountedProgress):
-    """Calls `then` as soon as all events are told of."""
+class CallingAtTheEnd(CountedProgress):
+    """Calls `then` as soon as all events are reported."""
 
     def __init__(self, then: Callable[[], None]) -> None:
         self._then = then
@@ -46,10 +46,10 @@ class Told(CountedProgress):
             self._then()
 
 
-def test_how_far_they_are_is_told_while_they_work(url: str, forger: Forger) -> None:
-    # None can end before.
+def test_progress_is_reported_while_processes_verify(url: str, forger: Forger) -> None:
+    # No process can end before the lock is released.
     forger.do("LOCK TABLE activity IN ACCESS EXCLUSIVE MODE")
-    progress = Told(forger.connection.rollback)
+    progress = CallingAtTheEnd(forger.connection.rollback)
 
     report = verify(Request(conninfo=url, workers=2), progress)
 
@@ -57,22 +57,22 @@ def test_how_far_they_are_is_told_while_they_work(url: str, forger: Forger) -> N
     assert (progress.total, progress.done) == (TO_DO, TO_DO)
 
 
-def test_one_that_is_killed_is_no_finding_and_leaves_nothing_behind(url: str, forger: Forger) -> None:
+def test_a_killed_process_is_an_error_and_no_finding_and_leaves_no_process_behind(url: str, forger: Forger) -> None:
     forger.do("LOCK TABLE activity IN ACCESS EXCLUSIVE MODE")
     before = active_children()
 
     def kill_the_last() -> None:
-        """Of which the pool learns nothing as long as the first has no answer."""
+        """The pool does not wait for this one as long as the first has not answered."""
         *_, last = sorted(set(active_children()) - set(before), key=lambda child: child.pid or 0)
         last.kill()
 
     with pytest.raises(BrokenProcessPool):
-        verify(Request(conninfo=url, workers=2), Told(kill_the_last))
+        verify(Request(conninfo=url, workers=2), CallingAtTheEnd(kill_the_last))
     assert active_children() == before
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_what_one_of_them_fails_with_is_told_while_the_others_work(url: str, forger: Forger, number: int) -> None:
+def test_the_error_of_one_process_is_raised_while_the_others_still_work(url: str, forger: Forger, number: int) -> None:
     forger.do("LOCK TABLE activity IN ACCESS EXCLUSIVE MODE")
 
     def end_one() -> None:
@@ -82,4 +82,4 @@ def test_what_one_of_them_fails_with_is_told_while_the_others_work(url: str, for
         forger.connection.execute("SELECT pg_terminate_backend(%s)", (waiting[number],))
 
     with pytest.raises(psycopg.OperationalError):
-        verify(Request(conninfo=url, workers=2), Told(end_one))
+        verify(Request(conninfo=url, workers=2), CallingAtTheEnd(end_one))
