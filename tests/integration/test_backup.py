@@ -1,4 +1,4 @@
-"""A backup is there as a whole or not at all, and no copy of the customers' keys is left where nobody looks for it."""
+"""A backup is written completely or not at all, and leaves no stray copy of the customers' keys."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _DUMPS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database
 
 @asynccontextmanager
 async def held_up(world: World, owner_conn: psycopg.AsyncConnection, *words: str, log: Path) -> AsyncGenerator[Forked]:
-    """A command that cannot get on, until what it started in the database may, and has ended."""
+    """A command that waits for a lock. Afterwards the lock is released, and its `pg_dump` has ended."""
     async with await psycopg.AsyncConnection.connect(world.url) as holder:
         await holder.execute("LOCK TABLE customer_key, event IN ACCESS EXCLUSIVE MODE")
         env = os.environ | world.environ
@@ -55,7 +55,7 @@ async def held_up(world: World, owner_conn: psycopg.AsyncConnection, *words: str
         (signal.SIGTERM, "audit export --tenant acme --output"),
     ],
 )
-async def test_a_signal_leaves_nothing_of_what_was_to_be_written(
+async def test_a_backup_or_export_that_a_signal_stops_leaves_no_file(
     world: World, owner_conn: psycopg.AsyncConnection, tmp_path: Path, number: signal.Signals, words: str
 ) -> None:
     folder, log = tmp_path / "backups", tmp_path / "log"
@@ -69,7 +69,7 @@ async def test_a_signal_leaves_nothing_of_what_was_to_be_written(
     assert not list(folder.iterdir())
 
 
-async def test_a_backup_that_is_killed_gets_no_further_and_the_next_one_removes_what_is_left(
+async def test_a_killed_backup_does_not_continue_and_the_next_one_removes_its_remains(
     world: World, owner_conn: psycopg.AsyncConnection, tmp_path: Path
 ) -> None:
     folder = tmp_path / "backups"
@@ -81,7 +81,7 @@ async def test_a_backup_that_is_killed_gets_no_further_and_the_next_one_removes_
         process.kill()
     (left,) = folder.iterdir()
     size_bytes = left.stat().st_size
-    # What somebody else may put there is in nobody's way.
+    # A directory with a similar name is not in the way.
     planted = left.with_name(f".planted{left.suffix}")
     planted.mkdir()
     with atomic_file(folder / "in the making", replace=False) as draft:
@@ -94,7 +94,9 @@ async def test_a_backup_that_is_killed_gets_no_further_and_the_next_one_removes_
 
 
 @pytest.mark.parametrize("words", ["db backup --force", "audit export --tenant acme --force --output"])
-async def test_a_pipe_is_refused_and_stays_whatever_force_says(world: World, tmp_path: Path, words: str) -> None:
+async def test_a_backup_or_export_to_a_pipe_is_refused_even_with_force(
+    world: World, tmp_path: Path, words: str
+) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
 
@@ -104,7 +106,9 @@ async def test_a_pipe_is_refused_and_stays_whatever_force_says(world: World, tmp
     assert f"{pipe} is not a regular file" in done.output
 
 
-def test_a_database_of_an_older_release_is_copied_before_it_is_migrated(database_url: str, tmp_path: Path) -> None:
+def test_a_database_of_an_older_release_can_be_backed_up_before_its_migration(
+    database_url: str, tmp_path: Path
+) -> None:
     with psycopg.connect(database_url, autocommit=True) as owner:
         owner.execute("DELETE FROM migration WHERE name = %s", (migrations()[-1][0],))
     environ = {"HYDRACORE_DATABASE_URL": database_url}
@@ -118,7 +122,7 @@ def test_a_database_of_an_older_release_is_copied_before_it_is_migrated(database
 
 # Other programs have a table of this name, too.
 @pytest.mark.parametrize("columns", [b"name", b"number"])
-def test_another_programs_database_is_not_taken_for_ours(empty_url: str, tmp_path: Path, columns: bytes) -> None:
+def test_a_backup_of_another_program_s_database_is_refused(empty_url: str, tmp_path: Path, columns: bytes) -> None:
     with psycopg.connect(empty_url, autocommit=True) as owner:
         owner.execute(b"CREATE TABLE migration (" + columns + b" text); INSERT INTO migration VALUES ('0001_users')")
 

@@ -1,4 +1,4 @@
-"""How long a boot may take: the time in which our API was away does not count."""
+"""How long a boot may take. The time in which our API was down does not count."""
 
 from dataclasses import dataclass
 from uuid import UUID
@@ -9,7 +9,7 @@ from tests.stack import Stack
 from workers.advance import advance
 from workers.deps import Deps
 
-#: Since when, and until when, heartbeats could be heard: for an hour, and not for the last one.
+#: Heartbeats could be received for an hour, until an hour ago; and for two hours, until now.
 AWAY = "UPDATE hearing SET since = now() - interval '2 h', until = now() - interval '1 h' RETURNING 1"
 BACK = "UPDATE hearing SET since = now() - interval '2 h' RETURNING 1"
 
@@ -19,7 +19,10 @@ LOOKED_AT_AGAIN = """SELECT 1 FROM attention a JOIN instance i ON i.lane = a.lan
 
 
 @pytest.mark.parametrize("recorded", [True, False], ids=["the agent boots", "the create is not recorded"])
-async def test_nothing_is_given_up_that_could_not_report_and_all_that_could(stack: Stack, recorded: bool) -> None:  # noqa: FBT001 - a parameter
+async def test_a_server_is_given_up_only_if_its_agent_could_have_reported_within_the_boot_timeout(
+    stack: Stack,
+    recorded: bool,  # noqa: FBT001 - a parameter
+) -> None:
     stack.worker.kill()
     key, instance_id = stack.new_key()
     stack.cloudsim.fault("create_server", "dead_boot", name=f"hc-{instance_id}")
@@ -54,14 +57,14 @@ async def test_nothing_is_given_up_that_could_not_report_and_all_that_could(stac
 
 @dataclass(frozen=True, kw_only=True)
 class AnHourAgo(Deps):
-    """What a worker stood on that began an attempt right before everything went away, for an hour."""
+    """The dependencies of a worker that began an attempt right before an outage of an hour."""
 
     def now_ms(self) -> int:
         return super().now_ms() - 3_600_000
 
 
 async def begun_an_hour_ago(stack: Stack, *, enrol_ttl_s: int) -> UUID:
-    """An instance whose first attempt began when all of the control plane had an hour to be away; its server boots now."""
+    """An instance whose first attempt began right before an outage of an hour of the control plane. Its server boots now."""
     for part in (stack.relay, stack.worker):
         part.kill()
     instance_id = await stack.create()
@@ -74,7 +77,7 @@ async def begun_an_hour_ago(stack: Stack, *, enrol_ttl_s: int) -> UUID:
     return instance_id
 
 
-async def test_a_server_that_is_being_made_when_everything_goes_away_runs_once_all_is_back(stack: Stack) -> None:
+async def test_a_server_being_made_when_an_outage_begins_runs_once_the_outage_is_over(stack: Stack) -> None:
     instance_id = await begun_an_hour_ago(stack, enrol_ttl_s=2 * 3600)
 
     await stack.start(boot="inline")
@@ -84,13 +87,13 @@ async def test_a_server_that_is_being_made_when_everything_goes_away_runs_once_a
     assert len(stack.servers(instance_id)) == 1
 
 
-async def test_an_outage_that_outlasts_the_enrol_token_costs_the_server_and_not_the_instance(stack: Stack) -> None:
+async def test_an_outage_longer_than_the_enrol_token_costs_the_server_but_not_the_instance(stack: Stack) -> None:
     instance_id = await begun_an_hour_ago(stack, enrol_ttl_s=1800)
     first = stack.server(instance_id)
 
     await stack.start(boot="inline")
     await stack.until(lambda: is_refused(stack, instance_id))
-    # The API has been back for as long as a boot may take, and that look is not waited for.
+    # Let the API have been back for as long as a boot may take, and do not wait for the next regular check.
     assert stack.rows(BACK)
     async with stack.deps() as deps:
         await advance(deps, instance_id)
@@ -102,6 +105,6 @@ async def test_an_outage_that_outlasts_the_enrol_token_costs_the_server_and_not_
 
 
 def is_refused(stack: Stack, instance_id: UUID) -> bool:
-    """Whether the instance's agent says that its token is. It runs in cloudsim."""
+    """Whether the instance's agent has logged that its token is refused. The agent runs in cloudsim."""
     lines = stack.cloudsim.log.read_text().splitlines()
     return any("control_plane_refuses" in line and str(instance_id) in line for line in lines)

@@ -1,4 +1,4 @@
-"""A Redis that stands still holds up hints, and neither breaks a worker nor calls for anybody."""
+"""A Redis that does not respond delays hints, but breaks no worker and causes no error in its log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from workers import broker as b
 SILENT_S = 0.3
 
 
-async def test_a_worker_outwaits_a_redis_that_does_not_answer_and_calls_it_a_warning(
+async def test_a_worker_waits_for_a_redis_that_does_not_answer_and_logs_only_warnings(
     own_services: OwnServices, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(b, "REDIS_TIMEOUT_S", SILENT_S)
@@ -38,17 +38,19 @@ async def test_a_worker_outwaits_a_redis_that_does_not_answer_and_calls_it_a_war
         take.send(1)
         await asyncio.to_thread(working.wait)
         with own_services.frozen("valkey"):
-            # Both are made to wait: the thread that looks for hints, and what tells that one was taken.
+            # Both have to wait: the thread that looks for hints, and the acknowledgement of the hint that was taken.
             go_on.set()
             await until(lambda: {"Consumer", "Failed"} <= {record.msg.split()[0] for record in caplog.records})
             await asyncio.sleep(2 * SILENT_S)
         take.send(2)
         await until(lambda: taken[-1] == 2)
 
-    assert_nobody_is_called(caplog)
+    assert_only_warnings(caplog)
 
 
-def test_no_more_hints_are_sent_than_may_wait(own_services: OwnServices, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_hints_are_sent_than_the_backlog_may_hold(
+    own_services: OwnServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(b.HintSender, "BACKLOG_MAX", 2)
 
     with closing(b.HintSender(own_services.redis_url)) as hints, Redis.from_url(own_services.redis_url) as redis:
@@ -59,7 +61,9 @@ def test_no_more_hints_are_sent_than_may_wait(own_services: OwnServices, monkeyp
     assert (sent, duty, waiting) == ([True, True, False, False], False, 2)
 
 
-def test_of_many_instances_each_is_in_one_hint(own_services: OwnServices, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_of_many_instances_is_in_exactly_one_hint(
+    own_services: OwnServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(b.HintSender, "TOGETHER_MAX", 2)
     instance_ids = [uuid4() for _ in range(4 * b.HintSender.IDS_MAX + 1)]
 
@@ -78,9 +82,9 @@ def test_of_many_instances_each_is_in_one_hint(own_services: OwnServices, monkey
         ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE"),
         ("CONFIG SET min-replicas-to-write 1", "CONFIG SET min-replicas-to-write 0"),
     ],
-    ids=["a replica", "one without its replicas"],
+    ids=["a replica", "too few replicas"],
 )
-async def test_a_worker_outwaits_a_redis_that_takes_nothing(
+async def test_a_worker_waits_for_a_redis_that_refuses_writes_and_logs_only_warnings(
     own_services: OwnServices, caplog: pytest.LogCaptureFixture, stop: str, go_on: str
 ) -> None:
     broker = b.redis_broker(own_services.redis_url)
@@ -97,7 +101,7 @@ async def test_a_worker_outwaits_a_redis_that_takes_nothing(
         take.send(1)
         await until(lambda: taken == [1])
 
-    assert_nobody_is_called(caplog)
+    assert_only_warnings(caplog)
 
 
 @contextmanager
@@ -111,7 +115,7 @@ def working_on(broker: RedisBroker) -> Generator[None]:
         broker.close()
 
 
-def assert_nobody_is_called(caplog: pytest.LogCaptureFixture) -> None:
-    told = {(record.levelname, record.getMessage().partition(":")[0]) for record in caplog.records}
-    assert ("WARNING", "Consumer encountered a connection error") in told
-    assert {level for level, _ in told} <= {"WARNING", "INFO", "DEBUG"}, told
+def assert_only_warnings(caplog: pytest.LogCaptureFixture) -> None:
+    logged = {(record.levelname, record.getMessage().partition(":")[0]) for record in caplog.records}
+    assert ("WARNING", "Consumer encountered a connection error") in logged
+    assert {level for level, _ in logged} <= {"WARNING", "INFO", "DEBUG"}, logged

@@ -1,4 +1,4 @@
-"""Whoever is told to stop stops, in whatever moment it is told."""
+"""A task that is cancelled stops, at whatever moment the cancellation comes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hydracore.db.pool import open_pool
 from tests.waiting import PATIENCE_S, until
 from workers.head_watcher import wait_for_events
 
-#: After so many turns of the loop, whatever is waited for here is there.
+#: After so many turns of the event loop the cancellation comes. At the last, everything waited for here is done.
 TURNS = range(12)
 
 
@@ -27,7 +27,7 @@ async def pool_fixture(database_url: str) -> AsyncGenerator[AsyncConnectionPool]
 
 
 async def is_stopped(task: asyncio.Task[None], turns: int) -> bool:
-    """Whether it ends by the cancellation that comes so many turns from now, unless it is over before."""
+    """Whether the task is ended by a cancellation so many turns from now, unless it was over before."""
     for _ in range(turns):
         await asyncio.sleep(0)
     asked = task.cancel()
@@ -67,7 +67,7 @@ async def test_a_task_that_is_cancelled_while_connections_are_checked_stops(pool
         assert await is_stopped(asking, turns), turns
 
 
-async def test_a_task_that_was_cancelled_before_may_still_tidy_up(pool: AsyncConnectionPool) -> None:
+async def test_a_cancelled_task_may_still_use_the_database_to_clean_up(pool: AsyncConnectionPool) -> None:
     tidied = []
 
     async def work() -> None:
@@ -85,7 +85,7 @@ async def test_a_task_that_was_cancelled_before_may_still_tidy_up(pool: AsyncCon
     assert tidied
 
 
-async def test_a_follower_that_is_cancelled_as_something_happens_stops() -> None:
+async def test_a_follower_that_is_cancelled_as_events_arrive_stops() -> None:
     for turns in TURNS:
         moved = asyncio.Event()
         resting = asyncio.create_task(wait_for_events(moved))

@@ -1,4 +1,4 @@
-"""Whoever waits for one of two things and is cancelled leaves nothing that goes on without an owner."""
+"""A task that waits for one of two things and is cancelled leaves nothing running without an owner."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def cancel(task: asyncio.Task[Any]) -> None:
         await task
 
 
-def going_on() -> set[asyncio.Task[Any]]:
+def other_tasks() -> set[asyncio.Task[Any]]:
     return asyncio.all_tasks() - {task for task in [asyncio.current_task()] if task}
 
 
@@ -50,11 +50,11 @@ async def test_a_part_runner_that_is_cancelled_leaves_no_process_and_no_task(tmp
     assert runner._task is not None
     await cancel(runner._task)
 
-    assert not going_on()
-    assert not psutil.pid_exists(pid), "not even as one whose end nobody has taken note of"
+    assert not other_tasks()
+    assert not psutil.pid_exists(pid), "not even as a zombie"
 
 
-async def test_a_preparation_is_over_when_its_runner_is(tmp_path: Path) -> None:
+async def test_a_cancelled_part_runner_waits_until_its_preparation_has_cleaned_up(tmp_path: Path) -> None:
     begun, cleaned_up = asyncio.Event(), asyncio.Event()
 
     async def prepare() -> None:
@@ -73,10 +73,10 @@ async def test_a_preparation_is_over_when_its_runner_is(tmp_path: Path) -> None:
     await cancel(runner._task)
 
     assert cleaned_up.is_set()
-    assert not going_on()
+    assert not other_tasks()
 
 
-async def test_an_answer_of_modelsim_ends_with_whoever_asked_for_it() -> None:
+async def test_a_cancelled_request_leaves_no_task_in_modelsim() -> None:
     sim = ModelSim()
     sim.faults.add(Fault(kind="hang"))
     asked = json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hello"}]}).encode()
@@ -98,7 +98,7 @@ async def test_an_answer_of_modelsim_ends_with_whoever_asked_for_it() -> None:
     await listening.wait()
     await cancel(serving)
 
-    assert not going_on()
+    assert not other_tasks()
 
 
 @contextlib.contextmanager
@@ -109,15 +109,15 @@ def an_unserved_cloudsim(home: Path) -> Generator[Sim]:
         yield Sim(store=store, reconciler=reconciler, quota=Quota(monotonic=time.monotonic, wall=time.time), token="t")
 
 
-# Its handlers declare parameters as this release of Litestar no longer likes it.
+# Its handlers declare parameters in a way that this release of Litestar deprecates.
 @pytest.mark.filterwarnings("ignore::litestar.exceptions.LitestarDeprecationWarning")
-async def test_a_cloudsim_that_is_cancelled_as_it_starts_serves_no_longer(tmp_path: Path) -> None:
+async def test_a_cloudsim_that_is_cancelled_while_it_starts_leaves_no_task(tmp_path: Path) -> None:
     with an_unserved_cloudsim(tmp_path) as sim, socket.create_server(("127.0.0.1", 0)) as listener:
         serving = _running_app(sim, listener)
         starting = asyncio.create_task(serving.__aenter__())
-        # The server is begun within its first step, and needs more of them until it answers.
+        # The server begins to start within the first step, and needs more steps until it answers.
         await asyncio.sleep(0)
-        assert len(going_on()) > 1
+        assert len(other_tasks()) > 1
         await cancel(starting)
 
-        assert not going_on()
+        assert not other_tasks()

@@ -1,4 +1,4 @@
-"""What was appended while a build was folded comes after: neither more of it nor less, and little of it while writers stand still."""
+"""Events appended while a build was folded are added to it: all of them, no others, and only few while writers are stopped."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tests.requests_to_log import open_store, origin
 
 
 @pytest.mark.parametrize(("come", "tries"), [(1, 1), (3, 2)], ids=["few", "many"])
-async def test_writers_are_let_go_on_where_more_has_come_than_is_read_while_they_stand_still(
+async def test_a_swap_with_too_many_new_events_releases_the_writers_and_tries_again(
     database_url: str, monkeypatch: pytest.MonkeyPatch, come: int, tries: int
 ) -> None:
     monkeypatch.setattr(swap, "READ_MAX", 2)
-    # However busy the machine is, time lets nobody go on.
+    # However busy the machine is, writers are not released because of the time.
     monkeypatch.setattr(swap, "STOPPED_S_MAX", 60.0)
     async with open_store(database_url) as (store, _):
         await write_lives(store, count=4)
@@ -57,7 +57,7 @@ async def test_a_build_takes_no_event_that_the_live_tables_do_not_have(database_
 
 
 def write_before_the_first_try(monkeypatch: pytest.MonkeyPatch, store: EventStore, *, requests: int) -> None:
-    """Have so many instances be asked for right before writers are stopped for the first time."""
+    """Request so many instances right before writers are stopped for the first time."""
     stop, left = swap._stop_writers, [4 * number for number in range(1, requests + 1)]
 
     async def write_and_stop(connection: psycopg.AsyncConnection, candidate: Candidate) -> dict[int, int]:
@@ -69,7 +69,7 @@ def write_before_the_first_try(monkeypatch: pytest.MonkeyPatch, store: EventStor
 
 
 def folded_before(go_on: Callable[[], Awaitable[None]], folding: Folding) -> Folding:
-    """Goes on once all is folded."""
+    """Calls `go_on` once all is folded."""
 
     async def fold(projection: Projection, build: Generation, progress: Callable[[], Awaitable[Progress]]) -> None:
         await folding(projection, build, progress)
