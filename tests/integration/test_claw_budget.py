@@ -1,4 +1,4 @@
-"""Budgets hold against what was metered, here and elsewhere, and concurrent chats overspend by no more than themselves."""
+"""Budgets count what was metered, here and on other servers. Concurrent chats overspend by at most their own cost."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def push(claw: Claw, version: int, runtime: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("period", ["daily", "monthly"])
-async def test_chats_end_when_the_budget_is_spent(claw: Claw, modelsim: ModelSim, period: str) -> None:
+async def test_chats_are_refused_once_the_budget_is_spent(claw: Claw, modelsim: ModelSim, period: str) -> None:
     cost = Decimal((await claw.chat("Hello"))["usage"]["cost_usd"])
     await push(claw, 4, budgeted(modelsim, **{f"budget_{period}_usd": str(cost * 2)}))
 
@@ -47,14 +47,14 @@ async def test_chats_end_when_the_budget_is_spent(claw: Claw, modelsim: ModelSim
     assert answer.status_code == 402
     assert answer.json()["code"] == "budget_spent"
     assert len(await modelsim.requests()) == 2
-    # What was paid for can still be had, and what was refused left nothing.
+    # An answer that was paid for can still be fetched, and the refused chat left nothing.
     await claw.chat("Hello", key="k")
     assert (await claw.http.get("/api/conversations/over")).status_code == 404
     await push(claw, 5, budgeted(modelsim, **{f"budget_{period}_usd": str(cost * 3)}))
     await claw.chat("Hello")
 
 
-async def test_a_model_without_a_price_is_held_by_the_budget(claw: Claw, modelsim: ModelSim) -> None:
+async def test_a_model_without_a_price_counts_against_the_budget(claw: Claw, modelsim: ModelSim) -> None:
     runtime = budgeted(modelsim, budget_daily_usd="0.00000001")
     runtime["model_policy"] |= {"primary": "homegrown-1", "fallbacks": []}
     await push(claw, 4, runtime)
@@ -64,7 +64,7 @@ async def test_a_model_without_a_price_is_held_by_the_budget(claw: Claw, modelsi
     assert await claw.refused("Hello") == (402, "budget_spent")
 
 
-async def test_whoever_leaves_before_the_first_word_has_spent_of_the_budget(
+async def test_a_caller_who_leaves_before_the_first_word_has_spent_from_the_budget(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
 ) -> None:
     await push(claw, 4, budgeted(modelsim, budget_daily_usd="0.00000001"))
@@ -99,18 +99,18 @@ async def test_no_fallback_is_asked_once_the_model_before_it_has_spent_the_budge
         assert (asked, entry["model"]) == (["first"], "first")
         assert await claw.conversation("c-1") == [("user", "Hello")]
     else:
-        # What was refused at once is free.
+        # A call that was refused at once is free.
         assert (asked, entry["model"]) == (["first", "second"], "second")
 
 
-async def test_a_budget_of_nothing_allows_nothing(claw: Claw, modelsim: ModelSim) -> None:
+async def test_a_budget_of_zero_allows_no_chat(claw: Claw, modelsim: ModelSim) -> None:
     await push(claw, 4, budgeted(modelsim, budget_daily_usd="0"))
 
     assert await claw.refused("Hello") == (402, "budget_spent")
     assert await modelsim.requests() == []
 
 
-async def test_concurrent_chats_overspend_by_no_more_than_those_under_way(
+async def test_concurrent_chats_overspend_a_budget_by_at_most_the_chats_in_progress(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
 ) -> None:
     cost = Decimal((await claw.chat("Hello"))["usage"]["cost_usd"])
@@ -132,7 +132,7 @@ async def test_concurrent_chats_overspend_by_no_more_than_those_under_way(
     assert total == cost * answered
 
 
-async def test_what_other_servers_have_spent_counts_and_what_we_reported_counts_once(
+async def test_spending_of_other_servers_counts_and_spending_already_reported_counts_once(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, tmp_path: Path
 ) -> None:
     cost = Decimal((await claw.chat("Hello"))["usage"]["cost_usd"])
@@ -150,12 +150,12 @@ async def test_what_other_servers_have_spent_counts_and_what_we_reported_counts_
 
 
 def next_batch(state: Path) -> int:
-    """What the ledger sends next: all before it is known to be with the control plane."""
+    """The number of the batch that the ledger sends next. The control plane is known to have all before it."""
     with closing(sqlite3.connect(state / STORE_FILE)) as db:
         return db.execute("SELECT next_batch FROM ledger").fetchone()[0]
 
 
-async def test_figures_of_another_day_do_not_count(claw: Claw, modelsim: ModelSim) -> None:
+async def test_spending_of_another_day_or_month_does_not_count(claw: Claw, modelsim: ModelSim) -> None:
     runtime = budgeted(modelsim, budget_daily_usd="5", budget_monthly_usd="5")
     runtime["spent"] = {"day": "2001-01-01", "daily_usd": "9", "month": "2001-01", "monthly_usd": "9"}
     await push(claw, 4, runtime)

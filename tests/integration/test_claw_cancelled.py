@@ -1,4 +1,4 @@
-"""What the agent's database was given to do, and what chats cost, where callers are cancelled and leave at the worst moment."""
+"""Work of the agent's database, and the cost of chats, when callers are cancelled or leave at the worst moment."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["modelsim_fixture"]
 
 @pytest.fixture(name="complaints")
 async def complaints_fixture() -> AsyncGenerator[list[str]]:
-    """What the event loop had to complain of: nothing, in the end."""
+    """The errors that the event loop reports. In the end there must be none."""
     complaints: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
     yield complaints
@@ -45,7 +45,7 @@ def database_fixture(tmp_path: Path, complaints: list[str]) -> Iterator[Database
 
 @contextmanager
 def busy(database: Database) -> Iterator[None]:
-    """All that is given to do waits meanwhile."""
+    """All work given to the database waits meanwhile."""
     done = threading.Event()
     database.submit(lambda _: _wait(done))
     try:
@@ -71,13 +71,13 @@ def noted(db: sqlite3.Connection) -> int:
 
 
 async def turn_of_the_loop() -> None:
-    """Let all that is ready happen."""
+    """Let everything that is ready run."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("times", [1, 3])
-async def test_what_a_cancelled_caller_has_given_is_done_before_it_learns_of_that(
+async def test_a_cancelled_caller_is_interrupted_only_after_its_database_work_is_done(
     database: Database, times: int
 ) -> None:
     with busy(database):
@@ -95,7 +95,7 @@ async def test_what_a_cancelled_caller_has_given_is_done_before_it_learns_of_tha
     assert await database.run(noted) == 1
 
 
-async def test_the_failure_of_what_a_cancelled_caller_has_given_is_the_cause_and_in_the_log(
+async def test_failed_work_of_a_cancelled_caller_is_logged_and_is_the_cause_of_its_cancelled_error(
     database: Database, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with busy(database):
@@ -110,7 +110,7 @@ async def test_the_failure_of_what_a_cancelled_caller_has_given_is_the_cause_and
     assert "database_work_failed" in "".join(capfd.readouterr())
 
 
-async def test_whoever_only_wants_to_know_waits_for_no_disk_once_cancelled(database: Database) -> None:
+async def test_cancellable_work_is_dropped_at_once_when_its_caller_is_cancelled(database: Database) -> None:
     with busy(database):
         asking = asyncio.create_task(database.run_cancellable(note))
         await turn_of_the_loop()
@@ -121,7 +121,7 @@ async def test_whoever_only_wants_to_know_waits_for_no_disk_once_cancelled(datab
     assert await database.run(noted) == 0
 
 
-async def test_a_database_that_is_closed_has_done_what_cancelled_callers_have_given(tmp_path: Path) -> None:
+async def test_closing_the_database_completes_the_work_of_cancelled_callers(tmp_path: Path) -> None:
     path = tmp_path / "chats.sqlite"
     database = Database(path, new_id=uuid4)
     with busy(database):
@@ -139,7 +139,7 @@ async def test_a_database_that_is_closed_has_done_what_cancelled_callers_have_gi
 
 
 @pytest.mark.parametrize("count", [1, 60])
-async def test_callers_that_hang_up_after_the_last_word_are_metered_each_and_that_is_news(
+async def test_each_caller_who_leaves_after_the_last_word_is_metered_and_new_entries_are_signalled(
     modelsim: ModelSim, tmp_path: Path, complaints: list[str], count: int
 ) -> None:
     path = tmp_path / "chats.sqlite"
@@ -150,17 +150,17 @@ async def test_callers_that_hang_up_after_the_last_word_are_metered_each_and_tha
 
     await asyncio.gather(*(hear_the_last_word(chats, setup, f"Hello {number}") for number in range(count)))
     await chats.wait_until_idle()
-    is_news = store.ledger.entries_added.is_set()
+    is_signalled = store.ledger.entries_added.is_set()
 
     await chats.stop()
     store.close()
-    assert is_news
+    assert is_signalled
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT count(*) FROM entry").fetchone() == (count,)
         assert db.execute("SELECT count(*) FROM turn WHERE state = 'open'").fetchone() == (0,)
 
 
-async def test_a_caller_who_hangs_up_as_the_next_model_is_noted_pays_for_the_one_before_it_once(
+async def test_a_caller_who_leaves_while_the_fallback_is_recorded_pays_once_for_the_model_before_it(
     modelsim: ModelSim, tmp_path: Path, complaints: list[str]
 ) -> None:
     store = Store(tmp_path / "chats.sqlite", now_ms=now_ms, new_id=uuid4)
@@ -189,7 +189,7 @@ async def test_a_caller_who_hangs_up_as_the_next_model_is_noted_pays_for_the_one
 
 
 async def hear_the_last_word(chats: ChatService, setup: Setup, message: str) -> None:
-    """And leave, while the answer is being written down."""
+    """Listen up to the last word, and leave while the answer is being stored."""
     question = Question(
         message=message, conversation_id=message.replace(" ", "-"), end_user=None, channel="api", key=None
     )

@@ -28,7 +28,7 @@ from tests.modelsim_fixtures import ModelSim
 __all__ = ["claw_fixture", "control_plane_fixture", "modelsim_fixture"]
 
 
-async def test_a_chat_is_answered_with_what_it_cost(claw: Claw, modelsim: ModelSim) -> None:
+async def test_a_chat_is_answered_with_its_usage_and_cost(claw: Claw, modelsim: ModelSim) -> None:
     answer = await claw.chat("Hello there", "c-1")
 
     assert answer["conversation_id"] == "c-1"
@@ -123,7 +123,7 @@ FAULTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-async def test_a_model_that_fails_gives_way_to_the_next(claw: Claw, modelsim: ModelSim, *, streamed: bool) -> None:
+async def test_the_next_model_is_asked_when_one_fails(claw: Claw, modelsim: ModelSim, *, streamed: bool) -> None:
     await be_impatient(claw, modelsim)
 
     for fault in FAULTS:
@@ -138,7 +138,7 @@ async def test_a_model_that_fails_gives_way_to_the_next(claw: Claw, modelsim: Mo
         assert [request["model"] for request in await modelsim.requests()] == ["first", "second"], fault
 
 
-async def test_fallbacks_are_asked_in_order_and_nobody_twice(claw: Claw, modelsim: ModelSim) -> None:
+async def test_fallbacks_are_asked_in_order_and_no_model_twice(claw: Claw, modelsim: ModelSim) -> None:
     await be_impatient(claw, modelsim, fallbacks=["third", "first", "second"])
     await modelsim.fault("status", status=429, model="first")
     await modelsim.fault("status", status=500, model="third")
@@ -149,7 +149,7 @@ async def test_fallbacks_are_asked_in_order_and_nobody_twice(claw: Claw, modelsi
     assert [request["model"] for request in await modelsim.requests()] == ["first", "third", "second"]
 
 
-async def test_when_all_models_fail_the_reason_is_plain_and_without_secrets(claw: Claw, modelsim: ModelSim) -> None:
+async def test_when_all_models_fail_the_error_says_why_without_secrets(claw: Claw, modelsim: ModelSim) -> None:
     await modelsim.fault("status", status=401, times=2)
 
     answer = await claw.ask("Hello", "f-1")
@@ -163,7 +163,7 @@ async def test_when_all_models_fail_the_reason_is_plain_and_without_secrets(claw
     assert await claw.conversation("f-1") == [("user", "Hello")]
 
 
-async def test_without_an_endpoint_the_reason_is_said(claw: Claw, modelsim: ModelSim) -> None:
+async def test_a_chat_without_a_model_endpoint_fails_with_the_reason(claw: Claw, modelsim: ModelSim) -> None:
     changed = document(modelsim, model={"base_url": None, "api_key": None})
     await claw.http.put("/api/config", json={"config_version": 4, "runtime": changed})
 
@@ -205,7 +205,7 @@ BAD_BODIES: list[tuple[bytes, int]] = [
 ]
 
 
-async def test_a_bad_request_is_refused_and_leaves_nothing(claw: Claw) -> None:
+async def test_a_bad_request_is_refused_and_leaves_no_conversation(claw: Claw) -> None:
     for body, status in BAD_BODIES:
         answer = await claw.http.post("/api/chat", content=body)
 
@@ -216,7 +216,7 @@ async def test_a_bad_request_is_refused_and_leaves_nothing(claw: Claw) -> None:
     assert (await claw.http.get("/api/conversations")).json() == {"conversations": []}
 
 
-async def test_reading_has_its_bounds(claw: Claw) -> None:
+async def test_invalid_limits_ids_keys_and_methods_are_refused(claw: Claw) -> None:
     answers = [
         await claw.http.get(path)
         for path in (
@@ -238,7 +238,7 @@ async def test_reading_has_its_bounds(claw: Claw) -> None:
     assert (await claw.http.delete("/api/chat")).json()["code"] == "method_not_allowed"
 
 
-async def test_without_the_token_nothing_is_answered(claw: Claw) -> None:
+async def test_requests_without_the_token_are_refused(claw: Claw) -> None:
     async with httpx.AsyncClient(base_url=claw.http.base_url, trust_env=False) as stranger:
         answers = [
             await stranger.post("/api/chat", json={"message": "x"}),

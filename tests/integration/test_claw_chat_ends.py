@@ -1,4 +1,4 @@
-"""Chats with a real agent that end early: models that dawdle, callers who leave, answers without end."""
+"""Chats with a real agent that end early: slow models, callers who leave, endless answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.waiting import until
 __all__ = ["claw_fixture", "control_plane_fixture", "modelsim_fixture"]
 
 
-async def test_models_that_do_not_answer_are_a_timeout_and_paid_for_what_they_were_asked(
+async def test_a_timeout_of_all_models_is_reported_and_their_prompts_are_metered(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
 ) -> None:
     await be_impatient(claw, modelsim)
@@ -39,7 +39,7 @@ async def test_models_that_do_not_answer_are_a_timeout_and_paid_for_what_they_we
 
 
 @pytest.mark.parametrize("then", ["error", "cut", "garbage"])
-async def test_an_error_after_the_first_words_is_an_event_and_the_words_are_kept(
+async def test_a_model_error_in_a_stream_is_sent_as_an_event_and_the_words_before_it_are_kept(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, then: str
 ) -> None:
     await modelsim.fault("hold", after_tokens=2, then=then)
@@ -54,12 +54,12 @@ async def test_an_error_after_the_first_words_is_an_event_and_the_words_are_kept
     said = token["text"] + rest
     assert said == f"{ANSWER_PREFIX} You "
     assert await claw.conversation("e-1") == [("user", "Hello"), ("assistant", said)]
-    # Somebody has heard the words, so no other model is asked, and they are paid for.
+    # The caller has received the words, so no other model is asked, and they are metered.
     assert len(await modelsim.requests()) == 1
     await control_plane.until(lambda: len(control_plane.metered()) == 1)
 
 
-async def test_a_caller_that_leaves_a_stream_stops_the_model_and_the_words_are_kept_and_metered(
+async def test_a_caller_who_leaves_a_stream_stops_the_model_and_the_words_are_kept_and_metered(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
 ) -> None:
     await modelsim.fault("hold", after_tokens=3)
@@ -79,7 +79,7 @@ async def test_a_caller_that_leaves_a_stream_stops_the_model_and_the_words_are_k
     assert entry["completion_tokens"] == -(-len(said) // 4), "an estimate: the endpoint's figure comes last"
 
 
-async def test_a_caller_that_leaves_before_the_first_word_stops_the_model_too(claw: Claw, modelsim: ModelSim) -> None:
+async def test_a_caller_who_leaves_before_the_first_word_stops_the_model_too(claw: Claw, modelsim: ModelSim) -> None:
     await modelsim.fault("hang")
 
     asking = asyncio.create_task(claw.ask("Hello"))
@@ -90,7 +90,7 @@ async def test_a_caller_that_leaves_before_the_first_word_stops_the_model_too(cl
     await until(lambda: idle(claw))
 
 
-async def test_a_drain_that_cuts_answers_once_the_control_plane_knows_what_the_open_chats_have_cost(
+async def test_a_drain_that_cuts_chats_returns_once_the_control_plane_knows_their_cost(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
 ) -> None:
     await modelsim.fault("hold", after_tokens=2, times=2)
@@ -111,7 +111,7 @@ async def test_a_drain_that_cuts_answers_once_the_control_plane_knows_what_the_o
     assert await claw.refused("Hello") == (503, "draining")
 
 
-async def test_a_drain_that_cuts_waits_for_a_control_plane_that_takes_nothing_but_not_for_ever(
+async def test_a_drain_that_cuts_chats_waits_only_a_limited_time_for_usage_to_be_accepted(
     control_plane: FakeControlPlane, claw: Claw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoints, "INTERRUPT_TIMEOUT_S", 0.1)
@@ -135,7 +135,7 @@ async def test_a_drain_that_cuts_waits_for_a_control_plane_that_takes_nothing_bu
         (b"2\r\n{}\r\n", b"Transfer-Encoding: chunked"),
     ],
 )
-async def test_a_drain_whose_body_is_cut_off_drains_nothing(
+async def test_a_drain_request_with_a_truncated_body_drains_nothing(
     control_plane: FakeControlPlane, claw: Claw, body: bytes, framing: bytes
 ) -> None:
     host, port = control_plane.listen
@@ -147,7 +147,7 @@ async def test_a_drain_whose_body_is_cut_off_drains_nothing(
     reader, writer = await asyncio.open_connection(host, port)
     writer.write(head + body)
     writer.write_eof()
-    # The agent has learned that nothing more comes when it ends the connection, too.
+    # When the agent closes the connection, it has noticed that nothing more comes.
     heard = await reader.read()
     writer.close()
 
@@ -155,7 +155,7 @@ async def test_a_drain_whose_body_is_cut_off_drains_nothing(
     assert (await claw.chat("Hello"))["message"] == f"{ANSWER_PREFIX} You said: Hello"
 
 
-async def test_a_drain_that_cuts_does_not_wait_for_ever_for_a_disk_on_which_no_chat_can_end(
+async def test_a_drain_that_cuts_chats_waits_only_a_limited_time_for_a_locked_database(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoints, "INTERRUPT_TIMEOUT_S", 0.1)
@@ -173,7 +173,7 @@ async def test_a_drain_that_cuts_does_not_wait_for_ever_for_a_disk_on_which_no_c
     await control_plane.until(lambda: len(control_plane.metered()) == 1)
 
 
-async def test_an_answer_without_figures_is_metered_by_estimate(claw: Claw, modelsim: ModelSim) -> None:
+async def test_an_answer_without_usage_figures_is_metered_by_estimate(claw: Claw, modelsim: ModelSim) -> None:
     await modelsim.fault("no_usage")
 
     answer = await claw.chat("Hello")
@@ -182,7 +182,7 @@ async def test_an_answer_without_figures_is_metered_by_estimate(claw: Claw, mode
     assert answer["usage"]["prompt_tokens"] > 0
 
 
-async def test_an_endpoint_that_does_not_stream_will_do(claw: Claw, modelsim: ModelSim) -> None:
+async def test_an_endpoint_that_does_not_stream_is_supported(claw: Claw, modelsim: ModelSim) -> None:
     await modelsim.fault("whole")
 
     said, (name, answer) = await texts(claw.stream("Hello"))
@@ -191,7 +191,7 @@ async def test_an_endpoint_that_does_not_stream_will_do(claw: Claw, modelsim: Mo
     assert said == f"{ANSWER_PREFIX} You said: Hello"
 
 
-async def test_an_answer_without_end_is_ended(claw: Claw, modelsim: ModelSim) -> None:
+async def test_an_endless_answer_is_cut_at_a_limit(claw: Claw, modelsim: ModelSim) -> None:
     await modelsim.fault("endless")
 
     answer = await claw.chat("lo" * 1000)

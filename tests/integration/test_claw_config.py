@@ -1,4 +1,4 @@
-"""Configurations: pushed or fetched, in force at once, kept over restarts, and never at the price of an open chat."""
+"""Configurations are pushed or fetched, apply at once, survive restarts, and do not disturb open chats."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def first_words(events: AsyncGenerator[tuple[str, dict[str, Any]]]) -> str
     return (await anext(events))[1]["text"]
 
 
-async def test_a_pushed_configuration_is_in_force_at_once_and_an_older_one_is_not(
+async def test_a_pushed_configuration_applies_at_once_and_an_older_one_is_ignored(
     claw: Claw, modelsim: ModelSim
 ) -> None:
     changed = document(modelsim, system_prompt="The fifth.")
@@ -55,7 +55,7 @@ async def test_a_pushed_configuration_is_in_force_at_once_and_an_older_one_is_no
     assert (await claw.status())["config_version"] == 5
 
 
-async def test_the_same_version_may_come_again_with_other_prices(claw: Claw, modelsim: ModelSim) -> None:
+async def test_the_same_version_may_be_pushed_again_with_other_prices(claw: Claw, modelsim: ModelSim) -> None:
     free = {name: {"input_usd_per_mtok": "0", "output_usd_per_mtok": "0"} for name in ("first", "second")}
 
     await push(claw, 3, document(modelsim, prices=free))
@@ -63,7 +63,7 @@ async def test_the_same_version_may_come_again_with_other_prices(claw: Claw, mod
     assert (await claw.chat("Hello"))["usage"]["cost_usd"] == "0"
 
 
-async def test_an_open_stream_goes_on_with_what_it_began_with(claw: Claw, modelsim: ModelSim) -> None:
+async def test_an_open_stream_continues_with_the_configuration_it_began_with(claw: Claw, modelsim: ModelSim) -> None:
     await modelsim.fault("hold", after_tokens=2)
 
     async with aclosing(claw.stream("Hello", "c-1")) as events:
@@ -78,7 +78,7 @@ async def test_an_open_stream_goes_on_with_what_it_began_with(claw: Claw, models
     assert (name, answer["model"], said + rest) == ("done", "first", f"{ANSWER_PREFIX} You said: Hello")
 
 
-async def test_what_cannot_be_used_is_refused_and_changes_nothing(claw: Claw, modelsim: ModelSim) -> None:
+async def test_an_unusable_configuration_is_refused_and_changes_nothing(claw: Claw, modelsim: ModelSim) -> None:
     wrong = document(modelsim, model={"base_url": "not-a-url", "api_key": "sk-other-0123456789"})
 
     answer = await push(claw, 9, wrong)
@@ -91,7 +91,7 @@ async def test_what_cannot_be_used_is_refused_and_changes_nothing(claw: Claw, mo
     assert (await claw.http.put("/api/config", json={"config_version": "x"})).status_code == 422
 
 
-async def test_while_no_runtime_runs_what_is_pushed_is_checked_and_not_said_to_run(
+async def test_a_configuration_pushed_while_no_runtime_runs_is_checked_and_not_reported_as_running(
     control_plane: FakeControlPlane, agent: AgentProcess, modelsim: ModelSim
 ) -> None:
     control_plane.runtime = {"type": "openclaw"}
@@ -112,7 +112,7 @@ async def test_while_no_runtime_runs_what_is_pushed_is_checked_and_not_said_to_r
     assert (shown["config_version"], shown["agent_name"]) == (5, "Ada")
 
 
-async def test_a_restarted_agent_runs_the_newest_that_it_had(
+async def test_a_restarted_agent_runs_its_newest_configuration_or_fetches_it_if_the_file_is_damaged(
     control_plane: FakeControlPlane, agent: AgentProcess, modelsim: ModelSim
 ) -> None:
     control_plane.runtime = document(modelsim)
@@ -133,7 +133,7 @@ async def test_a_restarted_agent_runs_the_newest_that_it_had(
     async with connected(control_plane) as claw:
         assert "Pushed words." in (await claw.chat("What are your instructions?"))["message"]
 
-    # A file that cannot be read is made again from what the control plane has.
+    # A damaged file is replaced by the configuration that the control plane has.
     await agent.kill()
     config.write_bytes(b"{")
     control_plane.heartbeats.clear()
@@ -144,7 +144,7 @@ async def test_a_restarted_agent_runs_the_newest_that_it_had(
     assert "Pushed words." not in agent.output()
 
 
-async def test_what_is_in_force_is_shown_with_its_secrets_masked(claw: Claw, modelsim: ModelSim) -> None:
+async def test_the_current_configuration_is_shown_with_its_secrets_masked(claw: Claw, modelsim: ModelSim) -> None:
     platform = {
         "skills": ["email-drafts"],
         "integrations": [{"name": "crm", "api_key": "crm-0123456789"}],
@@ -188,7 +188,7 @@ async def test_updates_are_applied_without_a_restart(claw: Claw, modelsim: Model
     }
 
 
-async def test_a_restart_lets_open_chats_end_and_takes_none_meanwhile(
+async def test_a_restart_lets_open_chats_end_and_refuses_new_ones_meanwhile(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
 ) -> None:
     await modelsim.fault("hold", after_tokens=2)
@@ -211,7 +211,7 @@ async def refuses(claw: Claw) -> bool:
     return answer.status_code == 503 and answer.json()["code"] == "draining"
 
 
-async def test_after_a_drain_open_chats_end_and_no_new_ones_begin(
+async def test_a_drain_lets_open_chats_end_refuses_new_ones_and_reports_unsent_usage(
     claw: Claw, control_plane: FakeControlPlane, modelsim: ModelSim
 ) -> None:
     await modelsim.fault("hold", after_tokens=2)
@@ -241,7 +241,7 @@ async def test_after_a_drain_open_chats_end_and_no_new_ones_begin(
 # --- through the control plane's client ------------------------------------------------------------------------------
 
 
-async def test_everything_of_an_agent_can_be_reached_through_the_client(
+async def test_the_agent_client_can_chat_read_configure_and_update_a_real_agent(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, agent_client: AgentClient
 ) -> None:
     where = AgentAddress(*control_plane.listen, control_plane.control_token)
@@ -257,7 +257,7 @@ async def test_everything_of_an_agent_can_be_reached_through_the_client(
     assert json.loads(events.split("event: done\ndata: ")[1]) == answer
     assert [message["content"] for message in found["messages"]] == ["Hello", answer["message"]]
     assert listed["conversations"][0]["id"] == "telegram:-5_x"
-    # No heartbeat is to call it back.
+    # So that no heartbeat's reply makes the agent fetch another version.
     control_plane.config_version = 7
     assert (await agent_client.put_config(where, 7, document(modelsim))).config_version == 7
     assert (await agent_client.get_config(where)).version == 7

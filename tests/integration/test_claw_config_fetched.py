@@ -1,4 +1,4 @@
-"""A configuration that heartbeats tell of and that the agent fetches then: once, whatever is lost, and also where it is no use."""
+"""The agent fetches a configuration that a heartbeat's reply announces, despite lost requests, and only once if it is unusable."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from tests.waiting import PATIENCE_S
 __all__ = ["claw_fixture", "control_plane_fixture", "modelsim_fixture"]
 
 
-async def test_a_newer_version_in_a_heartbeat_s_reply_is_fetched(control_plane: FakeControlPlane, claw: Claw) -> None:
+async def test_a_newer_version_in_a_heartbeat_s_reply_is_fetched_despite_lost_requests_and_replies(
+    control_plane: FakeControlPlane, claw: Claw
+) -> None:
     control_plane.trouble("config", "request_lost", 503, "reply_lost")
 
     control_plane.configure(system_prompt="Newest words.")
@@ -22,14 +24,14 @@ async def test_a_newer_version_in_a_heartbeat_s_reply_is_fetched(control_plane: 
     assert asked == [3, 3, 3, 3]
 
 
-async def test_a_fetched_one_that_cannot_be_used_is_told_once_until_another_comes(
+async def test_an_unusable_fetched_configuration_is_reported_once_until_another_version_comes(
     control_plane: FakeControlPlane, claw: Claw
 ) -> None:
     hold = control_plane.hold("config", "late")
     control_plane.configure(model_policy={"temperature": "hot"})
     async with asyncio.timeout(PATIENCE_S):
         await hold.reached.wait()
-    # Heartbeats that tell of it while it is fetched are no reason to fetch it once more.
+    # Heartbeats whose replies announce it while it is being fetched do not cause another fetch.
     control_plane.heartbeats.clear()
     await control_plane.until(lambda: len(control_plane.heartbeats) >= 3)
     hold.released.set()

@@ -1,4 +1,4 @@
-"""The agent of a control plane that was restored: it runs what that says, also where its own configuration has a higher version."""
+"""After a restore, an agent runs the configuration of the control plane, even if its own has a higher version."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def runs(claw: Claw, version: int) -> bool:
     return (await claw.status())["config_version"] == version
 
 
-async def test_an_older_version_in_a_heartbeat_s_reply_is_fetched_as_the_control_plane_s_word_is_the_last(
+async def test_an_older_version_in_a_heartbeat_s_reply_is_fetched_and_replaces_the_newer_one(
     control_plane: FakeControlPlane, claw: Claw, tmp_path: Path
 ) -> None:
     kept = control_plane.runtime
@@ -35,13 +35,13 @@ async def test_an_older_version_in_a_heartbeat_s_reply_is_fetched_as_the_control
     assert (stored["config_version"], stored["runtime"]["system_prompt"]) == (4, kept["system_prompt"])
 
 
-async def test_an_older_version_that_is_pushed_has_the_agent_ask_which_one_counts(
+async def test_a_push_of_an_older_version_makes_the_agent_fetch_the_current_one(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
 ) -> None:
     older = document(modelsim, system_prompt="Behind a restore.")
     control_plane.configure(system_prompt="Lost words.")
     await control_plane.until(lambda: any(beat["config_version"] == 4 for beat in control_plane.heartbeats))
-    # No heartbeat tells of it.
+    # No heartbeat's reply announces it.
     control_plane.trouble("heartbeat", *[503] * 1000)
 
     control_plane.config_version, control_plane.runtime = 2, older
@@ -52,7 +52,7 @@ async def test_an_older_version_that_is_pushed_has_the_agent_ask_which_one_count
     assert "Behind a restore." in (await claw.chat("What are your instructions?"))["message"]
 
 
-async def test_a_push_that_comes_while_an_older_version_is_fetched_is_not_undone_by_it(
+async def test_a_push_during_a_fetch_of_an_older_version_is_not_undone_by_the_fetch(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
 ) -> None:
     newest = document(modelsim, system_prompt="Newest words.")

@@ -1,4 +1,4 @@
-"""A `chats.sqlite` with a page that cannot be read: a person's to mend, and no reason to start for ever."""
+"""A `chats.sqlite` with a damaged page needs an operator: the agent ends, instead of trying again for ever."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def damage(path: Path, name: str) -> bytes:
     return path.read_bytes()
 
 
-async def test_an_agent_does_not_start_on_a_damaged_page_of_its_chats(
+async def test_an_agent_does_not_start_with_a_damaged_page_in_its_chat_database(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
     agent.start()
@@ -60,11 +60,11 @@ async def test_an_agent_does_not_start_on_a_damaged_page_of_its_chats(
 
 @pytest.fixture(name="unchecked")
 def unchecked_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every file is too large to be read through as it is opened."""
+    """No file is small enough to be checked completely when it is opened."""
     monkeypatch.setattr(sqlite_file, "CHECKED_BYTES_MAX", 0)
 
 
-async def test_a_damaged_page_that_shows_later_is_damage_and_what_breaks_a_rule_is_none(
+async def test_a_damaged_page_read_later_raises_state_damaged_and_a_violated_constraint_does_not(
     tmp_path: Path, unchecked: None
 ) -> None:
     path = tmp_path / STORE_FILE
@@ -76,14 +76,14 @@ async def test_a_damaged_page_that_shows_later_is_damage_and_what_breaks_a_rule_
             await database.run(lambda db: db.execute("SELECT model FROM entry").fetchall())
         with pytest.raises(sqlite3.IntegrityError):
             await database.run(lambda db: db.execute("INSERT INTO ledger (only, ledger_id) VALUES (2, 'x')"))
-        # What else there is can be read.
+        # The other tables can be read.
         assert await database.run(lambda db: db.execute("SELECT count(*) FROM spend").fetchone()) == (0,)
 
     assert damaged.value.path == path
 
 
 @pytest.mark.parametrize("index", ["turn_open", "notice_integration"])
-async def test_damage_in_what_the_runtime_reads_ends_it_as_damage_and_not_as_a_failure_to_try_again(
+async def test_damage_that_the_runtime_reads_ends_it_as_damaged_and_not_as_a_retryable_failure(
     modelsim: ModelSim, tmp_path: Path, unchecked: None, index: str
 ) -> None:
     path = tmp_path / STORE_FILE
@@ -105,7 +105,7 @@ async def test_damage_in_what_the_runtime_reads_ends_it_as_damage_and_not_as_a_f
 
 
 @pytest.mark.parametrize("index", ["turn_open", "entry_batch"])
-async def test_damage_that_an_agent_meets_later_ends_it_with_the_same_code(
+async def test_damage_that_a_running_agent_reads_ends_the_agent_as_damaged(
     control_plane: FakeControlPlane, tmp_path: Path, unchecked: None, index: str
 ) -> None:
     agent = AgentProcess(tmp_path)
@@ -122,7 +122,7 @@ async def test_damage_that_an_agent_meets_later_ends_it_with_the_same_code(
     assert len(control_plane.boots) == 1
 
 
-async def test_a_start_that_the_disk_refuses_is_a_failure_to_try_again(modelsim: ModelSim, tmp_path: Path) -> None:
+async def test_a_start_that_a_disk_error_prevents_is_a_retryable_failure(modelsim: ModelSim, tmp_path: Path) -> None:
     path = tmp_path / STORE_FILE
     store = Store(path, now_ms=now_ms, new_id=uuid4)
     with closing(sqlite3.connect(path)) as db, db:

@@ -1,4 +1,4 @@
-"""Endpoints that are slow or have ways of their own, at the end of real connections."""
+"""Model endpoints that are slow or answer in unusual forms, over real connections."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def piece(word: str, finish_reason: str | None) -> bytes:
 
 
 def figures(prompt: str, completion: str) -> bytes:
-    """The piece with the figures, as JSON writes them."""
+    """The piece with the usage figures, which are given as they stand in JSON."""
     usage = f'{{"prompt_tokens": {prompt}, "completion_tokens": {completion}}}'
     return f'data: {{"choices": [], "usage": {usage}}}\n\n'.encode()
 
@@ -39,7 +39,7 @@ def without_blank_lines(*parts: bytes) -> bytes:
     return b"".join(parts).replace(b"\n\n", b"\n")
 
 
-async def test_a_stream_is_one_however_its_type_is_written() -> None:
+async def test_a_stream_is_recognised_however_its_content_type_is_written() -> None:
     said: list[str] = []
     head = HEAD.replace(b"text/event-stream", b"Text/Event-Stream; Charset=UTF-8")
 
@@ -49,7 +49,7 @@ async def test_a_stream_is_one_however_its_type_is_written() -> None:
     assert said == ["Hello ", "you"]
 
 
-async def test_an_empty_reason_with_every_word_ends_no_answer() -> None:
+async def test_an_empty_finish_reason_does_not_end_an_answer() -> None:
     said: list[str] = []
 
     async with raw_endpoint(HEAD, piece("Hello ", ""), piece("you", "")) as broken:
@@ -61,7 +61,7 @@ async def test_an_empty_reason_with_every_word_ends_no_answer() -> None:
     assert said == ["Hello ", "you", "Good ", "bye"]
 
 
-async def test_the_first_word_and_those_after_it_have_limits_of_their_own() -> None:
+async def test_the_first_word_and_later_words_have_separate_timeouts() -> None:
     said: list[str] = []
 
     async with raw_endpoint(HEAD, piece("Well", None), pause_s=0.1, stays=True) as slow:
@@ -71,7 +71,7 @@ async def test_the_first_word_and_those_after_it_have_limits_of_their_own() -> N
     assert said == ["Well"]
 
 
-async def test_what_is_left_for_first_words_does_not_hurry_an_answer_that_has_begun(
+async def test_the_timeout_for_first_words_does_not_end_an_answer_that_has_begun(
     claw: Claw, modelsim: ModelSim, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(turn, "FIRST_WORD_TIMEOUT_S", 2.0)
@@ -112,18 +112,18 @@ LATE = b'data: {"error": {"message": "late"}}\n\n'
     ids=[
         "an event in two lines",
         "no blank lines",
-        "no blank lines, a character in halves and an error behind the end",
-        "a mark of byte order",
-        "a character in halves",
-        "halves that do not fit",
+        "no blank lines, a split surrogate pair and an error after the end",
+        "a byte order mark",
+        "a split surrogate pair",
+        "mismatched surrogates",
         "no blank line at the end",
-        "an error behind the end",
-        "nonsense behind the end",
-        "an error where figures come",
-        "an event without end where figures come",
+        "an error after the end",
+        "nonsense after the end",
+        "an error in place of usage figures",
+        "an endless event in place of usage figures",
     ],
 )
-async def test_a_good_answer_of_a_rare_form_is_one(parts: list[bytes], answer: str) -> None:
+async def test_a_valid_answer_in_a_rare_form_is_accepted(parts: list[bytes], answer: str) -> None:
     said: list[str] = []
 
     async with raw_endpoint(HEAD, *parts) as endpoint:
@@ -132,7 +132,7 @@ async def test_a_good_answer_of_a_rare_form_is_one(parts: list[bytes], answer: s
     assert "".join(said) == answer
 
 
-async def test_a_connection_that_breaks_behind_a_whole_answer_breaks_nothing() -> None:
+async def test_a_connection_that_breaks_after_a_complete_answer_does_not_affect_it() -> None:
     head = HEAD.replace(b"Connection: close", b"Transfer-Encoding: chunked")
     content = piece("Good", "stop")
     said: list[str] = []
@@ -144,9 +144,9 @@ async def test_a_connection_that_breaks_behind_a_whole_answer_breaks_nothing() -
 
 
 @pytest.mark.parametrize(
-    "end", [piece("Good", "stop"), piece("Good", None) + END], ids=["a reason", "the end of the stream"]
+    "end", [piece("Good", "stop"), piece("Good", None) + END], ids=["a finish reason", "the end of the stream"]
 )
-async def test_what_goes_on_behind_a_whole_answer_keeps_nobody_waiting(
+async def test_a_stream_that_continues_after_a_complete_answer_does_not_delay_the_caller(
     end: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_client, "TRAILING_USAGE_TIMEOUT_S", 0.1)
@@ -158,7 +158,7 @@ async def test_what_goes_on_behind_a_whole_answer_keeps_nobody_waiting(
     assert said == ["Good"]
 
 
-async def test_a_whole_answer_may_begin_with_a_mark_of_byte_order() -> None:
+async def test_an_unstreamed_answer_may_begin_with_a_byte_order_mark() -> None:
     answer = b'\xef\xbb\xbf{"choices": [{"message": {"content": "Good"}, "finish_reason": "stop"}]}'
     said: list[str] = []
 
@@ -168,7 +168,7 @@ async def test_a_whole_answer_may_begin_with_a_mark_of_byte_order() -> None:
     assert said == ["Good"]
 
 
-async def test_a_whole_answer_has_a_limit() -> None:
+async def test_an_unstreamed_answer_has_a_size_limit() -> None:
     answer = json.dumps({"choices": [{"message": {"content": "x" * model_client.WHOLE_BYTES_MAX}}]}).encode()
 
     async with raw_endpoint(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", answer) as endpoint:
@@ -196,7 +196,7 @@ async def test_a_whole_answer_has_a_limit() -> None:
         ("7", "1e300", None),
     ],
 )
-async def test_figures_that_cannot_be_are_none_and_lose_no_answer(
+async def test_impossible_usage_figures_are_ignored_and_lose_no_answer(
     prompt: str, completion: str, tokens: Tokens | None
 ) -> None:
     said: list[str] = []
@@ -209,7 +209,7 @@ async def test_figures_that_cannot_be_are_none_and_lose_no_answer(
 
 
 @pytest.mark.parametrize("prompt", ["null", "-7", "7.5", str(2**63)])
-async def test_figures_that_cannot_be_lose_no_vectors(prompt: str) -> None:
+async def test_impossible_usage_figures_lose_no_embeddings(prompt: str) -> None:
     answer = f'{{"data": [{{"index": 0, "embedding": [2.0]}}], "usage": {{"prompt_tokens": {prompt}}}}}'.encode()
     client = ModelClient()
 
@@ -220,7 +220,7 @@ async def test_figures_that_cannot_be_lose_no_vectors(prompt: str) -> None:
     assert ([list(each) for each in embedded.vectors], embedded.prompt_tokens) == ([[1.0]], 0)
 
 
-async def test_an_answer_with_absurd_figures_is_metered_once_by_estimate(
+async def test_an_answer_with_impossible_usage_figures_is_metered_once_by_estimate(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
 ) -> None:
     async with raw_endpoint(HEAD, piece("Hello, you there", "stop"), figures(str(2**63), "1")) as endpoint:

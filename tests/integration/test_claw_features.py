@@ -1,4 +1,4 @@
-"""What customers configure beyond prompts, at work in a real agent: channels, integrations, workflows, long memories."""
+"""Channels, integrations, workflows and long memories, as customers configure them, in a real agent."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.waiting import PATIENCE_S
 __all__ = ["agent_client_fixture", "agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture"]
 
 
-async def test_what_is_not_used_is_told_at_once_and_in_the_status(
+async def test_ignored_parts_of_a_configuration_are_named_in_the_answer_and_in_the_status(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
 ) -> None:
     runtime = document(modelsim, platform=platform(channels={"slack": {}}, integrations=["calendar"]))
@@ -50,7 +50,7 @@ async def test_what_is_not_used_is_told_at_once_and_in_the_status(
     assert "1. Go." in (await claw.chat("What are your instructions?"))["message"]
 
 
-async def test_a_status_stays_readable_however_much_of_a_configuration_is_not_used(
+async def test_a_status_stays_readable_however_much_of_a_configuration_is_ignored(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, agent_client: AgentClient
 ) -> None:
     # JSON takes six bytes for each of these characters.
@@ -67,7 +67,7 @@ async def test_a_status_stays_readable_however_much_of_a_configuration_is_not_us
         assert len(status.ignored) == len(status.connections) - 1 == IGNORED_MAX
 
 
-async def test_a_channel_answers_those_it_may_and_tells_the_others_their_number(
+async def test_a_telegram_channel_answers_only_allowed_users_and_tells_others_their_user_id(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
 ) -> None:
     async with running_telegram() as telegram:
@@ -79,7 +79,7 @@ async def test_a_channel_answers_those_it_may_and_tells_the_others_their_number(
 
         await telegram.write("Hello", chat=5, sender=77)
         await telegram.write("Let me in", chat=6, sender=78)
-        # As a channel's post: nobody's, and so of nobody who may.
+        # A post in a channel has no sender, and so none who is allowed.
         await telegram.update({"message": {"chat": {"id": 7}, "text": "Let me in"}})
         sent = dict(await telegram.until_sent(3))
         runtime["platform"] = platform(channels={"telegram": {**channel, "enabled": False}})
@@ -102,7 +102,7 @@ async def fill(claw: Claw) -> None:
         await claw.chat(f"Filler number {number}", "c-1")
 
 
-async def test_what_a_model_has_out_of_sight_is_recalled_by_what_it_means_and_metered(
+async def test_messages_beyond_the_context_are_recalled_by_meaning_and_the_recall_is_metered(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
 ) -> None:
     await fill(claw)
@@ -129,7 +129,7 @@ async def test_what_a_model_has_out_of_sight_is_recalled_by_what_it_means_and_me
     assert "Bo eats salmon" not in json.dumps(recalled[0]) + json.dumps(unlike)
     asked = (await modelsim.http.get("/_sim/embeddings")).json()["requests"]
     assert "My dog Bo eats salmon" in asked[0]["texts"]
-    # What was asked about once is on disk.
+    # Embeddings that were fetched once are on disk.
     assert len(asked[1]["texts"]) < len(asked[0]["texts"])
     await control_plane.until(lambda: any(each["model"] == "scripted-embedding" for each in control_plane.metered()))
     entry = next(each for each in control_plane.metered() if each["model"] == "scripted-embedding")
@@ -138,7 +138,7 @@ async def test_what_a_model_has_out_of_sight_is_recalled_by_what_it_means_and_me
     assert (await claw.status())["connections"]["memory"] == "connected"
 
 
-async def test_a_memory_that_fails_keeps_no_chat_from_its_answer(
+async def test_a_failing_memory_does_not_keep_a_chat_from_its_answer(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
 ) -> None:
     await fill(claw)
@@ -155,11 +155,11 @@ async def test_a_memory_that_fails_keeps_no_chat_from_its_answer(
     ]
     assert status["connections"]["memory"] == f"error: {BROKEN_MODEL}: the endpoint answered HTTP 503"
     assert status["error"]["code"] == "memory_failed"
-    # It is left alone for a while, so that not every chat pays for its trouble.
+    # A memory that failed is not asked for a while, so that not every chat waits for it.
     assert len((await modelsim.http.get("/_sim/embeddings")).json()["requests"]) == 1
 
 
-async def test_a_question_about_memories_that_is_given_up_is_metered_by_estimate(
+async def test_a_recall_of_memories_that_is_cancelled_is_metered_by_estimate(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
 ) -> None:
     await fill(claw)
@@ -173,7 +173,7 @@ async def test_a_question_about_memories_that_is_given_up_is_metered_by_estimate
             await silent.asked.wait()
         asking.cancel()
         await control_plane.until(
-            lambda: any(told["model"] == "scripted-embedding" for told in control_plane.metered())
+            lambda: any(each["model"] == "scripted-embedding" for each in control_plane.metered())
         )
 
     entry = control_plane.metered()[-1]

@@ -1,4 +1,4 @@
-"""Keys that make a chat's repeat safe: the same answer, no second call, and each end user with keys of their own."""
+"""Idempotency keys of chats: a repeat gets the same answer without a second model call, and end users do not share keys."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from tests.waiting import PATIENCE_S
 __all__ = ["claw_fixture", "control_plane_fixture", "modelsim_fixture"]
 
 
-async def test_the_same_key_gives_the_same_answer_without_another_call(claw: Claw, modelsim: ModelSim) -> None:
+async def test_a_repeat_with_the_same_key_gets_the_same_answer_without_another_model_call(
+    claw: Claw, modelsim: ModelSim
+) -> None:
     first = await claw.chat("Hello", key="k-1")
     again = await claw.chat("Hello", key="k-1")
     said, (name, streamed) = await texts(claw.stream("Hello", key="k-1"))
@@ -31,7 +33,7 @@ async def test_the_same_key_gives_the_same_answer_without_another_call(claw: Cla
     assert await claw.refused("Something else", key="k-1") == (409, "idempotency_mismatch")
 
 
-async def test_each_end_user_has_keys_of_their_own(claw: Claw, modelsim: ModelSim) -> None:
+async def test_each_end_user_has_separate_idempotency_keys(claw: Claw, modelsim: ModelSim) -> None:
     await modelsim.fault("hold", contains="Anna")
     annas = asyncio.create_task(claw.chat("Anna here", key="1", end_user="anna"))
     await modelsim.until_requests(1)
@@ -48,7 +50,9 @@ async def test_each_end_user_has_keys_of_their_own(claw: Claw, modelsim: ModelSi
     assert await claw.refused("Something else", key="1", end_user="anna") == (409, "idempotency_mismatch")
 
 
-async def test_the_same_key_at_the_same_time_waits_for_the_first(claw: Claw, modelsim: ModelSim) -> None:
+async def test_a_concurrent_repeat_with_the_same_key_waits_for_the_first_request(
+    claw: Claw, modelsim: ModelSim
+) -> None:
     await modelsim.fault("hold", after_tokens=1)
 
     first = asyncio.create_task(claw.chat("Hello", key="k-2"))
@@ -67,7 +71,7 @@ async def test_the_same_key_at_the_same_time_waits_for_the_first(claw: Claw, mod
     assert len(await modelsim.requests()) == 1
 
 
-async def test_a_key_whose_try_came_to_nothing_may_be_used_again(claw: Claw, modelsim: ModelSim) -> None:
+async def test_a_key_may_be_used_again_after_its_chat_failed(claw: Claw, modelsim: ModelSim) -> None:
     await modelsim.fault("status", times=2)
     assert await claw.refused("Hello", conversation_id="r-1", key="k-3") == (502, "model_failed")
 
@@ -76,7 +80,7 @@ async def test_a_key_whose_try_came_to_nothing_may_be_used_again(claw: Claw, mod
     assert await claw.conversation("r-1") == [("user", "Hello"), ("assistant", answer["message"])]
 
 
-async def test_who_leaves_and_comes_back_with_the_key_at_once_is_answered_and_has_spent_for_both(
+async def test_a_caller_who_leaves_and_repeats_at_once_is_answered_and_both_calls_are_metered(
     modelsim: ModelSim, tmp_path: Path
 ) -> None:
     store = Store(tmp_path / "chats.sqlite", now_ms=now_ms, new_id=uuid4)
@@ -100,9 +104,7 @@ async def test_who_leaves_and_comes_back_with_the_key_at_once_is_answered_and_ha
     assert len(batch.entries) == 2
 
 
-async def test_who_leaves_comes_back_with_the_key_and_leaves_again_upsets_nothing(
-    modelsim: ModelSim, tmp_path: Path
-) -> None:
+async def test_a_caller_who_leaves_repeats_and_leaves_again_causes_no_error(modelsim: ModelSim, tmp_path: Path) -> None:
     complaints: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
     store = Store(tmp_path / "chats.sqlite", now_ms=now_ms, new_id=uuid4)

@@ -1,4 +1,4 @@
-"""What an agent has said, and what that cost, after kill -9, lost requests and a control plane that forgets."""
+"""Conversations and usage of an agent after kill -9, lost requests and a restore of the control plane."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ async def test_a_signal_ends_open_chats_with_an_error_and_keeps_their_words(
 # --- usage -----------------------------------------------------------------------------------------------------------
 
 
-async def test_every_call_is_metered_once_whatever_is_lost(
+async def test_every_model_call_is_metered_once_whichever_requests_and_replies_are_lost(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
 ) -> None:
     control_plane.trouble("usage", "request_lost", "reply_lost", 503, "reply_lost", 500)
@@ -180,15 +180,15 @@ async def test_usage_that_the_control_plane_has_lost_is_sent_again(control_plane
 @pytest.mark.parametrize(
     "answer",
     [
-        # More than a number of ours can be, and more than SQLite can look for.
+        # Larger than a batch number can be, and larger than an integer of SQLite.
         (409, {"detail": "x", "expected_seq": 2**63}),
         (409, {"detail": "x", "expected_seq": 10**30}),
         (409, {"detail": "x", "expected_seq": -1}),
-        # Said of another batch than the one that was sent.
+        # An acknowledgement of another batch than the one that was sent.
         (200, {"seq": 2, "duplicate": False}),
     ],
 )
-async def test_an_answer_that_is_none_to_the_usage_sent_loses_nothing_of_it_and_ends_no_agent(
+async def test_an_invalid_answer_to_a_usage_batch_loses_no_usage_and_ends_no_agent(
     control_plane: FakeControlPlane, claw: Claw, answer: tuple[int, dict[str, Any]]
 ) -> None:
     control_plane.trouble("usage", answer)
@@ -199,7 +199,7 @@ async def test_an_answer_that_is_none_to_the_usage_sent_loses_nothing_of_it_and_
     assert len(control_plane.boots) == 1
 
 
-async def test_usage_that_a_restore_has_lost_is_sent_again_with_a_fresh_key_and_said_to_be_unsent_until_then(
+async def test_usage_lost_by_a_restore_counts_as_unsent_and_is_sent_again_with_a_new_key(
     control_plane: FakeControlPlane, claw: Claw
 ) -> None:
     for number in range(3):
@@ -226,7 +226,7 @@ async def is_all_sent(claw: Claw) -> bool:
 
 
 @pytest.mark.parametrize("with_callbacks_left", [False, True], ids=["while_it_replaces_its_key", "with_callbacks_left"])
-async def test_usage_that_a_restore_has_lost_is_sent_again_by_an_agent_that_was_killed_meanwhile(
+async def test_usage_lost_by_a_restore_is_sent_again_even_if_the_agent_is_killed_meanwhile(
     control_plane: FakeControlPlane, agent: AgentProcess, modelsim: ModelSim, *, with_callbacks_left: bool
 ) -> None:
     control_plane.runtime = document(modelsim)
@@ -256,7 +256,7 @@ async def test_usage_that_a_restore_has_lost_is_sent_again_by_an_agent_that_was_
     assert control_plane.metered() == before
 
 
-async def test_usage_that_a_superseded_boot_has_left_is_sent_by_the_next_one_without_any_news(
+async def test_usage_left_by_a_superseded_boot_is_sent_by_the_next_boot_without_new_usage(
     control_plane: FakeControlPlane, claw: Claw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hydracore.agent.usage.CHECK_EVERY_S", 3600.0)
@@ -274,7 +274,7 @@ async def test_usage_that_a_superseded_boot_has_left_is_sent_by_the_next_one_wit
 
 
 @pytest.mark.parametrize("refused", ["UPDATE ON entry", "UPDATE ON ledger"])
-async def test_usage_that_the_disk_does_not_let_go_out_or_be_done_with_ends_no_agent(
+async def test_a_disk_error_while_usage_is_sent_ends_no_agent_and_loses_no_usage(
     control_plane: FakeControlPlane, claw: Claw, tmp_path: Path, refused: str
 ) -> None:
     with capture_logs() as lines, refusing(tmp_path / "vps" / STATE_DIR / STORE_FILE, refused):
@@ -286,7 +286,7 @@ async def test_usage_that_the_disk_does_not_let_go_out_or_be_done_with_ends_no_a
     assert len(control_plane.boots) == 1
 
 
-async def test_much_usage_goes_in_batches_of_a_hundred(
+async def test_usage_is_sent_in_batches_of_at_most_a_hundred_entries(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
 ) -> None:
     control_plane.trouble("usage", *[503] * 3)
@@ -299,7 +299,7 @@ async def test_much_usage_goes_in_batches_of_a_hundred(
     assert len({request["number"] for request in await modelsim.requests()}) == 120
 
 
-async def test_a_failed_try_that_had_begun_is_metered_beside_the_one_that_worked(
+async def test_a_model_call_that_fails_midway_is_metered_beside_the_fallback_that_answers(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
 ) -> None:
     await modelsim.fault("error", after_tokens=2, model="first")
@@ -313,7 +313,7 @@ async def test_a_failed_try_that_had_begun_is_metered_beside_the_one_that_worked
     assert entries[0]["completion_tokens"] > 0
 
 
-async def test_a_call_that_was_refused_or_reached_nobody_costs_nothing(
+async def test_a_model_call_that_is_refused_or_cannot_connect_costs_nothing(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
 ) -> None:
     nowhere = document(modelsim, model={"base_url": "http://127.0.0.1:1/v1", "api_key": API_KEY})

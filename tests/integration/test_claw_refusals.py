@@ -1,4 +1,4 @@
-"""Chats whose disk refuses something at the worst moment: nobody waits in vain, and what models have cost is metered once."""
+"""Chats during which the disk refuses a write: no caller waits in vain, and the cost of each model call is metered once."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def chats_fixture(modelsim: ModelSim, tmp_path: Path) -> AsyncGenerator[Ch
     store.close()
 
 
-async def test_a_try_whose_end_the_disk_refused_is_metered_by_the_next_one_under_its_key(
+async def test_a_chat_whose_end_could_not_be_stored_is_metered_by_the_next_one_with_its_key(
     chats: Chats, modelsim: ModelSim
 ) -> None:
     with refusing(chats.path, "INSERT ON entry"), pytest.raises(ModelFailed):
@@ -82,7 +82,7 @@ async def test_a_try_whose_end_the_disk_refused_is_metered_by_the_next_one_under
     assert chats.rows("SELECT role FROM message ORDER BY id") == [("user",), ("assistant",)]
 
 
-async def test_a_try_whose_end_the_disk_refused_counts_against_the_budget_of_the_next_one(
+async def test_a_chat_whose_end_could_not_be_stored_counts_against_the_budget_of_its_repeat(
     chats: Chats, modelsim: ModelSim
 ) -> None:
     with refusing(chats.path, "INSERT ON entry"), pytest.raises(ModelFailed):
@@ -99,7 +99,7 @@ async def test_a_try_whose_end_the_disk_refused_counts_against_the_budget_of_the
     assert chats.metered() == [("first", 1, "anna", "c-1")] * 2
 
 
-async def test_a_try_that_its_caller_has_left_is_metered_once_though_the_next_one_comes_before_it_is_over(
+async def test_a_chat_that_its_caller_left_is_metered_once_even_if_a_repeat_comes_before_it_ends(
     chats: Chats, modelsim: ModelSim
 ) -> None:
     question = QUESTION._replace(conversation_id=None)
@@ -115,7 +115,7 @@ async def test_a_try_that_its_caller_has_left_is_metered_once_though_the_next_on
     assert chats.rows("SELECT state FROM turn") == [("done",)]
 
 
-async def test_a_model_that_failed_is_metered_though_the_disk_does_not_take_the_name_of_the_next(
+async def test_a_failed_model_call_is_metered_even_if_its_fallback_cannot_be_recorded(
     chats: Chats, modelsim: ModelSim
 ) -> None:
     await modelsim.fault("empty", model="first")
@@ -129,17 +129,17 @@ async def test_a_model_that_failed_is_metered_though_the_disk_does_not_take_the_
 
 
 @pytest.mark.parametrize("refused", ["UPDATE OF model ON turn WHEN NEW.model = 'second'", "DELETE ON turn"])
-async def test_a_model_that_failed_is_metered_once_where_the_caller_leaves_before_the_next_is_asked(
+async def test_a_failed_model_call_is_metered_once_if_the_caller_leaves_before_the_fallback_is_asked(
     chats: Chats, modelsim: ModelSim, refused: str
 ) -> None:
     await modelsim.fault("hold", after_tokens=0, then="error", model="first")
-    with refusing(chats.path, refused), capture_logs() as told, closing(sqlite3.connect(chats.path)) as other:
+    with refusing(chats.path, refused), capture_logs() as lines, closing(sqlite3.connect(chats.path)) as other:
         with chats.open().listening():
             await modelsim.until_requests(1)
-            # From here on nobody else writes.
+            # From here on the database is locked.
             other.execute("BEGIN IMMEDIATE")
             await modelsim.release()
-            await until(lambda: "model_failed" in [line["event"] for line in told])
+            await until(lambda: "model_failed" in [line["event"] for line in lines])
         for _ in range(10):
             await asyncio.sleep(0)
         other.rollback()
@@ -150,20 +150,20 @@ async def test_a_model_that_failed_is_metered_once_where_the_caller_leaves_befor
     assert chats.rows("SELECT state FROM turn") == [("failed",)]
 
 
-async def test_words_that_the_disk_does_not_take_for_now_end_no_chat_and_are_noted_later(
+async def test_words_that_cannot_be_stored_for_now_end_no_chat_and_are_stored_later(
     chats: Chats, modelsim: ModelSim
 ) -> None:
     await modelsim.fault("hold", after_tokens=2)
     noting = asyncio.create_task(chats.service.save_partials_periodically())
     chat = chats.open()
     with chat.listening():
-        with refusing(chats.path, "UPDATE OF partial ON turn WHEN NEW.partial <> ''"), capture_logs() as told:
-            await until(lambda: told)
+        with refusing(chats.path, "UPDATE OF partial ON turn WHEN NEW.partial <> ''"), capture_logs() as lines:
+            await until(lambda: lines)
         await until(lambda: chats.rows("SELECT partial <> '' FROM turn") == [(1,)])
         await modelsim.release()
         said = (await chat.answer()).message
 
-    assert [line["event"] for line in told] == ["partials_not_noted"]
+    assert [line["event"] for line in lines] == ["partials_not_noted"]
     assert said.endswith("Hello")
     assert not noting.done()
     noting.cancel()
@@ -172,7 +172,7 @@ async def test_words_that_the_disk_does_not_take_for_now_end_no_chat_and_are_not
 
 @pytest.fixture(name="full_log")
 def full_log_fixture() -> Iterator[None]:
-    """Whatever is logged fails, as on a full disk."""
+    """Every write to the log fails, as on a full disk."""
     before = structlog.get_config()
     with Path("/dev/full").open("wb", buffering=0) as full:
         structlog.configure(logger_factory=structlog.WriteLoggerFactory(TextIOWrapper(full, write_through=True)))
@@ -180,7 +180,7 @@ def full_log_fixture() -> Iterator[None]:
         structlog.configure(**before)
 
 
-async def test_whoever_waits_is_told_that_a_chat_failed_though_the_log_takes_nothing(
+async def test_waiting_callers_learn_that_a_chat_failed_even_if_the_log_cannot_be_written(
     chats: Chats, full_log: None
 ) -> None:
     with refusing(chats.path, "INSERT ON turn"), chats.open().listening():

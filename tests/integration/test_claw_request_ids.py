@@ -1,4 +1,4 @@
-"""By which request a line of the agent's log came to be."""
+"""The request id in the lines of the agent's log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.waiting import PATIENCE_S
 __all__ = ["claw_fixture", "control_plane_fixture", "modelsim_fixture"]
 
 
-async def test_what_the_agent_logs_of_a_request_has_the_id_that_it_came_with(claw: Claw, modelsim: ModelSim) -> None:
+async def test_log_lines_of_a_request_to_the_agent_have_its_request_id(claw: Claw, modelsim: ModelSim) -> None:
     await modelsim.fault("status", status=500, times=2)
 
     with capture_logs(processors=[merge_contextvars]) as lines:
@@ -28,7 +28,7 @@ async def test_what_the_agent_logs_of_a_request_has_the_id_that_it_came_with(cla
     assert all("request_id" not in line for line in lines if line not in failures)
 
 
-async def test_what_the_agent_logs_of_a_request_has_not_the_id_of_the_one_before_it(
+async def test_log_lines_of_a_request_do_not_have_the_id_of_an_earlier_request_on_its_connection(
     claw: Claw, modelsim: ModelSim
 ) -> None:
     await modelsim.fault("status", status=500, times=4)

@@ -1,4 +1,4 @@
-"""The Telegram channel of a real agent against a small Telegram."""
+"""The Telegram channel of a real agent against a simulated Telegram."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.telegram_fixtures import connection, telegram_fixture, with_bot
 __all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture", "telegram_fixture"]
 
 
-async def test_a_message_is_answered_in_a_conversation_of_its_chat(
+async def test_a_telegram_message_is_answered_in_the_conversation_of_its_chat(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
     assert await connection(claw) == "off"
@@ -47,7 +47,7 @@ async def test_a_message_is_answered_in_a_conversation_of_its_chat(
     await telegram.until(lambda: telegram.unconfirmed == [])
 
 
-async def test_long_answers_come_in_pieces_and_pictures_are_declined(
+async def test_long_answers_are_split_and_messages_without_text_are_declined(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
     await use(claw, control_plane, with_bot(modelsim, telegram))
@@ -62,7 +62,7 @@ async def test_long_answers_come_in_pieces_and_pictures_are_declined(
     assert len(sent[1][1]) == 4096
 
 
-async def test_odd_updates_do_not_stand_in_the_way(
+async def test_unusual_updates_and_lower_update_numbers_do_not_block_later_messages(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
     await use(claw, control_plane, with_bot(modelsim, telegram))
@@ -83,7 +83,7 @@ async def test_odd_updates_do_not_stand_in_the_way(
     assert (await telegram.until_sent(3))[2] == (5, f"{ANSWER_PREFIX} You said: Again")
 
 
-async def test_updates_with_numbers_that_are_none_of_telegram_s_stop_no_chat(
+async def test_an_update_with_an_impossible_number_is_reported_and_stops_no_chat(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
     await telegram.update({"message": {"chat": {"id": 5}, "text": "Hello"}}, number=2**63)
@@ -95,7 +95,7 @@ async def test_updates_with_numbers_that_are_none_of_telegram_s_stop_no_chat(
     assert (await claw.status())["error"]["code"] == "telegram_failed"
 
 
-async def test_a_bad_token_shows_and_does_not_stop_the_agent(
+async def test_a_bad_bot_token_is_reported_and_does_not_stop_the_agent(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
     await use(claw, control_plane, with_bot(modelsim, telegram, "4711:another-token-0123456789"))
@@ -115,7 +115,7 @@ async def test_a_bad_token_shows_and_does_not_stop_the_agent(
     await until_connection(claw, "telegram", "off")
 
 
-async def test_trouble_with_polling_shows_and_passes(
+async def test_polling_errors_are_reported_until_polling_succeeds_again(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
     telegram.trouble("getUpdates", 409, 429, 502)
@@ -128,7 +128,7 @@ async def test_trouble_with_polling_shows_and_passes(
     await until_connection(claw, "telegram", "connected")
 
 
-async def test_who_cannot_be_answered_is_told_so(
+async def test_a_telegram_user_is_told_when_no_model_answers(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
     await modelsim.fault("status", times=2)

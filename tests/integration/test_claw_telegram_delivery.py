@@ -1,4 +1,4 @@
-"""Answers on Telegram go out once, whatever Telegram, the disk, the settings and kill -9 do meanwhile."""
+"""Answers on Telegram are sent once, whatever Telegram, the disk, the settings and kill -9 do meanwhile."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ def chats(tmp_path: Path, claw: Claw) -> Path:
 
 
 def execute(path: Path, *statements: str) -> None:
-    """Do this to the database of an agent that runs."""
+    """Execute statements in the database of a running agent."""
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         for statement in statements:
             db.execute(statement)
 
 
 def refuse(path: Path, what: str) -> None:
-    """Let SQLite fail at each "INSERT" into Telegram's inbox, or each "DELETE", and at nothing else: what is no JSON is an
-    operational error, as a full disk is."""
+    """Let SQLite fail at each "INSERT" into Telegram's inbox, or each "DELETE", and at nothing else. Malformed JSON is an
+    operational error, like a full disk."""
     execute(path, f"CREATE TRIGGER refused BEFORE {what} ON telegram_update BEGIN SELECT json('no'); END")
 
 
 REFUSED = "error: the disk refuses writes: malformed JSON"
 
 
-async def test_an_inbox_that_takes_nothing_stops_nothing_else_and_is_tried_again(
+async def test_a_message_that_cannot_be_stored_is_retried_and_stops_no_other_chat(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram, chats: Path
 ) -> None:
     await use(claw, control_plane, with_bot(modelsim, telegram))
@@ -77,7 +77,7 @@ async def test_an_inbox_that_takes_nothing_stops_nothing_else_and_is_tried_again
     await until_connection(claw, "telegram", "connected")
 
 
-async def test_an_answer_is_sent_again_only_where_it_cannot_have_arrived(
+async def test_an_answer_is_sent_again_only_if_it_cannot_have_arrived(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
     telegram.trouble("sendMessage", 429, "fine", "reply_lost", "gateway_timeout", 403)
@@ -88,13 +88,13 @@ async def test_an_answer_is_sent_again_only_where_it_cannot_have_arrived(
         await telegram.write(word)
     sent = await telegram.until_sent(4)
 
-    # The last one is sent when all that was to be sent before it in its chat was.
+    # The last answer is sent after all earlier ones of its chat.
     assert [text for _, text in sent] == [
         f"{ANSWER_PREFIX} You said: {word}" for word in words if "blocked" not in word
     ]
 
 
-async def test_an_answer_that_telegram_puts_off_goes_out_once_though_others_write_meanwhile(
+async def test_a_rate_limited_answer_is_sent_once_even_if_others_write_meanwhile(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
     telegram.trouble("sendMessage", 429)
@@ -114,7 +114,7 @@ async def test_an_answer_that_telegram_puts_off_goes_out_once_though_others_writ
     ]
 
 
-async def test_an_answer_that_telegram_puts_off_goes_out_under_other_settings_too(
+async def test_a_rate_limited_answer_is_sent_even_if_the_settings_change_meanwhile(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
     telegram.trouble("sendMessage", "fine", 429)
@@ -131,7 +131,7 @@ async def test_an_answer_that_telegram_puts_off_goes_out_under_other_settings_to
     assert sent[2][1] == f"{ANSWER_PREFIX} You said: Next"
 
 
-async def test_more_than_may_wait_is_left_with_telegram_until_there_is_room(
+async def test_messages_beyond_the_backlog_are_left_with_telegram_until_there_is_room(
     control_plane: FakeControlPlane,
     claw: Claw,
     modelsim: ModelSim,
@@ -166,7 +166,7 @@ async def test_more_than_may_wait_is_left_with_telegram_until_there_is_room(
     assert (while_answering, while_sending) == (polls, polls)
 
 
-async def test_what_comes_while_the_runtime_restarts_is_answered_afterwards(
+async def test_a_message_that_arrives_during_a_restart_of_the_runtime_is_answered_afterwards(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
     runtime = with_bot(modelsim, telegram)
@@ -191,7 +191,7 @@ async def refuses(claw: Claw) -> bool:
     return (await claw.ask("Hello")).status_code == 503
 
 
-async def test_a_try_that_is_under_way_may_end_when_the_settings_change(
+async def test_an_answer_being_sent_is_completed_when_the_settings_change(
     control_plane: FakeControlPlane,
     claw: Claw,
     modelsim: ModelSim,
@@ -211,7 +211,7 @@ async def test_a_try_that_is_under_way_may_end_when_the_settings_change(
     assert await telegram.until_sent(1) == [(5, f"{ANSWER_PREFIX} You said: Hello")]
 
 
-async def test_an_answer_that_is_not_struck_out_is_not_sent(
+async def test_an_answer_is_sent_only_after_its_message_is_deleted_from_the_inbox(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram, chats: Path
 ) -> None:
     await use(claw, control_plane, with_bot(modelsim, telegram))
@@ -227,7 +227,7 @@ async def test_an_answer_that_is_not_struck_out_is_not_sent(
     await until_connection(claw, "telegram", "connected")
 
 
-async def test_nothing_is_answered_twice_or_forgotten_over_kill_9(
+async def test_every_message_is_answered_once_despite_kill_9(
     control_plane: FakeControlPlane, agent: AgentProcess, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
     control_plane.runtime = with_bot(modelsim, telegram)
@@ -253,7 +253,7 @@ async def test_nothing_is_answered_twice_or_forgotten_over_kill_9(
     assert TOKEN not in agent.output()
 
 
-async def test_what_telegram_put_off_is_answered_once_over_kill_9(
+async def test_a_rate_limited_answer_is_sent_once_despite_kill_9(
     control_plane: FakeControlPlane, agent: AgentProcess, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
     control_plane.runtime = with_bot(modelsim, telegram)

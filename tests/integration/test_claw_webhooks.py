@@ -1,4 +1,4 @@
-"""Webhooks of a real agent: who is told of what, and what goes wrong there."""
+"""Webhooks of a real agent: what they are notified of, and what happens when they fail."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ __all__ = ["agent_client_fixture", "agent_fixture", "claw_fixture", "control_pla
 
 
 class Receiver:
-    """A web server that takes what webhooks send, or answers as a test wishes."""
+    """A web server that receives what webhooks send, or answers as a test wishes."""
 
     def __init__(self) -> None:
         self.url = ""
         self.status = 200
         self.body = b""
-        #: What it says of the body's length, where that is not so.
+        #: The `Content-Length` that it answers with, where that is more than the body has.
         self.promised_bytes = 0
         self.refused = 0
         self.taken: list[tuple[dict[str, str], bytes]] = []
@@ -100,25 +100,25 @@ def webhook(receiver: Receiver) -> dict[str, Any]:
     return {"id": "crm", "type": "webhook", "url": receiver.url, "secret": "of-the-hook"}
 
 
-async def test_a_webhook_is_told_of_each_chat_and_of_no_word_in_it(
+async def test_a_webhook_is_notified_of_each_chat_without_any_of_its_words(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, receiver: Receiver
 ) -> None:
     await use(claw, control_plane, document(modelsim, platform=platform(integrations=[webhook(receiver)])))
     await until_connection(claw, "integration:crm", "ready")
 
     answer = await claw.chat("Confidential words", "c-1", end_user="mallory")
-    (told,) = await receiver.until_taken(1)
+    (notice,) = await receiver.until_taken(1)
 
     await until_connection(claw, "integration:crm", "connected")
     headers, content = receiver.taken[0]
     assert headers["x-hydracore-signature"] == signature("of-the-hook", content)
-    assert (told["event"], told["conversation_id"], told["model"]) == ("chat.done", "c-1", "first")
-    assert (told["channel"], told["usage"]) == ("api", answer["usage"])
+    assert (notice["event"], notice["conversation_id"], notice["model"]) == ("chat.done", "c-1", "first")
+    assert (notice["channel"], notice["usage"]) == ("api", answer["usage"])
     assert b"onfidential" not in content
     assert b"mallory" not in content
 
 
-async def test_a_webhook_that_is_away_is_told_afterwards_in_order_also_by_the_next_process(
+async def test_a_webhook_that_was_down_is_notified_later_in_order_even_after_kill_9_of_the_agent(
     control_plane: FakeControlPlane, agent: AgentProcess, modelsim: ModelSim, receiver: Receiver
 ) -> None:
     receiver.status = 503
@@ -136,13 +136,13 @@ async def test_a_webhook_that_is_away_is_told_afterwards_in_order_also_by_the_ne
     receiver.status = 200
     control_plane.heartbeats.clear()
     agent.start()
-    told = await receiver.until_taken(3)
+    received = await receiver.until_taken(3)
 
-    assert [each["conversation_id"] for each in told] == ["c-0", "c-1", "c-2"]
-    assert len({each["id"] for each in told}) == 3
+    assert [each["conversation_id"] for each in received] == ["c-0", "c-1", "c-2"]
+    assert len({each["id"] for each in received}) == 3
 
 
-async def test_a_chat_whose_caller_leaves_is_not_told_of(
+async def test_no_webhook_is_notified_of_a_chat_whose_caller_left(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, receiver: Receiver
 ) -> None:
     await use(claw, control_plane, document(modelsim, platform=platform(integrations=[webhook(receiver)])))
@@ -158,7 +158,7 @@ async def test_a_chat_whose_caller_leaves_is_not_told_of(
     assert len(await claw.conversation("c-0")) == 2
 
 
-async def test_the_latest_notices_are_kept_and_only_of_webhooks_that_are_there(
+async def test_only_the_latest_notices_of_configured_webhooks_are_kept(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hydracore.agent.expressclaw.notices.NOTICES_MAX", 2)
@@ -174,7 +174,7 @@ async def test_the_latest_notices_are_kept_and_only_of_webhooks_that_are_there(
     assert await notices.oldest("gone") is None
 
 
-async def test_a_webhook_that_sends_elsewhere_has_taken_nothing(database: Database, receiver: Receiver) -> None:
+async def test_a_redirect_of_a_webhook_does_not_count_as_delivery(database: Database, receiver: Receiver) -> None:
     receiver.status = 302
     webhooks = Webhooks(Notices(database))
     webhooks.use((Webhook(id="crm", url=receiver.url),))
@@ -190,7 +190,7 @@ async def test_a_webhook_that_sends_elsewhere_has_taken_nothing(database: Databa
 
 
 @pytest.mark.parametrize(("body", "promised_bytes"), [(b"x" * (ANSWER_BYTES_MAX + 1), 0), (b"", 9)])
-async def test_a_webhook_that_has_taken_a_notice_is_not_told_again_whatever_comes_behind_its_status(
+async def test_a_notice_is_not_sent_again_after_status_200_even_if_the_body_is_too_large_or_truncated(
     database: Database, receiver: Receiver, body: bytes, promised_bytes: int
 ) -> None:
     receiver.body, receiver.promised_bytes = body, promised_bytes
@@ -200,10 +200,10 @@ async def test_a_webhook_that_has_taken_a_notice_is_not_told_again_whatever_come
     await database.run(lambda db: [add_notices(db, {"crm": content}) for content in ("1", "2")])
 
     running = asyncio.create_task(webhooks.run())
-    told = await receiver.until_taken(2)
+    received = await receiver.until_taken(2)
 
     await until(lambda: webhooks.states == {"integration:crm": "connected"})
-    assert told == [1, 2]
+    assert received == [1, 2]
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
@@ -222,7 +222,7 @@ def database(tmp_path: Path) -> Generator[Database]:
         ("http://127.0.0.1:70000/hook", "error: the request failed (ExceptionGroup)"),
     ],
 )
-async def test_a_webhook_whose_address_breaks_the_libraries_below_is_in_trouble_alone(
+async def test_a_webhook_whose_url_makes_the_http_library_fail_affects_no_other_webhook(
     database: Database, receiver: Receiver, url: str, state: str
 ) -> None:
     notices = Notices(database)
@@ -243,7 +243,7 @@ async def test_a_webhook_whose_address_breaks_the_libraries_below_is_in_trouble_
     await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_a_webhook_whose_notices_the_disk_refuses_is_in_trouble_and_goes_on_once_it_does_not(
+async def test_a_webhook_whose_notices_cannot_be_read_or_deleted_reports_an_error_until_they_can(
     database: Database, receiver: Receiver, tmp_path: Path
 ) -> None:
     notices = Notices(database)
@@ -257,7 +257,7 @@ async def test_a_webhook_whose_notices_the_disk_refuses_is_in_trouble_and_goes_o
     await until(lambda: webhooks.states == {"integration:crm": "connected"})
     assert await notices.oldest("crm") is None
 
-    # Not to be read, and nothing to tell.
+    # Now notices cannot be read, and there is none to send.
     await database.run(lambda db: db.execute("ALTER TABLE notice RENAME TO hidden"))
     notices.notices_added.set()
     await until(lambda: webhooks.error is not None)
