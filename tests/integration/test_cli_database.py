@@ -27,7 +27,7 @@ def test_an_api_key_is_printed_once(database_url: str) -> None:
 
 
 @pytest.mark.parametrize("words", ["sweep", "audit show --tenant acme"])
-def test_without_its_database_a_command_ends_at_once_in_one_clear_line(words: str) -> None:
+def test_a_command_without_its_database_ends_at_once_with_one_line(words: str) -> None:
     settings = {
         "database_url": f"postgresql://nobody@127.0.0.1:{free_port()}/nothing",
         "redis_url": f"redis://127.0.0.1:{free_port()}/0",

@@ -1,4 +1,4 @@
-"""What commands say and how they end where something comes between: Ctrl-C, a reader who leaves, a full disk, a small encoding."""
+"""What commands print, and how they end, when they are interrupted: by Ctrl-C, a closed output, a full disk, a small encoding."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from tests.cloudsim_fixtures import REPOSITORY
 from tests.sealed_log import Log, SealedLogs
 
-#: A command that Ctrl-C ends while a statement of its is under way, so that psycopg cannot roll back.
-BROKEN_OFF = """
+#: A command that Ctrl-C ends during one of its statements, so that psycopg cannot roll back.
+INTERRUPTED_STATEMENT = """
 import sys, psycopg
 from hydracore.cli import main
 
@@ -27,9 +27,9 @@ def break_off():
 
 main(["break-off"])
 """
-#: What is imported first of all, and is interrupted.
+#: A module that is imported early, and interrupts its process.
 INTERRUPTED_IMPORT = "import os, signal; os.kill(os.getpid(), signal.{})"
-#: All that a part cannot start without. Nobody is there.
+#: All settings that a server process needs to start. Nothing listens at the addresses.
 SETTINGS = {
     "HYDRACORE_DATABASE_URL": "postgresql://127.0.0.1:1/none",
     "HYDRACORE_REDIS_URL": "redis://127.0.0.1:1",
@@ -47,7 +47,7 @@ async def log(sealed_logs: SealedLogs, tmp_path: Path) -> AsyncGenerator[Log]:
 
 
 def in_bash(log: Log, line: str, **environ: str) -> tuple[int, str, str]:
-    """Exit status, output and complaints of a line in which `$H` is the command, with the options of careful scripts."""
+    """Exit status, output and error output of a shell line in which `$H` is the command, with `pipefail`."""
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", line],
         cwd=REPOSITORY,
@@ -59,9 +59,13 @@ def in_bash(log: Log, line: str, **environ: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def test_a_statement_that_ctrl_c_leaves_under_way_is_nobodys_business(database_url: str) -> None:
+def test_ctrl_c_during_a_statement_prints_only_that_the_command_was_interrupted(database_url: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", BROKEN_OFF, database_url], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        [sys.executable, "-c", INTERRUPTED_STATEMENT, database_url],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "hydracore: interrupted\n")
@@ -76,7 +80,7 @@ def test_a_statement_that_ctrl_c_leaves_under_way_is_nobodys_business(database_u
 )
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("interrupted", ["click", "psycopg"])
-def test_a_signal_while_a_command_or_what_it_needs_is_still_imported_is_one_line(
+def test_a_signal_during_the_imports_of_a_command_ends_it_with_one_line(
     program: list[str], number: str, interrupted: str, tmp_path: Path
 ) -> None:
     (tmp_path / f"{interrupted}.py").write_text(INTERRUPTED_IMPORT.format(number))
@@ -94,7 +98,7 @@ def test_a_signal_while_a_command_or_what_it_needs_is_still_imported_is_one_line
 
 @pytest.mark.parametrize("part", ["api", "relay", "worker", "cloudsim", "modelsim", "agent"])
 @pytest.mark.parametrize("interrupted", ["click", "structlog"])
-def test_a_part_that_is_stopped_while_it_is_still_imported_has_done_well(
+def test_a_server_process_that_is_stopped_during_its_imports_ends_with_status_0(
     part: str, interrupted: str, tmp_path: Path
 ) -> None:
     (tmp_path / f"{interrupted}.py").write_text(INTERRUPTED_IMPORT.format("SIGTERM"))
@@ -112,7 +116,9 @@ def test_a_part_that_is_stopped_while_it_is_still_imported_has_done_well(
 
 
 @pytest.mark.parametrize("words", ["audit verify", "audit --help"])
-async def test_a_reader_who_leaves_is_no_finding(log: Log, words: str) -> None:
+async def test_a_reader_that_closes_the_output_ends_a_command_with_status_141_and_not_as_a_finding(
+    log: Log, words: str
+) -> None:
     ended = await asyncio.to_thread(in_bash, log, f"$H {words} | true")
 
     assert ended == (141, "", "")
@@ -122,13 +128,13 @@ async def test_a_reader_who_leaves_is_no_finding(log: Log, words: str) -> None:
     "words",
     ["audit verify --json", "projections list"],
 )
-async def test_output_that_cannot_be_written_is_one_line(log: Log, words: str) -> None:
+async def test_output_that_cannot_be_written_ends_a_command_with_one_line(log: Log, words: str) -> None:
     ended = await asyncio.to_thread(in_bash, log, f"$H {words} >/dev/full")
 
     assert ended == (3, "", "hydracore: cannot write to standard output: No space left on device\n")
 
 
-def test_a_demo_without_a_standard_output_says_what_is_wrong_all_the_same() -> None:
+def test_a_demo_without_a_standard_output_still_reports_a_wrong_setting() -> None:
     line = f"exec {sys.executable} -m hydracore demo >&-"
     environ = {**os.environ, "HYDRACORE_MODEL_BASE_URL": "nowhere"}
 
@@ -144,10 +150,10 @@ def test_a_demo_without_a_standard_output_says_what_is_wrong_all_the_same() -> N
     "words",
     ["audit export --tenant acme --output {}", "db backup {}", "audit erase-customer ada --also-live --yes"],
 )
-async def test_a_file_that_the_disk_does_not_take_is_named(log: Log, tmp_path: Path, words: str) -> None:
+async def test_a_file_that_cannot_be_written_is_named_in_the_error(log: Log, tmp_path: Path, words: str) -> None:
     path = tmp_path / "full"
-    # Python wants a temporary file to hold some bytes before it takes to a directory.
-    # What it compiles would be written by halves, and stay so.
+    # Python needs a temporary file of some bytes to choose a temporary directory.
+    # Compiled modules would be written in part, and stay so.
     line = f"ulimit -f {1 if 'backup' in words else 0}; PYTHONDONTWRITEBYTECODE=1 $H {words.format(path)}"
 
     ended = await asyncio.to_thread(in_bash, log, line, HYDRACORE_ERASURE_FILE=str(path))
@@ -157,7 +163,7 @@ async def test_a_file_that_the_disk_does_not_take_is_named(log: Log, tmp_path: P
     assert ended[2].count("\n") == 1
 
 
-async def test_a_character_that_the_terminal_lacks_is_written_out(log: Log) -> None:
+async def test_a_character_that_the_output_encoding_lacks_is_escaped_and_json_stays_exact(log: Log) -> None:
     words = f"audit state {log.ids[0]}"
     text = await asyncio.to_thread(in_bash, log, f"$H {words}", PYTHONIOENCODING="latin-1")
     as_json = await asyncio.to_thread(in_bash, log, f"$H {words} --json", PYTHONIOENCODING="latin-1")

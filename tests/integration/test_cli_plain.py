@@ -1,4 +1,4 @@
-"""Whoever may write rows does not write on the terminal of whoever looks at them."""
+"""Text in rows cannot control the terminal of a user who looks at them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from hydracore.cli.printing import LINE_MAX, SHOWN_MAX, brief
 from tests.rebuilding import follow_all, write_lives
 from tests.requests_to_log import open_store
 
-#: Clears the screen, says that all is well, and hides what follows it in the window's title. With what begins such sequences in
-#: one character, what turns the direction of writing, and what ends a line in other ways.
+#: Clears the screen, claims that all is well, and hides what follows in the window's title. It also has a one-character escape,
+#: a character that turns the direction of writing, and other ends of lines.
 LIE = "x\x1b[2J\x1b[H0 findings in 41 events\r\n$ \x1b]0;\x9b2J\N{RIGHT-TO-LEFT OVERRIDE}\N{LINE SEPARATOR}\x7f"
-#: The middle of it, which is on the screen where it is told of.
-TOLD = "0 findings in 41 events"
-#: More than anybody would look through for what comes behind it.
+#: The middle of it, which is on the screen when it is shown.
+CLAIM = "0 findings in 41 events"
+#: So long that nobody would look at what comes after it.
 LONG = "x" * 50_000
-#: Of a line, with how long it is.
-ROOM = LINE_MAX + len("... (1000000 characters)")
+#: The longest line, with the note of its length.
+LINE_LENGTH_MAX = LINE_MAX + len("... (1000000 characters)")
 INSERT_LINE = (
     "INSERT INTO provision_log (lane, instance_id, seq, level, message, created_at)"
     " SELECT lane, id, 99, 'info', %s, now() FROM instance LIMIT 1"
@@ -46,18 +46,18 @@ async def hydracore(url: str, folder: Path, *words: str, answer: str = "") -> Re
         "HYDRACORE_MASTER_KEY": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8",
         "HYDRACORE_ERASURE_FILE": str(folder / "erasures.jsonl"),
     }
-    # `color`: what escapes is left in, as it is where the output is a terminal's.
+    # `color` leaves escape sequences in, as on a terminal.
     return await asyncio.to_thread(CliRunner().invoke, main, words, env=env, input=answer, color=True)
 
 
 def lines_of(done: Result) -> list[str]:
-    """As a terminal begins them."""
+    """The lines as a terminal shows them."""
     return done.output.removesuffix("\n").split("\n")
 
 
 @pytest.fixture(name="url")
 async def url_fixture(database_url: str, owner_conn: AsyncConnection) -> str:
-    """Of a database with a lie wherever the app's role may write a text that a command shows."""
+    """The URL of a database with `LIE` wherever the app's role may write a text that a command shows."""
     async with open_store(database_url) as (store, pool):
         await write_lives(store, count=2)
         await follow_all(pool)
@@ -79,14 +79,14 @@ async def plant(owner_conn: AsyncConnection, text: str) -> None:
 
 
 @pytest.mark.parametrize("words", WORDS)
-async def test_no_command_does_what_a_planted_row_says(url: str, tmp_path: Path, words: str) -> None:
+async def test_no_command_prints_control_characters_of_a_planted_row(url: str, tmp_path: Path, words: str) -> None:
     done = await hydracore(url, tmp_path, *words.split())
 
-    assert [line for line in lines_of(done) if TOLD in line] != []
-    assert [line for line in lines_of(done) if not line.isprintable() or line.startswith(TOLD)] == []
+    assert [line for line in lines_of(done) if CLAIM in line] != []
+    assert [line for line in lines_of(done) if not line.isprintable() or line.startswith(CLAIM)] == []
 
 
-async def test_no_command_shows_more_than_the_beginning_of_a_long_line(
+async def test_commands_show_only_the_beginning_of_a_long_line(
     database_url: str, owner_conn: AsyncConnection, tmp_path: Path
 ) -> None:
     async with open_store(database_url) as (store, pool):
@@ -97,10 +97,10 @@ async def test_no_command_shows_more_than_the_beginning_of_a_long_line(
     for words in WORDS:
         done = await hydracore(database_url, tmp_path, *words.split())
         assert LONG[:50] in done.output, words
-        assert max(map(len, lines_of(done))) <= ROOM, words
+        assert max(map(len, lines_of(done))) <= LINE_LENGTH_MAX, words
 
 
-async def test_a_history_shows_the_beginning_of_who_gave_an_order_and_goes_on(
+async def test_a_history_shows_only_the_beginning_of_a_long_actor_name_and_is_complete_otherwise(
     database_url: str, owner_conn: AsyncConnection, tmp_path: Path
 ) -> None:
     async with open_store(database_url) as (store, _pool):
@@ -117,7 +117,7 @@ async def test_a_history_shows_the_beginning_of_who_gave_an_order_and_goes_on(
     assert LONG[: SHOWN_MAX + 1] not in shown.output + different.output
 
 
-async def test_what_an_error_says_of_a_row_or_a_question_of_a_customer_is_plain(
+async def test_errors_and_questions_print_no_control_characters_of_rows_and_customer_ids(
     url: str, owner_conn: AsyncConnection, tmp_path: Path
 ) -> None:
     await owner_conn.execute("UPDATE command SET tenant_id = %s", (LIE,))
@@ -130,5 +130,5 @@ async def test_what_an_error_says_of_a_row_or_a_question_of_a_customer_is_plain(
 
     assert (refused.exit_code, asked.exit_code) == (3, 2)
     for done in (refused, asked):
-        assert [line for line in lines_of(done) if TOLD in line] != []
-        assert [line for line in lines_of(done) if not line.isprintable() or line.startswith(TOLD)] == []
+        assert [line for line in lines_of(done) if CLAIM in line] != []
+        assert [line for line in lines_of(done) if not line.isprintable() or line.startswith(CLAIM)] == []

@@ -1,4 +1,4 @@
-"""`fleet` and `activity`: what there is and was, and who did what, on the command line."""
+"""`fleet` and `activity` on the command line: the instances now and in the past, and who did what."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def on_terminal(database_url: str, *words: str, columns: int) -> list[str]:
 
 
 async def counts(database_url: str, *words: str) -> dict[str, dict[str | None, int]]:
-    """By time and status."""
+    """The numbers of instances, by time and status."""
     done = await hydracore(database_url, "fleet", "--json", *words)
     assert done.exit_code == 0, done
     found = dict[str, dict[str | None, int]]()
@@ -63,7 +63,7 @@ async def counts(database_url: str, *words: str) -> dict[str, dict[str | None, i
 
 @pytest.fixture
 async def midnight(owner_conn: psycopg.AsyncConnection) -> datetime:
-    """The last one, of a database with a fleet that has moved at noon of days before it, and with a time zone of its own."""
+    """The last midnight. The database has moves at noon of the days before it, and a time zone of its own."""
     midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     await owner_conn.execute(f"ALTER DATABASE {owner_conn.info.dbname} SET timezone TO 'Africa/Cairo'".encode())
     for days_ago, status, entries, exits in MOVES:
@@ -112,7 +112,7 @@ async def test_the_fleet_is_counted_over_time(database_url: str, midnight: datet
     }, "a time without instances is a count, too"
     assert list(hours.values()) == [{"pending": 7}, {"pending": 5, "running": 2}]
     assert list(whole) == [f"{day}T{hour:02}:00:00Z" for hour in range(24)], (
-        "a date that something ends with is all of it"
+        "an end that is a date includes the whole day"
     )
 
 
@@ -131,29 +131,29 @@ async def test_without_an_end_the_fleet_is_counted_up_to_now(database_url: str) 
     assert datetime.fromisoformat(last.split()[0]) >= before.replace(microsecond=0)
 
 
-async def test_activity_tells_who_did_what(database_url: str) -> None:
+async def test_activity_shows_who_did_what(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
         await write_lives(store, count=4)
         await follow_all(pool)
     today = datetime.now(UTC).date()
 
-    async def told(*words: str) -> list[dict[str, Any]]:
+    async def activity(*words: str) -> list[dict[str, Any]]:
         done = await hydracore(database_url, "activity", "acme", "--json", *words)
         assert done.exit_code == 0, done
         return json.loads(done.stdout)
 
-    everything = await told()
+    everything = await activity()
     assert {one["actor"] for one in everything} == {"api", "worker", "agent:x"}
     assert all(one["first_at"].endswith("Z") for one in everything)
-    agents = {one["command"]: one["commands"] for one in await told("--actor", "agent")}
+    agents = {one["command"]: one["commands"] for one in await activity("--actor", "agent")}
     assert agents == {"RecordServerCreated": 2, "EnrolAgent": 2, "RecordUsage": 2}
-    assert await told("--actor", "agen") == []
-    assert await told("--to", str(today - timedelta(days=2))) == []
+    assert await activity("--actor", "agen") == []
+    assert await activity("--to", str(today - timedelta(days=2))) == []
     shown = await hydracore(database_url, "activity", "acme", "--from", str(today - timedelta(days=1)))
     assert any("  api  RequestInstance 4 times, 4 events  " in line for line in shown.stdout.splitlines())
 
 
-async def test_a_tenant_of_whom_nothing_is_known_is_a_usage_error_and_an_idle_one_is_not(database_url: str) -> None:
+async def test_activity_of_an_unknown_tenant_is_a_usage_error_and_of_an_idle_one_is_not(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
         await write_lives(store, count=2)
         await follow_all(pool)
@@ -168,7 +168,7 @@ async def test_a_tenant_of_whom_nothing_is_known_is_a_usage_error_and_an_idle_on
     assert (known.exit_code, known.output) == (0, "")
 
 
-async def test_a_tenant_who_has_a_key_and_has_done_nothing_yet_is_no_mistake(database_url: str) -> None:
+async def test_a_tenant_with_an_api_key_and_no_events_is_known(database_url: str) -> None:
     made = await hydracore(database_url, "api-key", "create", "--tenant", "fresh")
     assert made.exit_code == 0, made
 
@@ -177,7 +177,7 @@ async def test_a_tenant_who_has_a_key_and_has_done_nothing_yet_is_no_mistake(dat
     assert (listed.exit_code, len(listed.stdout.splitlines()), listed.stderr) == (0, 1, "")
 
 
-async def test_whoever_asks_for_too_much_activity_hears_of_it(
+async def test_activity_beyond_the_limit_of_lines_is_cut_with_a_message(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     many = "SELECT 1, 'acme', %s::date, 'admin:' || n, 'Do', 1, 1, now(), now() FROM generate_series(0, %s) n"
@@ -190,7 +190,7 @@ async def test_whoever_asks_for_too_much_activity_hears_of_it(
 
 
 @pytest.mark.parametrize("columns", [80, 40])
-async def test_names_of_projections_are_whole_on_any_terminal(database_url: str, columns: int) -> None:
+async def test_names_of_projections_are_not_cut_on_a_narrow_terminal(database_url: str, columns: int) -> None:
     async with open_store(database_url) as (store, pool):
         await write_lives(store, count=4)
         await follow_all(pool)
@@ -218,14 +218,14 @@ async def test_names_of_projections_are_whole_on_any_terminal(database_url: str,
         "activity acme --from 2026-01-02 --to 2026-01-01",
     ],
 )
-def test_what_cannot_be_told_is_a_usage_error(words: str) -> None:
+def test_invalid_times_ranges_and_tenants_are_usage_errors(words: str) -> None:
     done = CliRunner().invoke(main, words.split(), env={"HYDRACORE_DATABASE_URL": "postgresql://127.0.0.1:1/none"})
 
     assert (done.exit_code, done.stderr.startswith("Usage: ")) == (2, True)
 
 
 @pytest.mark.parametrize("words", ["fleet", "activity acme"])
-def test_a_database_that_is_away_is_one_line(words: str) -> None:
+def test_an_unreachable_database_is_an_error_with_status_3(words: str) -> None:
     done = CliRunner().invoke(main, words.split(), env={"HYDRACORE_DATABASE_URL": "postgresql://127.0.0.1:1/none"})
 
     assert (done.exit_code, done.stderr.startswith("hydracore: connection failed")) == (3, True)

@@ -1,4 +1,4 @@
-"""Clocks that do not agree, or that go back: what is due is done all the same, and at once."""
+"""Clocks that disagree or go back do not delay work that is due."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ HOUR_MS = 3_600_000
 GAP_S = 0.5
 
 FAILED_WITHOUT_A_SERVER = (lives.request(), lives.plan(), lives.failed(retryable=False))
-SEEN_TO_BE_GONE = (
+VERIFIED_ABSENT = (
     *(lives.request(), lives.plan(), lives.created(), lives.delete()),
     *map(lives.teardown, TEARDOWN_STEPS[: TEARDOWN_STEPS.index("absence_verified")]),
 )
 
 
-async def test_what_is_asked_for_by_a_clock_that_is_ahead_is_due_at_once(
+async def test_a_request_made_by_a_clock_that_is_ahead_is_due_at_once(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     (ahead_ms,) = await one(owner_conn, "SELECT (extract(epoch FROM now() + interval '1 h') * 1000)::bigint")
@@ -45,10 +45,10 @@ async def test_what_is_asked_for_by_a_clock_that_is_ahead_is_due_at_once(
 
         assert await with_retries(pool, due_instances) == [ADA]
         assert await WorkSchedule(pool).claim_due() == [ADA]
-        assert await WorkSchedule(pool).claim_due() == [], "somebody has just been sent there"
+        assert await WorkSchedule(pool).claim_due() == [], "a hint has just been sent"
 
 
-async def test_a_clock_that_goes_back_takes_no_lane_back_in_time(
+async def test_the_recorded_time_of_a_lane_does_not_go_back_with_the_clock(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
@@ -64,7 +64,7 @@ async def test_a_clock_that_goes_back_takes_no_lane_back_in_time(
     assert await one(owner_conn, written) == before
 
 
-async def test_a_pause_that_a_clock_has_made_endless_is_none(
+async def test_a_pause_that_a_clock_change_made_longer_than_the_longest_is_ignored(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
@@ -77,10 +77,10 @@ async def test_a_pause_that_a_clock_has_made_endless_is_none(
         await owner_conn.execute("UPDATE attention SET not_before = not_before + interval '1 h'")
 
         assert await schedule.claim_due() == [ADA]
-        assert await schedule.claim_due() == [], "somebody has just been sent there"
+        assert await schedule.claim_due() == [], "a hint has just been sent"
 
 
-async def test_a_duty_is_done_whatever_the_clock_was_when_it_was_done_last(
+async def test_a_duty_whose_last_run_is_in_the_future_is_due(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (_, pool):
@@ -98,7 +98,7 @@ async def test_a_duty_is_done_whatever_the_clock_was_when_it_was_done_last(
         ("record_missing", "UPDATE missing_server SET first_missed_at = now() + interval '1 h'"),
     ],
 )
-async def test_a_server_that_was_first_looked_for_in_the_future_is_watched_from_now_on(
+async def test_a_sighting_with_a_first_time_in_the_future_counts_from_now(
     database_url: str, owner_conn: psycopg.AsyncConnection, look: str, later: LiteralString
 ) -> None:
     statement, server = Statements("workers", "sweep.sql")[look], {"provider": "cloudsim", "server_id": "1"}
@@ -111,7 +111,7 @@ async def test_a_server_that_was_first_looked_for_in_the_future_is_watched_from_
         assert age_s > 0
 
 
-async def test_what_is_heard_counts_from_now_where_it_began_in_the_future(
+async def test_heartbeat_reception_that_began_in_the_future_counts_from_now(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     await owner_conn.execute("INSERT INTO hearing (since, until) SELECT now() + interval '1 h', now() + interval '2 h'")
@@ -124,10 +124,10 @@ async def test_what_is_heard_counts_from_now_where_it_began_in_the_future(
 
 @pytest.mark.parametrize(
     ("way", "status"),
-    [(FAILED_WITHOUT_A_SERVER, "failed"), (SEEN_TO_BE_GONE, "deleted")],
-    ids=["what a failed attempt left", "what a deletion left"],
+    [(FAILED_WITHOUT_A_SERVER, "failed"), (VERIFIED_ABSENT, "deleted")],
+    ids=["after a failed attempt", "after a deletion"],
 )
-async def test_nobody_waits_for_clocks_to_agree_before_a_server_is_seen_to_be_gone(
+async def test_verifying_that_a_server_is_absent_does_not_wait_for_clocks_to_agree(
     stack: Stack, database_url: str, way: tuple[c.AnyCommand, ...], status: str
 ) -> None:
     async with stack.deps(database_url=database_url, provider_timeout_s=str(GAP_S)) as deps:
@@ -140,7 +140,7 @@ async def test_nobody_waits_for_clocks_to_agree_before_a_server_is_seen_to_be_go
         state = await deps.store.load(ADA)
         assert state is not None
         assert state.status == status
-        # What was on its way has its time all the same.
+        # A create that may be in transit is still waited for.
         assert time.monotonic() - began_s >= GAP_S
 
 

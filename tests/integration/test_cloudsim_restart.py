@@ -1,4 +1,4 @@
-"""cloudsim killed, stopped and started again, with real agent processes: at most one a server, and none left behind."""
+"""cloudsim killed, stopped and started again, with real agent processes: at most one per server, and none left behind."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ from tests.command import run_forked
 from tests.waiting import until
 
 
-async def test_after_a_kill_the_servers_are_the_same_and_their_agents_are_adopted(
+async def test_after_a_kill_of_cloudsim_its_servers_are_the_same_and_their_agents_are_adopted(
     cloudsim: CloudsimProcess,
 ) -> None:
     ids = [create(cloudsim, f"hc-{number}", labels={"n": str(number)}) for number in range(3)]
@@ -32,7 +32,7 @@ async def test_after_a_kill_the_servers_are_the_same_and_their_agents_are_adopte
     await until(lambda: cloudsim.agents(ids[0]) == [])
 
 
-async def test_agents_that_died_meanwhile_are_booted_again(cloudsim: CloudsimProcess) -> None:
+async def test_agents_that_died_while_cloudsim_was_down_are_booted_again(cloudsim: CloudsimProcess) -> None:
     dead, living = create(cloudsim, "hc-1"), create(cloudsim, "hc-2")
     dead_pid, living_pid = await booted(cloudsim, dead), await booted(cloudsim, living)
 
@@ -45,7 +45,7 @@ async def test_agents_that_died_meanwhile_are_booted_again(cloudsim: CloudsimPro
     assert len(cloudsim.agents()) == 2
 
 
-async def test_an_agent_whose_pid_was_not_written_down_is_found(cloudsim: CloudsimProcess) -> None:
+async def test_an_agent_whose_pid_was_not_stored_is_found(cloudsim: CloudsimProcess) -> None:
     server_id = create(cloudsim)
     pid = await booted(cloudsim, server_id)
 
@@ -59,13 +59,13 @@ async def test_an_agent_whose_pid_was_not_written_down_is_found(cloudsim: Clouds
 
 
 def forget_pids(home: Path) -> None:
-    """The database as it is when cloudsim is killed right between starting an agent and writing that down."""
+    """Leave the database as a kill of cloudsim does between the start of an agent and the storing of its pid."""
     with sqlite3.connect(home / "cloudsim.sqlite") as database:
         database.execute("UPDATE server SET agent_pid = NULL, agent_started = NULL")
     database.close()
 
 
-async def test_kills_at_any_moment_of_creates_and_deletes_lose_and_double_nothing(
+async def test_kills_during_creates_and_deletes_lose_and_double_no_server(
     cloudsim: CloudsimProcess,
 ) -> None:
     promised: dict[int, bool] = {}
@@ -88,7 +88,7 @@ async def test_kills_at_any_moment_of_creates_and_deletes_lose_and_double_nothin
 
 
 def create_and_delete(cloudsim: CloudsimProcess, turn: int, promised: dict[int, bool]) -> None:
-    """Until cloudsim dies: create servers, delete every second one; `promised` is what it answered."""
+    """Create servers and delete every second one until cloudsim dies. `promised` is what it answered: which exist."""
     try:
         for number in range(100):
             server_id = create(cloudsim, f"hc-{turn}-{number}")
@@ -118,7 +118,7 @@ async def test_a_server_that_was_being_deleted_is_deleted_by_the_next_cloudsim(c
     assert cloudsim.call("GET", f"/v1/actions/{deleting['id']}")["action"]["status"] == "success"
 
 
-async def test_a_server_whose_deletion_goes_wrong_is_deleted_once_it_can_be(cloudsim: CloudsimProcess) -> None:
+async def test_a_server_whose_deletion_fails_is_deleted_once_that_is_possible(cloudsim: CloudsimProcess) -> None:
     server_id = create(cloudsim, user_data="")
     await until(lambda: cloudsim.server(server_id)["status"] == "running")
     lock = cloudsim.home / "locks" / f"{server_id}.lock"
@@ -133,12 +133,12 @@ async def test_a_server_whose_deletion_goes_wrong_is_deleted_once_it_can_be(clou
     await until(lambda: cloudsim.servers() == [])
 
 
-async def test_a_server_is_there_for_as_long_as_anything_of_its_disk_is(cloudsim: CloudsimProcess) -> None:
+async def test_a_server_is_listed_as_long_as_any_of_its_disk_remains(cloudsim: CloudsimProcess) -> None:
     server_id = create(cloudsim, user_data="")
     await until(lambda: cloudsim.server(server_id)["status"] == "running")
     disk = cloudsim.home / "servers" / str(server_id)
     await until(disk.is_dir)
-    # Something that cannot be removed as a disk is.
+    # A file in place of a directory cannot be removed like a disk.
     disk.rmdir()
     disk.touch()
 
@@ -151,7 +151,7 @@ async def test_a_server_is_there_for_as_long_as_anything_of_its_disk_is(cloudsim
 
 
 @pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGINT"])
-async def test_a_stopped_cloudsim_leaves_its_agents(cloudsim: CloudsimProcess, signal_name: str) -> None:
+async def test_a_stopped_cloudsim_leaves_its_agents_running(cloudsim: CloudsimProcess, signal_name: str) -> None:
     server_id = create(cloudsim)
     pid = await booted(cloudsim, server_id)
 
@@ -160,7 +160,7 @@ async def test_a_stopped_cloudsim_leaves_its_agents(cloudsim: CloudsimProcess, s
     assert [agent.pid for agent in cloudsim.agents()] == [pid]
 
 
-async def test_a_cloudsim_that_is_told_so_stops_its_agents_at_its_end(cloudsim: CloudsimProcess) -> None:
+async def test_cloudsim_stops_its_agents_at_its_end_with_stop_servers_on_exit(cloudsim: CloudsimProcess) -> None:
     cloudsim.terminate()
     await cloudsim.start(stop_servers_on_exit=True)
     await booted(cloudsim, create(cloudsim))
@@ -185,7 +185,7 @@ async def test_a_shutdown_stops_the_agents_and_the_next_start_boots_them(cloudsi
     assert not pids & {await booted(cloudsim, server_id) for server_id in [*ids, late]}
 
 
-async def test_inline_agents_live_and_end_with_cloudsim(cloudsim: CloudsimProcess) -> None:
+async def test_inline_agents_run_and_end_with_cloudsim(cloudsim: CloudsimProcess) -> None:
     cloudsim.terminate()
     await cloudsim.start(boot="inline")
     server_id = create(cloudsim)
@@ -203,7 +203,7 @@ async def test_inline_agents_live_and_end_with_cloudsim(cloudsim: CloudsimProces
     await until(lambda: cloudsim.servers() == [])
 
 
-async def test_agents_of_an_earlier_cloudsim_give_way_to_inline_ones(cloudsim: CloudsimProcess) -> None:
+async def test_an_inline_cloudsim_replaces_agent_processes_of_an_earlier_one(cloudsim: CloudsimProcess) -> None:
     server_id = create(cloudsim)
     await booted(cloudsim, server_id)
 
@@ -228,7 +228,7 @@ async def test_a_request_that_is_held_does_not_keep_cloudsim_from_ending(cloudsi
     assert cloudsim.servers() == []
 
 
-async def test_a_home_has_one_cloudsim(cloudsim: CloudsimProcess) -> None:
+async def test_a_second_cloudsim_on_the_same_home_is_refused(cloudsim: CloudsimProcess) -> None:
     second = CloudsimProcess(cloudsim.home)
 
     with pytest.raises(AssertionError, match="cloudsim: another cloudsim is running on"):
@@ -237,7 +237,7 @@ async def test_a_home_has_one_cloudsim(cloudsim: CloudsimProcess) -> None:
     second.close()
 
 
-async def test_an_address_has_one_cloudsim(cloudsim: CloudsimProcess, tmp_path: Path) -> None:
+async def test_a_second_cloudsim_on_the_same_port_is_refused(cloudsim: CloudsimProcess, tmp_path: Path) -> None:
     second = CloudsimProcess(tmp_path / "home")
     second.port = cloudsim.port
 
@@ -247,8 +247,8 @@ async def test_an_address_has_one_cloudsim(cloudsim: CloudsimProcess, tmp_path: 
     second.close()
 
 
-@pytest.mark.parametrize("kind", ["a file", "a store that is none"])
-def test_a_home_that_cannot_be_used_is_one_line(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["a file", "a malformed store"])
+def test_a_home_that_cloudsim_cannot_use_is_refused_with_one_line(kind: str, tmp_path: Path) -> None:
     home = tmp_path / "home"
     if kind == "a file":
         (tmp_path / "file").touch()

@@ -1,4 +1,4 @@
-"""What a server of cloudsim is: a real agent process on a disk of its own, which boots, dies and goes as it is told."""
+"""A server of cloudsim is a real agent process on a disk of its own. It boots, dies and vanishes as ordered."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ async def test_a_server_boots_its_agent_from_its_user_data(cloudsim: CloudsimPro
     assert not any("HYDRACORE" in name for name in agent.environ())
 
 
-async def test_an_agent_s_log_that_grows_is_set_aside_while_it_runs(cloudsim: CloudsimProcess) -> None:
+async def test_a_large_agent_log_is_rotated_while_the_agent_runs(cloudsim: CloudsimProcess) -> None:
     server_id = create(cloudsim)
     pid = await booted(cloudsim, server_id)
     log = cloudsim.home / "servers" / str(server_id) / AGENT_LOG
@@ -50,7 +50,7 @@ async def test_a_delete_ends_the_agent_and_leaves_nothing(cloudsim: CloudsimProc
     assert not list((cloudsim.home / "locks").iterdir())
 
 
-async def test_a_deaf_agent_is_killed(cloudsim: CloudsimProcess) -> None:
+async def test_a_frozen_agent_is_killed_when_its_server_is_deleted(cloudsim: CloudsimProcess) -> None:
     server_id = create(cloudsim)
     pid = await booted(cloudsim, server_id)
     await stop_short(pid)
@@ -61,7 +61,7 @@ async def test_a_deaf_agent_is_killed(cloudsim: CloudsimProcess) -> None:
     assert cloudsim.agents(server_id) == []
 
 
-async def test_a_server_without_an_agent_in_its_user_data_just_runs(cloudsim: CloudsimProcess) -> None:
+async def test_a_server_without_an_agent_in_its_user_data_runs_without_one(cloudsim: CloudsimProcess) -> None:
     data = ["", "#!/bin/sh\necho hi", "#cloud-config\nruncmd: [ls]", '#cloud-config\n{"write_files": []}']
 
     ids = [create(cloudsim, f"hc-{number}", user_data=text) for number, text in enumerate(data)]
@@ -70,7 +70,7 @@ async def test_a_server_without_an_agent_in_its_user_data_just_runs(cloudsim: Cl
     assert [server["id"] for server in cloudsim.servers() if not server["alive"]] == ids
 
 
-async def test_no_file_leaves_the_disk(cloudsim: CloudsimProcess) -> None:
+async def test_user_data_cannot_write_files_outside_of_the_server_s_disk(cloudsim: CloudsimProcess) -> None:
     evil = '#cloud-config\n{"write_files": [{"path": "/../../evil", "content": "x"}]}'
 
     create(cloudsim, user_data=evil)
@@ -113,7 +113,7 @@ async def test_dead_agents_do_not_stay_as_zombies(cloudsim: CloudsimProcess) -> 
     await until(lambda: not psutil.pid_exists(pid))
 
 
-async def test_a_dead_boot_runs_without_an_agent(cloudsim: CloudsimProcess) -> None:
+async def test_a_server_with_a_dead_boot_runs_without_an_agent(cloudsim: CloudsimProcess) -> None:
     cloudsim.fault("create_server", "dead_boot", location="local2")
 
     dead = create(cloudsim, "hc-1", location="local2")
@@ -124,7 +124,7 @@ async def test_a_dead_boot_runs_without_an_agent(cloudsim: CloudsimProcess) -> N
     assert cloudsim.agents(dead) == []
 
 
-async def test_a_slow_boot_runs_before_its_agent_does(cloudsim: CloudsimProcess) -> None:
+async def test_a_server_with_a_slow_boot_runs_before_its_agent_does(cloudsim: CloudsimProcess) -> None:
     cloudsim.fault("create_server", "slow_boot", delay_s=0.7)
 
     server_id = create(cloudsim)
