@@ -59,11 +59,11 @@ def left_over(folder: Path) -> list[str]:
 
 
 def at_work(folder: Path) -> list[Path]:
-    """The homes whose parts all serve."""
+    """The homes in which all processes serve."""
     return [file.parent for file in folder.glob("*/home/dev.json")]
 
 
-#: What the output must tell, in this order.
+#: What the output must contain, in this order.
 STEPS = (
     "ignored: HYDRACORE_DATABASE_URL and HYDRACORE_REDIS_URL; the demo always starts its own stores\n",
     "instance_requested",
@@ -90,13 +90,13 @@ STEPS = (
 
 
 def positions_of(steps: tuple[str, ...], output: str) -> list[int]:
-    """Where each is first told."""
+    """Where each first occurs in the output."""
     positions = [output.find(step) for step in steps]
     assert -1 not in positions, (steps[positions.index(-1)], output)
     return positions
 
 
-async def test_it_shows_everything_and_leaves_nothing(folder: Path) -> None:
+async def test_a_demo_shows_every_step_and_leaves_nothing_behind(folder: Path) -> None:
     demo = start(folder)
     output, _ = demo.communicate(timeout=DEMO_S_MAX)
 
@@ -105,7 +105,9 @@ async def test_it_shows_everything_and_leaves_nothing(folder: Path) -> None:
     assert not left_over(folder)
 
 
-async def test_what_a_killed_one_leaves_is_gone_with_the_next(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_next_demo_removes_what_a_killed_demo_left_and_leaves_a_running_one_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     demo = start(folder)
     await until(lambda: at_work(folder), seconds_max=DEMO_S_MAX)
@@ -122,7 +124,7 @@ async def test_what_a_killed_one_leaves_is_gone_with_the_next(folder: Path, monk
     assert not left_over(folder)
 
 
-async def test_ctrl_c_in_a_chat_with_models_of_ones_own_leaves_nothing_either(folder: Path, tmp_path: Path) -> None:
+async def test_ctrl_c_during_a_chat_with_an_external_model_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
     async with running_modelsim(tmp_path) as models:
         await models.fault("hang")
         demo = start(folder, HYDRACORE_MODEL_BASE_URL=models.base_url, HYDRACORE_MODEL_API_KEY="sk-own")

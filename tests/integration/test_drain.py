@@ -1,4 +1,4 @@
-"""A deletion lets the chats end that were open, and what they cost is in the log before the server goes."""
+"""A deletion lets open chats end, and their cost is in the log before the server is deleted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Chatty(NamedTuple):
     http: httpx.AsyncClient
 
     async def chat(self, message: str) -> dict[str, Any]:
-        """What a streamed chat ends with, which is to be a whole answer."""
+        """The last event of a streamed chat, which must be a complete answer."""
         name, answer = await self.ending(message)
         assert name == "done", answer
         return answer
@@ -53,7 +53,7 @@ class Chatty(NamedTuple):
         return runtime.json()["active_connections"] == count
 
     async def beat(self) -> httpx.Response:
-        """What the agent's next heartbeat is told."""
+        """The answer to the agent's next heartbeat."""
         (issued,) = (event for event in self.stack.events(self.instance_id) if event["type"] == "agent_key_issued")
         key = tokens.agent_key(self.stack.master_key, self.instance_id, UUID(issued["key_id"]))
         body = {"boot_id": str(self.instance_id), "uptime_seconds": 1, "active_connections": 0}
@@ -61,7 +61,7 @@ class Chatty(NamedTuple):
         return await self.http.post("/v1/agent/heartbeat", json=body, headers={"Authorization": f"Bearer {key}"})
 
     def metered(self) -> list[Decimal]:
-        """What each call of a model has cost, by the log."""
+        """The cost of each model call, according to the log."""
         batches = [event for event in self.stack.events(self.instance_id) if event["type"] == "usage_recorded"]
         return [Decimal(entry["cost_usd"]) for batch in batches for entry in batch["entries"]]
 
@@ -76,7 +76,7 @@ async def chatty(stack: Stack, tmp_path: Path) -> AsyncGenerator[Chatty]:
         yield Chatty(stack, models, await stack.running(), http)
 
 
-async def test_open_chats_end_whole_and_are_metered_before_the_server_goes(chatty: Chatty) -> None:
+async def test_a_deletion_lets_open_chats_complete_and_meters_them_before_the_server_is_deleted(chatty: Chatty) -> None:
     stack, models, instance_id = chatty.stack, chatty.models, chatty.instance_id
     for word in ("first", "second"):
         await models.fault("hold", after_tokens=2, contains=word)
@@ -106,7 +106,9 @@ async def test_open_chats_end_whole_and_are_metered_before_the_server_goes(chatt
     stack.assert_no_server(instance_id)
 
 
-async def test_chats_that_do_not_end_in_their_time_are_cut_and_metered_before_the_server_goes(chatty: Chatty) -> None:
+async def test_a_deletion_cuts_chats_at_the_time_limit_and_meters_them_before_the_server_is_deleted(
+    chatty: Chatty,
+) -> None:
     stack, models, instance_id = chatty.stack, chatty.models, chatty.instance_id
     await models.fault("hold", after_tokens=2, contains="endless")
     chat = asyncio.create_task(chatty.ending("The endless"))
@@ -123,12 +125,12 @@ async def test_chats_that_do_not_end_in_their_time_are_cut_and_metered_before_th
 
     assert (name, ended["code"]) == ("error", "interrupted")
     assert len(chatty.metered()) == 1
-    told = [event.get("step", event["type"]) for event in stack.events(instance_id)]
-    assert told.index("usage_recorded") < told.index("drained")
+    happened = [event.get("step", event["type"]) for event in stack.events(instance_id)]
+    assert happened.index("usage_recorded") < happened.index("drained")
     stack.assert_no_server(instance_id)
 
 
-async def test_open_chats_have_their_time_whatever_the_clocks_of_others_say(
+async def test_open_chats_get_their_full_time_even_if_clocks_of_api_and_workers_disagree(
     chatty: Chatty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack, models = chatty.stack, chatty.models
@@ -140,10 +142,10 @@ async def test_open_chats_have_their_time_whatever_the_clocks_of_others_say(
     stack.worker.kill()
 
     async with stack.deps() as deps:
-        # Asked for by an API that is an hour behind us, or an hour ago while no worker ran.
+        # Requested by an API whose clock is an hour behind, or an hour ago while no worker ran.
         await deps.store.execute(chatty.instance_id, deletion(deps, hours=-1), deps.origin(chatty.instance_id))
         await advance(deps, chatty.instance_id)
-        # Begun by a worker that is an hour ahead of us.
+        # Begun by a worker whose clock is an hour ahead.
         for command in (deletion(deps, hours=1), key_revoked(deps, hours=1)):
             await deps.store.execute(other.instance_id, command, deps.origin(other.instance_id))
         monkeypatch.setattr("workers.teardown.DRAIN_S_MAX", 0.1)
@@ -159,7 +161,7 @@ async def test_open_chats_have_their_time_whatever_the_clocks_of_others_say(
     chats[1].cancel()
 
 
-async def test_an_agent_that_does_not_answer_for_a_moment_still_has_its_chats_end(
+async def test_an_agent_that_does_not_answer_for_a_moment_still_completes_its_chats(
     chatty: Chatty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack, models, instance_id = chatty.stack, chatty.models, chatty.instance_id
@@ -186,7 +188,7 @@ async def test_an_agent_that_does_not_answer_for_a_moment_still_has_its_chats_en
     assert chatty.metered() == [Decimal(answer["usage"]["cost_usd"])]
 
 
-async def test_an_agent_whose_key_was_rotated_right_before_the_deletion_tells_what_its_last_chat_cost(
+async def test_an_agent_with_a_key_rotated_right_before_a_deletion_reports_the_cost_of_its_last_chat(
     chatty: Chatty,
 ) -> None:
     stack, models, instance_id = chatty.stack, chatty.models, chatty.instance_id
@@ -195,7 +197,7 @@ async def test_an_agent_whose_key_was_rotated_right_before_the_deletion_tells_wh
     await models.until_requests(1)
 
     async with stack.deps() as deps:
-        # At once, so that the agent does not ask anything in between.
+        # Together, so that the agent sends no request in between.
         for command in (c.RotateAgentKey(at_ms=deps.now_ms()), deletion(deps, hours=0)):
             await deps.store.execute(instance_id, command, deps.origin(instance_id))
     await until(lambda: stack.has_happened(instance_id, "teardown_step_done", step="key_revoked"))
@@ -207,7 +209,7 @@ async def test_an_agent_whose_key_was_rotated_right_before_the_deletion_tells_wh
 
 
 def deletion(deps: Deps, *, hours: int) -> c.RequestDeletion:
-    """By a clock that is so many hours ahead of ours."""
+    """As of a clock that is so many hours ahead of ours."""
     return c.RequestDeletion(at_ms=deps.now_ms() + hours * HOUR_MS, reason="requested")
 
 

@@ -1,4 +1,4 @@
-"""The statements that find due work, one by one: none of it falls between relay and reconciler, which send the hints."""
+"""The statements that find due work, one by one: no work is missed by both the relay and the reconciler, which send hints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ADA = lives.instance_id()
 
 
 @pytest.mark.parametrize("pause", ["fail", "postpone"])
-async def test_a_pause_ends_with_the_step_that_it_was_made_for(database_url: str, pause: str) -> None:
+async def test_a_pause_ends_when_the_step_it_was_set_for_is_recorded(database_url: str, pause: str) -> None:
     async with open_store(database_url) as (store, pool):
         schedule = WorkSchedule(pool)
         await requested(store)
@@ -37,10 +37,10 @@ async def test_a_pause_ends_with_the_step_that_it_was_made_for(database_url: str
 
         assert during == []
         assert await schedule.claim_due() == [ADA]
-        assert await schedule.claim_due() == [], "somebody has just been sent there"
+        assert await schedule.claim_due() == [], "a hint has just been sent"
 
 
-async def test_a_failure_at_another_version_is_the_first_of_its_kind(database_url: str) -> None:
+async def test_failures_are_counted_anew_at_another_version_of_the_instance(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
         schedule = WorkSchedule(pool)
         await requested(store)
@@ -54,7 +54,7 @@ async def test_a_failure_at_another_version_is_the_first_of_its_kind(database_ur
         assert await schedule.record_failure(ADA, version=4, code="timeout", delay_s=60) == 2
 
 
-async def test_a_failure_of_another_kind_is_not_paused_for_as_if_it_had_come_before(
+async def test_a_failure_with_another_code_starts_with_the_first_pause(
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
@@ -72,10 +72,10 @@ async def test_a_failure_of_another_kind_is_not_paused_for_as_if_it_had_come_bef
             )
         ).fetchone()
         assert began is not None
-        assert row == (True, *began), "it has been failing all the while"
+        assert row == (True, *began), "it has been failing since the first failure"
 
 
-async def test_pauses_grow_with_each_failure_up_to_the_longest(database_url: str, owner_conn: AsyncConnection) -> None:
+async def test_pauses_double_with_each_failure_up_to_a_maximum(database_url: str, owner_conn: AsyncConnection) -> None:
     pauses = list[float]()
     async with open_store(database_url) as (store, pool):
         schedule = WorkSchedule(pool)
@@ -90,7 +90,7 @@ async def test_pauses_grow_with_each_failure_up_to_the_longest(database_url: str
     assert [least - 1 < pause < least * 1.25 for pause, least in zip(pauses, wanted, strict=True)] == [True] * 5
 
 
-async def test_waiting_makes_no_failure_forgotten_until_the_instance_gets_on(
+async def test_failures_are_remembered_through_postponements_until_the_instance_progresses(
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
     since = "SELECT failing_since FROM attention"
@@ -109,7 +109,9 @@ async def test_waiting_makes_no_failure_forgotten_until_the_instance_gets_on(
         assert await (await owner_conn.execute(since)).fetchone() != before
 
 
-async def test_nothing_is_left_of_whoever_goes_away(database_url: str, owner_conn: AsyncConnection) -> None:
+async def test_deleting_the_working_data_of_an_instance_leaves_that_of_others(
+    database_url: str, owner_conn: AsyncConnection
+) -> None:
     other = uuid4()
     async with open_store(database_url) as (store, pool):
         schedule = WorkSchedule(pool)
@@ -127,7 +129,7 @@ async def test_nothing_is_left_of_whoever_goes_away(database_url: str, owner_con
         assert await (await owner_conn.execute(left)).fetchall() == [(other,)]
 
 
-async def test_a_worker_that_comes_late_leaves_no_word_of_what_is_over(
+async def test_a_late_worker_records_no_failure_for_work_that_is_over(
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
@@ -136,7 +138,7 @@ async def test_a_worker_that_comes_late_leaves_no_word_of_what_is_over(
         for command in (lives.plan(), lives.failed(retryable=False), lives.discarded(), lives.gave_up()):
             outcome = await store.execute(ADA, command, origin("worker"))
 
-        # One that was frozen at an earlier version, and one that saw the last, for which nothing is due.
+        # A worker that was frozen at an earlier version, and one that saw the last version, for which nothing is due.
         for version in (1, outcome.state.version):
             await schedule.postpone(ADA, version=version, delay_s=1)
             assert await schedule.record_failure(ADA, version=version, code="no_address", delay_s=1) is None
@@ -145,13 +147,13 @@ async def test_a_worker_that_comes_late_leaves_no_word_of_what_is_over(
 
 
 @pytest.mark.parametrize("pause", ["fail", "postpone"])
-async def test_a_worker_that_comes_late_holds_up_nobody_who_has_gone_on(database_url: str, pause: str) -> None:
+async def test_a_late_worker_does_not_delay_an_instance_that_has_progressed(database_url: str, pause: str) -> None:
     async with open_store(database_url) as (store, pool):
         schedule = WorkSchedule(pool)
         await requested(store)
         await store.execute(ADA, lives.plan(), origin("worker"))
 
-        # One that was frozen when there was a request alone.
+        # A worker that was frozen when only the request was recorded.
         if pause == "fail":
             assert await schedule.record_failure(ADA, version=1, code="no_address", delay_s=60) is None
         else:
@@ -160,7 +162,7 @@ async def test_a_worker_that_comes_late_holds_up_nobody_who_has_gone_on(database
         assert await schedule.claim_due() == [ADA]
 
 
-async def test_what_is_asked_for_while_the_relay_looks_is_seen_to_be_due(database_url: str) -> None:
+async def test_a_request_made_while_the_relay_looks_is_found_due(database_url: str) -> None:
     async with open_store(database_url) as (store, pool), pool.connection() as looking, looking.transaction():
         began_ms = await _in_ms(looking, "SELECT now()")
 
@@ -170,7 +172,7 @@ async def test_what_is_asked_for_while_the_relay_looks_is_seen_to_be_due(databas
         assert await due_instances(looking) == [ADA]
 
 
-async def test_a_relay_hints_at_what_is_due_at_once_but_for_what_a_worker_sees_to_by_itself(
+async def test_a_relay_sends_hints_for_work_due_at_once_except_what_a_worker_continues_by_itself(
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
     hinted, left = set[str](), set[str]()
@@ -192,7 +194,7 @@ async def test_a_relay_hints_at_what_is_due_at_once_but_for_what_a_worker_sees_t
     assert left == {"PlanServer", "RecordServerDiscarded", "RecordTeardownStep", "BlockTeardown"}
 
 
-async def test_a_parked_lane_is_looked_at_again_once_its_time_has_come(
+async def test_a_parked_lane_is_read_again_once_its_pause_is_over(
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
     park = "UPDATE checkpoint SET parked_until = now() + %s * interval '1 s', error = 'a gap'"

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: durable, behind a password, never root, and nothing of the user's is opened up for it."""
+"""The embedded PostgreSQL is durable, needs a password and never runs as root. No mode of the user's directories changes."""
 
 import asyncio
 import os
@@ -48,7 +48,7 @@ def closed(reachable: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def made() -> Generator[Path]:
-    """A base directory whose data directory is made; making one takes a second, copying it a tenth."""
+    """A base directory with a data directory. To make one takes a second, to copy it a tenth of that."""
     with open_folder() as folder:
         run_to_completion(postgres_in(folder, folder).prepare())
         yield folder / "postgres"
@@ -56,7 +56,7 @@ def made() -> Generator[Path]:
 
 @pytest.fixture
 def postgres(made: Path, reachable: Path) -> Postgres:
-    """A server whose data directory is made already."""
+    """A server whose data directory exists already."""
     subprocess.run(["cp", "-a", made, reachable], check=True)
     return postgres_in(reachable, reachable)
 
@@ -91,7 +91,9 @@ async def test_data_survives_a_restart(postgres: Postgres, reachable: Path) -> N
     assert rows == [(1,)]
 
 
-async def test_what_was_committed_survives_kill_9_on_the_same_port(postgres: Postgres, reachable: Path) -> None:
+async def test_committed_data_survives_kill_9_and_the_server_returns_on_the_same_port(
+    postgres: Postgres, reachable: Path
+) -> None:
     async with supervised(reachable) as supervisor:
         await supervisor.start(postgres.part())
         await execute(postgres, "CREATE TABLE kept AS SELECT 2 AS value")
@@ -103,7 +105,7 @@ async def test_what_was_committed_survives_kill_9_on_the_same_port(postgres: Pos
     assert rows == [(2,)]
 
 
-async def test_a_start_half_way_through_the_first_one_begins_anew(reachable: Path) -> None:
+async def test_an_interrupted_first_start_is_begun_anew(reachable: Path) -> None:
     postgres = postgres_in(reachable, reachable)
     draft = postgres.base / "data.new"
     draft.mkdir()
@@ -116,17 +118,19 @@ async def test_a_start_half_way_through_the_first_one_begins_anew(reachable: Pat
     assert sorted(path.name for path in postgres.base.iterdir()) == ["data"]
 
 
-async def test_a_pid_file_that_names_a_stranger_does_not_keep_it_from_starting(
+async def test_a_pid_file_with_the_pid_of_another_process_does_not_prevent_a_start(
     postgres: Postgres, reachable: Path
 ) -> None:
-    # As after a crash of the whole machine: the number is in use again, by a process of the same account.
+    # As after a crash of the machine: the pid is in use again, by a process of the same account.
     (postgres.data / "postmaster.pid").write_text(f"{os.getpid()}\n{postgres.data}\n0\n{postgres.port}\n\n127.0.0.1\n")
 
     async with supervised(reachable) as supervisor:
         await supervisor.start(postgres.part(), ready_s_max=10)
 
 
-async def test_the_processes_of_a_killed_predecessor_make_way(postgres: Postgres, reachable: Path) -> None:
+async def test_a_server_left_by_a_predecessor_is_stopped_before_the_next_start(
+    postgres: Postgres, reachable: Path
+) -> None:
     async with supervised(reachable) as first:
         await first.start(postgres.part())
         (old,) = first.pids()["postgres"]
@@ -137,8 +141,8 @@ async def test_the_processes_of_a_killed_predecessor_make_way(postgres: Postgres
 
 
 @as_root
-@pytest.mark.skipif(not shutil.which("setpriv"), reason="it takes rights away, as containers do")
-async def test_the_server_of_a_predecessor_makes_way_for_a_root_that_may_not_look_into_it(
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv takes rights away, as containers do")
+async def test_a_server_left_by_a_predecessor_is_stopped_even_by_a_root_without_ptrace_rights(
     postgres: Postgres, reachable: Path
 ) -> None:
     look = f"from hydracore.embedded.postgres import *; end_servers(Path({str(postgres.data)!r}))"
@@ -152,7 +156,9 @@ async def test_the_server_of_a_predecessor_makes_way_for_a_root_that_may_not_loo
         assert not psutil.pid_exists(old) or psutil.Process(old).status() == psutil.STATUS_ZOMBIE
 
 
-async def test_it_wants_a_password_and_hides_it(postgres: Postgres, reachable: Path) -> None:
+async def test_postgresql_requires_a_password_hides_it_and_listens_on_loopback_only(
+    postgres: Postgres, reachable: Path
+) -> None:
     async with supervised(reachable) as supervisor:
         await supervisor.start(postgres.part())
         process = psutil.Process(supervisor.pids()["postgres"][0])
@@ -172,7 +178,7 @@ async def test_it_wants_a_password_and_hides_it(postgres: Postgres, reachable: P
 
 
 @as_root
-async def test_below_a_closed_directory_the_data_lives_elsewhere_and_no_mode_changes(
+async def test_the_data_of_a_home_in_a_closed_directory_is_kept_elsewhere_and_no_mode_changes(
     closed: Path, reachable: Path
 ) -> None:
     parents = [closed, *closed.parents]
@@ -197,10 +203,10 @@ async def test_below_a_closed_directory_the_data_lives_elsewhere_and_no_mode_cha
 
 
 @as_root
-def test_where_nothing_can_be_written_outside_of_the_home_the_error_says_so(
+def test_an_error_says_what_could_not_be_written_outside_of_the_home(
     closed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As in a container whose file system is read-only but for the home.
+    # As in a container whose file system is read-only except for the home.
     read_only = Path("/sys")
     monkeypatch.setattr(binaries, "CACHE", read_only / "hydracore")
     monkeypatch.setattr(wheels, "postgres_programs", lambda: closed)
@@ -244,6 +250,6 @@ def test_data_that_its_owner_can_no_longer_reach_is_reported_not_replaced(postgr
         postgres_in(reachable, reachable)
 
 
-def test_the_account_is_ours_unless_we_are_root() -> None:
+def test_the_service_account_is_the_current_account_except_for_root() -> None:
     assert (service_account() == current_account()) == (os.geteuid() != 0)
     assert service_account().can_enter(Path("/"))

@@ -13,7 +13,7 @@ from hydracore.embedded.supervisor import Supervisor
 from hydracore.embedded.valkey import Valkey
 from tests.waiting import until
 
-#: Whatever a file system takes.
+#: A directory name with characters that need quoting.
 FOLDER = 'a "b"\\c\nd'
 
 
@@ -22,7 +22,7 @@ def valkey(tmp_path: Path) -> Valkey:
     return Valkey(base=tmp_path / FOLDER, password="valkey-password", port=free_port())
 
 
-async def test_it_serves_those_who_know_the_password(valkey: Valkey, tmp_path: Path) -> None:
+async def test_valkey_serves_only_clients_with_the_password(valkey: Valkey, tmp_path: Path) -> None:
     async with Supervisor.running(home=tmp_path, logs=tmp_path) as supervisor:
         await supervisor.start(valkey.part())
         async with redis.asyncio.from_url(valkey.url(3)) as client:
@@ -36,7 +36,9 @@ async def test_it_serves_those_who_know_the_password(valkey: Valkey, tmp_path: P
     assert not await valkey.answers()
 
 
-async def test_its_password_is_in_no_command_line_and_no_readable_file(valkey: Valkey, tmp_path: Path) -> None:
+async def test_the_valkey_password_is_in_no_command_line_and_no_file_that_others_can_read(
+    valkey: Valkey, tmp_path: Path
+) -> None:
     async with Supervisor.running(home=tmp_path, logs=tmp_path) as supervisor:
         await supervisor.start(valkey.part())
         (pid,) = supervisor.pids()["valkey"]
@@ -50,7 +52,7 @@ async def test_its_password_is_in_no_command_line_and_no_readable_file(valkey: V
     assert listening == {"127.0.0.1"}
 
 
-async def test_it_keeps_the_mark_by_which_it_is_known_when_its_supervisor_was_killed(
+async def test_valkey_keeps_the_environment_mark_that_identifies_it_after_its_supervisor_is_killed(
     valkey: Valkey, tmp_path: Path
 ) -> None:
     async with Supervisor.running(home=tmp_path, logs=tmp_path) as supervisor:
@@ -58,11 +60,11 @@ async def test_it_keeps_the_mark_by_which_it_is_known_when_its_supervisor_was_ki
         (pid,) = supervisor.pids()["valkey"]
         environ = psutil.Process(pid).environ()
 
-    # Whoever sets a title of its own writes it over this.
+    # A program that sets its process title overwrites its environment with it.
     assert MARK_VARIABLE in environ
 
 
-async def test_it_comes_back_empty_on_the_same_port(valkey: Valkey, tmp_path: Path) -> None:
+async def test_a_killed_valkey_comes_back_empty_on_the_same_port(valkey: Valkey, tmp_path: Path) -> None:
     async with Supervisor.running(home=tmp_path, logs=tmp_path) as supervisor:
         await supervisor.start(valkey.part())
         async with redis.asyncio.from_url(valkey.url()) as client:
