@@ -1,4 +1,4 @@
-"""An erased customer is unreadable wherever they were: in the log and in read tables."""
+"""An erased customer's data is unreadable everywhere: in the log and in the read tables."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from workers.advance import advance
 
 __all__ = ["world_fixture"]
 
-#: What an instance is told with, whoever tells it: of two only one is recorded.
+#: The purpose in the id of the command that records an erasure in an instance, so that it is recorded only once.
 COMMAND = "erase-customer"
 
-#: Of a rebuild, in their order.
+#: The phases of a rebuild, in order.
 PHASES = ("folding", "indexing", "comparing", "swapping")
 
-_TOLD = "SELECT command_id FROM event WHERE stream_id = %s AND type = 'customer_erased'"
+_RECORDED_BY = "SELECT command_id FROM event WHERE stream_id = %s AND type = 'customer_erased'"
 
 
-async def test_an_erasure_reaches_the_log_the_read_tables_and_nobody_else(
+async def test_an_erasure_covers_the_log_and_the_read_tables_of_the_customer_and_no_other_customer(
     world: World, owner_conn: psycopg.AsyncConnection
 ) -> None:
     await world.store.load(world.ada[0])
@@ -64,7 +64,7 @@ async def test_an_erasure_reaches_the_log_the_read_tables_and_nobody_else(
     assert order.customer == ("acme", "ada")
 
 
-async def test_an_erasure_leaves_another_tenant_s_customer_of_the_same_name_alone(
+async def test_an_erasure_does_not_affect_another_tenant_s_customer_of_the_same_name(
     world: World, owner_conn: psycopg.AsyncConnection
 ) -> None:
     keyring = Keyring(world.pool, master_keys=MasterKeys(MASTER_KEY))
@@ -80,9 +80,9 @@ async def test_an_erasure_leaves_another_tenant_s_customer_of_the_same_name_alon
     assert await row.fetchone() == (True,)
 
 
-async def test_the_log_is_whole_and_the_read_tables_can_be_built_anew_after_an_erasure(world: World) -> None:
-    world_is_erased = await asyncio.to_thread(world.erase, "--also-live", "--yes")
-    assert world_is_erased.exit_code == 0
+async def test_verification_and_rebuilds_succeed_after_an_erasure(world: World) -> None:
+    erased = await asyncio.to_thread(world.erase, "--also-live", "--yes")
+    assert erased.exit_code == 0
 
     verified = await asyncio.to_thread(world.run, "audit", "verify", "--json")
     rebuilt = await asyncio.to_thread(world.run, "projections", "rebuild", "instance", "--dry-run", "--workers", "1")
@@ -91,7 +91,7 @@ async def test_the_log_is_whole_and_the_read_tables_can_be_built_anew_after_an_e
     assert rebuilt.exit_code == 0, rebuilt.output
 
 
-async def test_a_rebuild_misses_no_erasure_that_comes_while_it_is_under_way(
+async def test_a_rebuild_includes_erasures_that_happen_during_any_of_its_phases(
     world: World, owner_conn: psycopg.AsyncConnection
 ) -> None:
     keyring, phases = Keyring(world.pool, master_keys=MasterKeys(MASTER_KEY)), list[str]()
@@ -99,7 +99,7 @@ async def test_a_rebuild_misses_no_erasure_that_comes_while_it_is_under_way(
         await lived(world.store, keyring, customer, "key")
 
     def erase(customer: str) -> None:
-        """Another process, of the customer that is named like the phase."""
+        """Another process erases the customer that is named like the phase."""
         phases.append(customer)
         with ThreadPoolExecutor(1) as other:
             other.submit(world.run, "audit", "erase-customer", customer, "--also-live", "--yes").result()
@@ -116,7 +116,7 @@ async def test_a_rebuild_misses_no_erasure_that_comes_while_it_is_under_way(
     assert (await compared(world.url, projection)).drifted == 0
 
 
-async def test_who_has_an_instance_that_is_not_deleted_is_not_erased_unasked(world: World) -> None:
+async def test_a_customer_with_a_live_instance_is_not_erased_without_also_live(world: World) -> None:
     result = await asyncio.to_thread(world.erase, "--yes")
 
     assert result.exit_code == 2
@@ -125,7 +125,7 @@ async def test_who_has_an_instance_that_is_not_deleted_is_not_erased_unasked(wor
     assert await readable(world.url, world.ada[0], "ada") == [EMAIL, PROMPT]
 
 
-async def test_it_is_asked_first_and_anything_but_yes_is_no(world: World) -> None:
+async def test_an_erasure_asks_for_confirmation_and_is_refused_without_a_yes(world: World) -> None:
     env, words = world.environ, ["audit", "erase-customer", "ada", "--tenant", "acme", "--also-live"]
     answers = {
         answer: await asyncio.to_thread(CliRunner().invoke, main, words, env=env, input=answer)
@@ -138,13 +138,17 @@ async def test_it_is_asked_first_and_anything_but_yes_is_no(world: World) -> Non
 
 
 @pytest.mark.parametrize(("customer", "whose"), [("ada", "their histories"), ("bob", "its history")])
-async def test_the_question_says_what_is_meant(world: World, customer: str, whose: str) -> None:
+async def test_the_confirmation_question_names_the_histories_in_singular_or_plural(
+    world: World, customer: str, whose: str
+) -> None:
     asked = await asyncio.to_thread(world.run, "audit", "erase-customer", customer, "--also-live")
 
     assert f"Make all personal data in {whose} unreadable for good?" in asked.stderr
 
 
-async def test_nobody_is_erased_by_mistake(world: World) -> None:
+async def test_an_erasure_of_an_ambiguous_or_unknown_customer_or_without_an_erasure_file_is_refused(
+    world: World,
+) -> None:
     keyring = Keyring(world.pool, master_keys=MasterKeys(MASTER_KEY))
     await keyring.seal(EMAIL, tenant_id="other", customer_id="ada", field="customer_email")
 
@@ -159,20 +163,22 @@ async def test_nobody_is_erased_by_mistake(world: World) -> None:
     assert not world.file.erasures()
 
 
-async def test_what_was_sealed_just_before_and_lands_just_after_is_told_too(world: World) -> None:
+async def test_an_erasure_is_also_recorded_in_an_instance_created_during_it_with_data_sealed_before(
+    world: World,
+) -> None:
     keyring = Keyring(world.pool, master_keys=MasterKeys(MASTER_KEY))
     whose = {"tenant_id": "acme", "customer_id": "ada"}
     email = await keyring.seal(EMAIL, **whose, field="customer_email")
     late = instance_id_for(**whose, idempotency_key="late")
 
-    async def land() -> None:
+    async def create_late() -> None:
         async with open_store(world.url) as (store, _):
             if await store.load(late) is None:
                 await store.create(late, replace(request("ada", "late"), customer_email=email), origin())
 
-    def in_the_middle(_told: int) -> None:
-        """Another process, while the first streams are being told."""
-        thread = Thread(target=run_to_completion, args=(land(),))
+    def in_the_middle(_done: int) -> None:
+        """Another process creates an instance, while the erasure is being recorded in the first streams."""
+        thread = Thread(target=run_to_completion, args=(create_late(),))
         thread.start()
         thread.join()
 
@@ -187,8 +193,8 @@ async def test_what_was_sealed_just_before_and_lands_just_after_is_told_too(worl
     assert await last_event(world.url, late) == "customer_erased"
 
 
-async def test_the_key_is_destroyed_at_the_end_though_a_standby_took_over_that_lacked_it(world: World) -> None:
-    def lacking(_told: int) -> None:
+async def test_an_erasure_destroys_the_key_again_if_a_standby_without_its_destruction_took_over(world: World) -> None:
+    def lacking(_done: int) -> None:
         with psycopg.connect(world.url) as connection:
             connection.execute("UPDATE customer_key SET wrapped_key = kept, destroyed_at = NULL FROM old")
 
@@ -206,8 +212,8 @@ async def test_the_key_is_destroyed_at_the_end_though_a_standby_took_over_that_l
     assert await readable(world.url, world.ada[0], "ada") == []
 
 
-@pytest.mark.parametrize("meanwhile", [(), (lives.delete(),)], ids=["new", "given up at once"])
-async def test_what_lands_after_the_erasure_was_over_is_told_by_whoever_takes_it_up(
+@pytest.mark.parametrize("meanwhile", [(), (lives.delete(),)], ids=["new", "deletion requested at once"])
+async def test_an_instance_created_after_an_erasure_has_it_recorded_by_the_worker_that_advances_it(
     stack: Stack, world: World, owner_conn: psycopg.AsyncConnection, meanwhile: tuple[c.AnyCommand, ...]
 ) -> None:
     keyring = Keyring(world.pool, master_keys=MasterKeys(MASTER_KEY))
@@ -216,7 +222,7 @@ async def test_what_lands_after_the_erasure_was_over_is_told_by_whoever_takes_it
     late = instance_id_for(**whose, idempotency_key="late")
     assert (await asyncio.to_thread(world.erase, "--also-live", "--yes")).exit_code == 0
 
-    # To a region where nothing can be begun.
+    # In a region in which no server can be created.
     nowhere = replace(request("ada", "late"), customer_email=email, region_id="nowhere")
     await world.store.create(late, nowhere, origin())
     for command in meanwhile:
@@ -229,12 +235,12 @@ async def test_what_lands_after_the_erasure_was_over_is_told_by_whoever_takes_it
     assert state is not None
     assert state.erased_ms is not None
     assert state.customer_email is None
-    assert await told_by(owner_conn, late, world.ada[0]) == [COMMAND, COMMAND]
+    assert await recorded_by(owner_conn, late, world.ada[0]) == [COMMAND, COMMAND]
     erased = await asyncio.to_thread(world.erase, "--also-live", "--yes")
     assert "nothing was left to do" in erased.stdout
 
 
-async def test_a_broken_stream_keeps_no_other_from_being_told(
+async def test_a_broken_stream_does_not_keep_an_erasure_from_being_recorded_in_other_streams(
     world: World, owner_conn: psycopg.AsyncConnection
 ) -> None:
     cut, edited, whole = sorted(world.ada)
@@ -260,10 +266,10 @@ async def test_a_broken_stream_keeps_no_other_from_being_told(
     assert await readable(world.url, whole, "ada") == []
 
 
-async def told_by(connection: psycopg.AsyncConnection, *stream_ids: UUID) -> list[str]:
-    """The purpose of the one command that told each instance, or its id where it is another's."""
-    told = list[str]()
+async def recorded_by(connection: psycopg.AsyncConnection, *stream_ids: UUID) -> list[str]:
+    """The purpose of the one command that recorded the erasure in each instance, or its id if it is another command."""
+    commands = list[str]()
     for stream_id in stream_ids:
-        ((command_id,),) = await (await connection.execute(_TOLD, (stream_id,))).fetchall()
-        told.append(COMMAND if command_id == command_id_for(stream_id, COMMAND) else str(command_id))
-    return told
+        ((command_id,),) = await (await connection.execute(_RECORDED_BY, (stream_id,))).fetchall()
+        commands.append(COMMAND if command_id == command_id_for(stream_id, COMMAND) else str(command_id))
+    return commands

@@ -1,4 +1,4 @@
-"""An erasure that is cut off anywhere says what is done for good, and is completed by the next."""
+"""An interrupted erasure says what is done for good, and the next one completes it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.waiting import PATIENCE_S, until
 
 __all__ = ["steps_fixture", "world_fixture"]
 
-#: Of the time for which what is on its way is waited for.
+#: Part of the time for which an erasure waits for appends in transit.
 WAITED_S = 0.5
 
 ORDERED = (
@@ -44,7 +44,7 @@ _LOCKS = {
 }
 
 
-async def test_whoever_interrupts_an_erasure_is_told_that_the_key_is_gone_and_what_is_left_to_do(
+async def test_an_erasure_interrupted_after_destroying_the_key_reports_that_and_what_is_left_to_do(
     world: World, owner_conn: psycopg.AsyncConnection, tmp_path: Path
 ) -> None:
     words = ("audit", "erase-customer", "ada", "--also-live", "--yes")
@@ -67,7 +67,7 @@ async def test_whoever_interrupts_an_erasure_is_told_that_the_key_is_gone_and_wh
     assert (again.exit_code, "recorded in 3 of 3 instances" in again.stdout) == (0, True)
 
 
-async def test_whoever_interrupts_it_before_is_told_that_the_order_stands(
+async def test_an_erasure_interrupted_before_destroying_the_key_reports_that_its_order_stays_in_force(
     world: World, owner_conn: psycopg.AsyncConnection, tmp_path: Path
 ) -> None:
     words = ("audit", "erase-customer", "ada", "--also-live", "--yes")
@@ -91,19 +91,21 @@ async def test_whoever_interrupts_it_before_is_told_that_the_order_stands(
     assert ("acme", "ada") in world.file.erasures()
 
 
-async def test_whoever_interrupts_it_while_the_order_is_written_is_told_that_it_may_stand(world: World) -> None:
+async def test_an_erasure_interrupted_while_writing_its_order_reports_that_the_order_may_exist(
+    world: World,
+) -> None:
     command = [sys.executable, "-c", _INTERRUPTED, "audit", "erase-customer", "ada", "--also-live", "--yes"]
     process = await asyncio.create_subprocess_exec(
         *command, env=os.environ | world.environ, stderr=asyncio.subprocess.PIPE
     )
-    _, said = await process.communicate()
+    _, error_output = await process.communicate()
 
-    assert (process.returncode, said.decode()) == (130, f"hydracore: interrupted: {UNWRITTEN}\n")
+    assert (process.returncode, error_output.decode()) == (130, f"hydracore: interrupted: {UNWRITTEN}\n")
     assert await readable(world.url, world.ada[0], "ada") == [EMAIL, PROMPT]
     assert ("acme", "ada") in world.file.erasures()
 
 
-async def test_whoever_it_fails_for_is_told_how_far_it_came_and_the_next_goes_on_from_there(
+async def test_a_failed_erasure_reports_how_far_it_came_and_the_next_one_completes_it(
     world: World, owner_conn: psycopg.AsyncConnection
 ) -> None:
     failed = list[tuple[int, str]]()
@@ -124,7 +126,7 @@ async def test_whoever_it_fails_for_is_told_how_far_it_came_and_the_next_goes_on
     assert len(list(world.file.read())) == 1
 
 
-async def test_whoever_cannot_have_the_order_written_is_told_that_the_key_is_still_there(world: World) -> None:
+async def test_an_erasure_whose_order_cannot_be_written_reports_that_no_key_was_destroyed(world: World) -> None:
     world.file.append(
         [Erasure(tenant_id="acme", customer_id="eve", ordered_at=datetime(2026, 11, 25, tzinfo=UTC), by="test")]
     )
@@ -139,10 +141,10 @@ async def test_whoever_cannot_have_the_order_written_is_told_that_the_key_is_sti
     assert "key destroyed, recorded in 3 of 3 instances" in again.stdout
 
 
-async def test_what_others_than_we_say_of_a_stream_that_cannot_be_told_is_not_repeated(
+async def test_the_text_of_a_database_error_is_not_shown_for_a_stream_where_the_erasure_failed(
     world: World, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    """It may be of what an event says."""
+    """It may quote what an event says."""
     await owner_conn.execute("REVOKE UPDATE ON lane FROM hydracore_app")
 
     result = await asyncio.to_thread(world.erase, "--also-live", "--yes")
@@ -150,7 +152,7 @@ async def test_what_others_than_we_say_of_a_stream_that_cannot_be_told_is_not_re
     assert (result.exit_code, result.stderr.count("(InsufficientPrivilege)")) == (1, len(world.ada))
 
 
-async def test_a_store_that_goes_away_is_not_taken_for_a_broken_history(world: World) -> None:
+async def test_an_unavailable_store_is_not_taken_for_a_broken_history(world: World) -> None:
     async with open_store(world.url) as (closed, _):
         pass
     customer = await erasing.find_customer(world.pool, "ada", tenant_id=None)
@@ -163,10 +165,10 @@ async def test_a_store_that_goes_away_is_not_taken_for_a_broken_history(world: W
         await erasing.Eraser(world.pool, closed, world.file, **order).erase(customer, progress)
 
 
-async def test_an_order_that_is_written_down_is_on_the_disk_before_the_key_goes(
+async def test_an_order_already_in_the_file_is_synced_to_disk_before_the_key_is_destroyed(
     world: World, owner_conn: psycopg.AsyncConnection, steps: list[str]
 ) -> None:
-    """Whoever wrote it may have been killed before it was."""
+    """The process that wrote it may have been killed before it was synced."""
     order = Erasure(tenant_id="acme", customer_id="ada", ordered_at=datetime(2026, 11, 25, tzinfo=UTC), by="test")
     world.file.append([order])
     steps.clear()
@@ -178,7 +180,7 @@ async def test_an_order_that_is_written_down_is_on_the_disk_before_the_key_goes(
 
 
 @pytest.mark.parametrize("point", _LOCKS)
-async def test_an_erasure_that_is_killed_is_completed_by_the_next(
+async def test_a_killed_erasure_is_completed_by_the_next_one(
     world: World, owner_conn: psycopg.AsyncConnection, point: str
 ) -> None:
     async with await psycopg.AsyncConnection.connect(world.url) as holder:
@@ -192,7 +194,7 @@ async def test_an_erasure_that_is_killed_is_completed_by_the_next(
         await until(stopped)
         victim.kill()
         await victim.wait()
-        # What the server was asked for it may still do, once it can.
+        # The server may still execute what it was asked for, once the lock is released.
         assert ("acme", "ada") in world.file.erasures()
         kept = await (await owner_conn.execute(KEY)).fetchone()
         assert (kept == (None,)) == (point == "destroyed")
@@ -205,7 +207,7 @@ async def test_an_erasure_that_is_killed_is_completed_by_the_next(
         assert await last_event(world.url, stream_id) == "customer_erased"
 
 
-#: The command line, which does not wait for other processes' memory: there are none.
+#: The command line without the waits for the caches of other processes: there are none.
 _IMPATIENT = """
 from events import keys
 from hydracore.audit import erasing
@@ -215,7 +217,7 @@ keys.CACHE_S = erasing.APPEND_S = 0.0
 main()
 """
 
-#: The command line, which is interrupted while it waits for its file's disk. That takes until the work was cancelled and its loop is
+#: The command line, which is interrupted while it syncs its file to disk. The sync takes until the work was cancelled and the loop is
 #: being closed.
 _INTERRUPTED = """
 import os

@@ -1,4 +1,4 @@
-"""Exchanges that are sent one behind the other on a connection, before the last is answered."""
+"""Exchanges that are sent one after another on a connection, before the previous one is answered."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ async def overheard(database_url: str) -> AsyncGenerator[tuple[AsyncConnection, 
         await served.wait()
 
 
-async def test_the_next_is_sent_before_the_last_is_answered(database_url: str, owner_conn: AsyncConnection) -> None:
+async def test_the_next_exchange_is_sent_before_the_previous_one_is_answered(
+    database_url: str, owner_conn: AsyncConnection
+) -> None:
     async with overheard(database_url) as (connection, sent):
         await connection.execute("CREATE TEMPORARY TABLE noted (word text)")
         await owner_conn.execute("SELECT pg_advisory_lock(1)")
@@ -68,7 +70,7 @@ async def test_the_next_is_sent_before_the_last_is_answered(database_url: str, o
         assert await noted(connection) == ["first", "second"]
 
 
-async def test_each_is_a_transaction_of_its_own(connection: AsyncConnection) -> None:
+async def test_each_pipelined_exchange_is_a_separate_transaction(connection: AsyncConnection) -> None:
     words = (b"good", b"bad", b"better", b"bad", b"best")
 
     answers = await asyncio.gather(
@@ -82,7 +84,7 @@ async def test_each_is_a_transaction_of_its_own(connection: AsyncConnection) -> 
 
 
 def have_come(connection: AsyncConnection, count: int) -> None:
-    """Wait until so many answers are there, which the loop has no time to look at."""
+    """Block the event loop until so many answers have arrived, so that it has read none of them."""
     give_up_s = time.monotonic() + PATIENCE_S
     with socket.socket(fileno=os.dup(connection.pgconn.socket)) as there:
         while (
@@ -92,8 +94,8 @@ def have_come(connection: AsyncConnection, count: int) -> None:
             assert time.monotonic() < give_up_s
 
 
-async def test_large_ones_do_not_block_each_other(connection: AsyncConnection) -> None:
-    """More than fits into the buffers on the way, both ways."""
+async def test_large_exchanges_do_not_block_each_other(connection: AsyncConnection) -> None:
+    """They are larger than the network buffers in both directions."""
     words = [character * 20_000_000 for character in (b"a", b"b", b"c")]
 
     answers = await asyncio.gather(
@@ -103,10 +105,10 @@ async def test_large_ones_do_not_block_each_other(connection: AsyncConnection) -
     assert answers == [[[(word,)]] for word in words]
 
 
-async def test_whoever_sends_takes_in_no_answer_that_another_would_wait_for_for_ever(
+async def test_an_answer_that_arrives_while_another_exchange_is_sent_reaches_its_own_caller(
     connection: AsyncConnection,
 ) -> None:
-    """libpq reads what has come where it cannot send all at once."""
+    """libpq reads what has arrived when it cannot send everything at once."""
     first = asyncio.create_task(exchange(connection, [NUMBERS], pipelined=True))
     await asyncio.sleep(0)
     have_come(connection, 1)
@@ -115,7 +117,9 @@ async def test_whoever_sends_takes_in_no_answer_that_another_would_wait_for_for_
     assert await first == [[(b"1", b"1x"), (b"2", b"2x")]]
 
 
-async def test_what_is_prepared_anew_is_for_those_behind_it_too(connection: AsyncConnection) -> None:
+async def test_a_statement_that_is_prepared_again_also_serves_the_exchanges_sent_after_it(
+    connection: AsyncConnection,
+) -> None:
     await exchange(connection, [NUMBERS])
     await connection.execute("DEALLOCATE ALL")
 
@@ -124,15 +128,17 @@ async def test_what_is_prepared_anew_is_for_those_behind_it_too(connection: Asyn
     assert answers == [[[(b"1", b"1x"), (b"2", b"2x")]]] * 3
 
 
-async def test_a_command_of_psycopgs_waits_for_those_under_way(connection: AsyncConnection) -> None:
+async def test_a_command_of_psycopg_waits_for_the_exchanges_in_progress(connection: AsyncConnection) -> None:
     adding = [asyncio.create_task(exchange(connection, [Statement(ADD, (b"a",))], pipelined=True)) for _ in range(3)]
-    await asyncio.sleep(0)  # All of them are sent.
+    await asyncio.sleep(0)  # All of them are sent now.
 
     assert await noted(connection) == ["a", "a", "a"]
     await asyncio.gather(*adding)
 
 
-async def test_one_that_is_not_to_follow_waits(connection: AsyncConnection, owner_conn: AsyncConnection) -> None:
+async def test_an_exchange_without_pipelining_waits_for_the_one_before_it(
+    connection: AsyncConnection, owner_conn: AsyncConnection
+) -> None:
     await owner_conn.execute("SELECT pg_advisory_lock(1)")
     first = asyncio.create_task(exchange(connection, [WAIT]))
     await asyncio.sleep(0)
@@ -149,7 +155,7 @@ async def test_one_that_is_not_to_follow_waits(connection: AsyncConnection, owne
 
 
 @pytest.mark.parametrize("given_up", [0, 1])
-async def test_one_that_is_given_up_takes_the_connection_with_it_and_nobody_is_given_its_answers(
+async def test_a_cancelled_exchange_closes_the_connection_and_its_answers_reach_no_other_exchange(
     connection: AsyncConnection, owner_conn: AsyncConnection, given_up: int
 ) -> None:
     await owner_conn.execute("SELECT pg_advisory_lock(1)")
@@ -165,7 +171,7 @@ async def test_one_that_is_given_up_takes_the_connection_with_it_and_nobody_is_g
 
 
 @pytest.mark.parametrize("given_up", [0, 1])
-async def test_nobody_is_given_the_answers_of_one_that_is_given_up_as_they_come(
+async def test_answers_that_have_arrived_for_a_cancelled_exchange_reach_no_other_exchange(
     connection: AsyncConnection, given_up: int
 ) -> None:
     words = (b"a", b"b", b"c")
@@ -186,7 +192,7 @@ async def test_nobody_is_given_the_answers_of_one_that_is_given_up_as_they_come(
 
 
 @pytest.mark.parametrize("pipelined", [True, False])
-async def test_one_to_which_the_server_says_nothing_for_too_long_breaks_the_connection_off(
+async def test_an_exchange_that_is_not_answered_in_time_closes_the_connection(
     database_url: str, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch, *, pipelined: bool
 ) -> None:
     await owner_conn.execute("SELECT pg_advisory_lock(1)")
@@ -200,7 +206,7 @@ async def test_one_to_which_the_server_says_nothing_for_too_long_breaks_the_conn
         assert connection.closed
 
 
-async def test_they_leave_no_file_open(connection: AsyncConnection) -> None:
+async def test_pipelined_exchanges_leave_no_file_descriptors_open(connection: AsyncConnection) -> None:
     await exchange(connection, [NUMBERS])
     before = psutil.Process().num_fds()
 
@@ -210,7 +216,7 @@ async def test_they_leave_no_file_open(connection: AsyncConnection) -> None:
     assert psutil.Process().num_fds() == before
 
 
-async def test_one_that_is_given_up_alone_leaves_the_connection_as_it_was(
+async def test_cancelling_the_only_exchange_in_progress_leaves_the_connection_usable(
     connection: AsyncConnection, owner_conn: AsyncConnection
 ) -> None:
     await owner_conn.execute("SELECT pg_advisory_lock(1)")
@@ -230,37 +236,37 @@ async def test_one_that_is_given_up_alone_leaves_the_connection_as_it_was(
 
 
 async def find_it_dead_while_another_listens(database_url: str) -> None:
-    """libpq closes its socket as it is to send on a connection that is dead."""
+    """libpq closes its socket when it sends on a dead connection."""
     large = Statement(b"SELECT $1::text", (b"x" * 60_000,))
     async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
         listening = asyncio.create_task(exchange(connection, [WAIT], pipelined=True))
         await asyncio.sleep(0)
-        its_socket = connection.pgconn.socket
+        closed_descriptor = connection.pgconn.socket
 
         hang_up(connection)
-        # In the same turn of the loop, before anybody is told.
+        # In the same turn of the event loop, before the other exchange is notified.
         with pytest.raises(psycopg.OperationalError):
             exchange(connection, [large, large], pipelined=True).send(None)
 
-        # Whoever gets the number next is not taken for it.
+        # A socket that gets the same descriptor next is not taken for it.
         with socket.socket() as other:
-            assert other.fileno() == its_socket
+            assert other.fileno() == closed_descriptor
             with pytest.raises(psycopg.OperationalError):
                 await listening
         assert connection.closed
 
 
-async def test_one_that_finds_the_connection_dead_tells_those_who_listen(
+async def test_an_exchange_that_finds_the_connection_dead_fails_the_exchanges_that_wait_on_it(
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
     await owner_conn.execute("SELECT pg_advisory_lock(1)")
     await find_it_dead_while_another_listens(database_url)
 
 
-async def test_one_that_finds_the_connection_dead_does_not_take_its_process_along(
+async def test_an_exchange_that_finds_the_connection_dead_does_not_end_its_process(
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
-    """libuv ends a process that has it listen to what is closed by then."""
+    """libuv ends a process that makes it watch a descriptor that is already closed."""
     await owner_conn.execute("SELECT pg_advisory_lock(1)")
     scenario = find_it_dead_while_another_listens
     code = f"import sys, uvloop; from {__name__} import {scenario.__name__} as it; uvloop.run(it(sys.argv[1]))"
