@@ -1,4 +1,4 @@
-"""What followers are given of a lane: every event in its order, from any place on, and never past a gap."""
+"""What followers read of a lane: every event in order, from any position on, and never past a gap."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ async def running(database_url: str) -> None:
 
 
 async def read(connection: AsyncConnection, *, after: int, limit: int) -> tuple[list[LogEntry], bool]:
-    """What follows that number, and whether there may be more."""
+    """The entries after that number, and whether there may be more."""
     place = (LANE, after)
     found = await read_facts(connection, [place], [EVERYTHING], heads={LANE: HEAD}, limit=limit)
     assert not found.gaps
     return found.entries[place], place in found.full
 
 
-async def test_a_lane_is_read_in_order_and_in_pieces(owner_conn: AsyncConnection) -> None:
+async def test_a_lane_is_read_in_order_as_a_whole_and_in_pieces(owner_conn: AsyncConnection) -> None:
     everything, more = await read(owner_conn, after=0, limit=1_000)
     piece, more_than_piece = await read(owner_conn, after=2, limit=3)
     rest, more_than_rest = await read(owner_conn, after=5, limit=1_000)
@@ -46,7 +46,7 @@ async def test_a_lane_is_read_in_order_and_in_pieces(owner_conn: AsyncConnection
     assert (more, more_than_piece, more_than_rest) == (False, True, False)
 
 
-async def test_a_page_that_is_full_of_bytes_ends_with_what_fills_it_and_nothing_is_said_to_be_missing(
+async def test_a_page_that_reaches_its_byte_limit_ends_after_that_event_and_reports_no_gap(
     owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("events.pages.PAGE_BYTES", 1)
@@ -56,7 +56,9 @@ async def test_a_page_that_is_full_of_bytes_ends_with_what_fills_it_and_nothing_
     assert ([entry.seq for entry in piece], more) == ([3], True)
 
 
-async def test_places_share_the_bytes_of_a_page(owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_several_reading_positions_share_the_byte_limit_of_a_page(
+    owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weighed = await (await owner_conn.execute("SELECT sum(pg_column_size(payload)) FROM event")).fetchone()
     assert weighed is not None
     monkeypatch.setattr("events.pages.PAGE_BYTES", int(weighed[0]) + 1)
@@ -70,7 +72,7 @@ async def test_places_share_the_bytes_of_a_page(owner_conn: AsyncConnection, mon
     assert not found.gaps
 
 
-async def test_nothing_behind_a_hole_is_given(owner_conn: AsyncConnection) -> None:
+async def test_no_event_after_a_gap_is_returned(owner_conn: AsyncConnection) -> None:
     await owner_conn.execute("DELETE FROM event WHERE seq = 3")
 
     places = [(LANE, 0), (LANE, 2), (LANE, 3)]
@@ -95,7 +97,9 @@ async def test_nothing_behind_a_hole_is_given(owner_conn: AsyncConnection) -> No
         "UPDATE command SET event_count = event_count + 1 WHERE first_seq = (SELECT max(first_seq) FROM command)",
     ],
 )
-async def test_what_proves_that_there_is_no_hole_fails_at_one(owner_conn: AsyncConnection, damage: str) -> None:
+async def test_the_test_reader_that_checks_for_gaps_fails_at_a_missing_event_or_command(
+    owner_conn: AsyncConnection, damage: str
+) -> None:
     await owner_conn.execute(damage.encode())
 
     with pytest.raises(AssertionError, match=f"Lane {LANE} at "):

@@ -1,4 +1,4 @@
-"""A standby that takes over: what was acknowledged, and what goes on by itself."""
+"""A standby takes over: no acknowledged append is lost, and decisions and keys of a lost history are made again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["replicated_fixture"]
 COMMITTING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 
 
-async def test_no_append_is_acknowledged_that_the_standby_lacks(
+async def test_no_append_is_acknowledged_before_the_synchronous_standby_has_it(
     replicated: Replicated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_connection, "LATE_AFTER_S", 0.05)
@@ -71,7 +71,7 @@ async def test_a_change_that_was_decided_on_a_lost_history_is_decided_again(repl
     assert (state.version, state.agent_name, state.recipe_id) == (3, "of the new history", "written")
 
 
-async def test_the_key_of_what_is_sealed_as_a_standby_takes_over_is_not_lost(replicated: Replicated) -> None:
+async def test_the_key_of_a_text_sealed_during_a_failover_is_not_lost(replicated: Replicated) -> None:
     eve = {"tenant_id": "acme", "customer_id": "eve", "field": "system_prompt"}
     async with open_pool(replicated.database_url, role="hydracore_app", application="test", size=2) as pool:
         keyring, other = (Keyring(pool, master_keys=MasterKeys(bytes(32))) for _ in range(2))

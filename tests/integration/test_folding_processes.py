@@ -1,4 +1,4 @@
-"""Folding in processes where the machine has no room for all of them, or for what they need."""
+"""Folding in processes on a machine that lacks room for all of them, or for what they need."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def descriptors() -> list[int]:
 
 @contextmanager
 def room_for_descriptors(count: int) -> Generator[None]:
-    """This process may open so many more."""
+    """This process may open so many more descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with ExitStack() as stack:
-        # The lowest that is free is the next one: whatever is free among those that are open is taken first.
+        # The lowest free descriptor is used next, so the free ones below the highest open one are taken first.
         highest = max(descriptors())
         while (last := os.open(os.devnull, os.O_RDONLY)) <= highest:
             stack.callback(os.close, last)
@@ -48,14 +48,14 @@ def room_for_descriptors(count: int) -> Generator[None]:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-async def test_where_one_cannot_be_started_those_before_it_are_ended_and_nothing_stays_open() -> None:
+async def test_if_a_folding_process_cannot_start_the_others_are_ended_and_no_descriptor_stays_open() -> None:
     async def progress() -> Progress:
         return Progress(lanes=1, lanes_folded=0, events=1, events_folded=0)
 
     resource_tracker.ensure_running()
-    # What the tests before this one have left to the garbage, as the official client its connections, must not go meanwhile.
+    # Garbage of earlier tests, such as connections of the official client, must not be collected meanwhile.
     gc.collect()
-    # Whoever connects to it is never answered: a process that was started has no end of its own.
+    # It never answers a connection, so that a started process does not end by itself.
     with socket.create_server(("127.0.0.1", 0)) as silent, room_for_descriptors(ROOM):
         before = descriptors()
         fold = fold_in_processes(f"postgresql://127.0.0.1:{silent.getsockname()[1]}/x", workers=WORKERS)
@@ -63,12 +63,12 @@ async def test_where_one_cannot_be_started_those_before_it_are_ended_and_nothing
             await fold(InstanceProjection(), BUILD, progress)
         gc.collect()
 
-        # The tests themselves have others.
+        # The test run has other child processes.
         assert not [child for child in active_children() if child.name == "hydracore-fold"]
         assert len(descriptors()) == len(before)
 
 
-async def test_what_keeps_processes_from_folding_is_told_in_words() -> None:
+async def test_the_error_of_a_folding_process_is_reported_with_its_message() -> None:
     async def progress() -> Progress:
         return Progress(lanes=1, lanes_folded=0, events=1, events_folded=0)
 

@@ -1,4 +1,4 @@
-"""A followed projection: exact sums, each event once, whatever crashes and whoever helps."""
+"""A followed projection has exact sums, and processes each event once, however many followers share the work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.requests_to_log import open_store, requested
 from tests.usage_recorded import LAST_DAY, entry, lanes, record
 
 
-async def test_usage_of_each_day_is_summed_and_days_without_use_are_there(database_url: str) -> None:
+async def test_usage_is_summed_by_day_and_days_without_usage_are_included(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
         instance_id, ledger_id = await requested(store), uuid4()
         await record(store, instance_id, ledger_id, 1, entry(end_user="a"), entry(end_user="b", cost_usd="0.25"))
@@ -47,7 +47,7 @@ async def test_usage_of_each_day_is_summed_and_days_without_use_are_there(databa
 @pytest.mark.parametrize(
     ("zone", "last"), [("Africa/Cairo", date(2024, 4, 27)), ("America/Santiago", date(2024, 9, 10))]
 )
-async def test_days_are_there_in_zones_whose_clocks_change_at_midnight(
+async def test_no_day_is_missing_in_time_zones_whose_clocks_change_at_midnight(
     database_url: str, owner_conn: psycopg.AsyncConnection, zone: str, last: date
 ) -> None:
     name = sql.Identifier(owner_conn.info.dbname)
@@ -76,7 +76,7 @@ async def test_a_batch_that_the_agent_sends_twice_counts_once(database_url: str)
         assert report.days[0].requests == 1
 
 
-async def test_no_sum_of_many_entries_is_too_much_for_its_column(database_url: str) -> None:
+async def test_sums_of_usage_are_capped_at_what_their_columns_hold(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
         instance_id, ledger_id = await requested(store), uuid4()
         follower = Follower(pool, UsageDaily())
@@ -93,7 +93,7 @@ async def test_no_sum_of_many_entries_is_too_much_for_its_column(database_url: s
         assert (await compared(database_url, UsageDaily())).drifted == 0
 
 
-async def test_several_followers_share_the_lanes_and_take_each_event_once(database_url: str) -> None:
+async def test_several_followers_share_the_lanes_and_process_each_event_once(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
         ids = [await requested(store, customer_id=f"customer-{n}") for n in range(30)]
         followers = [Follower(pool, UsageDaily()) for _ in range(3)]
@@ -118,7 +118,7 @@ async def test_several_followers_share_the_lanes_and_take_each_event_once(databa
             assert report.days[0].requests == 3
 
 
-async def test_a_projection_that_is_far_behind_catches_up_beside_those_that_are_not(database_url: str) -> None:
+async def test_a_projection_that_is_far_behind_catches_up_beside_projections_that_are_not(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
         await write_lives(store, count=8)
         ahead = Follower(pool, Fleet(), Activity())
@@ -141,9 +141,9 @@ async def test_a_projection_that_is_far_behind_catches_up_beside_those_that_are_
 @pytest.mark.parametrize(
     "small",
     [{"projections.follower.BATCH_MAX": 2, "projections.follower.LANE_BATCH_MIN": 2}, {"events.pages.PAGE_BYTES": 1}],
-    ids=["full of events", "full of bytes"],
+    ids=["limited by events", "limited by bytes"],
 )
-async def test_one_look_takes_all_that_is_new_however_many_pages_that_is(
+async def test_catching_up_reads_all_new_events_however_many_pages_they_fill(
     database_url: str, monkeypatch: pytest.MonkeyPatch, small: dict[str, int]
 ) -> None:
     for limit, value in small.items():

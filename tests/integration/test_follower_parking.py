@@ -1,4 +1,4 @@
-"""A followed projection that cannot take an event: its lane is parked right before that event, and nothing else stops."""
+"""A followed projection that cannot process an event: its lane is parked right before that event, and nothing else stops."""
 
 from __future__ import annotations
 
@@ -41,19 +41,21 @@ class Broken(UsageDaily):
     ("statement", "error"),
     [
         ("SELECT 1 / 0", "DivisionByZero"),
-        # Such as a row that no index has room for: operational, and it fails the same way every time.
+        # As for a row that is too large for an index: an operational error that happens every time.
         ("DO $$ BEGIN RAISE EXCEPTION 'too long' USING ERRCODE = '54000'; END $$", "ProgramLimitExceeded"),
     ],
 )
-async def test_a_projection_that_is_parked_stops_no_other(database_url: str, statement: str, error: str) -> None:
+async def test_a_parked_projection_does_not_stop_other_projections(
+    database_url: str, statement: str, error: str
+) -> None:
     following = open_pool(database_url, role="hydracore_app", application="following", size=2)
     async with open_store(database_url) as (store, pool), following as both:
         ids = [await requested(store, customer_id=f"customer-{n}") for n in range(10)]
         for instance_id in ids:
             await record(store, instance_id, instance_id, 1, entry())
         await write_lives(store, count=4)
-        # Where psycopg has prepared something itself, a rollback of its has the server forget all that is prepared. So on both: a
-        # batch that fails is taken apart on the other connection.
+        # Where psycopg has prepared a statement itself, its rollback deallocates all prepared statements. So on both connections: a
+        # batch that fails is retried in parts on the other connection.
         async with both.connection() as one, both.connection() as other:
             for connection in (one, other):
                 await exchange(connection, [checkpoint.move([])])
@@ -80,9 +82,9 @@ async def test_a_projection_that_is_parked_stops_no_other(database_url: str, sta
             "ValidationError",
         ),
     ],
-    ids=["of a newer version", "of no shape that was ever written"],
+    ids=["of a newer version", "of a shape that was never written"],
 )
-async def test_an_event_that_cannot_be_read_parks_only_those_who_want_to_know_what_it_says(
+async def test_an_unreadable_event_parks_only_projections_that_read_its_payload(
     database_url: str, owner_conn: psycopg.AsyncConnection, damage: str, error: str
 ) -> None:
     async with open_store(database_url) as (store, pool):
@@ -102,7 +104,7 @@ async def test_an_event_that_cannot_be_read_parks_only_those_who_want_to_know_wh
 
 
 class Unlucky(Broken):
-    """Loses two races besides, once it is known that not all of a batch can be taken."""
+    """Also loses two races, after a batch as a whole has failed."""
 
     def __init__(self, refused: UUID, unlucky: UUID) -> None:
         super().__init__(refused, "SELECT 1 / 0")
@@ -116,7 +118,7 @@ class Unlucky(Broken):
         return await super().changes(read, facts)
 
 
-async def test_what_passes_by_itself_parks_no_lane(database_url: str) -> None:
+async def test_a_temporary_failure_parks_no_lane(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
         refused, unlucky = [await requested(store, customer_id=f"customer-{n}") for n in range(2)]
         for instance_id in (refused, unlucky):
@@ -135,7 +137,7 @@ async def test_what_passes_by_itself_parks_no_lane(database_url: str) -> None:
 
 
 class Fussy(UsageDaily):
-    """Cannot take one instance's events."""
+    """Cannot process one instance's events."""
 
     def __init__(self, refused: UUID) -> None:
         self._refused = refused
@@ -146,7 +148,7 @@ class Fussy(UsageDaily):
         return await super().changes(read, facts)
 
 
-async def test_an_event_that_cannot_be_taken_parks_its_lane_and_no_other(
+async def test_an_event_that_a_projection_cannot_process_parks_its_lane_and_no_other(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
@@ -157,7 +159,7 @@ async def test_an_event_that_cannot_be_taken_parks_its_lane_and_no_other(
         fussy = Follower(pool, Fussy(refused))
         await fussy.create_checkpoints()
 
-        with capture_logs() as said:
+        with capture_logs() as lines:
             await fussy.catch_up()
 
         parked = {lane: error for lane, (_, error) in (await lanes(pool, "usage_daily")).items() if error is not None}
@@ -165,21 +167,23 @@ async def test_an_event_that_cannot_be_taken_parks_its_lane_and_no_other(
         place = "SELECT lane, seq FROM event WHERE stream_id = %s AND type = 'usage_recorded'"
         ((lane, seq),) = await (await owner_conn.execute(place, (refused,))).fetchall()
         facts = {"follower": "usage_daily", "lane": lane, "seq": seq, "error": "ValueError"}
-        alarms = [line for line in said if line["event"] == "event_refused"]
-        assert alarms == [{"event": "event_refused", "log_level": "error", **facts}], "and nothing that the event says"
+        alarms = [line for line in lines if line["event"] == "event_refused"]
+        assert alarms == [{"event": "event_refused", "log_level": "error", **facts}], (
+            "without anything that the event says"
+        )
         healthy = [one for one in ids if one.bytes[15] & 63 != refused.bytes[15] & 63]
         for instance_id in healthy:
             report = await usage_report(pool, instance_id, last=LAST_DAY, days=1)
             assert report.days[0].requests == 1
 
-        # Once the code is mended and the pause is over, the lane goes on where it stood.
+        # Once the code is repaired and the pause is over, the lane continues where it was.
         await owner_conn.execute("UPDATE checkpoint SET parked_until = now() WHERE parked_until IS NOT NULL")
         await Follower(pool, UsageDaily()).catch_up()
         report = await usage_report(pool, refused, last=LAST_DAY, days=1)
         assert report.days[0].requests == 1
 
 
-async def test_a_lane_that_lacks_an_event_is_parked_right_before_it_with_one_alarm(
+async def test_a_lane_with_a_gap_is_parked_right_before_the_gap_with_one_alarm(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
@@ -193,12 +197,12 @@ async def test_a_lane_that_lacks_an_event_is_parked_right_before_it_with_one_ala
         follower = Follower(pool, UsageDaily(), Activity())
         await follower.create_checkpoints()
 
-        with capture_logs() as said:
+        with capture_logs() as lines:
             await follower.catch_up()
             assert await follower.catch_up() == 0
 
         gap = f"Lane {lane} at 3: the next event is 4"
-        alarms = [line for line in said if line["event"] == "log_corrupted"]
+        alarms = [line for line in lines if line["event"] == "log_corrupted"]
         assert alarms == [{"event": "log_corrupted", "log_level": "critical", "lane": lane, "error": gap}]
         for name in ("usage_daily", "activity"):
             behind = {lane: one for lane, one in (await lanes(pool, name)).items() if one != (0, None)}

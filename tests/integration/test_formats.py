@@ -1,4 +1,4 @@
-"""What a database has set for others, of how values are written and read, changes nothing here."""
+"""Settings of the database for the input and output format of values change nothing."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ COMMANDS = (
 
 @pytest.fixture(params=FORMATS)
 async def database_with_formats(request: pytest.FixtureRequest, database_url: str, owner_conn: AsyncConnection) -> str:
-    await have(owner_conn, request.param, FORMATS[request.param])
+    await set_format(owner_conn, request.param, FORMATS[request.param])
     return database_url
 
 
-async def have(connection: AsyncConnection, name: str, value: str) -> None:
-    """Have the database write or read so from the next session on."""
+async def set_format(connection: AsyncConnection, name: str, value: str) -> None:
+    """Set this for the database, from the next session on."""
     alter = sql.SQL("ALTER DATABASE {} SET {} = {}")
     database = sql.Identifier(connection.info.dbname)
     await connection.execute(alter.format(database, sql.Identifier(name), sql.Literal(value)))
 
 
-async def test_an_instance_lives_and_goes_whatever_formats_others_have(
+async def test_an_instance_s_whole_life_works_whatever_formats_the_database_sets(
     database_with_formats: str, owner_conn: AsyncConnection
 ) -> None:
     async with open_store(database_with_formats) as (store, pool), open_store(database_with_formats) as (other, _):
@@ -79,10 +79,12 @@ async def test_an_instance_lives_and_goes_whatever_formats_others_have(
 
 
 @pytest.mark.parametrize("role", ["hydracore_app", ""])
-async def test_commands_work_whatever_formats_others_have(world: World, owner_conn: AsyncConnection, role: str) -> None:
+async def test_commands_work_whatever_formats_the_database_sets(
+    world: World, owner_conn: AsyncConnection, role: str
+) -> None:
     await follow_all(world.pool)
     for name, value in {**FORMATS, "client_encoding": "LATIN1"}.items():
-        await have(owner_conn, name, value)
+        await set_format(owner_conn, name, value)
 
     for words in COMMANDS:
         done = await asyncio.to_thread(world.run, *words.split(), HYDRACORE_DATABASE_ROLE=role)

@@ -1,4 +1,4 @@
-"""Appends that share a commit: each has its own result, and what did not land leaves no trace in any read table."""
+"""Appends that share a commit: each has its own result, and a refused one leaves no trace in any read table."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from tests.waiting import until
 #: Longer than any test.
 LONG_S = 600.0
 
-#: Instances that are asked for beside those that a test is about: innocents, who must not notice anything.
-CROWD = [f"innocent-{number}" for number in range(8)]
+#: Customers of instances that are requested beside those that a test is about, and must not be affected.
+CROWD = [f"bystander-{number}" for number in range(8)]
 
 
 @pytest.fixture
@@ -64,30 +64,30 @@ async def rows_of(connection: AsyncConnection, stream_id: UUID) -> dict[str, lis
 
 
 async def beside_a_crowd(store: EventStore, *odd: Any) -> list[Any]:
-    """What becomes of `odd` when it is awaited at once with a crowd of instances that all land."""
+    """The results of `odd` when awaited at once with a crowd of requests, which must all succeed."""
     half = len(CROWD) // 2
     crowd = [create(store, one) for one in CROWD]
     answers = await asyncio.gather(*crowd[:half], *odd, *crowd[half:], return_exceptions=True)
-    innocent = answers[:half] + answers[half + len(odd) :]
-    assert [type(answer) for answer in innocent] == [Outcome] * len(CROWD)
+    bystanders = answers[:half] + answers[half + len(odd) :]
+    assert [type(answer) for answer in bystanders] == [Outcome] * len(CROWD)
     return answers[half : half + len(odd)]
 
 
 async def test_appends_that_come_together_share_commits(database_url: str, owner_conn: AsyncConnection) -> None:
-    told: list[dict[int, int]] = []
+    commits: list[dict[int, int]] = []
     async with open_store(database_url) as (_, pool):
-        store = EventStore(pool, inline=inline_projections(), on_commit=told.append)
+        store = EventStore(pool, inline=inline_projections(), on_commit=commits.append)
         customers = [f"c{number}" for number in range(3 * BATCH_MAX)]
 
         await asyncio.gather(*(create(store, one) for one in customers))
 
     log = await check_log(owner_conn)
     assert log.versions == {instance_id(one): 1 for one in customers}
-    assert len(told) < len(customers) / 8
+    assert len(commits) < len(customers) / 8
     assert len({command["recorded_at"] for command in log.commands.values()}) < len(customers)
 
 
-async def test_those_who_wait_for_a_flush_go_in_the_order_in_which_they_came(
+async def test_appends_that_wait_for_a_flush_keep_their_order(
     store: EventStore, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(committer, "BATCH_MAX", 1)
@@ -130,9 +130,9 @@ async def test_a_lost_race_a_repeat_and_a_taken_address_do_not_disturb_the_other
 @pytest.mark.parametrize(
     "unstorable",
     [{"agent_name": "a\0b"}, {"agent_name": "\ud800"}, {"idempotency_key": "".join(map(chr, range(0x4E00, 0x5E00)))}],
-    ids=["a NUL character", "half a character", "too long for an index"],
+    ids=["a NUL character", "half a surrogate pair", "too long for an index"],
 )
-async def test_what_no_log_can_store_is_refused_alone(
+async def test_a_value_that_cannot_be_stored_is_refused_without_affecting_other_appends(
     store: EventStore, owner_conn: AsyncConnection, unstorable: dict[str, str]
 ) -> None:
     (refused,) = await beside_a_crowd(store, create(store, "odd", **unstorable))
@@ -142,7 +142,7 @@ async def test_what_no_log_can_store_is_refused_alone(
     assert not any((await rows_of(owner_conn, instance_id("odd"))).values())
 
 
-async def test_the_store_goes_on_after_an_append_that_could_not_be_encoded(store: EventStore) -> None:
+async def test_the_store_continues_after_an_append_that_could_not_be_encoded(store: EventStore) -> None:
     first = asyncio.create_task(create(store, "odd", agent_name="\ud800"))
     second = asyncio.create_task(create(store, "odder", agent_name="\udfff"))
     third = asyncio.create_task(create(store, "ada"))
@@ -152,7 +152,7 @@ async def test_the_store_goes_on_after_an_append_that_could_not_be_encoded(store
     assert [type(answer) for answer in answers] == [Rejected, Rejected, Outcome]
 
 
-async def test_two_commands_for_one_instance_at_once_both_land(store: EventStore) -> None:
+async def test_two_concurrent_commands_for_one_instance_are_both_applied(store: EventStore) -> None:
     await create(store, "ada")
     ada = instance_id("ada")
 
@@ -164,7 +164,9 @@ async def test_two_commands_for_one_instance_at_once_both_land(store: EventStore
     assert (state.version, state.consent_debug_access, state.agent_name) == (3, True, "Ada's")
 
 
-async def test_of_many_who_want_one_address_one_gets_it(store: EventStore, owner_conn: AsyncConnection) -> None:
+async def test_exactly_one_of_many_concurrent_reservations_of_an_address_succeeds(
+    store: EventStore, owner_conn: AsyncConnection
+) -> None:
     customers = [f"{number}" for number in range(12)]
     await asyncio.gather(*(create(store, one) for one in customers))
 
@@ -179,7 +181,7 @@ async def test_of_many_who_want_one_address_one_gets_it(store: EventStore, owner
     assert held == [(instance_id(winners[0]),)]
 
 
-async def test_an_address_that_was_released_can_be_taken_by_another(
+async def test_a_released_address_can_be_reserved_by_another_instance(
     store: EventStore, owner_conn: AsyncConnection
 ) -> None:
     await create(store, "1")
@@ -198,7 +200,7 @@ async def test_an_address_that_was_released_can_be_taken_by_another(
     assert held == [(instance_id("1"), False), (instance_id("2"), True)]
 
 
-async def test_batches_that_want_the_same_addresses_in_another_order_do_not_deadlock(
+async def test_batches_that_reserve_the_same_addresses_in_different_orders_do_not_deadlock(
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
     addresses = ["10.64.1.1", "10.64.1.2", "10.64.1.3"]
@@ -209,7 +211,7 @@ async def test_batches_that_want_the_same_addresses_in_another_order_do_not_dead
             for customer in customers:
                 await create(store, customer)
 
-        # Somebody has the middle one for a moment, so that both batches come to a halt half way.
+        # Another transaction holds the middle one for a moment, so that both batches stop half way.
         async with await AsyncConnection.connect(database_url) as holder:
             await holder.execute(
                 "INSERT INTO reservation (kind, value, instance_id, version, reserved_at)"
@@ -238,11 +240,11 @@ async def waiting_for_locks(connection: AsyncConnection, count: int) -> bool:
 
 
 @pytest.mark.parametrize("known_to_be_empty", [False, True])
-async def test_an_append_reads_neither_a_table_nor_a_lane_from_end_to_end(
+async def test_an_append_scans_neither_a_whole_table_nor_a_whole_lane(
     database_url: str, owner_conn: AsyncConnection, *, known_to_be_empty: bool
 ) -> None:
     if known_to_be_empty:
-        # Of a table of which nothing is known the server expects ten pages.
+        # For a table without statistics the server expects ten pages.
         await owner_conn.execute("VACUUM ANALYZE command, lane, stream")
     await fill(database_url)
 
@@ -254,43 +256,43 @@ async def test_an_append_reads_neither_a_table_nor_a_lane_from_end_to_end(
     read = await owner_conn.execute(
         "SELECT sum(idx_tup_read) <= 2 * (SELECT count(*) FROM command) FROM pg_stat_user_indexes WHERE relname = 'command'"
     )
-    assert await read.fetchone() == (True,), "itself, were it repeated, and the last one of its lane"
+    assert await read.fetchone() == (True,), "the command itself, in case it is a repeat, and the last one of its lane"
 
 
-async def test_an_append_writes_over_no_row_but_its_instance_s(database_url: str, owner_conn: AsyncConnection) -> None:
+async def test_an_append_updates_no_rows_except_those_of_its_instance(
+    database_url: str, owner_conn: AsyncConnection
+) -> None:
     await fill(database_url)
 
-    # The row before is there for as long as any transaction is open that began before, and whoever looks for the row passes by.
-    written_over = await owner_conn.execute(
-        "SELECT relname FROM pg_stat_user_tables WHERE n_tup_upd > 0 ORDER BY relname"
-    )
-    assert await written_over.fetchall() == [("instance",), ("stream",)]
+    # An old version of a row stays while an older transaction is open, and every read of the row has to pass it.
+    updated = await owner_conn.execute("SELECT relname FROM pg_stat_user_tables WHERE n_tup_upd > 0 ORDER BY relname")
+    assert await updated.fetchall() == [("instance",), ("stream",)]
 
 
 async def fill(database_url: str) -> None:
-    """Instances one after the other on one connection, so that its plans are made while the tables are still empty."""
+    """Create instances one after another on one connection, so that its plans are made while the tables are still empty."""
     async with open_pool(database_url, role="hydracore_app", application="test", size=1) as pool:
         store = EventStore(pool, inline=inline_projections())
         for number in range(40):
             await create(store, f"{number}")
             await plan(store, f"{number}")
         await store.close()
-        # The server counts when a connection has been idle for a moment; asking it on that connection makes it count.
+        # The server counts once a connection has been idle for a moment, or when asked to on that connection.
         async with pool.connection() as connection:
             await connection.execute("SELECT pg_stat_force_next_flush()")
 
 
-async def test_nobody_who_is_tried_alone_waits_for_a_lane_that_is_not_theirs(
+async def test_an_append_that_is_retried_alone_does_not_wait_for_another_lane(
     store: EventStore, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Whoever waits for a lock does not make way by giving up.
+    # So that no append that waits for a lock gives up.
     monkeypatch.setattr(committer, "LOCK_S_MAX", LONG_S)
     monkeypatch.setattr("events.batch.TRANSACTION_S_MAX", LONG_S)
     held, same, other = in_one_lane_and_another()
     async with owner_conn.transaction():
         await owner_conn.execute("SELECT FROM lane WHERE lane = %s FOR UPDATE", (lane_of(instance_id(held)),))
 
-        # One batch, which fails as a whole; the last of it are tried first, and wait.
+        # One batch, which fails as a whole. Then its last appends are retried first, and wait.
         found, odd, *waiting = (
             asyncio.create_task(creating)
             for creating in (

@@ -1,4 +1,4 @@
-"""What watches the heads lives through whatever becomes of Redis, and ends when it is told to."""
+"""The head watcher survives any failure of Redis, and ends when it is cancelled."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ from workers.head_watcher import HeadWatcher, wait_for_events
 #: Longer than any test.
 LONG_S = 600.0
 
-#: Enough of them for each way in which a connection can go.
+#: Enough connections for each way in which one can break.
 CONNECTIONS = 200
 
 
-def test_a_redis_that_goes_as_it_is_reached_ends_nothing(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_redis_that_resets_connections_does_not_end_the_head_watcher(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(head_watcher, "RECOVER_S", 0)
     accepted = 0
 
@@ -35,7 +37,7 @@ def test_a_redis_that_goes_as_it_is_reached_ends_nothing(database_url: str, monk
         with suppress(OSError):
             while True:
                 connection, _ = server.accept()
-                # Closed like this, it is reset, as by a server that is killed.
+                # Closed like this, the connection is reset, as by a killed server.
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 connection.close()
                 accepted += 1
@@ -46,7 +48,7 @@ def test_a_redis_that_goes_as_it_is_reached_ends_nothing(database_url: str, monk
             await until(lambda: accepted > CONNECTIONS or running.done())
             assert not running.done(), running.exception()
             running.cancel()
-            # Also in the middle of a connection that goes.
+            # Also while a connection is being reset.
             await asyncio.wait((running,), timeout=PATIENCE_S)
             assert running.cancelled()
 
@@ -55,7 +57,7 @@ def test_a_redis_that_goes_as_it_is_reached_ends_nothing(database_url: str, monk
         uvloop.run(look(server.getsockname()[1]))
 
 
-async def test_a_message_tells_once_those_who_follow(
+async def test_a_message_wakes_the_waiting_followers_once(
     database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head_watcher, "POLL_S", LONG_S)
@@ -63,21 +65,21 @@ async def test_a_message_tells_once_those_who_follow(
         watcher = HeadWatcher(pool, redis)
         first = watcher.new_events
         running = asyncio.create_task(watcher.run())
-        # What it finds as it begins. It does not look again.
+        # The watcher looks once as it begins. It does not look again.
         await until(first.is_set)
         moved = watcher.new_events
         assert not moved.is_set()
 
-        # Until one comes as it listens already.
+        # Repeated until the watcher listens.
         await until(lambda: redis.publish(CHANNEL, b"{}"))
 
         await until(moved.is_set)
-        assert not watcher.new_events.is_set(), "the next who wait wait for the next move"
+        assert not watcher.new_events.is_set(), "later waits are for the next move"
         running.cancel()
         await asyncio.wait([running])
 
 
-async def test_a_move_of_which_no_message_tells_is_seen_all_the_same(
+async def test_new_events_are_noticed_without_a_message_from_redis(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head_watcher, "POLL_S", 0.01)
@@ -96,8 +98,8 @@ async def test_a_move_of_which_no_message_tells_is_seen_all_the_same(
         await asyncio.wait([running])
 
 
-async def test_nobody_rests_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another process may have died that had leased a lane."""
+async def test_a_wait_for_events_ends_after_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process that had leased a lane may have died."""
     monkeypatch.setattr(head_watcher, "WAIT_S_MAX", 0.01)
 
     async with asyncio.timeout(PATIENCE_S):
