@@ -1,4 +1,4 @@
-"""What is made of heartbeats and of their absence: health gets better only where an agent was heard."""
+"""Health as judged by heartbeats and their absence: it improves only when a heartbeat was received."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RUNNING = (
 
 
 class Watched(NamedTuple):
-    """A running instance, the database of which is ours to change."""
+    """A running instance whose database the test may change."""
 
     deps: Deps
     owner_conn: psycopg.AsyncConnection
@@ -44,14 +44,14 @@ class Watched(NamedTuple):
         )
 
     async def listening(self, *, since_s: float, until_s: float = 0) -> None:
-        """Somebody has listened from so many seconds ago until so many seconds ago."""
+        """Heartbeats could be received from so many seconds ago until so many seconds ago."""
         await self.owner_conn.execute(
             "INSERT INTO hearing (since, until) SELECT now() - %s * interval '1 s', now() - %s * interval '1 s'",
             (since_s, until_s),
         )
 
     async def checked(self) -> str | None:
-        """The health after a look for changes, and one at the instance, which must agree."""
+        """The health after a search for changed instances and a check of this one, which must agree."""
         before = await self._health()
         settings = self.deps.settings
         limits = {"late_s": settings.heartbeat_late_s, "lost_s": settings.heartbeat_lost_s, "limit": HEALTH_MAX}
@@ -75,7 +75,7 @@ async def watched(stack: Stack, database_url: str, owner_conn: psycopg.AsyncConn
 
 
 @pytest.mark.parametrize("found", ["late", "unreachable"])
-async def test_an_outage_of_ours_makes_no_silent_agent_well(watched: Watched, found: Health) -> None:
+async def test_an_outage_of_the_api_does_not_make_a_silent_agent_healthy(watched: Watched, found: Health) -> None:
     await watched.was_found(found)
     await watched.heard(ago_s=1000)
     await watched.listening(since_s=1)
@@ -87,7 +87,7 @@ async def test_an_outage_of_ours_makes_no_silent_agent_well(watched: Watched, fo
     assert await watched.checked() == "healthy"
 
 
-async def test_the_end_of_listening_makes_no_silent_agent_less_silent(watched: Watched) -> None:
+async def test_an_unreachable_agent_stays_unreachable_when_heartbeats_are_no_longer_received(watched: Watched) -> None:
     await watched.was_found("unreachable")
     await watched.heard(ago_s=100)
     await watched.listening(since_s=1000, until_s=16)
@@ -95,7 +95,7 @@ async def test_the_end_of_listening_makes_no_silent_agent_less_silent(watched: W
     assert await watched.checked() == "unreachable"
 
 
-async def test_silence_after_an_outage_of_ours_is_counted_anew(watched: Watched) -> None:
+async def test_silence_is_counted_anew_after_an_outage_of_the_api(watched: Watched) -> None:
     await watched.was_found("late")
     await watched.heard(ago_s=1000)
     await watched.listening(since_s=91)
@@ -103,14 +103,14 @@ async def test_silence_after_an_outage_of_ours_is_counted_anew(watched: Watched)
     assert await watched.checked() == "unreachable"
 
 
-async def test_an_agent_that_was_heard_before_a_clock_went_back_is_not_taken_to_be_well(watched: Watched) -> None:
+async def test_an_agent_whose_last_heartbeat_is_in_the_future_is_not_taken_for_healthy(watched: Watched) -> None:
     await watched.was_found("unreachable")
     await watched.heard(ago_s=-3600)
 
     assert await watched.checked() == "unreachable"
 
 
-async def test_an_agent_that_was_heard_once_and_no_more_is_late_before_it_is_unreachable(watched: Watched) -> None:
+async def test_an_unreachable_agent_whose_latest_heartbeat_is_late_becomes_late(watched: Watched) -> None:
     await watched.was_found("unreachable")
     await watched.heard(ago_s=50)
     await watched.listening(since_s=1000)
@@ -118,7 +118,7 @@ async def test_an_agent_that_was_heard_once_and_no_more_is_late_before_it_is_unr
     assert await watched.checked() == "late"
 
 
-async def test_an_agent_that_is_new_and_heard_is_well_then_late_and_then_unreachable(watched: Watched) -> None:
+async def test_a_new_agent_is_healthy_then_late_then_unreachable_as_its_silence_grows(watched: Watched) -> None:
     for command in RUNNING:
         await watched.deps.store.execute(ADA, command, watched.deps.origin(ADA))
     await watched.listening(since_s=1000)
@@ -131,7 +131,7 @@ async def test_an_agent_that_is_new_and_heard_is_well_then_late_and_then_unreach
     assert found == ["healthy", "healthy", "late", "late", "unreachable"]
 
 
-async def test_nobody_looks_after_the_health_of_what_is_being_deleted(watched: Watched) -> None:
+async def test_the_health_of_an_instance_being_deleted_is_not_updated(watched: Watched) -> None:
     await watched.was_found("late")
     await watched.heard(ago_s=1000)
     await watched.listening(since_s=1000)

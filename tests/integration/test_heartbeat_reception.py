@@ -1,4 +1,4 @@
-"""An agent's silence counts only while somebody would have heard it."""
+"""An agent's silence counts only while its heartbeats could be received."""
 
 import asyncio
 from uuid import UUID
@@ -33,14 +33,14 @@ async def silence(connection: psycopg.AsyncConnection) -> float:
 
 
 async def heard(connection: psycopg.AsyncConnection, *, since_s: int, until_s: int) -> None:
-    """Somebody listened from so many seconds ago until so many seconds ago."""
+    """Heartbeats could be received from so many seconds ago until so many seconds ago."""
     await connection.execute("DELETE FROM hearing")
     statement = "INSERT INTO hearing (since, until) SELECT now() - %s * interval '1 s', now() - %s * interval '1 s'"
     await connection.execute(statement, (since_s, until_s))
 
 
 @pytest.mark.usefixtures("silent_for_100_s")
-async def test_silence_is_counted_while_somebody_listens(owner_conn: psycopg.AsyncConnection) -> None:
+async def test_silence_is_counted_only_while_heartbeats_can_be_received(owner_conn: psycopg.AsyncConnection) -> None:
     assert await silence(owner_conn) >= 100
 
     await heard(owner_conn, since_s=1000, until_s=5)
@@ -51,7 +51,9 @@ async def test_silence_is_counted_while_somebody_listens(owner_conn: psycopg.Asy
 
 
 @pytest.mark.usefixtures("silent_for_100_s")
-async def test_an_outage_of_ours_is_nobody_s_silence(owner_conn: psycopg.AsyncConnection, database_url: str) -> None:
+async def test_an_outage_of_the_api_does_not_count_as_silence_of_agents(
+    owner_conn: psycopg.AsyncConnection, database_url: str
+) -> None:
     await heard(owner_conn, since_s=1000, until_s=90)
 
     during = await silence(owner_conn)
@@ -65,7 +67,7 @@ async def test_an_outage_of_ours_is_nobody_s_silence(owner_conn: psycopg.AsyncCo
 
 
 @pytest.mark.usefixtures("silent_for_100_s")
-async def test_whatever_keeps_us_from_saying_that_we_hear_we_go_on_trying(
+async def test_recording_that_heartbeats_are_received_is_retried_after_a_database_error(
     owner_conn: psycopg.AsyncConnection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heartbeat_reception, "RECORD_INTERVAL_S", 0.02)
@@ -73,14 +75,14 @@ async def test_whatever_keeps_us_from_saying_that_we_hear_we_go_on_trying(
     await owner_conn.execute("REVOKE INSERT ON hearing FROM hydracore_app")
 
     async with open_pool(database_url, role="hydracore_app", application="test", size=1) as pool:
-        with capture_logs() as said:
+        with capture_logs() as lines:
             listening = asyncio.create_task(heartbeat_reception.keep_recording(pool))
-            await until(lambda: said)
+            await until(lambda: lines)
             await owner_conn.execute("GRANT INSERT ON hearing TO hydracore_app")
             await until(lambda: _is_anew(owner_conn))
         listening.cancel()
 
-    assert {line["event"] for line in said} == {"heartbeats_not_heard"}
+    assert {line["event"] for line in lines} == {"heartbeats_not_heard"}
 
 
 async def _is_anew(connection: psycopg.AsyncConnection) -> bool:

@@ -1,4 +1,4 @@
-"""Answers to the Hetzner driver that are larger than any of the provider's: read to a limit, and never unpacked."""
+"""Answers to the Hetzner driver that are larger than any of the provider's: they are read up to a limit, and never decompressed."""
 
 import gzip
 from collections.abc import AsyncGenerator
@@ -17,7 +17,7 @@ from workers.providers.hetzner_http import ANSWER_BYTES_MAX
 HERE = {"installation": "hydracore"}
 
 
-#: An answer to either question.
+#: An answer to a list as well as to a deletion.
 ANSWER = {
     "servers": [],
     "meta": {"pagination": {"page": 1, "next_page": None, "last_page": 1, "total_entries": 0}},
@@ -26,7 +26,7 @@ ANSWER = {
 
 
 def answer_of(size: int) -> bytes:
-    """As large as this for what nobody reads in it."""
+    """The answer, padded to this size."""
     bare = msgspec.json.encode({**ANSWER, "padding": ""})
     return bare.replace(b'"padding":""', b'"padding":"%s"' % (b" " * (size - len(bare))))
 
@@ -49,7 +49,7 @@ async def test_an_answer_of_the_largest_size_is_read() -> None:
         assert await driver.find_servers(HERE) == []
 
 
-async def test_a_larger_answer_is_one_that_cannot_be_read() -> None:
+async def test_an_answer_above_the_size_limit_counts_as_unreadable() -> None:
     async with driver_of(answer_of(ANSWER_BYTES_MAX + 1)) as driver:
         with pytest.raises(ProviderRetry) as unread:
             await driver.find_servers(HERE)
@@ -57,7 +57,7 @@ async def test_a_larger_answer_is_one_that_cannot_be_read() -> None:
     assert unread.value.code == "unreadable_answer"
 
 
-async def test_a_larger_answer_to_a_change_says_nothing_of_its_outcome() -> None:
+async def test_a_change_with_an_answer_above_the_size_limit_has_an_unknown_outcome() -> None:
     async with driver_of(answer_of(ANSWER_BYTES_MAX + 1)) as driver:
         with pytest.raises(ProviderOutcomeUnknown) as unread:
             await driver.delete_server("1")
@@ -65,11 +65,11 @@ async def test_a_larger_answer_to_a_change_says_nothing_of_its_outcome() -> None
     assert unread.value.code == "unreadable_answer"
 
 
-async def test_a_packed_answer_that_nobody_asked_for_is_not_unpacked() -> None:
-    packed = gzip.compress(answer_of(8 * ANSWER_BYTES_MAX))
-    assert len(packed) < ANSWER_BYTES_MAX / 50
+async def test_an_unrequested_compressed_answer_is_not_decompressed() -> None:
+    compressed = gzip.compress(answer_of(8 * ANSWER_BYTES_MAX))
+    assert len(compressed) < ANSWER_BYTES_MAX / 50
 
-    async with driver_of(packed, "Content-Encoding: gzip") as driver:
+    async with driver_of(compressed, "Content-Encoding: gzip") as driver:
         with pytest.raises(ProviderRetry) as unread:
             await driver.find_servers(HERE)
 

@@ -12,8 +12,8 @@ from tests.waiting import until
 from workers.providers.base import Provider, ProviderRetry
 from workers.providers.hetzner import HetznerProvider
 
-#: The public key of a person who has nothing to do with us.
-SOMEBODYS = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+#: A public key of somebody else.
+OTHER_PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 
 
 async def test_a_server_is_created_watched_found_relabelled_and_deleted(driver: Provider) -> None:
@@ -41,7 +41,7 @@ async def test_a_server_is_created_watched_found_relabelled_and_deleted(driver: 
     await driver.delete_server(server.id)
 
 
-async def test_all_pages_are_read(cloudsim: CloudsimProcess, driver: Provider) -> None:
+async def test_all_pages_of_a_server_list_are_read(cloudsim: CloudsimProcess, driver: Provider) -> None:
     created = await asyncio.gather(*(driver.create_server(order(f"hc-{number}")) for number in range(101)))
     await driver.create_server(order("other", labels={"installation": "other"}))
     before = cloudsim.requests("list_servers")
@@ -53,7 +53,7 @@ async def test_all_pages_are_read(cloudsim: CloudsimProcess, driver: Provider) -
     assert cloudsim.requests("list_servers") == before + 4
 
 
-async def test_actions_are_asked_for_in_batches(cloudsim: CloudsimProcess, driver: Provider) -> None:
+async def test_actions_are_fetched_in_batches(cloudsim: CloudsimProcess, driver: Provider) -> None:
     created = await asyncio.gather(*(driver.create_server(order(f"hc-{number}")) for number in range(26)))
     ids = [action_id for each in created for action_id in each.action_ids]
     before = cloudsim.requests("get_actions")
@@ -68,7 +68,7 @@ async def test_actions_are_asked_for_in_batches(cloudsim: CloudsimProcess, drive
 @pytest.mark.parametrize(
     ("fault", "codes"), [("action_error", ["no_power", "no_power"]), ("start_error", [None, "no_power"])]
 )
-async def test_a_failed_action_tells_its_code(
+async def test_a_failed_action_reports_its_error_code(
     cloudsim: CloudsimProcess, driver: Provider, fault: str, codes: list[str | None]
 ) -> None:
     cloudsim.fault("create_server", fault, code="no_power")
@@ -87,9 +87,7 @@ async def test_a_failed_action_tells_its_code(
     assert server.status == "off"
 
 
-async def test_the_ssh_key_is_made_once_and_no_root_password_with_it(
-    cloudsim: CloudsimProcess, driver: Provider
-) -> None:
+async def test_the_ssh_key_is_created_once_by_concurrent_creates(cloudsim: CloudsimProcess, driver: Provider) -> None:
     before = cloudsim.requests("create_ssh_key")
 
     await asyncio.gather(*(driver.create_server(order(f"hc-{number}")) for number in range(5)))
@@ -98,7 +96,9 @@ async def test_the_ssh_key_is_made_once_and_no_root_password_with_it(
     assert cloudsim.requests("create_ssh_key") == before + 1
 
 
-async def test_a_key_that_is_there_is_adopted(cloudsim: CloudsimProcess, driver: Provider) -> None:
+async def test_an_existing_ssh_key_with_the_same_public_key_is_used(
+    cloudsim: CloudsimProcess, driver: Provider
+) -> None:
     cloudsim.call("POST", "/v1/ssh_keys", {"name": "by-hand", "public_key": PUBLIC_KEY + " with another comment"})
 
     await driver.create_server(order())
@@ -106,8 +106,10 @@ async def test_a_key_that_is_there_is_adopted(cloudsim: CloudsimProcess, driver:
     assert [key["name"] for key in keys_of(cloudsim)] == ["by-hand"]
 
 
-async def test_a_changed_key_gets_a_name_of_its_own(cloudsim: CloudsimProcess, driver: Provider) -> None:
-    cloudsim.call("POST", "/v1/ssh_keys", {"name": "hydracore", "public_key": SOMEBODYS})
+async def test_an_ssh_key_gets_another_name_if_its_name_belongs_to_a_different_key(
+    cloudsim: CloudsimProcess, driver: Provider
+) -> None:
+    cloudsim.call("POST", "/v1/ssh_keys", {"name": "hydracore", "public_key": OTHER_PUBLIC_KEY})
 
     await driver.create_server(order())
 
@@ -115,7 +117,7 @@ async def test_a_changed_key_gets_a_name_of_its_own(cloudsim: CloudsimProcess, d
     assert keys_of(cloudsim)[1]["public_key"] == PUBLIC_KEY
 
 
-async def test_without_a_key_of_the_operators_a_throwaway_one_is_shared(cloudsim: CloudsimProcess) -> None:
+async def test_without_an_operator_s_ssh_key_drivers_share_one_throwaway_key(cloudsim: CloudsimProcess) -> None:
     drivers = [
         HetznerProvider(cloudsim.endpoint, TOKEN, timeout_s=5, ssh_public_key=None, ssh_key_name="hydracore")
         for _ in range(3)
@@ -128,7 +130,9 @@ async def test_without_a_key_of_the_operators_a_throwaway_one_is_shared(cloudsim
         await driver.aclose()
 
 
-async def test_a_key_that_was_removed_meanwhile_is_made_again(cloudsim: CloudsimProcess, driver: Provider) -> None:
+async def test_an_ssh_key_that_was_removed_at_the_provider_is_created_again(
+    cloudsim: CloudsimProcess, driver: Provider
+) -> None:
     names = ["hc-2", "hc-3", "hc-4"]
     await driver.create_server(order("hc-1"))
     cloudsim.fault("create_server", "hold_before", name="hc-2")
@@ -148,16 +152,16 @@ async def test_a_key_that_was_removed_meanwhile_is_made_again(cloudsim: Cloudsim
     assert all(isinstance(each, ProviderRetry) for each in under_way)
     assert [each.server.name for each in created] == names
     assert len(keys_of(cloudsim)) == 1
-    assert looks_after == looks_before, "whoever comes late does not forget the new one"
+    assert looks_after == looks_before, "a late failure does not discard the new key"
 
 
 @pytest.mark.parametrize(("status", "code"), [(422, "invalid_input"), (404, "not_found")])
-async def test_a_key_that_was_removed_is_missed_where_there_are_others(
+async def test_a_removed_ssh_key_is_noticed_even_if_other_keys_exist(
     cloudsim: CloudsimProcess, driver: Provider, status: int, code: str
 ) -> None:
     await driver.create_server(order("hc-1"))
     (ours,) = keys_of(cloudsim)
-    cloudsim.call("POST", "/v1/ssh_keys", {"name": "laptop", "public_key": SOMEBODYS})
+    cloudsim.call("POST", "/v1/ssh_keys", {"name": "laptop", "public_key": OTHER_PUBLIC_KEY})
     cloudsim.call("DELETE", f"/v1/ssh_keys/{ours['id']}")
     cloudsim.fault("create_server", "error", name="hc-2", status=status, code=code)
 
@@ -168,8 +172,10 @@ async def test_a_key_that_was_removed_is_missed_where_there_are_others(
     assert {key["name"] for key in keys_of(cloudsim)} == {"hydracore", "laptop"}
 
 
-async def test_whoever_comes_second_with_a_throwaway_key_takes_nobody_else_s(cloudsim: CloudsimProcess) -> None:
-    cloudsim.call("POST", "/v1/ssh_keys", {"name": "laptop", "public_key": SOMEBODYS})
+async def test_a_driver_that_loses_the_race_for_the_throwaway_key_uses_it_and_no_other_key(
+    cloudsim: CloudsimProcess,
+) -> None:
+    cloudsim.call("POST", "/v1/ssh_keys", {"name": "laptop", "public_key": OTHER_PUBLIC_KEY})
     (laptop,) = keys_of(cloudsim)
     first, second = (
         HetznerProvider(cloudsim.endpoint, TOKEN, timeout_s=5, ssh_public_key=None, ssh_key_name="hydracore")
@@ -182,7 +188,7 @@ async def test_whoever_comes_second_with_a_throwaway_key_takes_nobody_else_s(clo
     cloudsim.call("POST", "/_sim/release", {"all": True})
     await late
 
-    # Where it went to servers, the provider would miss it now.
+    # If it were used for servers, the provider would now refuse a create.
     cloudsim.call("DELETE", f"/v1/ssh_keys/{laptop['id']}")
     await second.create_server(order("hc-3"))
 
@@ -191,7 +197,7 @@ async def test_whoever_comes_second_with_a_throwaway_key_takes_nobody_else_s(clo
         await driver.aclose()
 
 
-async def test_a_lost_answer_about_the_key_says_nothing_about_a_server(
+async def test_a_lost_answer_about_the_ssh_key_is_retryable_and_leaves_no_server_outcome_unknown(
     cloudsim: CloudsimProcess, driver: Provider
 ) -> None:
     cloudsim.fault("create_ssh_key", "drop_reply")

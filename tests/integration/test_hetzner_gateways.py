@@ -1,4 +1,4 @@
-"""Answers to a create that are not the provider's but of a gateway in front of it: they end no attempt, and nothing is made twice."""
+"""Answers to a create that come from a gateway in front of the provider: they end no attempt, and no server is created twice."""
 
 import pytest
 
@@ -6,7 +6,9 @@ from tests.stack import Stack
 
 
 @pytest.mark.parametrize("status", [408, 421, 425, 504])
-async def test_an_answer_that_says_nothing_of_the_create_ends_no_attempt(stack: Stack, status: int) -> None:
+async def test_an_answer_of_a_gateway_to_a_create_ends_no_attempt_and_doubles_no_server(
+    stack: Stack, status: int
+) -> None:
     key, instance_id = stack.new_key()
     stack.cloudsim.fault("create_server", "gateway", name=f"hc-{instance_id}", status=status)
 

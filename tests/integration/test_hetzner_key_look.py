@@ -1,4 +1,4 @@
-"""A look for the SSH key of a project is shared by those who create servers, who may all be gone before it ends."""
+"""A lookup of a project's SSH key is shared by concurrent creates, which may all be cancelled before it ends."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from tests.waiting import until
 from workers.providers.hetzner import HetznerProvider
 
 
-async def test_one_that_fails_when_nobody_waits_for_it_any_more_is_no_error_that_was_forgotten(
+async def test_a_key_lookup_that_fails_after_its_creates_were_cancelled_is_no_unhandled_error(
     cloudsim: CloudsimProcess, driver: HetznerProvider
 ) -> None:
-    forgotten = list[dict[str, Any]]()
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: forgotten.append(context))
-    looks = await left_look(cloudsim, driver)
+    unhandled = list[dict[str, Any]]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+    lookups = await abandoned_lookup(cloudsim, driver)
 
     cloudsim.call("POST", "/_sim/release", {"all": True, "apply": False})
-    await until(lambda: all(look.done() for look in looks))
-    looks.clear()
+    await until(lambda: all(lookup.done() for lookup in lookups))
+    lookups.clear()
     await stray(driver)
     gc.collect()
 
-    assert forgotten == []
+    assert unhandled == []
 
 
-async def test_one_that_nobody_waits_for_any_more_ends_with_its_provider(
+async def test_a_key_lookup_whose_creates_were_cancelled_ends_when_the_driver_is_closed(
     cloudsim: CloudsimProcess, driver: HetznerProvider
 ) -> None:
-    looks = await left_look(cloudsim, driver)
+    lookups = await abandoned_lookup(cloudsim, driver)
 
     await driver.aclose()
 
-    assert all(look.done() for look in looks)
+    assert all(lookup.done() for lookup in lookups)
 
 
-async def left_look(cloudsim: CloudsimProcess, driver: HetznerProvider) -> list[asyncio.Task[Any]]:
-    """What goes on of a look that the provider holds up, once whoever began it is gone."""
+async def abandoned_lookup(cloudsim: CloudsimProcess, driver: HetznerProvider) -> list[asyncio.Task[Any]]:
+    """The task of a lookup that the provider holds up, after the create that began it was cancelled."""
     before = asyncio.all_tasks()
     cloudsim.fault("list_ssh_keys", "hold_before")
     creating = asyncio.create_task(stray(driver))
     await until(cloudsim.held)
     creating.cancel()
     await asyncio.wait([creating])
-    (look,) = asyncio.all_tasks() - before
-    return [look]
+    (lookup,) = asyncio.all_tasks() - before
+    return [lookup]

@@ -1,11 +1,11 @@
-"""An operator who takes their SSH key out of the settings has it on no server that is made from then on."""
+"""An SSH key that an operator removes from the settings is on no server that is created afterwards."""
 
 from tests.cloudsim_fixtures import TOKEN, CloudsimProcess
 from tests.strays import stray
 from workers.providers.hetzner import HetznerProvider
 
 
-async def test_a_key_that_was_taken_back_goes_to_no_new_server(
+async def test_an_ssh_key_removed_from_the_settings_is_on_no_new_server(
     cloudsim: CloudsimProcess, driver: HetznerProvider
 ) -> None:
     await stray(driver)
@@ -13,7 +13,7 @@ async def test_a_key_that_was_taken_back_goes_to_no_new_server(
     keyless = HetznerProvider(cloudsim.endpoint, TOKEN, timeout_s=5, ssh_public_key=None, ssh_key_name="hydracore")
 
     await stray(keyless)
-    # Where it still went to servers, the provider would miss it now.
+    # If it were still used for servers, the provider would now refuse a create.
     cloudsim.call("DELETE", f"/v1/ssh_keys/{operators['id']}")
     await stray(keyless)
 

@@ -1,4 +1,4 @@
-"""Lists of the Hetzner driver: who is there all along is in them, whatever moves meanwhile and whatever the provider says of its pages."""
+"""Lists of the Hetzner driver contain every server that exists all along, whatever changes meanwhile, and endless lists end."""
 
 import asyncio
 import itertools
@@ -17,18 +17,18 @@ from tests.waiting import PATIENCE_S, until
 from workers.providers.base import Provider, ProviderError, ProviderRefused, ProviderRetry
 from workers.providers.hetzner import HetznerProvider
 
-#: Longer than any reading may take here; after that the provider is broken, so that a reading without end has one.
+#: More requests than any list may take here. After them the provider answers with errors, so that an endless read ends.
 QUESTIONS_MAX: Final = 50
 
 PAGE_SIZE: Final = 50
 HERE: Final = {"installation": "hydracore"}
 
-#: What a provider answers to the question for a page: the ids on it, and what it says of the pages.
+#: What a provider answers to the request for a page: the ids on it, and its pagination.
 Pages = Callable[[int], tuple[list[int], dict[str, Any]]]
 
 
 class Listing:
-    """A provider that has nothing but lists; `asked` are the pages that were asked for."""
+    """A provider that has only lists; `asked` are the pages that were requested."""
 
     def __init__(self, pages: Pages) -> None:
         self._pages = pages
@@ -113,11 +113,9 @@ READERS: Final = pytest.mark.parametrize("read", [find, look_for_the_key])
         lambda page: ([1], about(page, next_page=page, last_page=page)),
         lambda page: ([1], about(page, next_page=0, last_page=0)),
     ],
-    ids=["the first again", "the first whichever is asked for", "the same again", "one before the first"],
+    ids=["the first page again", "always the first page", "the same page again", "a page before the first"],
 )
-async def test_pages_without_end_are_an_answer_that_cannot_be_read(
-    read: Callable[[Provider], Any], pages: Pages
-) -> None:
+async def test_an_endless_list_of_pages_counts_as_unreadable(read: Callable[[Provider], Any], pages: Pages) -> None:
     async with listing(pages) as (provider, driver):
         with pytest.raises(ProviderRetry) as unreadable:
             await read(driver)
@@ -126,8 +124,8 @@ async def test_pages_without_end_are_an_answer_that_cannot_be_read(
     assert len(provider.asked) <= 2
 
 
-async def test_a_list_of_servers_that_were_not_asked_for_is_an_answer_that_cannot_be_read() -> None:
-    """What is taken for an instance's goes with it: a selector that got lost on the way would cost others all of theirs."""
+async def test_a_list_of_servers_without_the_requested_labels_counts_as_unreadable() -> None:
+    """Servers listed for an instance are deleted with it, so a lost label selector would cost other instances theirs."""
     async with listing(lambda page: ([1, 2], about(page, next_page=None, last_page=1))) as (_, driver):
         assert len(await driver.find_servers(HERE)) == 2
         with pytest.raises(ProviderRetry) as unreadable:
@@ -137,7 +135,9 @@ async def test_a_list_of_servers_that_were_not_asked_for_is_an_answer_that_canno
 
 
 @READERS
-async def test_more_pages_than_any_project_has_are_not_asked_for(read: Callable[[Provider], Any]) -> None:
+async def test_a_list_with_more_pages_than_any_project_has_is_refused_after_its_first_page(
+    read: Callable[[Provider], Any],
+) -> None:
     async with listing(lambda page: ([1], about(page, next_page=page + 1, last_page=100_000))) as (provider, driver):
         with pytest.raises(ProviderError) as refused:
             await read(driver)
@@ -148,7 +148,7 @@ async def test_more_pages_than_any_project_has_are_not_asked_for(read: Callable[
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_who_lives_all_along_is_listed_whatever_goes_and_comes_between_two_pages(seed: int) -> None:
+async def test_servers_that_exist_all_along_are_listed_whatever_is_added_or_removed_between_pages(seed: int) -> None:
     chance = random.Random(seed)  # noqa: S311 - a test that can be repeated
     ids = list(range(1, chance.randint(60, 260)))
     all_along, new = set(ids), itertools.count(1_000)
@@ -157,11 +157,11 @@ async def test_who_lives_all_along_is_listed_whatever_goes_and_comes_between_two
         last = -(-len(ids) // PAGE_SIZE)
         following = page + 1 if page < last else None
         found = ids[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
-        said = about(page, next_page=following, last_page=last, total=len(ids))
+        pagination = about(page, next_page=following, last_page=last, total=len(ids))
         for _ in range(chance.randint(0, 3)):
             all_along.discard(ids.pop(chance.randrange(len(ids))))
         ids.extend(next(new) for _ in range(chance.randint(0, 3)))
-        return found, said
+        return found, pagination
 
     async with listing(pages) as (_, driver):
         found = [int(each.id) for each in await driver.find_servers(HERE)]
@@ -171,7 +171,7 @@ async def test_who_lives_all_along_is_listed_whatever_goes_and_comes_between_two
 
 
 @pytest.mark.parametrize("page", [2, 3], ids=["the second page is read", "the third page is read"])
-async def test_a_server_that_goes_while_another_comes_hides_none(
+async def test_a_server_removed_while_another_is_added_hides_no_other_server(
     cloudsim: CloudsimProcess, driver: Provider, page: int
 ) -> None:
     servers = [(await driver.create_server(order(f"hc-{number:02d}"))).server for number in range(52)]

@@ -15,13 +15,13 @@ from workers.providers.hetzner import HetznerProvider
 
 @pytest.fixture
 async def hasty(cloudsim: CloudsimProcess) -> AsyncGenerator[HetznerProvider]:
-    """A driver that gives up waiting soon, but not for what a busy machine takes to answer."""
+    """A driver with a short timeout, but one in which a busy machine can answer."""
     provider = driver_for(cloudsim, timeout_s=3.0)
     yield provider
     await provider.aclose()
 
 
-async def test_a_create_without_an_answer_is_unknown_and_found_by_label(
+async def test_a_create_without_an_answer_has_an_unknown_outcome_and_its_server_is_found_by_label(
     cloudsim: CloudsimProcess, driver: Provider, caplog: pytest.LogCaptureFixture
 ) -> None:
     cloudsim.fault("create_server", "drop_reply")
@@ -35,7 +35,7 @@ async def test_a_create_without_an_answer_is_unknown_and_found_by_label(
     assert_no_secret(unknown.value, caplog)
 
 
-async def test_a_create_that_takes_too_long_is_unknown_and_may_still_happen(
+async def test_a_create_that_times_out_has_an_unknown_outcome_and_may_still_happen(
     cloudsim: CloudsimProcess, driver: Provider, hasty: Provider
 ) -> None:
     cloudsim.fault("create_server", "hold_before")
@@ -49,7 +49,9 @@ async def test_a_create_that_takes_too_long_is_unknown_and_may_still_happen(
     assert [server.name for server in await driver.find_servers(LABELS)] == ["hc-1"]
 
 
-async def test_a_held_request_that_is_not_applied_never_happened(cloudsim: CloudsimProcess, driver: Provider) -> None:
+async def test_a_create_whose_request_is_dropped_has_an_unknown_outcome_and_makes_no_server(
+    cloudsim: CloudsimProcess, driver: Provider
+) -> None:
     cloudsim.fault("create_server", "hold_before")
     creating = asyncio.create_task(driver.create_server(order()))
     await until(cloudsim.held)
@@ -62,7 +64,9 @@ async def test_a_held_request_that_is_not_applied_never_happened(cloudsim: Cloud
     assert cloudsim.call("GET", "/_sim/servers") == {"servers": []}
 
 
-async def test_an_answer_that_is_held_comes_when_it_is_released(cloudsim: CloudsimProcess, driver: Provider) -> None:
+async def test_a_create_whose_answer_is_held_succeeds_when_the_answer_is_released(
+    cloudsim: CloudsimProcess, driver: Provider
+) -> None:
     cloudsim.fault("create_server", "hold_after")
     creating = asyncio.create_task(driver.create_server(order()))
     await until(cloudsim.held)
@@ -75,7 +79,7 @@ async def test_an_answer_that_is_held_comes_when_it_is_released(cloudsim: Clouds
 
 
 @pytest.mark.parametrize("fault", ["drop_reply", "hold_after"])
-async def test_a_delete_without_an_answer_is_unknown_and_done(
+async def test_a_delete_without_an_answer_has_an_unknown_outcome_and_is_done(
     cloudsim: CloudsimProcess, driver: Provider, hasty: Provider, fault: str
 ) -> None:
     created = await driver.create_server(order())
@@ -89,7 +93,7 @@ async def test_a_delete_without_an_answer_is_unknown_and_done(
 
 
 @pytest.mark.parametrize("fault", ["drop_reply", "hold_before"])
-async def test_a_read_without_an_answer_is_simply_repeated(
+async def test_a_read_without_an_answer_can_be_repeated(
     cloudsim: CloudsimProcess, driver: Provider, hasty: Provider, fault: str
 ) -> None:
     created = await driver.create_server(order())
@@ -98,7 +102,7 @@ async def test_a_read_without_an_answer_is_simply_repeated(
     with pytest.raises(ProviderRetry):
         await hasty.get_server(created.server.id)
 
-    # Nothing came in its time, so the provider is left alone for a moment first.
+    # No answer came in time, so the driver pauses for a moment first.
     await until(lambda: is_there(hasty, created.server.id))
 
 

@@ -1,4 +1,4 @@
-"""How the Hetzner driver keeps to what the provider allows: it slows down, waits, and refuses at once what would wait too long."""
+"""The Hetzner driver stays within the provider's rate limit: it slows down, waits, and refuses at once what would wait too long."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from tests.waiting import until
 from workers.providers.base import Provider, ProviderLater, ProviderRetry
 
 
-async def test_a_429_stops_all_calls_of_the_driver_until_it_is_over(
+async def test_a_429_stops_all_calls_of_the_driver_until_its_retry_time(
     cloudsim: CloudsimProcess, driver: Provider
 ) -> None:
     cloudsim.fault("get_server", "rate_limit", retry_after_s=1)
@@ -25,7 +25,9 @@ async def test_a_429_stops_all_calls_of_the_driver_until_it_is_over(
     assert time.monotonic() - began_s >= 0.9
 
 
-async def test_a_provider_that_is_away_says_for_how_long(cloudsim: CloudsimProcess, driver: Provider) -> None:
+async def test_the_retry_time_of_an_unavailable_provider_is_passed_on(
+    cloudsim: CloudsimProcess, driver: Provider
+) -> None:
     cloudsim.fault("get_server", "server_error", status=503, code="unavailable", retry_after_s=70)
 
     with pytest.raises(ProviderLater) as away:
@@ -34,7 +36,7 @@ async def test_a_provider_that_is_away_says_for_how_long(cloudsim: CloudsimProce
     assert away.value.retry_after_s == 70
 
 
-async def test_a_wait_longer_than_a_call_may_take_is_refused_at_once(
+async def test_a_call_that_would_wait_longer_than_a_call_may_take_is_refused_at_once(
     cloudsim: CloudsimProcess, driver: Provider
 ) -> None:
     cloudsim.fault("get_server", "rate_limit", retry_after_s=3000)
@@ -49,16 +51,18 @@ async def test_a_wait_longer_than_a_call_may_take_is_refused_at_once(
     assert cloudsim.call("GET", "/_sim/requests") == before
 
 
-async def test_calls_slow_down_before_the_allowance_is_spent(cloudsim: CloudsimProcess, driver: Provider) -> None:
+async def test_calls_slow_down_before_the_rate_limit_is_reached(cloudsim: CloudsimProcess, driver: Provider) -> None:
     cloudsim.call("PUT", "/_sim/rate_limit", {"limit": 1000, "remaining": 12, "refill_per_s": 20})
 
     for _ in range(30):
         await driver.get_server("1")
 
-    # Twelve were left, thirty were asked: without slowing down, the thirteenth would have met a 429.
+    # Twelve calls were left and thirty were made: without slowing down, the thirteenth would have met a 429.
 
 
-async def test_an_empty_allowance_is_a_429(cloudsim: CloudsimProcess, driver: Provider) -> None:
+async def test_a_call_beyond_the_rate_limit_is_refused_as_rate_limit_exceeded(
+    cloudsim: CloudsimProcess, driver: Provider
+) -> None:
     cloudsim.call("PUT", "/_sim/rate_limit", {"limit": 100, "remaining": 0, "refill_per_s": 0.001})
 
     with pytest.raises(ProviderRetry) as limited:
@@ -67,7 +71,9 @@ async def test_an_empty_allowance_is_a_429(cloudsim: CloudsimProcess, driver: Pr
     assert limited.value.code == "rate_limit_exceeded"
 
 
-async def test_many_calls_at_once_are_bounded_and_all_answered(cloudsim: CloudsimProcess, driver: Provider) -> None:
+async def test_concurrent_calls_are_limited_to_16_and_all_are_answered(
+    cloudsim: CloudsimProcess, driver: Provider
+) -> None:
     cloudsim.fault("get_server", "hold_before", times=None)
     asking = [asyncio.create_task(driver.get_server("1")) for _ in range(40)]
     await until(lambda: len(cloudsim.held()) == 16)

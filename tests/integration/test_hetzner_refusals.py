@@ -1,4 +1,4 @@
-"""What the Hetzner driver makes of errors of the provider: a class each, no server, and not a secret anywhere."""
+"""Errors of the provider in the Hetzner driver: each has its class, creates no server and contains no secret."""
 
 import logging
 import os
@@ -55,13 +55,13 @@ from workers.providers.hetzner import HetznerProvider
         ({"fault": "error", "status": 423, "code": "protected"}, (ProviderRefused, "protected")),
         ({"fault": "error", "status": 423, "code": "resource_locked"}, (ProviderRefused, "resource_locked")),
         ({"fault": "error", "status": 400, "code": "json_error"}, (ProviderRefused, "json_error")),
-        # What is not sold at a place is told from other wrong orders in a text alone, which nobody reads.
+        # Only the text of the error, which is not read, tells a type that is not sold at a location from other invalid orders.
         ({"fault": "error", "code": "invalid_input"}, (ProviderNoCapacity, "invalid_input")),
         ({"fault": "error", "code": "brand_new"}, (ProviderRefused, "brand_new")),
         ({"fault": "error", "code": f"leak of {TOKEN}"}, (ProviderRefused, "unreadable_code")),
     ],
 )
-async def test_each_error_has_its_class_and_makes_no_server(
+async def test_each_provider_error_has_its_class_and_creates_no_server(
     cloudsim: CloudsimProcess,
     driver: Provider,
     fault: dict[str, Any],
@@ -80,7 +80,9 @@ async def test_each_error_has_its_class_and_makes_no_server(
     assert cloudsim.servers() == []
 
 
-async def test_real_refusals_have_their_classes(cloudsim: CloudsimProcess, driver: Provider) -> None:
+async def test_refusals_that_cloudsim_makes_by_itself_have_their_classes(
+    cloudsim: CloudsimProcess, driver: Provider
+) -> None:
     await driver.create_server(order())
 
     for wrong, kind in (({}, ProviderNameTaken), ({"name": "hc-2", "server_type": "cx22"}, ProviderNoCapacity)):
@@ -96,7 +98,9 @@ async def test_real_refusals_have_their_classes(cloudsim: CloudsimProcess, drive
     assert await driver.get_server("4000000000") is None
 
 
-async def test_a_wrong_token_is_refused(cloudsim: CloudsimProcess, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_wrong_token_is_refused_and_appears_in_no_error_or_log(
+    cloudsim: CloudsimProcess, caplog: pytest.LogCaptureFixture
+) -> None:
     wrong = driver_for(cloudsim, token="Wrong0Token" * 5)
 
     with pytest.raises(ProviderRefused) as refused:
@@ -107,7 +111,7 @@ async def test_a_wrong_token_is_refused(cloudsim: CloudsimProcess, caplog: pytes
     await wrong.aclose()
 
 
-async def test_no_connection_means_that_nothing_happened() -> None:
+async def test_a_call_that_cannot_connect_is_retryable_and_not_of_unknown_outcome() -> None:
     driver = HetznerProvider(
         f"http://127.0.0.1:{free_port()}/v1", TOKEN, timeout_s=2, ssh_public_key=PUBLIC_KEY, ssh_key_name="k"
     )
@@ -119,12 +123,12 @@ async def test_no_connection_means_that_nothing_happened() -> None:
     await driver.aclose()
 
 
-async def test_deleting_what_is_being_deleted_is_no_error(cloudsim: CloudsimProcess, driver: Provider) -> None:
+async def test_deleting_a_server_that_is_being_deleted_is_no_error(cloudsim: CloudsimProcess, driver: Provider) -> None:
     cloudsim.terminate()
     await cloudsim.start(stop_grace_s=PATIENCE_S)
     created = await driver.create_server(order(user_data=user_data()))
     await until(lambda: cloudsim.server(created.server.id)["alive"])
-    # An agent that does not hear makes its server's end last as long as cloudsim has patience.
+    # A frozen agent makes the deletion of its server last until cloudsim kills the agent.
     agent = cloudsim.server(created.server.id)["pid"]
     await stop_short(agent)
 
@@ -139,7 +143,7 @@ async def test_deleting_what_is_being_deleted_is_no_error(cloudsim: CloudsimProc
     await until(lambda: is_gone(driver, created.server.id))
 
 
-async def test_a_server_that_went_while_its_delete_was_refused_is_deleted(
+async def test_a_delete_that_is_refused_succeeds_if_the_server_has_vanished_meanwhile(
     cloudsim: CloudsimProcess, driver: Provider
 ) -> None:
     created = await driver.create_server(order())
@@ -150,7 +154,7 @@ async def test_a_server_that_went_while_its_delete_was_refused_is_deleted(
     await driver.delete_server(created.server.id)
 
 
-async def test_a_server_that_is_locked_for_another_reason_is_deleted_later(
+async def test_a_locked_server_that_is_not_being_deleted_can_be_deleted_later(
     cloudsim: CloudsimProcess, driver: Provider
 ) -> None:
     created = await driver.create_server(order())

@@ -1,4 +1,4 @@
-"""The folder of an embedded stack: one supervisor's at a time, private, and refused with a reason where it cannot be one."""
+"""The home of an embedded stack: used by one supervisor at a time, private, and refused with the reason if it is unusable."""
 
 import os
 from pathlib import Path
@@ -23,7 +23,7 @@ def test_two_supervisors_never_share_a_home(tmp_path: Path) -> None:
         pass
 
 
-def test_a_home_keeps_its_secrets_to_itself_and_for_good(tmp_path: Path) -> None:
+def test_a_home_keeps_its_secrets_permanently_and_only_its_owner_can_read_them(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     secrets = home.secrets()
 
@@ -37,7 +37,7 @@ def test_a_home_keeps_its_secrets_to_itself_and_for_good(tmp_path: Path) -> None
     assert secrets.master_key not in repr(secrets)
 
 
-def test_a_home_that_cannot_be_one_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_an_unusable_home_is_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(HomeUnusable, match="as the home directory: Not a directory"):
@@ -45,9 +45,7 @@ def test_a_home_that_cannot_be_one_is_refused_with_the_reason(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", [b"", b'{"home_id"', b'{"home_id":"\xff"}', b"\0" * 64])
-def test_secrets_that_are_damaged_are_told_of_and_ports_that_are_damaged_are_drawn_anew(
-    tmp_path: Path, content: bytes
-) -> None:
+def test_damaged_secrets_are_an_error_and_damaged_ports_are_chosen_anew(tmp_path: Path, content: bytes) -> None:
     home = Home(tmp_path / "home")
     for file in (home.secrets_file, home.ports_file):
         file.write_bytes(content)
@@ -57,7 +55,7 @@ def test_secrets_that_are_damaged_are_told_of_and_ports_that_are_damaged_are_dra
     assert Ports(home.ports_file).claim("api")
 
 
-def test_secrets_that_cannot_be_read_are_not_drawn_anew(tmp_path: Path) -> None:
+def test_unreadable_secrets_are_an_error_and_are_not_replaced(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     home.secrets_file.mkdir()
 
