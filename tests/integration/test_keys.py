@@ -1,4 +1,4 @@
-"""Sealed fields: readable by whoever has the master key and the customer's key, for that customer and field, and by nobody else."""
+"""Sealed fields can be read only with the master key and the customer's key, and only as this field of this customer."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from tests.waiting import until
 
 __all__ = ["fresh", "keyring", "pool"]
 
-#: How long is remembered where a test is of what else bounds it: no stall of the machine is as long.
+#: How long texts stay cached in tests of what else bounds the cache: longer than any stall of the machine.
 AN_HOUR_S = 3600
 
 
 @pytest.mark.parametrize(
     "text", ["", EMAIL, "Ådä \N{SNOWMAN} \0 \n", "x" * 100_000], ids=["empty", "plain", "odd", "huge"]
 )
-async def test_what_was_sealed_is_opened_again_by_any_process(keyring: Keyring, fresh: Keyring, text: str) -> None:
+async def test_a_sealed_text_can_be_opened_by_any_process(keyring: Keyring, fresh: Keyring, text: str) -> None:
     sealed = await keyring.seal(text, **ADA)
 
     assert await keyring.open(sealed, **ADA) == text
     assert await fresh.open(sealed, **ADA) == text
 
 
-async def test_short_texts_are_remembered_and_long_ones_are_not(
+async def test_short_opened_texts_are_cached_and_long_ones_are_not(
     keyring: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keys, "CACHE_S", AN_HOUR_S)
@@ -43,14 +43,14 @@ async def test_short_texts_are_remembered_and_long_ones_are_not(
     await keyring.open(short, **ADA)
     await keyring.open(long, **ADA)
 
-    recalled = keyring.cached_text(short, **ADA)
-    assert recalled is not None
-    assert recalled.text == EMAIL
-    assert time.monotonic() < recalled.until_s <= time.monotonic() + AN_HOUR_S
+    found = keyring.cached_text(short, **ADA)
+    assert found is not None
+    assert found.text == EMAIL
+    assert time.monotonic() < found.until_s <= time.monotonic() + AN_HOUR_S
     assert keyring.cached_text(long, **ADA) is None
 
 
-async def test_so_many_texts_of_one_customer_are_remembered_and_no_more(
+async def test_the_number_of_cached_texts_of_one_customer_is_bounded(
     keyring: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keys, "CACHE_S", AN_HOUR_S)
@@ -60,12 +60,12 @@ async def test_so_many_texts_of_one_customer_are_remembered_and_no_more(
     for sealed in texts:
         await keyring.open(sealed, **ADA)
 
-    remembered = [sealed for sealed in texts if keyring.cached_text(sealed, **ADA) is not None]
-    assert 0 < len(remembered) <= 3
-    assert remembered[-1] == texts[-1]
+    cached = [sealed for sealed in texts if keyring.cached_text(sealed, **ADA) is not None]
+    assert 0 < len(cached) <= 3
+    assert cached[-1] == texts[-1]
 
 
-async def test_what_is_remembered_of_all_customers_together_is_bounded(
+async def test_the_bytes_of_cached_texts_of_all_customers_are_bounded(
     keyring: Keyring, pool: AsyncConnectionPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keys, "TEXTS_BYTES_MAX", 100_000)
@@ -78,12 +78,12 @@ async def test_what_is_remembered_of_all_customers_together_is_bounded(
         assert await ring.open(text, **who) == "x" * 700
         assert ring.cached_text(text, **who) is not None
 
-    remembered = [ring.cached_text(text, **who) is not None for who, text in sealed]
-    assert remembered == sorted(remembered)
-    assert 20 <= sum(remembered) <= 60
+    cached = [ring.cached_text(text, **who) is not None for who, text in sealed]
+    assert cached == sorted(cached)
+    assert 20 <= sum(cached) <= 60
 
 
-async def test_of_whom_it_was_said_that_something_does_not_open_is_bounded(
+async def test_the_record_of_customers_whose_unreadable_keys_were_reported_is_bounded(
     pool: AsyncConnectionPool, keyring: Keyring, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keys, "_CUSTOMERS_MAX", 2)
@@ -100,7 +100,7 @@ async def test_of_whom_it_was_said_that_something_does_not_open_is_bounded(
     assert 0 < len(fresh._reported) <= 2
 
 
-async def test_a_sealed_text_shows_nothing_and_is_never_the_same_twice(keyring: Keyring) -> None:
+async def test_sealing_a_text_twice_gives_different_results_without_its_content(keyring: Keyring) -> None:
     one, two = await keyring.seal(EMAIL, **ADA), await keyring.seal(EMAIL, **ADA)
 
     assert one != two
@@ -111,19 +111,19 @@ async def test_a_sealed_text_shows_nothing_and_is_never_the_same_twice(keyring: 
 @pytest.mark.parametrize(
     "change", [{"tenant_id": "evil"}, {"customer_id": "eve"}, {"field": "user_display_name"}], ids=str
 )
-async def test_a_text_is_bound_to_its_tenant_customer_and_field(
+async def test_a_sealed_text_is_bound_to_its_tenant_customer_and_field(
     keyring: Keyring, fresh: Keyring, change: dict[str, str]
 ) -> None:
     sealed = await keyring.seal(EMAIL, **ADA)
     await keyring.seal("their own", **ADA | change)
     assert await keyring.open(sealed, **ADA) == EMAIL
 
-    # Neither a process that has just opened it for the right one nor another may open it for the wrong one.
+    # Neither a process that has just opened it for the right customer nor another may open it for a wrong one.
     for ring in (keyring, fresh):
         assert await ring.open(sealed, **ADA | change) is None
 
 
-async def test_parts_that_join_to_the_same_text_are_other_customers(keyring: Keyring) -> None:
+async def test_customers_whose_concatenated_tenant_and_id_are_equal_are_distinct(keyring: Keyring) -> None:
     sealed = await keyring.seal(EMAIL, tenant_id="ab", customer_id="c", field="f")
     await keyring.seal(EMAIL, tenant_id="a", customer_id="bc", field="f")
 
@@ -133,14 +133,14 @@ async def test_parts_that_join_to_the_same_text_are_other_customers(keyring: Key
 @pytest.mark.parametrize(
     "sealed", ["", EMAIL, "v1.", "v1.AAAA", "v1.!!!!", "v1.ä", "v2.AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"]
 )
-async def test_what_was_never_sealed_is_an_error_and_not_a_text(keyring: Keyring, sealed: str) -> None:
+async def test_opening_a_text_that_was_never_sealed_is_an_error(keyring: Keyring, sealed: str) -> None:
     await keyring.seal(EMAIL, **ADA)
 
     with pytest.raises(ValueError, match="Not a sealed field"):
         await keyring.open(sealed, **ADA)
 
 
-async def test_a_text_that_was_tampered_with_does_not_open(keyring: Keyring) -> None:
+async def test_a_sealed_text_that_was_tampered_with_cannot_be_opened(keyring: Keyring) -> None:
     sealed = await keyring.seal(EMAIL, **ADA)
     middle = len(sealed) // 2
     other = "A" if sealed[middle] != "A" else "B"
@@ -148,7 +148,7 @@ async def test_a_text_that_was_tampered_with_does_not_open(keyring: Keyring) -> 
     assert await keyring.open(sealed[:middle] + other + sealed[middle + 1 :], **ADA) is None
 
 
-async def test_the_database_never_sees_a_key(keyring: Keyring, owner_conn: AsyncConnection) -> None:
+async def test_the_database_contains_no_unwrapped_customer_key(keyring: Keyring, owner_conn: AsyncConnection) -> None:
     sealed = await keyring.seal(EMAIL, **ADA)
 
     ((wrapped,),) = await (await owner_conn.execute("SELECT wrapped_key FROM customer_key")).fetchall()
@@ -157,7 +157,7 @@ async def test_the_database_never_sees_a_key(keyring: Keyring, owner_conn: Async
         sealed_text.decrypt(keys.AESGCM(wrapped[:32]), sealed, bound_to=wrapping.bind(*ADA.values()))
 
 
-async def test_two_processes_that_meet_a_new_customer_at_once_agree_on_one_key(
+async def test_concurrent_processes_agree_on_one_key_for_a_new_customer(
     pool: AsyncConnectionPool, owner_conn: AsyncConnection
 ) -> None:
     rings = [Keyring(pool, master_keys=MasterKeys(MASTER_KEY)) for _ in range(4)]
@@ -181,7 +181,7 @@ async def test_two_processes_that_meet_a_new_customer_at_once_agree_on_one_key(
 # --- erasure ---------------------------------------------------------------------------------------------------------
 
 
-async def test_an_erased_customer_has_no_texts_any_more(
+async def test_a_text_of_an_erased_customer_cannot_be_opened(
     keyring: Keyring, fresh: Keyring, owner_conn: AsyncConnection
 ) -> None:
     sealed = await keyring.seal(EMAIL, **ADA)
@@ -201,7 +201,7 @@ async def test_nothing_can_be_sealed_for_an_erased_customer(
         await fresh.seal(EMAIL, **ADA)
 
 
-async def test_an_erasure_reaches_a_process_that_had_just_read_within_seconds(
+async def test_an_erasure_takes_effect_within_5_s_in_a_process_that_had_cached_a_text(
     keyring: Keyring, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sealed = await keyring.seal(EMAIL, **ADA)
@@ -213,12 +213,12 @@ async def test_an_erasure_reaches_a_process_that_had_just_read_within_seconds(
 
     assert keyring.cached_text(sealed, **ADA) is None
     assert await keyring.open(sealed, **ADA) is None
-    assert not any(customer.opened for customer in keyring._customers), "no plain text is kept of whoever was erased"
+    assert not any(customer.opened for customer in keyring._customers), "no plain text of an erased customer is kept"
     with pytest.raises(CustomerErased):
         await keyring.seal(EMAIL, **ADA)
 
 
-async def test_what_was_read_is_as_old_as_the_question_and_not_as_the_answer(
+async def test_the_age_of_a_cached_text_counts_from_the_query_and_not_from_its_answer(
     keyring: Keyring, fresh: Keyring, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keys, "CACHE_S", AN_HOUR_S)
@@ -235,16 +235,16 @@ async def test_what_was_read_is_as_old_as_the_question_and_not_as_the_answer(
         asked_s = time.monotonic()
 
     assert await opening == EMAIL
-    recalled = fresh.cached_text(sealed, **ADA)
-    assert recalled is not None
-    assert recalled.until_s < asked_s + AN_HOUR_S
+    found = fresh.cached_text(sealed, **ADA)
+    assert found is not None
+    assert found.until_s < asked_s + AN_HOUR_S
 
 
-async def test_a_customer_without_a_key_has_no_texts(keyring: Keyring) -> None:
+async def test_a_text_of_a_customer_without_a_key_cannot_be_opened(keyring: Keyring) -> None:
     assert await keyring.open(Sealed("v1.AAAA"), **ADA) is None
 
 
-async def test_a_master_key_that_opens_few_of_the_keys_is_wrong(
+async def test_a_master_key_that_opens_only_few_customer_keys_is_refused_as_wrong(
     pool: AsyncConnectionPool, keyring: Keyring, owner_conn: AsyncConnection
 ) -> None:
     wrong = Keyring(pool, master_keys=MasterKeys(OTHER_MASTER_KEY))
@@ -263,7 +263,7 @@ async def test_a_master_key_that_opens_few_of_the_keys_is_wrong(
 # --- another master key ----------------------------------------------------------------------------------------------
 
 
-async def test_what_a_former_master_key_has_wrapped_is_read_and_sealed_and_nothing_new_is_wrapped_with_it(
+async def test_a_former_master_key_opens_existing_customer_keys_and_wraps_no_new_ones(
     pool: AsyncConnectionPool, keyring: Keyring
 ) -> None:
     bob = ADA | {"customer_id": "bob"}
@@ -273,7 +273,7 @@ async def test_what_a_former_master_key_has_wrapped_is_read_and_sealed_and_nothi
 
     await both.check()
     assert [await both.open(text, **ADA) for text in (old, new)] == [EMAIL] * 2
-    # To a process that has not been told of the new key yet.
+    # For a process that does not have the new master key yet.
     assert await keyring.open(new, **ADA) == EMAIL
     assert await keyring.open(of_bob, **bob) is None
     alone = Keyring(pool, master_keys=MasterKeys(OTHER_MASTER_KEY))
@@ -281,7 +281,7 @@ async def test_what_a_former_master_key_has_wrapped_is_read_and_sealed_and_nothi
     assert await alone.open(new, **ADA) is None
 
 
-async def test_a_master_key_that_opens_the_newest_keys_alone_is_wrong(
+async def test_a_master_key_that_opens_only_the_newest_customer_keys_is_refused_as_wrong(
     pool: AsyncConnectionPool, keyring: Keyring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keys, "SAMPLE_SIZE", 2)
@@ -298,7 +298,7 @@ async def test_a_master_key_that_opens_the_newest_keys_alone_is_wrong(
 # --- fingerprints ----------------------------------------------------------------------------------------------------
 
 
-async def test_equal_requests_have_equal_fingerprints_that_nobody_else_can_make(
+async def test_equal_requests_have_equal_fingerprints_which_depend_on_the_master_key(
     pool: AsyncConnectionPool, keyring: Keyring, fresh: Keyring
 ) -> None:
     wrong = Keyring(pool, master_keys=MasterKeys(OTHER_MASTER_KEY))
@@ -308,7 +308,9 @@ async def test_equal_requests_have_equal_fingerprints_that_nobody_else_can_make(
     assert keyring.fingerprint(b"{}") != wrong.fingerprint(b"{}")
 
 
-async def test_fingerprints_by_former_master_keys_are_known_too(pool: AsyncConnectionPool, keyring: Keyring) -> None:
+async def test_fingerprints_include_those_made_with_former_master_keys(
+    pool: AsyncConnectionPool, keyring: Keyring
+) -> None:
     both = Keyring(pool, master_keys=MasterKeys(OTHER_MASTER_KEY, [MASTER_KEY]))
 
     assert both.fingerprints(b"{}") == (both.fingerprint(b"{}"), keyring.fingerprint(b"{}"))

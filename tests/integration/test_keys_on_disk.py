@@ -1,4 +1,4 @@
-"""What PostgreSQL keeps of customers' keys beside their rows: nothing that outlives them for good."""
+"""What PostgreSQL keeps of customers' keys besides their rows: nothing that outlives the keys for good."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.keyrings import MASTER_KEY, OTHER_MASTER_KEY, erase, keyring, pool
 
 __all__ = ["keyring", "pool"]
 
-#: More than a page of the table has.
+#: More rows than fit on a page of the table.
 _CUSTOMERS = 150
 
 _KEYS = "SELECT wrapped_key FROM customer_key"
@@ -24,11 +24,11 @@ _SAMPLED = "SELECT concat(histogram_bounds, most_common_vals) FROM pg_stats WHER
 _FILE = "SELECT current_setting('data_directory'), pg_relation_filepath('customer_key')"
 
 
-async def test_no_key_stands_in_what_is_sampled_of_the_table(
+async def test_the_statistics_of_the_key_table_contain_no_key(
     keyring: Keyring, owner_conn: psycopg.AsyncConnection, database_url: str
 ) -> None:
     keys = await _made(keyring, owner_conn)
-    # As it was before the step that sees to it.
+    # As it was before the migration that keeps keys out of the statistics.
     await owner_conn.execute("DELETE FROM migration WHERE name = '0024_keys_in_no_statistics'")
     await owner_conn.execute("ALTER TABLE customer_key ALTER COLUMN wrapped_key SET STATISTICS -1")
     await owner_conn.execute("ANALYZE customer_key")
@@ -41,7 +41,7 @@ async def test_no_key_stands_in_what_is_sampled_of_the_table(
     assert await (await owner_conn.execute(_SAMPLED)).fetchall() == []
 
 
-async def test_no_key_that_was_destroyed_or_wrapped_anew_is_on_the_disk_once_the_table_is_written_anew(
+async def test_vacuum_full_removes_destroyed_and_rewrapped_keys_from_the_file_of_the_table(
     pool: AsyncConnectionPool, keyring: Keyring, owner_conn: psycopg.AsyncConnection
 ) -> None:
     before = await _made(keyring, owner_conn)
@@ -55,11 +55,11 @@ async def test_no_key_that_was_destroyed_or_wrapped_anew_is_on_the_disk_once_the
     await owner_conn.execute("VACUUM FULL customer_key")
     written_anew = await _file(owner_conn)
 
-    # Which is why the documents do not say that this is enough.
+    # A plain VACUUM is not enough, so the documents do not say that it is.
     assert any(key in vacuumed for key in (*before, *destroyed))
     assert not any(key in written_anew for key in (*before, *destroyed))
     (present,) = await _read(owner_conn)
-    assert present in written_anew, "this is the place to look"
+    assert present in written_anew, "the file has the present key, so it is the right one"
 
 
 async def _made(keyring: Keyring, connection: psycopg.AsyncConnection) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""Who waits for a lane, and what those see who have waited: the lane as those before them have left it."""
+"""Which appends wait for a lane, and what they see afterwards: the lane as the appends before them left it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def customers() -> Customers:
     return Customers()
 
 
-async def test_nobody_waits_for_a_lane_that_is_not_theirs(
+async def test_an_append_does_not_wait_for_a_locked_lane_other_than_its_own(
     database_url: str, owner_conn: AsyncConnection, customers: Customers
 ) -> None:
     async with open_store(database_url) as (store, _), lock_lanes(database_url, [LANE]) as holder:
@@ -46,7 +46,7 @@ async def test_nobody_waits_for_a_lane_that_is_not_theirs(
     assert len((await check_log(owner_conn)).versions) == 3
 
 
-async def test_two_lanes_that_somebody_has_keep_up_nobody_in_others_for_long(
+async def test_two_locked_lanes_do_not_delay_appends_to_other_lanes_for_long(
     database_url: str, customers: Customers
 ) -> None:
     lanes = itertools.cycle(range(3, 32))
@@ -55,7 +55,7 @@ async def test_two_lanes_that_somebody_has_keep_up_nobody_in_others_for_long(
         for lane in (1, 2):
             await held.enter_async_context(lock_lanes(database_url, [lane]))
             created.append(customers.creating(store, lane))
-            # Who shares a flush with it is stuck as well, and so are their lanes.
+            # Appends that share its flush are stuck as well, and so are their lanes.
             others: list[asyncio.Task[Outcome]] = []
             while not any(task.done() for task in others):
                 others.append(customers.creating(store, next(lanes)))
@@ -67,7 +67,7 @@ async def test_two_lanes_that_somebody_has_keep_up_nobody_in_others_for_long(
         await asyncio.gather(*created)
 
 
-async def test_whoever_gives_up_a_lane_leaves_others_where_appends_land(
+async def test_giving_up_a_locked_lane_causes_no_append_to_other_lanes_to_be_refused(
     database_url: str, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(committer, "RETRY_S_MAX", 2.0)
@@ -90,7 +90,7 @@ async def test_whoever_gives_up_a_lane_leaves_others_where_appends_land(
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
-async def test_whoever_waited_for_a_lane_goes_behind_those_before_whatever_others_transactions_see(
+async def test_appends_that_waited_for_one_lane_are_all_applied_at_any_default_isolation_level(
     database_url: str, owner_conn: AsyncConnection, customers: Customers, isolation: str
 ) -> None:
     await isolate(owner_conn, isolation)
@@ -101,11 +101,11 @@ async def test_whoever_waited_for_a_lane_goes_behind_those_before_whatever_other
     assert len((await check_log(owner_conn)).versions) == 2
 
 
-async def test_whoever_cannot_see_that_others_were_first_is_to_try_again(
+async def test_an_append_whose_snapshot_lacks_an_earlier_append_is_refused_and_may_be_retried(
     database_url: str, owner_conn: AsyncConnection, customers: Customers
 ) -> None:
     await isolate(owner_conn, "repeatable read")
-    # With a role to act as, sessions are told to see what is committed.
+    # With a role, sessions are set to read committed.
     async with (
         open_pool(database_url, role="", application="test", size=2) as pool,
         open_pool(database_url, role="", application="test", size=2) as other_pool,
@@ -120,7 +120,7 @@ async def test_whoever_cannot_see_that_others_were_first_is_to_try_again(
 
 
 async def isolate(connection: AsyncConnection, isolation: str) -> None:
-    """What transactions of this database see, unless they are told otherwise."""
+    """Set the default isolation level of this database."""
     alter = sql.SQL("ALTER DATABASE {} SET default_transaction_isolation = {}")
     await connection.execute(alter.format(sql.Identifier(connection.info.dbname), sql.Literal(isolation)))
 
@@ -128,7 +128,7 @@ async def isolate(connection: AsyncConnection, isolation: str) -> None:
 async def both_waiting(
     database_url: str, looker: AsyncConnection, customers: Customers, stores: tuple[EventStore, ...]
 ) -> list[Outcome | BaseException]:
-    """What becomes of two who have waited for one lane at once."""
+    """The results of two appends that have waited for one lane at once."""
 
     async def all_wait() -> bool:
         return await count(looker, WAITING) == len(stores)

@@ -1,4 +1,4 @@
-"""Sixteen writers, many of whom change their minds, and readers who watch: a lane has no gap, repeat or disorder, ever."""
+"""Sixteen writers with rollbacks, and readers meanwhile: a lane never has a gap, a repeat or a wrong order."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROLLBACKS = 0.3
 #: Few lanes for many writers, so that they really meet.
 LANES_USED = 4
 
-#: Of waiting for a lock and of a transaction: here somebody holds lanes for as long as a test takes.
+#: Of waiting for a lock, and of a transaction: tests here hold lanes for as long as they need.
 NO_LIMITS = (b"0", b"0")
 
 
@@ -97,7 +97,7 @@ class Writer:
 
 
 class Reader:
-    """Follows every lane as followers do, who see no gap, and keeps what it has seen."""
+    """Follows every lane as followers do, which check for gaps, and keeps what it has seen."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -154,7 +154,7 @@ async def test_a_transaction_that_is_rolled_back_gives_its_numbers_to_the_next(
     assert [event["seq"] for event in log.events] == [1]
 
 
-async def test_an_append_waits_for_the_one_before_it_in_its_lane_and_for_no_other(
+async def test_an_append_waits_for_an_open_append_to_its_lane_but_not_to_other_lanes(
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
     url = conninfo(database_url, role="hydracore_app", application="test")

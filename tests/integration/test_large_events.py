@@ -1,4 +1,4 @@
-"""Events that are large: whoever reads many of them holds a page, and not all that a page of small ones would have."""
+"""Large events: a reader of many holds a page of limited bytes, and not as many events as a page of small ones has."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ PAGE_BYTES = 256 * 1024
 PEAK_BYTES_MAX = 10 * PAGE_BYTES
 assert PEAK_BYTES_MAX < EVENTS * EVENT_BYTES / 2
 
-#: Sealed texts as they are, of which a compressed one is as large as it was; and some that compress as well as anything can.
+#: A text that does not compress, as sealed texts are; and one that compresses as well as anything can.
 RANDOM = base64.b64encode(os.urandom(EVENT_BYTES * 3 // 4)).decode()
 EVEN = "A" * EVENT_BYTES
 
 
 @pytest.fixture(params=[RANDOM, EVEN], ids=["random", "even"])
 def instance_id(request: pytest.FixtureRequest, database_url: str, monkeypatch: pytest.MonkeyPatch) -> UUID:
-    """One that runs, and whose configuration was written anew again and again, in a log without read tables."""
+    """A running instance whose configuration was changed many times, in a log without read tables."""
     monkeypatch.setattr(pages, "PAGE_BYTES", PAGE_BYTES)
     monkeypatch.setattr(stream_assembly, "HELD_BYTES_MAX", PAGE_BYTES)
     monkeypatch.setattr(spilling, "BUFFERED_BYTES_MAX", PAGE_BYTES)
@@ -70,7 +70,7 @@ async def test_a_history_of_large_events_is_read_a_page_at_a_time(database_url: 
     assert shown == tenant == list(range(1, past.state.version + 1))
 
 
-async def test_whoever_reads_a_lane_of_large_events_holds_a_page(
+async def test_followers_rebuilds_verifications_and_exports_hold_one_page_of_large_events(
     database_url: str, instance_id: UUID, tmp_path: Path
 ) -> None:
     lane, file = lane_of(instance_id), tmp_path / "file"
@@ -85,11 +85,11 @@ async def test_whoever_reads_a_lane_of_large_events_holds_a_page(
         wanted = Export(conninfo=database_url, output=file, exported_at=EXPORTED_AT, instance_id=instance_id)
         exported = export(wanted, Progress())
 
-    assert {found.table for found in report.findings} == {"provision_log", "reservation"}, "which nobody has filled"
+    assert {found.table for found in report.findings} == {"provision_log", "reservation"}, "which were never filled"
     assert report.events == exported.events > EVENTS
 
 
-async def test_a_build_catches_up_with_large_events_a_page_at_a_time(
+async def test_a_rollback_catches_up_with_large_events_a_page_at_a_time(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pages, "PAGE_BYTES", PAGE_BYTES)

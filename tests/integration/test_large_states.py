@@ -44,7 +44,7 @@ def patch(number: int) -> list[e.AnyEvent]:
     return [e.PlatformConfigPatched(at_ms=NOW_MS, advanced=Sealed(f"v1.{number:06}{TEXT}"))]
 
 
-async def test_of_many_large_states_no_more_are_kept_than_there_is_room_for(database_url: str) -> None:
+async def test_the_bytes_of_states_that_stores_and_histories_keep_are_bounded(database_url: str) -> None:
     lives: dict[UUID, Life] = {}
     for number in range(COUNT):
         instance_id, (_, steps) = life_of(number)
@@ -67,7 +67,7 @@ async def test_of_many_large_states_no_more_are_kept_than_there_is_room_for(data
     assert count == sum(len(step) for _, steps in lives.values() for step in steps)
 
 
-async def test_of_many_large_changes_no_more_are_kept_than_there_is_room_for(database_url: str) -> None:
+async def test_the_bytes_of_changes_that_differences_and_verifications_keep_are_bounded(database_url: str) -> None:
     instance_id, (tenant, steps) = life_of(5)
     write_lives(database_url, [{instance_id: (tenant, [*steps, *map(patch, range(COUNT))])}])
     with psycopg.connect(database_url) as connection:

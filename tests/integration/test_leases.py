@@ -1,4 +1,4 @@
-"""Lanes go to another where whoever has leased them stands still, and it finds its way back when it wakes up."""
+"""The lanes of a frozen process go to another one, and the frozen process continues when it wakes up."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ BEHIND = "SELECT c.lane FROM checkpoint c JOIN lane_head h USING (lane) WHERE c.
 
 @pytest.fixture(autouse=True, params=["any server", "before 17"])
 def short_leases(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the server bounds them, and as one would that cannot."""
+    """With a server that limits transactions itself, and as with one that cannot."""
     monkeypatch.setattr("events.lease.LEASE_S_MAX", LEASE_S_MAX)
     if request.param == "before 17":
         monkeypatch.setattr("events.lease._TRANSACTION_TIMEOUT_SINCE", 99_00_00)
 
 
 class Freeze:
-    """Stands still once, until it is thawed, and the whole loop with it: the kernel goes on answering for it."""
+    """Blocks once until it is thawed, and the whole event loop with it. The kernel still answers on its connections."""
 
     def __init__(self) -> None:
         self.frozen, self.thawed = Event(), Event()
@@ -47,7 +47,7 @@ class Freeze:
     def here(self) -> None:
         if not self.frozen.is_set():
             self.frozen.set()
-            assert self.thawed.wait(PATIENCE_S), "nobody else took the lanes"
+            assert self.thawed.wait(PATIENCE_S), "no other process took the lanes"
 
 
 class FreezingActivity(Activity):
@@ -70,7 +70,7 @@ class FreezingHintSender(HintSender):
         return super().send(actor, instance_ids)
 
 
-async def test_a_frozen_follower_loses_its_lanes_and_takes_nothing_twice(
+async def test_a_frozen_follower_loses_its_lanes_and_processes_no_event_twice(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     freeze = Freeze()
@@ -95,7 +95,7 @@ async def test_a_frozen_follower_loses_its_lanes_and_takes_nothing_twice(
     assert (await compared(database_url, Activity())).drifted == 0
 
 
-async def test_a_frozen_relay_loses_its_lanes_and_goes_on_when_it_wakes_up(
+async def test_a_frozen_relay_loses_its_lanes_and_continues_when_it_wakes_up(
     database_url: str, redis_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     freeze = Freeze()
