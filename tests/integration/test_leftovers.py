@@ -1,4 +1,4 @@
-"""What a killed supervisor leaves is ended by the next on the same home, and what is anybody else's never is."""
+"""Processes left by a killed supervisor are ended by the next one on the same home. Processes of others never are."""
 
 import asyncio
 import os
@@ -42,10 +42,10 @@ async def left_by_a_killed_supervisor(folder: Path, program: str) -> int:
     return left
 
 
-async def test_leftovers_of_a_killed_supervisor_are_stopped_by_the_next(tmp_path: Path) -> None:
-    """A real supervisor is killed -9; its parts live on until somebody starts on the same home."""
+async def test_leftover_processes_of_a_killed_supervisor_are_stopped_by_the_next_one(tmp_path: Path) -> None:
+    """A real supervisor is killed -9; its processes live on until a supervisor starts on the same home."""
     left = await left_by_a_killed_supervisor(tmp_path, "STUBBORN")
-    # What is to be written down, a full disk prevents.
+    # No file is needed to find it: a full disk would prevent writing one.
     assert os.listdir(tmp_path) == ["left.log"]  # noqa: PTH208 - names are all that is wanted
 
     await asyncio.to_thread(stop_leftovers, tmp_path, seconds_max=0.5)
@@ -53,7 +53,7 @@ async def test_leftovers_of_a_killed_supervisor_are_stopped_by_the_next(tmp_path
     assert gone(left)
 
 
-async def test_what_a_leftover_has_started_is_ended_also_where_the_leftover_itself_has_ended(tmp_path: Path) -> None:
+async def test_a_child_of_a_leftover_process_is_ended_even_if_the_leftover_itself_has_ended(tmp_path: Path) -> None:
     left = await left_by_a_killed_supervisor(tmp_path, "WITH_CHILD")
     child = int((tmp_path / "left.log").read_text().split()[0])
     os.kill(left, signal.SIGKILL)
@@ -65,8 +65,8 @@ async def test_what_a_leftover_has_started_is_ended_also_where_the_leftover_itse
     assert gone(child)
 
 
-async def test_a_supervisor_that_is_killed_as_a_part_starts_leaves_none_that_is_not_found(tmp_path: Path) -> None:
-    """The part itself kills it, before anybody can have taken note of the part."""
+async def test_a_process_is_found_even_if_its_supervisor_was_killed_while_starting_it(tmp_path: Path) -> None:
+    """The process itself kills its supervisor, before the supervisor can have recorded its pid."""
     command = '("/bin/sh", "-c", "kill -9 $PPID; echo $$; exec sleep 600")'
     code = SUPERVISE.replace("PART", f"__import__('dataclasses').replace(part('left', ''), command={command})")
     process = await asyncio.create_subprocess_exec(
@@ -82,7 +82,7 @@ async def test_a_supervisor_that_is_killed_as_a_part_starts_leaves_none_that_is_
     assert gone(left)
 
 
-async def test_a_copy_of_a_home_leaves_alone_what_runs_in_the_original(tmp_path: Path) -> None:
+async def test_starting_a_copy_of_a_home_ends_no_process_of_the_original(tmp_path: Path) -> None:
     original, copy = tmp_path / "original", tmp_path / "copy"
     original.mkdir()
     async with running(original) as supervisor:
@@ -94,7 +94,7 @@ async def test_a_copy_of_a_home_leaves_alone_what_runs_in_the_original(tmp_path:
             assert not gone(pid)
 
 
-async def test_what_runs_of_a_home_that_was_moved_is_ended(tmp_path: Path) -> None:
+async def test_leftover_processes_of_a_home_that_was_moved_are_ended(tmp_path: Path) -> None:
     before, after = tmp_path / "before", tmp_path / "after"
     before.mkdir()
     left = await left_by_a_killed_supervisor(before, "STUBBORN")
@@ -106,7 +106,7 @@ async def test_what_runs_of_a_home_that_was_moved_is_ended(tmp_path: Path) -> No
     assert gone(left)
 
 
-def test_what_a_stranger_calls_by_the_mark_s_name_ends_nobody(tmp_path: Path) -> None:
+def test_a_foreign_process_with_a_malformed_or_different_mark_is_not_ended(tmp_path: Path) -> None:
     ours = Mark(name="left", stop_signal=signal.SIGKILL, home=device_and_inode(tmp_path)).environ()
     (variable,) = ours
     command = [sys.executable, "-c", QUIET]
@@ -119,7 +119,7 @@ def test_what_a_stranger_calls_by_the_mark_s_name_ends_nobody(tmp_path: Path) ->
                 stranger.kill()
 
 
-def test_whoever_starts_with_the_mark_ends_neither_itself_nor_whom_it_was_started_by(tmp_path: Path) -> None:
+def test_a_process_that_inherits_the_mark_ends_neither_itself_nor_its_parent(tmp_path: Path) -> None:
     mark = Mark(name="left", stop_signal=signal.SIGKILL, home=device_and_inode(tmp_path)).environ()
     look = f"from hydracore.embedded.leftovers import *; stop_leftovers(Path({str(tmp_path)!r})); print('goes on')"
     shell = ["/bin/sh", "-c", '"$@"; echo goes on too', "sh", sys.executable, "-c", look]

@@ -27,7 +27,7 @@ DELETED_COUNT = 2_000
 LIVE_COUNT = 100
 
 BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
-#: So many are of each time, and pages begin among them.
+#: So many instances have the same time of creation, and pages begin among them.
 TIED_COUNT = 17
 FILL = """
 INSERT INTO instance (lane, id, version, tenant_id, customer_id, idempotency_key, status, provisioning_stage, region_id,
@@ -38,8 +38,8 @@ SELECT get_byte(uuid_send(i.id), 15) & 63, i.id, 1, 'tenant-' || i.n %% 2, 'cust
   FROM (SELECT n, md5('instance ' || n)::uuid AS id FROM generate_series(0, %(all)s - 1) n) i
 """
 
-#: What has been read is told to all as soon as a transaction ends after this.
-TELL = "SELECT pg_stat_force_next_flush()"
+#: After this, the counters of a session are published at the end of its next transaction.
+PUBLISH_COUNTERS = "SELECT pg_stat_force_next_flush()"
 ROWS_READ = """
 SELECT (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'instance')
        + (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'instance')
@@ -47,7 +47,7 @@ SELECT (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname = 'inst
 PAGES_OF_KEYS = """
 SELECT idx_blks_read + idx_blks_hit FROM pg_statio_user_indexes WHERE indexrelname = 'instance_by_key'
 """
-#: An index of so few rows has a root, and leaves.
+#: A lookup in an index of so few rows reads its root and a leaf.
 PAGES_MAX = 4
 
 SCOPES: dict[str, tuple[str | None, str | None]] = {
@@ -64,7 +64,7 @@ _serial = itertools.count(1)
 
 @contextmanager
 def filled_database(services: Services) -> Generator[str]:
-    """One with many deleted instances, of which the older are live; its URL."""
+    """A database with many deleted instances, and live ones that are older; its URL."""
     name = f"filled_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{next(_serial)}"
     url = services.create_database(name)
     with psycopg.connect(url, autocommit=True) as connection:
@@ -77,19 +77,19 @@ def filled_database(services: Services) -> Generator[str]:
 
 @pytest.fixture(name="database_url", scope="module")
 def database_url_fixture(services: Services) -> Generator[str]:
-    """Filled once, for all who only read it."""
+    """Filled once, for all tests that only read it."""
     with filled_database(services) as url:
         yield url
 
 
 @asynccontextmanager
 async def planning(url: str, plans: str) -> AsyncGenerator[AsyncConnectionPool]:
-    """One connection with this kind of plans."""
+    """A pool of one connection with this kind of plans."""
     url = make_conninfo(url, options=f"-c plan_cache_mode={plans}")
     async with open_pool(url, role="hydracore_app", application="test", size=1) as pool:
         yield pool
-        # What it has read is not to be told while others count.
-        await tell(pool)
+        # So that its counters are not published while another test counts.
+        await publish_counters(pool)
 
 
 @pytest.fixture(name="pool", params=PLANS)
@@ -98,16 +98,16 @@ async def pool_fixture(request: pytest.FixtureRequest, database_url: str) -> Asy
         yield pool
 
 
-async def tell(pool: AsyncConnectionPool) -> None:
+async def publish_counters(pool: AsyncConnectionPool) -> None:
     async with pool.connection() as connection:
-        await connection.execute(TELL)
+        await connection.execute(PUBLISH_COUNTERS)
         await connection.execute("SELECT")
 
 
 async def counted(
     pool: AsyncConnectionPool, owner_conn: psycopg.AsyncConnection, what: LiteralString = ROWS_READ
 ) -> int:
-    await tell(pool)
+    await publish_counters(pool)
     row = await (await owner_conn.execute(what)).fetchone()
     assert row is not None
     return int(row[0])
@@ -125,7 +125,7 @@ async def numbers(owner_conn: psycopg.AsyncConnection, page: list[ListedKey]) ->
 
 
 def place(n: int) -> tuple[datetime, UUID]:
-    """Where in a list the one of this number is: when it was made, and which it is of those of the same time."""
+    """The position of this number's instance in a list: its time, and its id, which orders instances of the same time."""
     made = BEGINNING + timedelta(minutes=n // TIED_COUNT)
     return made, UUID(md5(f"instance {n}".encode(), usedforsecurity=False).hexdigest())
 
@@ -136,7 +136,7 @@ def wanted_of(scope: str, **more: Any) -> ListFilter:
 
 
 def of_scope(scope: str, count: int, before: tuple[datetime, UUID] | None = None) -> list[int]:
-    """Which of the first so many are in a scope, newest first, behind a place if any."""
+    """Which of the first so many instances are in a scope, newest first, after a position if any."""
     tenant_id, customer_id = SCOPES[scope]
     return [
         n
@@ -187,7 +187,7 @@ async def test_pages_with_deleted_instances_follow_each_other_without_gap_or_rep
 
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("status", [None, "deleted"])
-# Where few are behind a place, reading and sorting them all is as good a plan.
+# Where few rows are after a position, reading and sorting them all is as good a plan.
 @pytest.mark.parametrize("after", [None, 2_000])
 async def test_a_page_with_deleted_instances_reads_few_more_rows_than_it_has(
     pool: AsyncConnectionPool,
@@ -208,7 +208,7 @@ async def test_a_page_with_deleted_instances_reads_few_more_rows_than_it_has(
 
 
 @pytest.mark.parametrize("plans", PLANS)
-async def test_a_look_for_a_key_in_all_tenants_reads_no_more_of_the_index_for_their_number(
+async def test_a_lookup_of_a_key_in_all_tenants_reads_few_index_pages_however_many_tenants_there_are(
     services: Services, plans: str
 ) -> None:
     with filled_database(services) as url:
@@ -220,13 +220,13 @@ async def test_a_look_for_a_key_in_all_tenants_reads_no_more_of_the_index_for_th
             await owner_conn.execute("VACUUM (FULL, ANALYZE) instance")
             queries = Queries(pool)
 
-            async def look() -> int:
-                """How many pages of the index are looked at for a key that nobody has."""
+            async def pages_read() -> int:
+                """How many pages of the index are read for a key that no instance has."""
                 before = await counted(pool, owner_conn, PAGES_OF_KEYS)
                 assert await queries.newest_by_key(tenant_id=None, idempotency_key="no-such-key") is None
                 return await counted(pool, owner_conn, PAGES_OF_KEYS) - before
 
-            # The first time it is planned, too.
-            await look()
-            assert await look() <= PAGES_MAX
+            # The first time includes the planning.
+            await pages_read()
+            assert await pages_read() <= PAGES_MAX
             assert await queries.newest_by_key(tenant_id=None, idempotency_key="key-1003") is not None

@@ -1,4 +1,4 @@
-"""Lanes that somebody keeps locked: those who want them wait for a while, and keep neither others nor the server busy."""
+"""Lanes that stay locked: appends to them wait for a while, and delay neither other appends nor the server."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def customers() -> Customers:
 
 @asynccontextmanager
 async def store_with_answer_timeout(database_url: str, *, size: int) -> AsyncGenerator[EventStore]:
-    """One as the API has it."""
+    """A store as in the API."""
     async with open_pool(
         database_url, role="hydracore_app", application="test", size=size, with_answer_timeout=True
     ) as pool:
@@ -43,7 +43,7 @@ async def store_with_answer_timeout(database_url: str, *, size: int) -> AsyncGen
         await store.close()
 
 
-async def test_those_who_share_a_flush_with_a_locked_lane_land_without_it(
+async def test_appends_that_share_a_flush_with_a_locked_lane_are_applied_without_it(
     database_url: str, customers: Customers
 ) -> None:
     async with open_store(database_url) as (store, _), lock_lanes(database_url, [1]) as holder:
@@ -59,7 +59,7 @@ async def test_those_who_share_a_flush_with_a_locked_lane_land_without_it(
 @pytest.mark.long
 @pytest.mark.parametrize("locked_count", [5, 12], ids=["five", "more than there are connections"])
 @pytest.mark.parametrize("together", [True, False], ids=["in one flush", "one after the other"])
-async def test_however_many_lanes_are_locked_others_land(
+async def test_appends_to_other_lanes_are_applied_however_many_lanes_are_locked(
     *,
     database_url: str,
     owner_conn: AsyncConnection,
@@ -77,7 +77,7 @@ async def test_however_many_lanes_are_locked_others_land(
                 await customers.create(store, FREE)
         await customers.create(store, FREE)
 
-        # Whoever reads finds a connection, too.
+        # A read gets a connection, too.
         assert await store.load(instance_id("nobody")) is None
         assert not any(task.done() for task in stuck)
         assert pool.get_stats()["pool_size"] <= pool.max_size
@@ -86,7 +86,7 @@ async def test_however_many_lanes_are_locked_others_land(
     assert len((await check_log(owner_conn)).versions) == locked_count + (1 if together else locked_count + 1)
 
 
-async def test_a_locked_lane_piles_up_no_sessions_and_what_was_refused_does_not_land_later(
+async def test_a_locked_lane_accumulates_no_sessions_and_refused_appends_are_not_applied_later(
     database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(committer, "RETRY_S_MAX", 1.0)
@@ -107,7 +107,7 @@ async def test_a_locked_lane_piles_up_no_sessions_and_what_was_refused_does_not_
     assert len((await check_log(owner_conn)).versions) == 1
 
 
-async def test_whoever_wants_a_locked_lane_is_told_so_and_others_behind_it_with_them(
+async def test_all_appends_that_wait_for_a_locked_lane_are_refused_with_the_reason(
     database_url: str, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Long enough for the append to a free lane on a busy machine.
@@ -122,10 +122,10 @@ async def test_whoever_wants_a_locked_lane_is_told_so_and_others_behind_it_with_
         assert {str(answer) for answer in answers[:3]} == {locked_lanes.LANE_LOCKED}
 
 
-async def test_so_many_wait_for_a_locked_lane_and_no_more(
+async def test_the_number_of_appends_that_wait_for_a_locked_lane_is_bounded(
     database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # So long that whoever is refused is refused for being one too many.
+    # So long that an append is refused only for being one too many.
     monkeypatch.setattr(committer, "RETRY_S_MAX", 600.0)
     monkeypatch.setattr(locked_lanes, "WAITING_PER_LANE_MAX", 3)
     async with open_store(database_url) as (store, _), lock_lanes(database_url, [1]) as holder:
@@ -139,12 +139,12 @@ async def test_so_many_wait_for_a_locked_lane_and_no_more(
         assert {type(task.exception()) for task in done} == {StoreUnavailable}
         await holder.rollback()
         answers = await asyncio.gather(*waiting, return_exceptions=True)
-    landed = [answer for answer in answers if isinstance(answer, Outcome)]
-    assert len(landed) >= 3
-    assert len((await check_log(owner_conn)).versions) == len(landed) + 1
+    applied = [answer for answer in answers if isinstance(answer, Outcome)]
+    assert len(applied) >= 3
+    assert len((await check_log(owner_conn)).versions) == len(applied) + 1
 
 
-async def test_a_lane_that_was_locked_is_as_any_other_once_somebody_has_landed_in_it(
+async def test_a_lane_no_longer_counts_as_locked_once_an_append_to_it_has_been_applied(
     database_url: str, customers: Customers
 ) -> None:
     async with open_store(database_url) as (store, _):
@@ -158,10 +158,12 @@ async def test_a_lane_that_was_locked_is_as_any_other_once_somebody_has_landed_i
         await customers.create(store, 1)
 
 
-async def test_closing_waits_for_those_who_wait_for_a_lane(database_url: str, customers: Customers) -> None:
+async def test_closing_a_store_waits_for_the_appends_that_wait_for_a_lane(
+    database_url: str, customers: Customers
+) -> None:
     async with open_store(database_url) as (store, _), lock_lanes(database_url, [1]) as holder:
         waiting = customers.creating(store, 1)
-        # Nothing else is under way for which it would wait.
+        # Nothing else is in progress for which closing would wait.
         await until(lambda: counts_as_locked(store, 1) and not store._committer._flushers)
         closing = asyncio.create_task(store.close())
         await asyncio.sleep(0)
@@ -174,7 +176,7 @@ async def test_closing_waits_for_those_who_wait_for_a_lane(database_url: str, cu
         assert (await waiting).state.version == 1
 
 
-async def test_a_session_whose_client_is_gone_ends_though_it_waits_for_a_lock(
+async def test_a_session_whose_client_is_gone_ends_even_while_it_waits_for_a_lock(
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
     async with (
@@ -192,23 +194,23 @@ async def test_a_session_whose_client_is_gone_ends_though_it_waits_for_a_lock(
         await until(lambda: nobody(owner_conn, WAITING))
 
 
-async def test_the_server_is_told_to_notice_losses_but_for_poolers_which_refuse_what_is_for_a_session(
+async def test_settings_to_detect_lost_clients_are_sent_except_without_a_role_as_behind_a_pooler(
     database_url: str,
 ) -> None:
-    told = {}
+    settings_sent = {}
     for role in ("hydracore_app", ""):
         url = make_conninfo(database_url, options="-c tcp_keepalives_idle=7" if role else "")
         async with open_pool(url, role=role, application="test", size=1) as pool, pool.connection() as connection:
             asked = "SELECT name, setting FROM pg_settings WHERE source = 'client' AND name ~ '^(client_conn|tcp_keep)'"
-            told[role] = dict(await (await connection.execute(asked)).fetchall())
+            settings_sent[role] = dict(await (await connection.execute(asked)).fetchall())
 
-    assert told["hydracore_app"] == {
+    assert settings_sent["hydracore_app"] == {
         "client_connection_check_interval": "2000",
         "tcp_keepalives_idle": "7",
         "tcp_keepalives_interval": "5",
         "tcp_keepalives_count": "3",
     }
-    assert told[""] == {}
+    assert settings_sent[""] == {}
 
 
 async def read(connection: AsyncConnection) -> None:
@@ -216,14 +218,14 @@ async def read(connection: AsyncConnection) -> None:
         await connection.execute("SELECT count(*) FROM instance")
 
 
-# --- a message that does not come whole -------------------------------------------------------------------------------
+# --- a message that is only partly sent -------------------------------------------------------------------------------
 
-#: What ends a message of ours: a Sync.
+#: A Sync, which ends each of our messages.
 SYNC_BYTES = 5
 
 
 class FailingNetwork:
-    """A way to PostgreSQL that goes silent in the midst of an append, as where the client's machine loses its power."""
+    """A proxy to PostgreSQL that goes silent in the middle of an append, as when the client's machine loses its power."""
 
     def __init__(self, database_url: str) -> None:
         given = conninfo_to_dict(database_url)
@@ -233,7 +235,7 @@ class FailingNetwork:
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[int]:
-        """The port to go through. Until the end, neither side hears of the other's leaving."""
+        """The port to connect to. Until the end, neither side learns that the other has closed its connection."""
         async with await asyncio.start_server(self._serve, "127.0.0.1", 0) as server:
             yield server.sockets[0].getsockname()[1]
             for end in self._ends:
@@ -255,7 +257,7 @@ class FailingNetwork:
                     writer.write(data)
 
 
-async def test_an_append_that_comes_in_part_holds_its_lane_for_no_longer_than_a_flush_may_take(
+async def test_a_partly_received_append_holds_its_lane_no_longer_than_a_flush_may_take(
     database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if owner_conn.info.server_version < 17_00_00:

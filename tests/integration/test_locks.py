@@ -1,4 +1,4 @@
-"""Who works on an instance: one process at a time, as long as it is alive and can show it."""
+"""Locks on instances: one process at a time works on an instance, as long as it is alive and shows it."""
 
 import asyncio
 import sys
@@ -21,14 +21,14 @@ ADA = lives.instance_id()
 #: As short as a busy machine allows.
 SILENCE_S_MAX = 3.0
 
-#: How long the session of the locks has been there when it was last heard of.
+#: How old the session of the locks was when it was last active.
 HEARD = """
     SELECT extract(epoch FROM state_change - backend_start) FROM pg_stat_activity
      WHERE datname = current_database() AND application_name = 'hydracore-locks'
 """
 
 
-async def test_a_frozen_process_loses_its_locks_and_knows_it_when_it_wakes_up(database_url: str) -> None:
+async def test_a_frozen_process_loses_its_locks_and_notices_it_when_it_wakes_up(database_url: str) -> None:
     frozen, thawed = Event(), Event()
     locks = InstanceLocks(database_url, role="")
     assert await is_free(locks)
@@ -48,14 +48,14 @@ async def hold_frozen(database_url: str, frozen: Event, thawed: Event) -> None:
     async with locks.hold(ADA) as hold:
         assert hold is not None
         frozen.set()
-        # The whole loop stands still, and the kernel goes on answering for it.
+        # The whole event loop is blocked, while the kernel still answers on its connections.
         thawed.wait(PATIENCE_S)
         await until(lambda: hold.is_lost)
     assert await is_free(locks)
     await locks.close()
 
 
-async def test_whoever_is_stopped_as_it_asks_for_a_lock_leaves_it_to_others(database_url: str) -> None:
+async def test_a_task_that_is_cancelled_while_it_requests_a_lock_leaves_it_to_others(database_url: str) -> None:
     stopped, other = InstanceLocks(database_url, role=""), InstanceLocks(database_url, role="")
     assert await is_free(stopped)
     connection = stopped._connection
@@ -68,13 +68,13 @@ async def test_whoever_is_stopped_as_it_asks_for_a_lock_leaves_it_to_others(data
     await asyncio.wait([asking])
 
     assert asking.cancelled()
-    # The server lets go of the locks as it learns that their session is gone.
+    # The server releases the locks when it learns that their session is gone.
     await until(lambda: is_free(other))
     await stopped.close()
     await other.close()
 
 
-async def test_an_instance_for_which_no_lock_was_to_be_had_is_worked_on_once_there_is_one(
+async def test_an_instance_can_be_locked_once_the_database_accepts_connections_again(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     locks = InstanceLocks(database_url, role="")
@@ -91,8 +91,8 @@ async def test_an_instance_for_which_no_lock_was_to_be_had_is_worked_on_once_the
     await locks.close()
 
 
-async def test_an_instance_is_worked_on_once_in_a_process_too(database_url: str) -> None:
-    """To PostgreSQL all of a process is one session, which may have a lock as often as it likes."""
+async def test_an_instance_is_locked_only_once_within_a_process_too(database_url: str) -> None:
+    """To PostgreSQL a process is one session, which may take a lock repeatedly."""
     locks, other = InstanceLocks(database_url, role=""), InstanceLocks(database_url, role="")
 
     async with locks.hold(ADA) as hold:
@@ -106,8 +106,8 @@ async def test_an_instance_is_worked_on_once_in_a_process_too(database_url: str)
     await other.close()
 
 
-async def test_whoever_comes_as_another_of_its_process_leaves_is_not_turned_away(database_url: str) -> None:
-    """The one that leaves may have looked already whether anybody was."""
+async def test_a_request_for_a_lock_is_granted_while_another_task_of_the_process_releases_it(database_url: str) -> None:
+    """The task that releases it may already have checked whether another one waits."""
     locks, other = InstanceLocks(database_url, role=""), InstanceLocks(database_url, role="")
     has_it, is_done = asyncio.Event(), asyncio.Event()
 
@@ -120,7 +120,7 @@ async def test_whoever_comes_as_another_of_its_process_leaves_is_not_turned_away
     working = asyncio.create_task(work())
     await has_it.wait()
     is_done.set()
-    # Behind the one that leaves, which has to ask the database before it is gone.
+    # After the task that releases the lock, which has to ask the database before the lock is free.
     coming = asyncio.create_task(is_free(locks))
 
     assert await coming
@@ -130,7 +130,7 @@ async def test_whoever_comes_as_another_of_its_process_leaves_is_not_turned_away
     await other.close()
 
 
-async def stop_one_as_another_begins_to_listen(database_url: str) -> None:
+async def cancel_one_request_as_another_begins_to_wait(database_url: str) -> None:
     locks = InstanceLocks(database_url, role="")
     assert await is_free(locks)
     connection = locks._connection
@@ -149,18 +149,16 @@ async def stop_one_as_another_begins_to_listen(database_url: str) -> None:
     await locks.close()
 
 
-async def test_whoever_is_stopped_does_not_take_its_process_along(database_url: str) -> None:
-    """libuv ends a process that has it listen to what is closed by then."""
-    scenario = stop_one_as_another_begins_to_listen
+async def test_a_cancelled_request_for_a_lock_does_not_end_its_process(database_url: str) -> None:
+    """libuv ends a process that makes it watch a descriptor that is already closed."""
+    scenario = cancel_one_request_as_another_begins_to_wait
     code = f"import sys, uvloop; from {__name__} import {scenario.__name__} as it; uvloop.run(it(sys.argv[1]))"
 
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, database_url, cwd=REPOSITORY)
     assert await process.wait() == 0
 
 
-async def test_a_process_with_nothing_to_say_keeps_its_locks(
-    database_url: str, owner_conn: psycopg.AsyncConnection
-) -> None:
+async def test_an_idle_process_keeps_its_locks(database_url: str, owner_conn: psycopg.AsyncConnection) -> None:
     holder = InstanceLocks(database_url, role="", idle_s_max=SILENCE_S_MAX)
     async with holder.hold(ADA) as hold:
 
@@ -180,7 +178,7 @@ async def test_a_process_with_nothing_to_say_keeps_its_locks(
     await holder.close()
 
 
-async def test_locks_are_taken_as_the_role_that_everything_else_acts_as(database_url: str) -> None:
+async def test_locks_are_taken_with_the_configured_database_role(database_url: str) -> None:
     """The login may have no rights of its own."""
     locks = InstanceLocks(database_url, role="hydracore_app")
     assert await is_free(locks)

@@ -1,4 +1,4 @@
-"""A stream is loaded a page at a time, and what comes of it does not depend on where the pages end."""
+"""A stream is loaded a page at a time, and its state does not depend on where the pages end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WHOLE = lives.Life.after(*lives.DELETED).state
 
 
 @pytest.mark.parametrize("page", [1, 3, WHOLE.version, WHOLE.version + 1])
-async def test_a_long_life_is_loaded_page_by_page(
+async def test_the_loaded_state_of_a_stream_does_not_depend_on_the_page_size(
     database_url: str, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
     monkeypatch.setattr(loading, "STREAM_PAGE", page)
@@ -26,6 +26,6 @@ async def test_a_long_life_is_loaded_page_by_page(
 
         assert begun is not None
         assert begun.version == 1
-        assert await reader.load(ADA) == WHOLE, "from what was remembered"
+        assert await reader.load(ADA) == WHOLE, "from the cached state"
     async with open_store(database_url) as (fresh, _):
         assert await fresh.load(ADA) == WHOLE, "from the beginning"

@@ -1,4 +1,4 @@
-"""A commit whose answer never comes: the append is made again, finds itself, and its caller learns what it did."""
+"""A commit whose answer is lost: the append is repeated, finds that it was made, and its caller learns the result."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ async def live(store: EventStore, *commands: c.AnyCommand) -> None:
         await store.execute(ADA, command, origin())
 
 
-class LossyDoor:
-    """A way to PostgreSQL that can lose the answer to an append: it cuts the connection when it should pass one on."""
+class LossyProxy:
+    """A proxy to PostgreSQL that can lose the answer to an append: it cuts the connection instead of passing it on."""
 
     def __init__(self, database_url: str) -> None:
         given = conninfo_to_dict(database_url)
@@ -46,10 +46,10 @@ class LossyDoor:
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[int]:
-        """The port to go through."""
+        """The port to connect to."""
         async with await asyncio.start_server(self._serve, "127.0.0.1", 0) as server:
             yield server.sockets[0].getsockname()[1]
-            # Whoever has gone through it has left, so that its connections end now.
+            # All clients have left, so that their connections end now.
             await asyncio.wait(self._serving)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -75,30 +75,30 @@ class LossyDoor:
             await writer.wait_closed()
 
 
-async def test_an_append_whose_answer_was_lost_tells_its_events_all_the_same(
+async def test_an_append_whose_answer_was_lost_is_made_once_returns_its_events_and_wakes_followers(
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
-    door = LossyDoor(database_url)
-    told: list[dict[int, int]] = []
-    async with door.open() as port:
+    proxy = LossyProxy(database_url)
+    notified: list[dict[int, int]] = []
+    async with proxy.open() as port:
         through = make_conninfo(database_url, port=port)
         async with open_pool(through, role="hydracore_app", application="test", size=1) as pool:
-            store = EventStore(pool, inline=inline_projections(), on_commit=told.append)
+            store = EventStore(pool, inline=inline_projections(), on_commit=notified.append)
             await live(store, *lives.RUNNING)
-            told.clear()
+            notified.clear()
 
-            door.losing = True
+            proxy.losing = True
             outcome = await store.execute(ADA, lives.rotate_key(), origin())
 
-    assert door.lost == 1
+    assert proxy.lost == 1
     assert [type(event).__name__ for event in outcome.events] == ["AgentKeyRevoked"]
-    assert outcome.duplicate, "much may have happened since"
+    assert outcome.duplicate, "other events may have happened since"
     log = await check_log(owner_conn)
     assert log.versions == {ADA: outcome.state.version}
-    assert told == [{lane_of(ADA): outcome.state.version}], "whoever follows is woken all the same"
+    assert notified == [{lane_of(ADA): outcome.state.version}], "followers are woken all the same"
 
 
-async def test_an_append_whose_answer_was_lost_and_was_built_upon_is_answered_from_now(
+async def test_a_repeated_append_returns_its_events_with_the_state_after_later_events(
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _), open_store(database_url) as (other, _):
@@ -114,7 +114,7 @@ async def test_an_append_whose_answer_was_lost_and_was_built_upon_is_answered_fr
     await check_log(owner_conn)
 
 
-async def test_an_append_whose_answer_was_lost_takes_nothing_back_that_was_freed_since(
+async def test_a_repeated_append_does_not_reserve_again_what_was_released_since(
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _), open_store(database_url) as (other, _):
@@ -130,22 +130,24 @@ async def test_an_append_whose_answer_was_lost_takes_nothing_back_that_was_freed
     assert await held.fetchall() == [("idempotency_key",)]
 
 
-async def test_a_plan_whose_answer_was_lost_may_have_led_to_a_create_already(stack: Stack, database_url: str) -> None:
-    door = LossyDoor(database_url)
+async def test_after_a_lost_answer_to_a_plan_a_refused_create_does_not_prove_that_nothing_was_made(
+    stack: Stack, database_url: str
+) -> None:
+    proxy = LossyProxy(database_url)
     stack.cloudsim.fault("create_server", "no_capacity", name=f"hc-{ADA}")
-    async with door.open() as port:
+    async with proxy.open() as port:
         there = urlsplit(database_url)
         through = there._replace(netloc=there.netloc.replace(f":{there.port}", f":{port}")).geturl()
         async with stack.deps(database_url=through) as deps:
             await deps.store.execute(ADA, replace(lives.request(), at_ms=deps.now_ms()), deps.origin(ADA))
-            door.losing = True
+            proxy.losing = True
             await advance(deps, ADA)
             state = await deps.store.load(ADA)
 
-    assert door.lost == 1
+    assert proxy.lost == 1
     assert state is not None
     assert state.attempt is not None
-    # Another worker may have sent one meanwhile, so that the refusal of this one says nothing of it.
+    # Another worker may have sent a create meanwhile, about which the refusal of this one says nothing.
     assert (state.attempt.number, state.attempt.failure, state.attempt.nothing_made) == (
         1,
         "resource_unavailable",

@@ -1,4 +1,4 @@
-"""Keys that are gone or damaged: what was sealed with them is null, nobody else notices, and what a standby lacks is put back."""
+"""Keys that are lost or damaged: texts sealed with them are null, and a key that a standby lacks is put back."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ from tests.keyrings import ADA, EMAIL, erase, fresh, keyring, pool
 __all__ = ["fresh", "keyring", "pool"]
 
 
-async def test_what_was_sealed_with_a_lost_key_is_unreadable_and_said_once_of_each_customer(
+async def test_texts_sealed_with_a_lost_key_are_unreadable_and_reported_once_per_customer(
     keyring: Keyring, fresh: Keyring, owner_conn: AsyncConnection
 ) -> None:
     old = [await keyring.seal(EMAIL, **ADA) for _ in range(2)]
-    # As a restore leaves it whose keys' backup is older than the log's.
+    # As after a restore whose backup of the keys is older than that of the log.
     await owner_conn.execute("DELETE FROM customer_key")
     new = await fresh.seal("ada@example.org", **ADA)
 
-    with capture_logs() as said:
+    with capture_logs() as lines:
         texts = [await fresh.open(each, **ADA) for each in (*old, new, *old)]
 
     assert texts == [None, None, "ada@example.org", None, None]
-    assert said == [{"event": "sealed_field_unreadable", "log_level": "warning", **ADA}]
+    assert lines == [{"event": "sealed_field_unreadable", "log_level": "warning", **ADA}]
 
 
-async def test_a_key_that_a_standby_lacks_is_put_back_by_whoever_has_used_it(
+async def test_a_key_that_a_standby_lacks_is_put_back_by_the_process_that_used_it(
     keyring: Keyring, fresh: Keyring, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keys, "CACHE_S", -1.0)
     sealed = await keyring.seal(EMAIL, **ADA)
     await owner_conn.execute("DELETE FROM customer_key")
 
-    with capture_logs() as said:
+    with capture_logs() as lines:
         assert await keyring.open(sealed, **ADA) == EMAIL
 
     assert await fresh.open(sealed, **ADA) == EMAIL
-    assert [(one["event"], one["customer_id"]) for one in said] == [("customer_key_put_back", "ada")]
+    assert [(one["event"], one["customer_id"]) for one in lines] == [("customer_key_put_back", "ada")]
 
 
-async def test_a_new_customer_is_not_taken_for_one_who_was_erased_as_a_standby_takes_over(
+async def test_a_new_customer_is_not_taken_for_an_erased_one_during_a_failover(
     pool: AsyncConnectionPool, keyring: Keyring, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     borrow = pool.connection
 
     @asynccontextmanager
     async def connection(timeout: float | None = None) -> AsyncGenerator[AsyncConnection]:  # noqa: ASYNC109 - as a pool has it
-        # Whatever was written on the connection before is not there any more.
+        # What was written on the previous connection is lost.
         await owner_conn.execute("DELETE FROM customer_key")
         async with borrow(timeout) as connected:
             yield connected
@@ -67,7 +67,7 @@ async def test_a_new_customer_is_not_taken_for_one_who_was_erased_as_a_standby_t
     assert await keyring.open(sealed, **ADA) == EMAIL
 
 
-async def test_no_key_is_put_back_that_was_destroyed_or_made_anew(
+async def test_a_key_that_was_destroyed_or_replaced_is_not_put_back(
     keyring: Keyring, fresh: Keyring, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keys, "CACHE_S", -1.0)
@@ -87,9 +87,9 @@ async def test_no_key_is_put_back_that_was_destroyed_or_made_anew(
 @pytest.mark.parametrize(
     "lacking",
     ["DELETE FROM customer_key", "UPDATE customer_key SET wrapped_key = kept, destroyed_at = NULL FROM old"],
-    ids=["all of them", "their erasure"],
+    ids=["the keys", "the erasure"],
 )
-async def test_whoever_is_known_to_be_erased_stays_so_where_a_standby_lacks_it(
+async def test_a_customer_known_to_be_erased_stays_erased_if_a_standby_lacks_the_erasure(
     keyring: Keyring, fresh: Keyring, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch, lacking: str
 ) -> None:
     monkeypatch.setattr(keys, "CACHE_S", -1.0)
@@ -99,10 +99,10 @@ async def test_whoever_is_known_to_be_erased_stays_so_where_a_standby_lacks_it(
     assert await keyring.open(sealed, **ADA) is None
     await owner_conn.execute(lacking.encode())
 
-    with capture_logs() as said, pytest.raises(CustomerErased):
+    with capture_logs() as lines, pytest.raises(CustomerErased):
         await keyring.seal(EMAIL, **ADA)
 
-    assert [(one["event"], one["log_level"]) for one in said] == [("erased_keys_destroyed_again", "warning")]
+    assert [(one["event"], one["log_level"]) for one in lines] == [("erased_keys_destroyed_again", "warning")]
     assert await fresh.open(sealed, **ADA) is None
     with pytest.raises(CustomerErased):
         await fresh.seal(EMAIL, **ADA)
@@ -116,18 +116,18 @@ async def test_whoever_is_known_to_be_erased_stays_so_where_a_standby_lacks_it(
         ("ada", "UPDATE customer_key SET wrapped_key = substr(wrapped_key, 2)"),
         ("bob", "UPDATE customer_key SET customer_id = 'ada'"),
     ],
-    ids=["nothing", "short", "cut", "somebody else's"],
+    ids=["empty", "too short", "truncated", "another customer's"],
 )
-async def test_a_key_that_does_not_open_makes_texts_null_and_is_said_once(
+async def test_a_damaged_key_makes_texts_null_and_is_reported_once(
     keyring: Keyring, fresh: Keyring, owner_conn: AsyncConnection, owner: str, damage: str
 ) -> None:
     sealed = await keyring.seal(EMAIL, **ADA | {"customer_id": owner})
     await owner_conn.execute(damage.encode())
 
-    with capture_logs() as said:
+    with capture_logs() as lines:
         texts = [await fresh.open(sealed, **ADA) for _ in range(2)]
     with pytest.raises(KeyUnreadable, match="The key of customer ada cannot be decrypted"):
         await fresh.seal(EMAIL, **ADA)
 
     assert (texts, fresh.cached_text(sealed, **ADA)) == ([None, None], None)
-    assert [(one["event"], one["customer_id"]) for one in said] == [("customer_key_unreadable", "ada")]
+    assert [(one["event"], one["customer_id"]) for one in lines] == [("customer_key_unreadable", "ada")]
