@@ -1,4 +1,4 @@
-"""`make` on a machine that lacks something, and on what an earlier try has left there."""
+"""`make` on a machine that lacks something, or with remains of an earlier run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.cloudsim_fixtures import REPOSITORY
 
-#: Stands for a Python of some version, with pip or without. It installs nothing, and the environments that it makes have itself.
+#: A stand-in for a Python of some version, with or without pip. It installs nothing, and copies itself into environments.
 STAND_IN = """#!/bin/sh
 case "$*" in
     --version) echo Python {text} ;;
@@ -28,7 +28,7 @@ OLD, NEW = (3, 10, 12), (3, 99, 0)
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """As much of one as an environment is made from: nothing is to be installed into it."""
+    """The files of a clone from which an environment is made, with nothing to install."""
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(REPOSITORY / name, tmp_path)
     (tmp_path / "requirements.lock").write_text("")
@@ -36,7 +36,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def make(clone: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    # What an outer make has told its commands is none of this one's business.
+    # Without the variables that an outer make sets for its commands.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     return subprocess.run(
         ["make", ".venv/.runtime", *words], cwd=clone, env=environ, capture_output=True, text=True, check=False
@@ -51,9 +51,9 @@ def python_of(version: tuple[int, ...], path: Path, *, with_pip: bool = True) ->
     return path
 
 
-# Without pip is what Debian leaves where its package python3-venv is missing.
+# Debian leaves an environment without pip if its package python3-venv is missing.
 @pytest.mark.parametrize(("version", "with_pip"), [(NEW, False), (OLD, True)], ids=["without pip", "of an old Python"])
-def test_an_environment_that_is_not_whole_is_made_anew(
+def test_an_environment_without_pip_or_of_an_old_python_is_made_anew(
     clone: Path, tmp_path: Path, *, version: tuple[int, ...], with_pip: bool
 ) -> None:
     left = python_of(version, clone / ".venv/bin/python", with_pip=with_pip)
@@ -64,7 +64,7 @@ def test_an_environment_that_is_not_whole_is_made_anew(
     assert left.read_text() == named.read_text()
 
 
-def test_an_environment_that_is_whole_is_kept(clone: Path) -> None:
+def test_a_complete_environment_is_kept(clone: Path) -> None:
     kept = python_of(NEW, clone / ".venv/bin/python")
 
     make(clone, "PYTHON=nothing-of-the-kind")
@@ -73,22 +73,22 @@ def test_an_environment_that_is_whole_is_kept(clone: Path) -> None:
 
 
 @pytest.mark.parametrize("python", ["old", "missing"])
-def test_a_python_that_will_not_do_is_told_of_before_anything_is_made(clone: Path, python: str) -> None:
+def test_an_old_or_missing_python_is_reported_before_anything_is_made(clone: Path, python: str) -> None:
     named = python_of(OLD, clone / "python3.10") if python == "old" else clone / "nothing"
 
     done = make(clone, f"PYTHON={named}")
 
-    said = "Python 3.10.12" if python == "old" else "not found"
+    reason = "Python 3.10.12" if python == "old" else "not found"
     assert (done.returncode, done.stdout) == (2, "")
-    told = done.stderr.splitlines()[0]
-    assert told.startswith(f"HydraCore needs Python 3.11 or newer, and `{named} --version` says ")
-    assert said in told
-    assert told.endswith(": name another, as in: make demo PYTHON=python3.12")
+    message = done.stderr.splitlines()[0]
+    assert message.startswith(f"HydraCore needs Python 3.11 or newer, and `{named} --version` says ")
+    assert reason in message
+    assert message.endswith(": name another, as in: make demo PYTHON=python3.12")
     assert not (clone / ".venv").exists()
 
 
 @pytest.mark.parametrize("name", ['a"b', "a$b", "a`b", "a\\b"])
-def test_a_place_that_no_postgresql_could_be_started_from_is_told_of_before_anything_is_made(
+def test_a_directory_below_which_postgresql_cannot_start_is_reported_before_anything_is_made(
     clone: Path, name: str
 ) -> None:
     place = clone.rename(clone.with_name(f"{clone.name}-{name}"))

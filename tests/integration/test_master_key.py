@@ -1,4 +1,4 @@
-"""The master key is replaced beneath everything that runs, in the steps of docs/operations.md, and the old one is dropped."""
+"""The master key is replaced while everything runs, in the steps of docs/operations.md, and the old one is dropped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROMPT = "Speak like a pirate"
 
 
 class Rotated(NamedTuple):
-    """A stack of the test's own, and an instance of ann's in it that was made with the key that is going to be replaced."""
+    """A stack of the test's own, and an instance of ann's in it that was made with the master key that will be replaced."""
 
     stack: Stack
     instance_id: UUID
@@ -34,7 +34,7 @@ class Rotated(NamedTuple):
         return await self.stack.ask(method, f"/v1/instances/{self.instance_id}{path}", body, headers=headers)
 
     async def restart(self, **settings: str) -> None:
-        """What has the master key, with other settings."""
+        """Restart the processes that have the master key, with other settings."""
         for each in (self.stack.api, self.stack.worker):
             each.kill()
             each.start(**settings)
@@ -47,8 +47,8 @@ class Rotated(NamedTuple):
     async def counted(self) -> dict[str, Any]:
         return json.loads((await self.run("status", "--json", **BOTH)).stdout)
 
-    async def assert_all_goes_on(self) -> None:
-        """Chat, which the agent is asked and tells the cost of; a sealed field; and what the agent says by itself."""
+    async def assert_everything_works(self) -> None:
+        """A chat, for which the agent is asked; a sealed field; and a heartbeat, which the agent sends by itself."""
         chat = await self.ask("POST", "/chat", {"message": "What are your instructions?"})
         config = await self.ask("GET", "/config")
         beat = (await self.ask("GET", "/runtime")).json()["last_heartbeat"]
@@ -85,14 +85,14 @@ async def rotated(tmp_path: Path, database_url: str, redis_url: str) -> AsyncGen
 
 
 @pytest.mark.long
-async def test_nothing_is_cut_off_while_the_master_key_is_replaced_nor_once_the_old_one_is_dropped(
+async def test_everything_works_while_the_master_key_is_replaced_and_after_the_old_one_is_dropped(
     rotated: Rotated,
 ) -> None:
     stack = rotated.stack
-    await rotated.assert_all_goes_on()
+    await rotated.assert_everything_works()
 
     await rotated.restart(**BOTH)
-    await rotated.assert_all_goes_on()
+    await rotated.assert_everything_works()
     assert await stack.create(rotated.key) == rotated.instance_id
     other = await stack.ask(
         "POST", "/v1/instances", {"region_id": "local", "tier_id": "standard", "idempotency_key": rotated.key}
@@ -105,15 +105,15 @@ async def test_nothing_is_cut_off_while_the_master_key_is_replaced_nor_once_the_
 
     rewrapped, reissued = await rotated.run("rewrap", **BOTH), await rotated.run("reissue", "--json", **BOTH)
 
-    async def is_old_one_idle() -> bool:
+    async def is_former_key_unused() -> bool:
         return not (await rotated.counted())["is_former_needed"]
 
-    await stack.until(is_old_one_idle)
+    await stack.until(is_former_key_unused)
     after = await rotated.counted()
-    await rotated.assert_all_goes_on()
+    await rotated.assert_everything_works()
     await rotated.restart(master_key=NEW)
-    await rotated.assert_all_goes_on()
-    told = await rotated.run("status", master_key=NEW)
+    await rotated.assert_everything_works()
+    status = await rotated.run("status", master_key=NEW)
     for instance_id in (rotated.instance_id, young):
         await stack.delete(instance_id)
         await stack.until_status(instance_id, "deleted")
@@ -125,5 +125,5 @@ async def test_nothing_is_cut_off_while_the_master_key_is_replaced_nor_once_the_
     assert line.startswith("hydracore: HYDRACORE_MASTER_KEY does not fit this database")
     assert (rewrapped.exit_code, reissued.exit_code, json.loads(reissued.stdout)["revoked"]) == (0, 0, 1)
     assert (after["customer_keys"]["present"], after["agents"]["present"]) == (1, 2)
-    assert told.exit_code == 0
-    assert told.output.splitlines()[-1] == "nothing here depends on a former master key"
+    assert status.exit_code == 0
+    assert status.output.splitlines()[-1] == "nothing here depends on a former master key"

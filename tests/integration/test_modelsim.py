@@ -43,7 +43,7 @@ def text_of(pieces: list[dict[str, Any]]) -> str:
     return "".join(choice["delta"].get("content", "") for piece in pieces for choice in piece["choices"])
 
 
-async def test_it_says_what_it_is_in_its_list_and_in_every_answer(modelsim: ModelSim) -> None:
+async def test_modelsim_says_that_it_is_scripted_in_its_model_list_and_in_its_answers(modelsim: ModelSim) -> None:
     listed = (await modelsim.http.get("/v1/models")).json()["data"]
     answer = (await modelsim.http.post("/v1/chat/completions", json=ask("Hello there"))).json()
 
@@ -56,7 +56,7 @@ async def test_it_says_what_it_is_in_its_list_and_in_every_answer(modelsim: Mode
 @pytest.mark.parametrize(
     ("address", "seen"), [("chat/completions", "requests"), ("embeddings", "embeddings")], ids=["chats", "embeddings"]
 )
-async def test_of_long_requests_it_remembers_fewer(
+async def test_fewer_requests_are_remembered_when_they_are_long(
     modelsim: ModelSim, monkeypatch: pytest.MonkeyPatch, address: str, seen: str
 ) -> None:
     monkeypatch.setattr(recent_records, "BODIES_BYTES_MAX", 20_000)
@@ -73,7 +73,7 @@ async def test_of_long_requests_it_remembers_fewer(
     assert await remembered_after(10) == 1
 
 
-async def test_it_obeys_a_prompt_that_says_how_to_begin(modelsim: ModelSim) -> None:
+async def test_answers_begin_as_the_system_prompt_asks(modelsim: ModelSim) -> None:
     messages = [{"role": "system", "content": 'Begin every answer with "Ahoy!"'}, {"role": "user", "content": "Hello"}]
 
     answer = (await modelsim.http.post("/v1/chat/completions", json={"model": "m", "messages": messages})).json()
@@ -81,7 +81,7 @@ async def test_it_obeys_a_prompt_that_says_how_to_begin(modelsim: ModelSim) -> N
     assert answer["choices"][0]["message"]["content"] == f"{ANSWER_PREFIX} Ahoy! You said: Hello"
 
 
-async def test_whole_and_streamed_answers_are_the_same_words_and_figures(modelsim: ModelSim) -> None:
+async def test_whole_and_streamed_answers_have_the_same_words_and_usage(modelsim: ModelSim) -> None:
     whole = (await modelsim.http.post("/v1/chat/completions", json=ask("One  two\nthree"))).json()
     pieces = await streamed(modelsim, "One  two\nthree", stream_options={"include_usage": True})
     again = await streamed(modelsim, "One  two\nthree")
@@ -107,11 +107,11 @@ async def test_an_answer_ends_at_max_tokens(modelsim: ModelSim) -> None:
         ("What did I say before?", "nothing"),
     ],
 )
-async def test_it_knows_a_few_tricks(modelsim: ModelSim, message: str, words: str) -> None:
+async def test_some_messages_have_special_answers(modelsim: ModelSim, message: str, words: str) -> None:
     assert words in text_of(await streamed(modelsim, message))
 
 
-async def test_a_script_of_ones_own_goes_first(tmp_path: Path) -> None:
+async def test_a_script_file_takes_precedence_over_the_built_in_answers(tmp_path: Path) -> None:
     (tmp_path / "script.json").write_text('[{"contains": "weather", "answer": "Sunny."}]')
 
     async with running_modelsim(tmp_path) as sim:
@@ -119,7 +119,7 @@ async def test_a_script_of_ones_own_goes_first(tmp_path: Path) -> None:
         assert text_of(await streamed(sim, "And you?")) == f"{ANSWER_PREFIX} You said: And you?"
 
 
-async def test_a_script_that_cannot_be_read_is_said_at_the_start(tmp_path: Path) -> None:
+async def test_an_invalid_script_file_is_an_error_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "script.json").write_text('[{"contains": 1}]')
 
     with pytest.raises(ScriptError, match=r"script\.json: "):
@@ -127,7 +127,7 @@ async def test_a_script_that_cannot_be_read_is_said_at_the_start(tmp_path: Path)
             pass
 
 
-async def test_a_wrong_request_is_refused_in_openai_s_shape(modelsim: ModelSim) -> None:
+async def test_an_invalid_request_is_refused_in_openai_s_error_format(modelsim: ModelSim) -> None:
     answers = [
         await modelsim.http.post("/v1/chat/completions", json=body)
         for body in ({}, {"model": "m", "messages": []}, ask("x", temperature=3))
@@ -142,7 +142,7 @@ async def test_a_wrong_request_is_refused_in_openai_s_shape(modelsim: ModelSim) 
 # --- trouble ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_status_is_answered_as_often_as_ordered_and_to_that_model_alone(modelsim: ModelSim) -> None:
+async def test_an_ordered_status_is_answered_as_often_as_ordered_and_only_for_its_model(modelsim: ModelSim) -> None:
     await modelsim.fault("status", status=429, retry_after_s=7, times=2, model="any-name")
     headers = {"Authorization": "Bearer sk-key"}
 
@@ -152,11 +152,11 @@ async def test_a_status_is_answered_as_often_as_ordered_and_to_that_model_alone(
     assert other.status_code == 200
     assert [answer.status_code for answer in answers] == [429, 429, 200]
     assert answers[0].headers["retry-after"] == "7"
-    assert "sk-key" in answers[0].json()["error"]["message"], "it is there to see whether anybody repeats it"
+    assert "sk-key" in answers[0].json()["error"]["message"], "it is there to test that no caller repeats it"
 
 
 @pytest.mark.parametrize("kind", ["hang", "hold"])
-async def test_what_waits_goes_on_when_released(modelsim: ModelSim, kind: str) -> None:
+async def test_an_answer_that_hangs_or_is_held_continues_when_released(modelsim: ModelSim, kind: str) -> None:
     await modelsim.fault(kind)
 
     answering = asyncio.create_task(streamed(modelsim, "Hello"))
@@ -166,7 +166,7 @@ async def test_what_waits_goes_on_when_released(modelsim: ModelSim, kind: str) -
     assert text_of(await answering) == f"{ANSWER_PREFIX} You said: Hello"
 
 
-async def test_a_caller_that_leaves_is_noticed(modelsim: ModelSim) -> None:
+async def test_a_caller_that_leaves_is_recorded(modelsim: ModelSim) -> None:
     await modelsim.fault("hold", after_tokens=2)
 
     async with modelsim.http.stream("POST", "/v1/chat/completions", json=ask("a b c", stream=True)) as response:
@@ -178,7 +178,7 @@ async def test_a_caller_that_leaves_is_noticed(modelsim: ModelSim) -> None:
     assert record["tokens_sent"] == 2
 
 
-async def test_a_cut_stream_has_no_end(modelsim: ModelSim) -> None:
+async def test_a_stream_that_is_cut_breaks_off_without_its_end(modelsim: ModelSim) -> None:
     await modelsim.fault("cut", after_tokens=2)
 
     with pytest.raises(httpx.RemoteProtocolError):
@@ -187,7 +187,7 @@ async def test_a_cut_stream_has_no_end(modelsim: ModelSim) -> None:
     await modelsim.until_requests(1, ended="cut")
 
 
-async def test_an_error_comes_inside_the_stream(modelsim: ModelSim) -> None:
+async def test_an_ordered_error_is_sent_inside_the_stream(modelsim: ModelSim) -> None:
     await modelsim.fault("error", after_tokens=1)
 
     async with modelsim.http.stream("POST", "/v1/chat/completions", json=ask("a", stream=True)) as response:
@@ -196,7 +196,7 @@ async def test_an_error_comes_inside_the_stream(modelsim: ModelSim) -> None:
     assert json.loads(lines[-1].removeprefix("data: "))["error"]["type"] == "scripted_error"
 
 
-async def test_figures_words_and_the_stream_itself_can_be_left_out(modelsim: ModelSim) -> None:
+async def test_answers_can_be_ordered_without_words_without_usage_or_unstreamed(modelsim: ModelSim) -> None:
     await modelsim.fault("empty")
     await modelsim.fault("no_usage")
     await modelsim.fault("whole")
@@ -210,7 +210,7 @@ async def test_figures_words_and_the_stream_itself_can_be_left_out(modelsim: Mod
     assert whole.headers["content-type"] == "application/json"
 
 
-async def test_orders_can_be_seen_withdrawn_and_refused(modelsim: ModelSim) -> None:
+async def test_ordered_faults_can_be_listed_and_withdrawn_and_unknown_ones_are_refused(modelsim: ModelSim) -> None:
     await modelsim.fault("endless", times=None)
     listed = (await modelsim.http.get("/_sim/faults")).json()["faults"]
     await modelsim.http.delete("/_sim/faults")
@@ -222,7 +222,7 @@ async def test_orders_can_be_seen_withdrawn_and_refused(modelsim: ModelSim) -> N
     assert "juggle" in refused.json()["error"]["message"]
 
 
-async def test_it_runs_as_a_command_until_it_is_told_to_end(tmp_path: Path) -> None:
+async def test_the_modelsim_command_runs_until_sigterm(tmp_path: Path) -> None:
     host, port = free_address()
     words = ("modelsim", "--home", str(tmp_path), "--port", str(port))
     with Command.started(*words, env=dict(os.environ)) as command:
