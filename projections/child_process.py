@@ -34,11 +34,7 @@ def pickle_task(work: Callable[[], object], describe: Callable[[Exception], str]
 
 
 def run_task(task: bytes, pipe: PipeEnd) -> None:
-    end_with_parent()
-    os.nice(NICE)
-    # This process configures no logging, so that psycopg's warnings about a broken connection would be printed as they
-    # are, before the reason that the parent prints or logs.
-    logging.getLogger("psycopg").addHandler(logging.NullHandler())
+    prepare_child()
     # A fold creates millions of objects but no cycles. Searching for cycles would take a third of its time.
     gc.disable()
     work, describe = pickle.loads(task)  # noqa: S301 - from the process that has started this one
@@ -51,12 +47,16 @@ def run_task(task: bytes, pipe: PipeEnd) -> None:
     os._exit(0)
 
 
-def end_with_parent() -> None:
-    """End this process as soon as its parent ends, whatever either is doing.
+def prepare_child() -> None:
+    """Give this process its low priority, end it as soon as its parent ends, and keep psycopg's warnings to itself.
 
     A parent that is killed cannot end its children: they would go on with work that nobody waits for, or wait for ever.
     """
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    os.nice(NICE)
+    # This process configures no logging, so that psycopg's warnings about a broken connection would be printed as they
+    # are, before the reason that the parent prints or logs.
+    logging.getLogger("psycopg").addHandler(logging.NullHandler())
 
 
 def _end_with_parent() -> None:

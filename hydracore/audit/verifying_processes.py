@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
@@ -18,7 +17,7 @@ from events.lane_verification import LaneReport
 from events.pacing import Pace
 from hydracore.audit.verifying_lanes import Job, verify_lanes
 from hydracore.gc_tuning import collect_less_often
-from projections.child_process import NICE, PipeEnd, end_with_parent
+from projections.child_process import PipeEnd, prepare_child
 from projections.processes import POLL_S, interrupts_blocked
 
 ConnectArguments = tuple[str, int | None]
@@ -103,8 +102,7 @@ def _prepare(sender: PipeEnd) -> None:
     """Prepare a process. An interrupt or its parent's end ends it at once, silently: nobody needs its report then."""
     global _progress_sender  # noqa: PLW0603 - a process is one worker
     _progress_sender = sender
-    end_with_parent()
-    os.nice(NICE)
+    prepare_child()
     collect_less_often()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
