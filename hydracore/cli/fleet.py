@@ -26,13 +26,16 @@ _STEPS: Final = {"hour": timedelta(hours=1), "day": timedelta(days=1)}
 @click.option(
     "--every",
     type=click.Choice(list(_STEPS)),
-    default="day",
-    show_default=True,
-    help="With --from: the interval. At most 400 counts.",
+    help="With --from: the interval; default: day. At most 400 counts.",
 )
 @json_option
 def fleet(
-    *, at: datetime | None, first: datetime | None, last: datetime | None, every: Literal["hour", "day"], as_json: bool
+    *,
+    at: datetime | None,
+    first: datetime | None,
+    last: datetime | None,
+    every: Literal["hour", "day"] | None,
+    as_json: bool,
 ) -> None:
     """Count instances, now or over time.
 
@@ -41,7 +44,9 @@ def fleet(
     """
     from projections.fleet_queries import fleet_counts
 
-    times = _times(at, first, last, _STEPS[every])
+    if first is None and every is not None:
+        raise click.UsageError("--every requires --from.")
+    times = _times(at, first, last, _STEPS[every or "day"])
     found = on_database(load(), lambda pool: fleet_counts(pool, times))
     by_time = {time: list["FleetCount"]() for time in times}
     for one in found:

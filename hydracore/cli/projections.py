@@ -91,7 +91,7 @@ def status(*, name: str | None, as_json: bool) -> None:
 @click.argument("name", required=False)
 @click.option("--all", "every", is_flag=True, help="Rebuild all projections, one after the other.")
 @click.option("--outdated", is_flag=True, help="Rebuild those for which this release has a newer version.")
-@click.option("--workers", type=click.IntRange(1, LANES), help="Number of processes; default: one per core.")
+@click.option("--workers", type=click.IntRange(1, LANES), help="Number of local processes; default: one per core.")
 @click.option("--dry-run", is_flag=True, help="Only build the table and compare its rows with the live one.")
 @click.option(
     "--accept-drift",
@@ -125,19 +125,19 @@ def rebuild(
 
     if sum((name is not None, every, outdated)) != 1:
         raise click.UsageError("Give one of NAME, --all and --outdated.")
-    if distributed and full_speed:
-        raise click.UsageError("--full-speed has no effect on the workers: do not combine it with --distributed.")
+    if distributed and (full_speed or workers is not None):
+        raise click.UsageError(
+            "--workers and --full-speed are about local processes: do not combine them with --distributed."
+        )
+    if dry_run and accept_drift:
+        raise click.UsageError("--dry-run replaces no table: do not combine it with --accept-drift.")
     wanted = _selected(name, outdated=outdated)
     if not wanted and not as_json:
         say("nothing is outdated")
     needs = configuration.RELAY_NEEDS if distributed else configuration.DATABASE_NEEDS
     settings = load(require=needs)
     check_direct_connection(settings)
-    folding = (
-        _folding_by_workers(settings)
-        if distributed
-        else _folding_in_processes(settings, workers=workers, full_speed=full_speed)
-    )
+    folding = _folding(settings, distributed=distributed, workers=workers, full_speed=full_speed)
     build = building.dry_run if dry_run else partial(building.rebuild, accept_drift=accept_drift)
     build = partial(build, folding=folding, full_speed=full_speed)
     reports = list["Report | Failure"]()
@@ -218,13 +218,11 @@ def _selected(name: str | None, *, outdated: bool) -> "list[Projection]":
     return list(code.values())
 
 
-def _folding_by_workers(settings: "Settings") -> "Folding":
-    from workers.distributed_folding import fold_distributed
+def _folding(settings: "Settings", *, distributed: bool, workers: int | None, full_speed: bool) -> "Folding":
+    if distributed:
+        from workers.distributed_folding import fold_distributed
 
-    return fold_distributed(settings, lambda text: say(f"hydracore: {text}", err=True))
-
-
-def _folding_in_processes(settings: "Settings", *, workers: int | None, full_speed: bool) -> "Folding":
+        return fold_distributed(settings, lambda text: say(f"hydracore: {text}", err=True))
     from projections.processes import fold_in_processes
 
     return fold_in_processes(owner_conninfo(settings), workers=workers or os.cpu_count() or 1, full_speed=full_speed)
