@@ -108,9 +108,12 @@ class LaneFolder:
             await ended([process], within_s=CLAIM_S_MAX)
         finally:
             reason = end_folding(process, answer)
-        _log.info("folded", projection=build.name, generation=build.number, exit_code=process.exitcode)
-        if reason is not None:
-            await self._send_report(build, reason, failed=True)
+        if reason is None:
+            _log.info("folded", projection=build.name, generation=build.number)
+            return
+        # The rebuild may have ended, and its operator may be another than that of this worker.
+        _log.warning("fold_failed", projection=build.name, generation=build.number, reason=reason)
+        await self._send_report(build, reason, failed=True)
 
     async def _send_report(self, build: Generation, reason: str, *, failed: bool) -> None:
         report = _Report(build.follower, reason[:_REASON_LENGTH_MAX], failed)

@@ -15,6 +15,7 @@ import dramatiq
 import msgspec
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from hydracore import settings as configuration
 from hydracore.settings import Settings
@@ -220,9 +221,13 @@ async def test_a_worker_kills_a_frozen_folding_process_and_continues(
     assert folding.pid is not None
     os.kill(folding.pid, signal.SIGSTOP)
 
-    await helping
+    with capture_logs() as said:
+        await helping
 
     assert folding.exitcode == -signal.SIGKILL
+    assert [(line["log_level"], line["event"], line.get("reason")) for line in said] == [
+        ("warning", "fold_failed", "a process ended with exit code -9")
+    ]
 
 
 async def test_a_worker_that_folds_starts_no_second_process_for_another_hint(
