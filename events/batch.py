@@ -70,7 +70,9 @@ async def flush(
         [rows] = await exchange(connection, [_LIVE_VERSIONS], pipelined=True)
         live = {name: parse_int(version) for name, version in rows}
         for projection in inline:
-            projection.use_version(live[projection.name.encode()])
+            # One without a row is named by the next check.
+            if (version := live.get(projection.name.encode())) is not None:
+                projection.use_version(version)
         raise
     assert len(answers) == len(appends), "one result per command"
     return [_append_result(answer, digest) for answer, digest in zip(answers, digests, strict=True)]

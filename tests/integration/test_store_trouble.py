@@ -177,6 +177,17 @@ async def test_an_outage_refuses_queued_appends_together_with_those_that_were_tr
     assert asked <= 2 * committer.FLUSHES_MAX
 
 
+async def test_an_append_is_refused_while_read_tables_have_another_version_or_no_row(
+    database_url: str, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "RETRY_S_MAX", 0.1)
+    await owner_conn.execute("UPDATE projection SET version = 99 WHERE name = 'reservation'")
+    await owner_conn.execute("DELETE FROM projection WHERE name = 'instance'")
+    async with open_store(database_url) as (store, _):
+        with pytest.raises(StoreUnavailable):
+            await live(store, request())
+
+
 async def test_appends_beyond_the_limit_of_the_queue_are_refused(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
