@@ -13,6 +13,12 @@ SELECT outcome, version_after, seq_before, encode(known_request_hash, 'hex'), kn
 -- name: command_result
 SELECT request_hash, result::text FROM command WHERE lane = %s AND command_id = %s
 
+-- name: stream_end
+-- The version of a stream according to its row, and that of its last event.
+SELECT s.version, (SELECT coalesce(max(e.version), 0) FROM event e WHERE e.lane = s.lane AND e.stream_id = s.stream_id)
+  FROM stream s
+ WHERE s.lane = %s AND s.stream_id = %s
+
 -- name: stream_from
 -- A page of a stream (`events/pages.py`). `upto_bytes`: the size of all payloads of the page up to and including the event's.
 SELECT e.seq, e.version, e.type, e.schema_version, e.payload::text, e.digest, e.upto_bytes

@@ -14,7 +14,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from events import commands as c
 from events import committer, loading, shared_connection
-from events.errors import StoreUnavailable
+from events.errors import LogCorrupted, StoreUnavailable, VersionConflict
 from events.record import Origin, Outcome
 from events.state import Instance
 from events.store import EventStore
@@ -308,6 +308,24 @@ async def assert_server(pool: AsyncConnectionPool, server_id: str) -> None:
     async with pool.connection() as connection:
         rows = await (await connection.execute("SELECT server_id, version FROM instance")).fetchall()
     assert rows == [(server_id, 6)]
+
+
+async def test_a_conflict_with_an_event_that_a_failover_lost_is_not_taken_for_a_corrupted_log(
+    database_url: str, owner_conn: AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, _), open_store(database_url) as (other, _):
+        await live(store, request())
+        state = await store.load(ADA)
+        await live(other, lives.configure(agent_name="lost"))
+        with pytest.raises(VersionConflict) as lost:
+            await store.execute_at(state, ADA, lives.configure(agent_name="late"), origin())
+
+        rewind(database_url, ADA)
+
+        assert await store.load_after_conflict(lost.value) == state
+        await owner_conn.execute("UPDATE stream SET version = 9 WHERE stream_id = %s", (ADA,))
+        with pytest.raises(LogCorrupted, match="is said to be at version 9, and its events end with 1"):
+            await store.load_after_conflict(lost.value)
 
 
 @pytest.mark.parametrize("meanwhile", ["looked", "forgot"])
