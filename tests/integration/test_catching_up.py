@@ -14,6 +14,7 @@ from projections.candidate import Candidate
 from projections.definition import Projection
 from projections.generations import Generation, Progress
 from projections.instance import InstanceProjection
+from projections.provision_log import ProvisionLogProjection
 from projections.rebuild import Folding, rebuild
 from tests import lives
 from tests.rebuilding import QUIET, compared, fold_here, follow_all, rebuilt, write_lives
@@ -54,6 +55,32 @@ async def test_a_build_takes_no_event_that_the_live_tables_do_not_have(database_
         assert report.generation == 2
         await follow_all(pool)
         assert (await compared(database_url, Activity())).drifted == 0
+
+
+async def test_catching_up_writes_only_the_new_rows_of_a_stream(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, _):
+        _, _, running, _ = await write_lives(store, count=4)
+        kept = set[tuple[object, ...]]()
+
+        async def rows(schema: str) -> set[tuple[object, ...]]:
+            query = f"SELECT seq, ctid FROM {schema}.provision_log WHERE instance_id = %s"  # noqa: S608 - of this test
+            return set(await (await owner_conn.execute(query.encode(), (running,))).fetchall())
+
+        async def go_on() -> None:
+            kept.update(await rows("provision_log_g2"))
+            await store.execute(running, lives.configure(agent_name="new"), origin())
+
+        await rebuild(
+            database_url,
+            ProvisionLogProjection(),
+            folding=folded_before(go_on, fold_here(database_url)),
+            callbacks=QUIET,
+        )
+
+    assert len(kept) > 1
+    assert len(await rows("public") - kept) == 1
 
 
 def write_before_the_first_try(monkeypatch: pytest.MonkeyPatch, store: EventStore, *, requests: int) -> None:
