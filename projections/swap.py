@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import psycopg
@@ -36,6 +36,7 @@ _LOCK_LANES = _SQL["lock_lanes"]
 _LOCK_CHECKPOINTS = _SQL["lock_checkpoints"]
 _COMMIT_IN_TIME = template(_SQL["commit_in_time"])
 _COMMIT_DURABLY = _SQL["on_disk"]
+_SESSION = _SQL["session"]
 _END_SESSION = _SQL["end_session"]
 _GENERATIONS = Statements("projections", "generations.sql")
 _SET_STATE = _GENERATIONS["set_state"]
@@ -80,6 +81,9 @@ PAUSE_S_MAX = 1.0
 _Query = tuple[bytes | sql.Composed, Any]
 """A statement, and its parameters or None."""
 
+_Session = tuple[int, datetime]
+"""A session's pid and the time of its start."""
+
 
 class SwapResult(NamedTuple):
     """How long writers (or followers) were stopped, by the server's clock, and how many tries it took."""
@@ -100,7 +104,7 @@ async def swap(
     `WritersNotStopped`; then nothing has changed. Raises `SwapUnknown` where the database does not say whether the swap
     was made.
     """
-    lost_session: int | None = None
+    lost_session: _Session | None = None
     for tries in range(1, TRIES_MAX + 1):
         try:
             connection = await connect()
@@ -120,7 +124,7 @@ async def swap(
                 continue
             await prepare(connection)
             await generations.copy_privileges(connection, candidate.build)
-            lost_session = connection.info.backend_pid
+            lost_session = await (await connection.execute(_SESSION)).fetchone()
             stopped = await _try(connection, candidate)
             if stopped is not None:
                 return SwapResult(stopped.total_seconds(), tries)
@@ -158,9 +162,9 @@ def _limit_s(candidate: Candidate) -> float:
     return STOPPED_S_MAX if isinstance(candidate.projection, Inline) else FOLLOWERS_STOPPED_S_MAX
 
 
-async def _was_committed(connection: AsyncConnection, candidate: Candidate, *, session: int) -> bool:
+async def _was_committed(connection: AsyncConnection, candidate: Candidate, *, session: _Session) -> bool:
     """Whether the try in the lost `session` was committed. Ends that session, so that it cannot commit later."""
-    await connection.execute(_END_SESSION, (session,))
+    await connection.execute(_END_SESSION, session)
     live = await generations.live_generation(connection, candidate.build.name)
     if live is None or live.number != candidate.build.number:
         return False
@@ -169,7 +173,7 @@ async def _was_committed(connection: AsyncConnection, candidate: Candidate, *, s
 
 
 async def _was_last_try_committed(
-    connect: Callable[[], Awaitable[AsyncConnection]], candidate: Candidate, *, session: int
+    connect: Callable[[], Awaitable[AsyncConnection]], candidate: Candidate, *, session: _Session
 ) -> bool:
     """The same after the last try, on a new connection. Raises `SwapUnknown` where the database does not answer."""
     try:

@@ -31,8 +31,10 @@ SELECT clock_timestamp()
 -- This commit waits for the disk, and makes the swap durable too.
 UPDATE projection SET swapped_at = clock_timestamp() WHERE name = %(name)s AND generation = %(generation)s
 
+-- name: session
+-- This session. After a restart of the server, another one may have its pid.
+SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()
+
 -- name: end_session
 -- Waits until the session has ended, for at most the given milliseconds.
-SELECT pg_terminate_backend(a.pid, 5000)
-  FROM pg_stat_activity a
- WHERE a.pid = %s AND a.application_name = current_setting('application_name')
+SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE pid = %s AND backend_start = %s

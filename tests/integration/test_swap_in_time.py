@@ -14,10 +14,12 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from events.pacing import Pace
 from projections import generations, swap
 from projections.candidate import Candidate
 from projections.errors import SwapUnknown, WritersNotStopped
 from projections.instance import InstanceProjection
+from projections.rebuild_lock import connect
 from projections.swap import STOPPED_S_MAX
 from tests import lives
 from tests.command import Command
@@ -180,6 +182,23 @@ async def test_a_swap_whose_outcome_cannot_be_looked_up_is_reported_as_unknown(
     assert live.number == 2
     assert await generations.newest_in_states(owner_conn, "instance", *generations.UNFINISHED) is None
     assert (await compared(database_url, InstanceProjection())).drifted == 0
+
+
+async def test_a_new_session_with_the_pid_of_a_lost_one_is_not_ended(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    build = await generations.begin(owner_conn, InstanceProjection())
+    candidate = Candidate.of(InstanceProjection(), build, None, Pace(full_speed=True))
+    async with await connect(database_url) as other, await connect(database_url) as asking:
+        row = await (await other.execute(swap._SESSION)).fetchone()
+        assert row is not None
+        pid, began_at = row
+
+        assert not await swap._was_committed(asking, candidate, session=(pid, began_at - timedelta(days=1)))
+        await other.execute("SELECT 1")
+        assert not await swap._was_committed(asking, candidate, session=(pid, began_at))
+        with pytest.raises(psycopg.errors.AdminShutdown):
+            await other.execute("SELECT 1")
 
 
 async def test_a_rebuild_that_has_lost_its_lock_swaps_nothing(
