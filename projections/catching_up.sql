@@ -1,6 +1,10 @@
 -- name: positions
 SELECT lane, seq FROM checkpoint WHERE follower = %s ORDER BY lane
 
+-- name: lock_positions
+-- Those of a build, until the step is committed.
+SELECT lane, seq FROM checkpoint WHERE follower = %s ORDER BY lane FOR UPDATE
+
 -- name: move
 UPDATE checkpoint c
    SET seq = n.seq

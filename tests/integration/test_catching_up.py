@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import psycopg
 import pytest
 
+from events.pacing import Pace
 from events.store import EventStore
-from projections import swap
+from projections import generations, swap
 from projections.activity import Activity
 from projections.candidate import Candidate
+from projections.catching_up import CatchUpStep
 from projections.definition import Projection
+from projections.errors import RebuildBusy
+from projections.folding import fold_lanes
 from projections.generations import Generation, Progress
 from projections.instance import InstanceProjection
 from projections.provision_log import ProvisionLogProjection
 from projections.rebuild import Folding, rebuild
+from projections.rebuild_lock import connect
 from tests import lives
 from tests.rebuilding import QUIET, compared, fold_here, follow_all, rebuilt, write_lives
 from tests.requests_to_log import open_store, origin
+from tests.waiting import until
+
+WAITING = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 @pytest.mark.parametrize(("come", "tries"), [(1, 1), (3, 2)], ids=["few", "many"])
@@ -55,6 +64,41 @@ async def test_a_build_takes_no_event_that_the_live_tables_do_not_have(database_
         assert report.generation == 2
         await follow_all(pool)
         assert (await compared(database_url, Activity())).drifted == 0
+
+
+async def test_concurrent_rebuilds_of_one_build_count_no_event_twice(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    """As where a rebuild has lost its lock between two of its steps, and another has begun."""
+    build = await generations.begin(owner_conn, Activity())
+    await asyncio.to_thread(fold_lanes, database_url, Activity(), build)
+    build = await generations.index(owner_conn, Activity(), build)
+    async with open_store(database_url) as (store, pool):
+        await write_lives(store, count=4)
+        await follow_all(pool)
+
+    async def step(connection: psycopg.AsyncConnection) -> CatchUpStep:
+        candidate = Candidate.of(Activity(), build, None, Pace(full_speed=True))
+        async with connection.transaction():
+            return await candidate.step(connection, await candidate.live_positions(connection))
+
+    async def waits() -> bool:
+        return (await owner_conn.execute(WAITING)).rowcount > 0
+
+    async with await connect(database_url) as first, await connect(database_url) as second:
+        async with first.transaction():
+            added = await step(first)
+            adding = asyncio.create_task(step(second))
+            await until(waits)
+        added_again = await adding
+
+        assert (added.events > 0, added_again.events) == (True, 0)
+        report = await compared(database_url, Activity())
+        assert (report.resumed, report.drifted) == (True, 0)
+
+        await generations.drop(owner_conn, build)
+        with pytest.raises(RebuildBusy):
+            await step(second)
 
 
 async def test_catching_up_writes_only_the_new_rows_of_a_stream(
