@@ -31,12 +31,12 @@ class JsonLinesFile(Generic[T]):
         self.unreadable_lines = 0
         self._decoder = msgspec.json.Decoder(document_type)
 
-    def read(self) -> Iterator[T]:
-        """The documents in the file, in order. Raises `OSError`."""
+    def read(self, *, upto: int | None = None) -> Iterator[T]:
+        """The documents in the file, in order. `upto`: only those that begin before this byte. Raises `OSError`."""
         self.unreadable_lines = 0
         is_inside_line = False
         with self.path.open("rb") as file:
-            while line := file.readline(LINE_MAX):
+            while (upto is None or file.tell() < upto) and (line := file.readline(LINE_MAX)):
                 document = self.parse(line)
                 if document is not None:
                     yield document

@@ -145,12 +145,11 @@ def verify(request: Request, progress: Progress) -> Report:
 
 
 def _check_seals(connection: Connection, request: Request, report: Report, pace: Pace) -> SealCheck:
-    # A seal is in the database before it is in the copy: what the copy has now is read from the database below, too.
     newest = 0 if request.seals is None else request.seals.last_number()
     if request.seals is not None and newest == 0 and next(stored_seals(connection), None) is not None:
         raise CopyEmpty(request.seals.path)
-    # Not only up to the first higher number: a single one may be damaged, and must hide none behind it.
-    copies = () if request.seals is None else (seal for seal in request.seals.read() if seal.number <= newest)
+    # A seal is in the database before it is in the copy: what the copy has now is read from the database below, too.
+    copies = () if request.seals is None else request.seals.read(upto=request.seals.path.stat().st_size)
     lag = CopyLag(newest)
 
     def paced(seals: Iterable[Seal]) -> Iterator[Seal]:

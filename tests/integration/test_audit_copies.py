@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from base64 import urlsafe_b64encode
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import psycopg
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from events.ids import LANES
-from events.seal import Head, make_seal
+from events.seal import Head, Seal, make_seal
 from hydracore.audit.seal_file import SealFile
 from hydracore.audit.sealing import Sealer, utc_now
+from hydracore.audit.verifying import Progress, Request, verify
 from tests.sealed_log import LANE, SEAL_KEY, Log, SealedLogs, follow, run
 
 
@@ -182,6 +184,33 @@ async def test_unreadable_lines_at_the_end_of_a_copy_hide_no_missing_seal(log: L
     assert f"note: 2 lines of {log.file.path} could not be read" in result.stdout
 
 
+async def test_repeated_older_seals_at_the_end_of_the_copy_hide_no_newer_one(log: Log) -> None:
+    copy = log.file.path
+    first, last = copy.read_bytes().splitlines(keepends=True)
+    copy.write_bytes(first + last + first * (300_000 // len(first)))
+    forge(log, "DELETE FROM seal WHERE number = 2")
+
+    result = run(log, "verify", "--lane", "0", "--seals", str(copy))
+
+    assert result.exit_code == 1
+    assert "the log: seal_missing: Seal 2: it is in the copy" in result.stdout
+
+
+class GrowingFile(SealFile):
+    """Gets another seal between the look at its end and its reading."""
+
+    def read(self, *, upto: int | None = None) -> Iterator[Seal]:
+        *_, last = super().read()
+        self.append([msgspec.structs.replace(last, number=last.number + 1)])
+        return super().read(upto=upto)
+
+
+async def test_a_seal_that_is_copied_during_a_verification_is_no_finding(log: Log) -> None:
+    report = verify(Request(conninfo=log.url, lanes=(0,), seals=GrowingFile(log.file.path)), Progress())
+
+    assert (report.findings, report.seals) == ([], 2)
+
+
 @pytest.mark.parametrize("lines_between", [0, 300_000], ids=["at the end", "long before the end"])
 async def test_a_damaged_seal_number_in_a_copy_hides_no_missing_seal_behind_it(log: Log, lines_between: int) -> None:
     copy = log.file.path
@@ -194,6 +223,7 @@ async def test_a_damaged_seal_number_in_a_copy_hides_no_missing_seal_behind_it(l
     assert result.exit_code == 1
     assert "the log: seal_missing: Seal 2: it is in the copy" in result.stdout
     assert "the log: copy_flawed: Seal 1: it is missing or out of order in the copy" in result.stdout
+    assert "the log: copy_flawed: Seal 99: its signature is invalid" in result.stdout
 
 
 @pytest.mark.parametrize("link", [bytes(32), b"\xff" * 32], ids=["the lowest link", "the highest link"])
