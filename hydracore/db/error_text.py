@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 #: A line that ends with one of these is joined to the next by a blank, any other by a semicolon.
 _SENTENCE_ENDS: Final = (".", ":", ";", "?", "!", ",")
 
+#: A part of a statement, with a `^` below the place that the message is about.
+_EXCERPT: Final = re.compile(r"^LINE \d+: .*\n *\^", re.MULTILINE)
+
 
 def one_line(error: object) -> str:
-    """`str(error)` in one line, without the `^` that points at a place in the line above it."""
+    """`str(error)` in one line, without excerpts of statements.
+
+    The server adds one even where it ends a session that waits for a lock, as if the statement were wrong.
+    """
     joined = ""
-    for line in str(error).splitlines():
+    for line in _EXCERPT.sub("", str(error)).splitlines():
         text = " ".join(line.split())
-        if text not in ("", "^"):
+        if text:
             joined += f"{_separator_after(joined)}{text}"
     return joined
 
