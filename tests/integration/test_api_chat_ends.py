@@ -1,14 +1,22 @@
 """How streamed chats end: cut off by agents, left by their callers, and hundreds of them at once."""
 
 import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import pytest
 
+from events import keys
+from hydracore.audit import erasing
+from hydracore.audit.erasing import Eraser, ErasureProgress
+from hydracore.audit.erasure_file import ErasureFile
 from hydracore.transport import EMPTY_TRUST_STORE
+from tests.api_server import Api
 from tests.chatting import HELLO, PING, SSE, ending, streamed
 from tests.tiny_agent import CUT, STREAM, event
-from tests.use_fixtures import Used, shared_api_fixture, shared_used_fixture
+from tests.use_fixtures import Used, in_use, shared_api_fixture, shared_used_fixture
 from tests.waiting import PATIENCE_S, until
 
 __all__ = ["shared_api_fixture", "shared_used_fixture"]
@@ -78,6 +86,34 @@ async def test_the_request_to_the_agent_ends_when_the_client_disconnects_within_
 
     async with asyncio.timeout(PATIENCE_S):
         await used.agent.left.wait()
+
+
+async def test_the_erasure_of_a_customer_ends_no_stream(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "CACHE_S", 0.0)
+    monkeypatch.setattr(erasing, "APPEND_S", 0.0)
+    eraser = Eraser(
+        api.parts.pool,
+        api.parts.store,
+        ErasureFile(tmp_path / "erasures.jsonl"),
+        actor="operator",
+        correlation_id=uuid4(),
+        clock=lambda: datetime.now(UTC),
+    )
+    ignored = ErasureProgress(*(lambda *_: None for _ in ErasureProgress._fields))
+    go_on = asyncio.Event()
+    async with in_use(api, user="carol", system_prompt="You know that Carol is ill.") as used:
+        used.agent.stream = (STREAM[0], go_on, *STREAM[1:])
+        chat = asyncio.create_task(streamed(used, headers=api.token(user="carol")))
+        await until(lambda: used.agent.calls_of("/api/chat"))
+
+        customer = await erasing.find_customer(api.parts.pool, "carol", tenant_id=api.tenant)
+        erased = await eraser.erase(customer, ignored)
+
+        assert (erased.key_destroyed, erased.recorded, chat.done()) == (True, 1, False)
+        go_on.set()
+        assert await chat == (200, b"".join(STREAM))
 
 
 async def test_streams_hold_no_connection_to_the_database(used: Used) -> None:
