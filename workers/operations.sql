@@ -6,6 +6,10 @@ ON CONFLICT (name) DO UPDATE SET ran_at = excluded.ran_at
     OR duty.ran_at > now() + %(interval_s)s * interval '1 s'
 RETURNING name
 
+-- name: return_duty
+-- The duty that was just taken could not be performed, and is due.
+DELETE FROM duty WHERE name = %s
+
 -- name: try_lock
 SELECT pg_try_advisory_lock($1)
 

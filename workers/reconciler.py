@@ -21,6 +21,7 @@ from workers.sql import OPERATIONS
 from workers.work_schedule import CLAIM_MAX, WorkSchedule
 
 _TAKE_DUTY = OPERATIONS["take_duty"]
+_RETURN_DUTY = OPERATIONS["return_duty"]
 _CHANGED_HEALTH = OPERATIONS["changed_health"]
 _ANY_PENDING_ACTION = OPERATIONS["any_pending_action"]
 
@@ -31,7 +32,7 @@ TICK_S = 0.25
 POLL_ACTIONS_INTERVAL_S = 2.0
 HEALTH_INTERVAL_S = 1.0
 
-#: How often per interval of a duty a relay tries to get that duty while another relay performs it.
+#: How often per interval of a duty a relay tries to get that duty while another relay performs it, or again after a failure.
 TRIES_PER_INTERVAL = 4
 
 #: The most changes of health that one look sends hints for.
@@ -75,8 +76,20 @@ class Reconciler:
             }
             await self._send_hints(CHECK_HEALTH, [row[0] for row in await run(self._pool, _CHANGED_HEALTH, limits)])
         if await self._take_duty("sweep", self._settings.sweep_interval_s):
+            await self._start_sweep()
+
+    async def _start_sweep(self) -> None:
+        """Send the hint for a sweep. If that fails, the duty is due again: unlike the intervals of the others, this one is long."""
+        is_sent = False
+        try:
             await self._schedule.delete_stale()
-            await asyncio.to_thread(self._hints.send_duty, SWEEP)
+            is_sent = await asyncio.to_thread(self._hints.send_duty, SWEEP)
+        finally:
+            if not is_sent:
+                self._next_try_s["sweep"] = time.monotonic() + self._settings.sweep_interval_s / TRIES_PER_INTERVAL
+                await run(self._pool, _RETURN_DUTY, ("sweep",))
+        if not is_sent:
+            _log.warning("queue_full", actor=SWEEP, backlog=HintSender.BACKLOG_MAX)
 
     async def _send_hints(self, actor: str, instance_ids: list[UUID]) -> None:
         if instance_ids and not await asyncio.to_thread(self._hints.send, actor, instance_ids):
