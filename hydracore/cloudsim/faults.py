@@ -81,7 +81,8 @@ class FaultOrder(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     #: For a refusal: the status and code, if not the usual ones.
     status: Annotated[int, Meta(ge=400, le=599)] | None = None
     code: str | None = None
-    retry_after_s: Annotated[int, Meta(ge=0)] = 1
+    #: For a 429 or 503: the value of `Retry-After`, which the real API does not send: it has the headers of `quota` only.
+    retry_after_s: Annotated[int, Meta(ge=0)] | None = None
     #: For slow_boot.
     delay_s: Annotated[float, Meta(ge=0)] = 1.0
 
@@ -186,5 +187,6 @@ def refusal(order: FaultOrder, token: str) -> Reply:
         return Reply(status, b"<html><body><h1>Bad Gateway</h1></body></html>", {"content-type": "text/html"})
     # The message quotes a part of the token, as real ones do, so that tests show that it is not stored.
     message = f"{code.replace('_', ' ')} (token {token[:8]}...)"
-    headers = {"retry-after": str(order.retry_after_s)} if status in {429, 503} else {}
+    names_wait = order.retry_after_s is not None and status in {429, 503}
+    headers = {"retry-after": str(order.retry_after_s)} if names_wait else {}
     return ApiError(status, code, message, headers=headers).reply()

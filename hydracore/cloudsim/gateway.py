@@ -49,5 +49,5 @@ class Gateway:
         if not secrets.compare_digest(given, self._authorization):
             return ApiError(401, "unauthorized", "unable to authenticate")
         if scope["path"].startswith(LIMITED_PREFIX) and not self._quota.take():
-            return ApiError(429, "rate_limit_exceeded", "rate limit exceeded", headers={"retry-after": "1"})
+            return ApiError(429, "rate_limit_exceeded", "rate limit exceeded")
         return None

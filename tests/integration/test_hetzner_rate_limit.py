@@ -9,6 +9,7 @@ from tests.cloudsim_fixtures import CloudsimProcess
 from tests.hetzner_calls import LABELS
 from tests.waiting import until
 from workers.providers.base import Provider, ProviderLater, ProviderRetry
+from workers.providers.hetzner_pacing import RESET_WAIT_S_MAX
 
 
 async def test_a_429_stops_all_calls_of_the_driver_until_its_retry_time(
@@ -69,6 +70,17 @@ async def test_a_call_beyond_the_rate_limit_is_refused_as_rate_limit_exceeded(
         await driver.get_server("1")
 
     assert limited.value.code == "rate_limit_exceeded"
+
+
+async def test_a_429_that_says_only_when_all_of_the_allowance_is_back_is_waited_for_a_minute_at_most(
+    cloudsim: CloudsimProcess, driver: Provider
+) -> None:
+    cloudsim.call("PUT", "/_sim/rate_limit", {"limit": 3600, "remaining": 0, "refill_per_s": 1})
+
+    with pytest.raises(ProviderRetry) as limited:
+        await driver.get_server("1")
+
+    assert limited.value.retry_after_s == RESET_WAIT_S_MAX
 
 
 async def test_concurrent_calls_are_limited_to_16_and_all_are_answered(
