@@ -42,10 +42,10 @@ def installation() -> dict[str, str]:
     return {"hc-installation": f"of-its-own-{uuid4().hex}"}
 
 
-async def recorded(deps: Deps, number: int, *commands: c.AnyCommand) -> UUID:
+async def recorded(deps: Deps, number: int, *commands: c.AnyCommand, provider: str = "cloudsim") -> UUID:
     """An instance that has lived so far, as the log says, with an address of its own."""
     instance_id = uuid4()
-    plan = lives.plan(hostname=f"hc-{number}", vpn_ip=f"10.64.0.{16 + number}")
+    plan = lives.plan(provider=provider, hostname=f"hc-{number}", vpn_ip=f"10.64.0.{16 + number}")
     for command in (lives.request(customer_id=f"customer-{number}"), plan, *commands):
         await deps.store.execute(instance_id, command, deps.origin(instance_id))
     return instance_id

@@ -18,7 +18,7 @@ from workers.unreadable_histories import HistoryUnreadable, reading_history
 
 _PENDING_ACTIONS = OPERATIONS["pending_actions"]
 
-#: The most servers per poll: twenty requests of 25 actions each.
+#: The most servers of one provider per poll: twenty requests of 25 actions each.
 SERVERS_PER_POLL_MAX = 500
 
 _log = structlog.get_logger(__name__)

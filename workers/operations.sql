@@ -114,8 +114,11 @@ ON CONFLICT (lane, instance_id) DO UPDATE SET
 SELECT true FROM instance WHERE pending_action_id IS NOT NULL LIMIT 1
 
 -- name: pending_actions
+-- The oldest of each provider: those of one that does not answer must not take the places of the others.
 SELECT provider, pending_action_id, id, attempt, server_id
-  FROM instance
- WHERE pending_action_id IS NOT NULL AND status = 'provisioning'
- ORDER BY updated_at, id
- LIMIT %s
+  FROM (SELECT provider, pending_action_id, id, attempt, server_id,
+               row_number() OVER (PARTITION BY provider ORDER BY updated_at, id) AS place
+          FROM instance
+         WHERE pending_action_id IS NOT NULL AND status = 'provisioning') pending
+ WHERE place <= %s
+ ORDER BY provider, place

@@ -1,12 +1,19 @@
 """Polling of the servers that are being made."""
 
+from contextlib import aclosing
+from dataclasses import replace
+
 import psycopg
+import pytest
 from structlog.testing import capture_logs
 
+from hydracore.embedded.ports import free_port
 from tests import lives
+from tests.cloudsim_fixtures import PUBLIC_KEY, TOKEN
 from tests.hetzner_calls import running
 from tests.stack import Stack
 from tests.strays import installation, recorded, stray
+from workers import action_polling
 from workers.action_polling import poll_actions
 from workers.providers.hetzner import HetznerProvider
 
@@ -86,3 +93,30 @@ async def test_a_provider_that_refuses_for_its_rate_limit_is_asked_about_no_othe
 
     assert stack.cloudsim.requests("get_server") == before + 1
     assert [(line["event"], line["code"]) for line in logs] == [("observation_failed", "rate_limit_exceeded")]
+
+
+async def test_however_many_servers_wait_for_one_provider_those_of_another_are_observed(
+    stack: Stack,
+    provider: HetznerProvider,
+    database_url: str,
+    owner_conn: psycopg.AsyncConnection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(action_polling, "SERVERS_PER_POLL_MAX", 1)
+    nowhere = HetznerProvider(
+        f"http://127.0.0.1:{free_port()}/v1", TOKEN, timeout_s=5.0, ssh_public_key=PUBLIC_KEY, ssh_key_name="hydracore"
+    )
+    server_id = await stray(provider, **installation())
+    async with stack.deps(database_url=database_url) as deps, aclosing(nowhere):
+        for number in range(2):
+            await recorded(deps, number, lives.created(server_id=f"99999{number}"), provider="another")
+        made = await recorded(deps, 2, lives.created(server_id=server_id, action_id=f"99999{server_id}"))
+        await running(provider, server_id)
+
+        with capture_logs() as logs:
+            await poll_actions(replace(deps, providers={**deps.providers, "another": nowhere}))
+
+    seen = await owner_conn.execute("SELECT stream_id FROM event WHERE type = 'server_observed'")
+    assert await seen.fetchall() == [(made,)]
+    assert [(line["event"], line["provider"]) for line in logs] == [("observation_failed", "another")]
+    await provider.delete_server(server_id)
