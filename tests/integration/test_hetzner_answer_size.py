@@ -2,7 +2,7 @@
 
 import gzip
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 import msgspec
 import pytest
@@ -12,7 +12,8 @@ from tests.raw_endpoint import raw_endpoint
 from tests.waiting import PATIENCE_S
 from workers.providers.base import ProviderOutcomeUnknown, ProviderRetry
 from workers.providers.hetzner import HetznerProvider
-from workers.providers.hetzner_http import ANSWER_BYTES_MAX
+from workers.providers.hetzner_http import ANSWER_BYTES_MAX, COSTLY_SHARE, HetznerHttp
+from workers.providers.hetzner_wire import ONE_SERVER
 
 HERE = {"installation": "hydracore"}
 
@@ -74,3 +75,16 @@ async def test_an_unrequested_compressed_answer_is_not_decompressed() -> None:
             await driver.find_servers(HERE)
 
     assert unread.value.code == "unreadable_answer"
+
+
+async def test_a_larger_answer_that_takes_long_is_no_silence_all_the_same() -> None:
+    timeout_s = 2.0
+    head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % (ANSWER_BYTES_MAX + 1)
+    async with (
+        raw_endpoint(head, b" " * (ANSWER_BYTES_MAX + 1), pause_s=timeout_s * COSTLY_SHARE) as endpoint,
+        aclosing(HetznerHttp(endpoint.base_url, TOKEN, timeout_s=timeout_s)) as http,
+    ):
+        with pytest.raises(ProviderRetry, match="unreadable_answer"):
+            await http.get("servers/1", ONE_SERVER)
+
+        http.refuse_if_silent()

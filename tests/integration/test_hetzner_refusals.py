@@ -166,3 +166,16 @@ async def test_a_locked_server_that_is_not_being_deleted_can_be_deleted_later(
 
     await driver.delete_server(created.server.id)
     await until(lambda: is_gone(driver, created.server.id))
+
+
+async def test_a_provider_that_cannot_delete_a_server_now_is_not_asked_about_it(
+    cloudsim: CloudsimProcess, driver: Provider
+) -> None:
+    cloudsim.fault("delete_server", "server_error", status=503, code="maintenance", retry_after_s=70)
+    before = cloudsim.requests("get_server")
+
+    with pytest.raises(ProviderLater) as away:
+        await driver.delete_server("1")
+
+    assert away.value.retry_after_s == 70
+    assert cloudsim.requests("get_server") == before
