@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Self
 from uuid import UUID
 
 import psycopg
@@ -40,29 +40,41 @@ class Follower:
         self._url = database_url
         self._instance_id = instance_id
         self._narrator = narrator
+        self._following: asyncio.Task[None] | None = None
 
-    async def run(self) -> None:
-        """Show events until cancelled."""
+    async def __aenter__(self) -> Self:
+        """Show events until the end of the block."""
+        self._following = asyncio.create_task(self._follow())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._following is not None
+        self._following.cancel()
+        await asyncio.gather(self._following, return_exceptions=True)
+
+    async def wait_until_caught_up(self) -> None:
+        """Wait until all events so far are shown. Raises `StoryError` if that takes too long, and psycopg's errors."""
+        # Two more polls, because the present one may have begun before the last event was appended.
+        target = self._polls + 2
+
+        async def has_polled() -> bool:
+            if self._following is not None and self._following.done():
+                self._following.result()
+            return self._polls >= target
+
+        await wait_until(has_polled, CAUGHT_UP_S_MAX, "the log was not read to its end")
+
+    async def _follow(self) -> None:
         connecting = psycopg.AsyncConnection[dict[str, Any]].connect(
             self._url, autocommit=True, row_factory=dict_row, options="-c default_transaction_read_only=on"
         )
         async with await connecting as connection:
             while True:
-                await self.show_new(connection)
+                await self._show_new(connection)
                 self._polls += 1
                 await asyncio.sleep(POLL_S)
 
-    async def wait_until_caught_up(self) -> None:
-        """Wait until all events so far are shown. Raises `StoryError` if that takes too long."""
-        # Two more polls, because the present one may have begun before the last event was appended.
-        target = self._polls + 2
-
-        async def has_polled() -> bool:
-            return self._polls >= target
-
-        await wait_until(has_polled, CAUGHT_UP_S_MAX, "the log was not read to its end")
-
-    async def show_new(self, connection: psycopg.AsyncConnection[dict[str, Any]]) -> None:
+    async def _show_new(self, connection: psycopg.AsyncConnection[dict[str, Any]]) -> None:
         """Show what has been appended since the last poll."""
         lane = lane_of(self._instance_id)
         cursor = await connection.execute(

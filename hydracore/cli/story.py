@@ -1,8 +1,5 @@
 """The demo: the life of one instance over HTTP, checked step by step, for people who see the product for the first time."""
 
-import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -50,7 +47,7 @@ class Story:
         async with self._api, self._provider:
             chapter("A customer asks for an agent: POST /v1/instances")
             instance_id = await self._create()
-            async with self._following(instance_id) as follower:
+            async with Follower(self._file.database_url, instance_id, self._narrator) as follower:
                 chapter("Everything that happens is an event in the log")
                 await self._until_running(instance_id)
                 await follower.wait_until_caught_up()
@@ -136,13 +133,3 @@ class Story:
         if listed:
             raise StoryError("the instance is still listed")
         say(f"the log keeps the whole story: {events} events, status deleted")
-
-    @asynccontextmanager
-    async def _following(self, instance_id: UUID) -> AsyncGenerator[Follower]:
-        follower = Follower(self._file.database_url, instance_id, self._narrator)
-        following = asyncio.create_task(follower.run())
-        try:
-            yield follower
-        finally:
-            following.cancel()
-            await asyncio.wait((following,))

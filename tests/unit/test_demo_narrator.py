@@ -4,15 +4,18 @@ from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from io import StringIO
 from typing import Any
+from uuid import uuid4
 
 import httpx
+import psycopg
 import pytest
 from rich.console import Console
 from rich.text import Text
 
 from hydracore.cli.demo import print_failure
-from hydracore.cli.follow import TYPE_COLUMN, facts_of, head_of
+from hydracore.cli.follow import TYPE_COLUMN, Follower, facts_of, head_of
 from hydracore.cli.narrator import Narrator, StoryError, expect
+from hydracore.embedded.ports import free_port
 
 EVENT: dict[str, Any] = {
     "recorded_at": datetime(2026, 11, 26, 5, 22, 18, 756_000, UTC),
@@ -129,3 +132,12 @@ async def test_terminal_control_characters_in_a_model_s_answer_are_escaped() -> 
     narrator.say("It said\x1b[2J\nso")
 
     assert file.getvalue() == "  Hello\n\\x1b[2JDone\\r\n  It said\\x1b[2J\nso\n"
+
+
+async def test_the_reason_why_the_log_cannot_be_read_is_told() -> None:
+    narrator, _ = narrator_and_output(terminal=False)
+    nowhere = f"postgresql://nobody@127.0.0.1:{free_port()}/none"
+
+    async with Follower(nowhere, uuid4(), narrator) as follower:
+        with pytest.raises(psycopg.OperationalError, match="refused"):
+            await follower.wait_until_caught_up()
