@@ -8,13 +8,15 @@ import asyncio
 import grp
 import os
 import pwd
+import shlex
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self, TypedDict
 
-from hydracore.embedded.errors import NoServiceAccount
+from hydracore.embedded.errors import EmbeddedError, NoServiceAccount
 from hydracore.embedded.leftovers import kill_group
 
 #: The account that is created for PostgreSQL, and the one that is used where it cannot be: every system has that.
@@ -86,10 +88,13 @@ class Account:
             return False
 
     def run(self, command: list[str]) -> subprocess.CompletedProcess[bytes]:
-        """Run a short command as this account."""
-        return subprocess.run(  # noqa: S603 - our own commands
-            command, input=b"", capture_output=True, check=False, timeout=COMMAND_S_MAX, **self._process_arguments()
-        )
+        """Run a short command as this account. Raises `EmbeddedError` if it does not end within `COMMAND_S_MAX`."""
+        try:
+            return subprocess.run(  # noqa: S603 - our own commands
+                command, input=b"", capture_output=True, check=False, timeout=COMMAND_S_MAX, **self._process_arguments()
+            )
+        except subprocess.TimeoutExpired:
+            raise EmbeddedError(f"`{shlex.join(command)}` did not end within {COMMAND_S_MAX:g} s") from None
 
     async def run_long(self, command: list[str], *, stdin: bytes, seconds_max: float) -> tuple[int, bytes]:
         """Run a command as this account. Returns its exit status and its standard error. Raises `TimeoutError`.
@@ -134,10 +139,11 @@ def service_account() -> Account:
     entry = _find(SERVICE_ACCOUNT)
     for command in CREATE_COMMANDS:
         if entry is None and shutil.which(command[0]):
-            # Two homes may start at the same moment: the second command fails, but its account is found below.
-            subprocess.run(  # noqa: S603 - constants
-                command, capture_output=True, check=False, timeout=COMMAND_S_MAX, start_new_session=True
-            )
+            # Two homes may start at the same moment: the second command fails or waits, but its account is found below.
+            with suppress(subprocess.TimeoutExpired):
+                subprocess.run(  # noqa: S603 - constants
+                    command, capture_output=True, check=False, timeout=COMMAND_S_MAX, start_new_session=True
+                )
             entry = _find(SERVICE_ACCOUNT)
     entry = entry or _find(FALLBACK_ACCOUNT)
     if entry is None:

@@ -16,6 +16,7 @@ import pytest
 from psycopg.rows import TupleRow
 
 from hydracore import wheels
+from hydracore.embedded import account as account_module
 from hydracore.embedded import binaries
 from hydracore.embedded.account import current_account, service_account
 from hydracore.embedded.errors import EmbeddedError
@@ -253,3 +254,10 @@ def test_data_that_its_owner_can_no_longer_reach_is_reported_not_replaced(postgr
 def test_the_service_account_is_the_current_account_except_for_root() -> None:
     assert (service_account() == current_account()) == (os.geteuid() != 0)
     assert service_account().can_enter(Path("/"))
+
+
+def test_a_command_that_does_not_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(account_module, "COMMAND_S_MAX", 0.1)
+
+    with pytest.raises(EmbeddedError, match=r"`/bin/sleep 600` did not end within 0.1 s"):
+        current_account().run(["/bin/sleep", "600"])
