@@ -28,15 +28,19 @@ def temporary_home(prefix: str) -> Generator[Home]:
     """A new home in a temporary directory whose name begins with `prefix`.
 
     At the end, the processes that run there are ended, and the home is deleted. This is also done at the
-    beginning, with earlier homes of this user whose process was killed.
+    beginning, with earlier homes of this user whose process was killed. Raises `HomeUnusable` and `OSError`.
     """
     for home in _abandoned_homes(prefix):
         # A problem with an old home must not prevent a new one.
         with suppress(EmbeddedError):
             _discard(home)
     folder = Path(tempfile.mkdtemp(prefix=prefix))
-    folder.chmod(HOME_MODE)
-    home = Home(folder / NAME)
+    try:
+        folder.chmod(HOME_MODE)
+        home = Home(folder / NAME)
+    except (EmbeddedError, OSError):
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     try:
         yield home
     finally:

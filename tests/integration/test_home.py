@@ -1,6 +1,7 @@
 """The home of an embedded stack: used by one supervisor at a time, private, and refused with the reason if it is unusable."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,10 @@ import pytest
 from hydracore.embedded.errors import EmbeddedError, HomeInUse, HomeUnusable
 from hydracore.embedded.home import Home
 from hydracore.embedded.ports import Ports
+from hydracore.embedded.temporary_home import temporary_home
+
+#: The longest path that the system takes, with the zero byte at its end.
+PATH_MAX = os.pathconf("/", "PC_PATH_MAX")
 
 
 def test_two_supervisors_never_share_a_home(tmp_path: Path) -> None:
@@ -61,3 +66,18 @@ def test_unreadable_secrets_are_an_error_and_are_not_replaced(tmp_path: Path) ->
 
     with pytest.raises(HomeUnusable, match=r"secrets\.json: Is a directory"):
         home.secrets()
+
+
+def test_a_temporary_home_that_cannot_be_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its folder can be made, and no path in it: that would be too long.
+    deep = tmp_path
+    while len(str(deep)) < PATH_MAX - 300:
+        deep /= "d" * 250
+    deep /= "d" * (PATH_MAX - len(str(deep)) - len("/hydracore-test-12345678") - 2)
+    deep.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+
+    with pytest.raises(HomeUnusable, match="too long"), temporary_home("hydracore-test-"):
+        pass
+
+    assert list(deep.iterdir()) == []
