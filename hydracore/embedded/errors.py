@@ -42,7 +42,7 @@ class HomeUnusable(EmbeddedError):
 class PortTaken(EmbeddedError):
     """Another program listens on the port that was asked for."""
 
-    advice: ClassVar = "stop the program that uses it, or choose another port with --port"
+    advice: ClassVar = "stop the program that uses it, or choose another port with --port, or with PORT= of make"
 
     def __init__(self, host: str, port: int) -> None:
         super().__init__(f"port {port} on {host} is already in use: {self.advice}")

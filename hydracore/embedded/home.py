@@ -108,7 +108,7 @@ class Home:
         except ValueError:  # No JSON, or no UTF-8 in it.
             # Drawing new ones would make everything that the old ones protect unreadable.
             raise EmbeddedError(
-                f"{self.secrets_file} is damaged: restore it from a backup, or use another --home"
+                f"{self.secrets_file} is damaged: restore it from a backup, or use another --home, or DIR= of make"
             ) from None
         except FileNotFoundError:
             known = Secrets.generate()

@@ -24,6 +24,7 @@ async def test_a_taken_port_is_refused(home: Path) -> None:
 
     assert status == 2
     assert complaint.startswith(f"hydracore: port {port} on 127.0.0.1 is already in use")
+    assert complaint.endswith("choose another port with --port, or with PORT= of make\n")
 
 
 async def test_a_start_is_refused_if_another_program_has_the_port_that_agents_use(
