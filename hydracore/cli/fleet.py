@@ -93,7 +93,10 @@ def _no_instances(at: datetime) -> dict[str, Any]:
 
 def _show(by_time: "dict[datetime, list[FleetCount]]") -> None:
     for time, counts in by_time.items():
-        say(f"{time:%Y-%m-%dT%H:%M:%SZ}  {sum(one.instances for one in counts)} in all")
+        # Not by strftime: glibc's writes the year 1 without zeros.
+        say(
+            f"{time.replace(tzinfo=None).isoformat(timespec='seconds')}Z  {sum(one.instances for one in counts)} in all"
+        )
         for one in counts:
             where = f"{one.provider or 'no provider yet'}, {one.region_id}, {one.tier_id}"
             say(f"{one.instances:>8}  {one.status:<12}  {where}")

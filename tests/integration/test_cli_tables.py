@@ -91,6 +91,8 @@ async def test_the_fleet_is_counted_at_any_time(database_url: str, midnight: dat
         "       5  pending       cloudsim, local, starter",
         "       2  running       cloudsim, local, starter",
     ]
+    first = await hydracore(database_url, "fleet", "--at", "0001-01-01")
+    assert first.stdout == "0001-01-01T00:00:00Z  0 in all\n"
 
 
 async def test_the_fleet_is_counted_over_time(database_url: str, midnight: datetime) -> None:
