@@ -173,9 +173,10 @@ class AgentEndpoints:
         return await self.store.execute(instance_id, command, incoming.origin(f"agent:{instance_id}"))
 
     def _warn_of_locked_out(self, state: Instance | None) -> None:
-        """Warn once per key about an agent that asks for secrets although, by the log, it has acknowledged them.
+        """Warn once per key about an agent that asks for secrets that it cannot have, and will go on asking.
 
-        Its key is lost, because the log or the agent's disk was restored, and it will go on asking.
+        By the log, it has acknowledged them, because the log or the agent's disk was restored; or it has not, and the
+        master key that they were derived from was dropped.
         """
         if state is None or state.agent is None or (key_id := state.agent.key_id) is None:
             return
@@ -191,9 +192,11 @@ class AgentEndpoints:
         # from.
         key_id, key_hash = state.agent.key_id, state.agent.key_hash
         assert key_hash is not None, "a key is issued with its hash"
-        master_key = (
-            master_key_of_agent_key(self.master_keys, state.id, key_id, key_hash=key_hash) or self.master_keys.present
-        )
+        master_key = master_key_of_agent_key(self.master_keys, state.id, key_id, key_hash=key_hash)
+        if master_key is None:
+            # Whatever another master key derives would be refused.
+            self._warn_of_locked_out(state)
+            raise Conflict("The agent key is of a master key that is no longer configured")
         return m.Secrets(
             key_id=str(key_id),
             agent_key=agent_key(master_key, state.id, key_id),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import AsyncGenerator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from uuid import UUID, uuid4
 
 import httpx
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from structlog.testing import capture_logs
 
 from events.commands import RotateAgentKey
 from hydracore import tokens
@@ -26,6 +27,31 @@ MISMATCH = {"detail": "another request", "code": "idempotency_mismatch"}
 class Both(NamedTuple):
     old: Api
     new: Api
+
+
+class NewAgent(NamedTuple):
+    """One that has enrolled, and asks for its secrets."""
+
+    instance_id: UUID
+    signing: Ed25519PrivateKey
+
+    @classmethod
+    async def enrolled(cls, api: Api) -> Self:
+        signing = Ed25519PrivateKey.generate()
+        public = b64encode(signing.public_key().public_bytes_raw()).decode()
+        instance_id = await order(api)
+        await give(api, instance_id, lives.plan(vpn_ip=free_host()), lives.created(), lives.enrol(signing_key=public))
+        return cls(instance_id, signing)
+
+    async def ask_secrets(self, api: Api) -> httpx.Response:
+        body = msgspec.json.encode({"instance_id": self.instance_id, "attempt": 1, "boot_id": lives.BOOT})
+        signature = b64encode(self.signing.sign(body)).decode()
+        return await api.client.post("/v1/agent/secrets", content=body, headers={"X-Agent-Signature": signature})
+
+    async def secrets(self, api: Api) -> dict[str, Any]:
+        answer = await self.ask_secrets(api)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
 
 
 @pytest.fixture
@@ -64,24 +90,15 @@ async def test_both_processes_recognize_a_repeated_create_and_refuse_a_changed_o
 
 
 async def test_secrets_issued_with_the_old_key_are_given_again_and_new_ones_use_the_new_key(both: Both) -> None:
-    signing = Ed25519PrivateKey.generate()
-    public = b64encode(signing.public_key().public_bytes_raw()).decode()
-    instance_id = await order(both.old)
-    await give(both.old, instance_id, lives.plan(vpn_ip=free_host()), lives.created(), lives.enrol(signing_key=public))
+    agent = await NewAgent.enrolled(both.old)
+    instance_id = agent.instance_id
 
-    async def secrets(api: Api) -> dict[str, Any]:
-        body = msgspec.json.encode({"instance_id": instance_id, "attempt": 1, "boot_id": lives.BOOT})
-        signature = b64encode(signing.sign(body)).decode()
-        answer = await api.client.post("/v1/agent/secrets", content=body, headers={"X-Agent-Signature": signature})
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    issued = await secrets(both.old)
-    again = await secrets(both.new)
+    issued = await agent.secrets(both.old)
+    again = await agent.secrets(both.new)
     taken = await acknowledge(both.new, issued)
     await give(both.new, instance_id, RotateAgentKey(at_ms=lives.NOW_MS))
     revoked = await acknowledge(both.new, issued)
-    fresh = await secrets(both.new)
+    fresh = await agent.secrets(both.new)
     by_old_process = await acknowledge(both.old, fresh)
 
     assert again == issued
@@ -96,6 +113,24 @@ async def acknowledge(api: Api, secrets: dict[str, Any]) -> httpx.Response:
     body = {"boot_id": str(lives.BOOT), "key_id": secrets["key_id"]}
     headers = {"Authorization": f"Bearer {secrets['agent_key']}"}
     return await api.client.post("/v1/agent/secrets/ack", json=body, headers=headers)
+
+
+async def test_secrets_of_a_dropped_master_key_are_refused_with_a_warning_until_the_key_is_rotated(
+    both: Both, database_url: str, redis_url: str
+) -> None:
+    agent = await NewAgent.enrolled(both.old)
+    await agent.secrets(both.old)
+
+    async with running_api(database_url, redis_url, master_key=NEW) as alone:
+        with capture_logs() as lines:
+            refused = [await agent.ask_secrets(alone) for _ in range(2)]
+        await give(alone, agent.instance_id, RotateAgentKey(at_ms=lives.NOW_MS))
+        taken = await acknowledge(alone, await agent.secrets(alone))
+
+    assert [answer.status_code for answer in refused] == [409, 409]
+    told = [line["instance_id"] for line in lines if line["event"] == "agent_locked_out"]
+    assert told == [str(agent.instance_id)]
+    assert taken.status_code == 200
 
 
 async def test_agent_keys_derived_from_a_dropped_or_forged_master_key_are_refused(
