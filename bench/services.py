@@ -66,7 +66,7 @@ async def running_services() -> AsyncGenerator[Services]:
             await _assert_durable(postgres.url())
             yield Services(home, supervisor, postgres, valkey)
     finally:
-        postgres.remove()
+        shutil.rmtree(postgres.base, ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 

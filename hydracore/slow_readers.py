@@ -39,10 +39,6 @@ class SlowReaderGuard:
         self._unacknowledged_at_first = self._unacknowledged = 0
 
     @property
-    def is_watched(self) -> bool:
-        return self._timer is not None
-
-    @property
     def buffered_bytes(self) -> int:
         return self._transport.get_write_buffer_size()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 from collections.abc import AsyncGenerator
@@ -56,8 +57,8 @@ class Replicated:
                     await supervisor.start(_breaking_off(second, SECOND))
                     yield cls(supervisor, first, second, redis_url=valkey.url())
             finally:
-                first.remove()
-                second.remove()
+                for each in (first, second):
+                    shutil.rmtree(each.base, ignore_errors=True)
 
     async def synchronous(self) -> None:
         """From now on no commit is answered that the standby does not have."""

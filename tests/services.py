@@ -135,6 +135,7 @@ class OwnServices:
     def __init__(self, supervisor: Supervisor, postgres: Postgres, valkey: Valkey) -> None:
         self.supervisor = supervisor
         self._postgres = postgres
+        self._parts = {"postgres": postgres.part(), "valkey": valkey.part()}
         self.database_url = postgres.url()
         self.redis_url = valkey.url()
         self._answers = {"postgres": postgres.answers, "valkey": valkey.answers}
@@ -150,11 +151,12 @@ class OwnServices:
                     await asyncio.gather(supervisor.start(postgres.part()), supervisor.start(valkey.part()))
                     yield cls(supervisor, postgres, valkey)
             finally:
-                postgres.remove()
+                shutil.rmtree(postgres.base, ignore_errors=True)
 
     async def restart(self, name: str) -> None:
         """Stop `postgres` or `valkey` in order and start it again."""
-        await self.supervisor.restart(name)
+        await self.supervisor.stop([name])
+        await self.supervisor.start(self._parts[name])
 
     async def kill(self, name: str) -> None:
         """kill -9, then wait until the supervisor has brought it back."""
@@ -255,7 +257,7 @@ async def _host(base: Path) -> None:
                 services = Services(postgres.url("{}"), valkey.url().removesuffix("/0") + "/{}", str(made))
                 last_guest = await _keep_door(base, folder / "door", services)
         finally:
-            postgres.remove()
+            shutil.rmtree(postgres.base, ignore_errors=True)
     last_guest.close()
 
 

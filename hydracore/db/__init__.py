@@ -1,6 +1,6 @@
 """The database: the numbered migrations that lead to schema.sql, connections and their pools, backup and restore.
 
-The SQL files stand at the top of a checkout and inside this package in a wheel.
+These SQL files stand at the top of a checkout and inside this package in a wheel.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import os
 import time
 from functools import cache
 from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import psycopg
@@ -52,14 +51,10 @@ class MigrationError(Exception):
 @cache
 def migrations() -> tuple[tuple[str, str], ...]:
     """Every migration as (name, SQL), in order."""
-    folder = _folder("migrations")
+    packaged = resources.files("hydracore.db").joinpath("migrations")
+    folder = packaged if packaged.is_dir() else Path(__file__).parents[2] / "migrations"
     files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".sql")), key=lambda entry: entry.name)
     return tuple((entry.name.removesuffix(".sql"), entry.read_text()) for entry in files)
-
-
-def schema() -> str:
-    """The whole database as one commented file; the same database as all migrations give."""
-    return _folder("schema.sql").read_text()
 
 
 def migrate(database_url: str) -> list[str]:
@@ -112,10 +107,3 @@ def _apply(connection: psycopg.Connection, name: str, script: bytes, digest: byt
     raise MigrationError(
         f"{name} could not lock a table, because another session keeps using it, such as a backup: try again when it is done."
     )
-
-
-def _folder(name: str) -> Traversable:
-    packaged = resources.files("hydracore.db").joinpath(name)
-    if packaged.is_dir() or packaged.is_file():
-        return packaged
-    return Path(__file__).parents[2] / name

@@ -131,10 +131,6 @@ class Postgres:
         with lock_directory(self.base / LOCK):
             yield
 
-    def remove(self) -> None:
-        """Delete the data for good. Call it with the server stopped."""
-        shutil.rmtree(self.base, ignore_errors=True)
-
     def _choose_base(self) -> tuple[Account, Path]:
         """The account that runs the server, and its directory. Existing data stays where it is and with its owner."""
         for base in (self._preferred_base, self._fallback_base):

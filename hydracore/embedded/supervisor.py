@@ -76,12 +76,6 @@ class Supervisor:
         except TimeoutError:
             raise self._failure(runner, f"was not ready within {ready_s_max:g} s") from None
 
-    async def restart(self, name: str, *, grace_s: float = GRACE_S) -> None:
-        """Stop a part and start it again."""
-        part = self._runners[name].part
-        await self.stop([name], grace_s=grace_s)
-        await self.start(part)
-
     async def stop(self, names: Iterable[str] | None = None, *, grace_s: float = GRACE_S) -> None:
         """Stop the named parts (by default all) concurrently; unknown names are ignored.
 

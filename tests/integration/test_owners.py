@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from hydracore import db
 from hydracore.cli import main
-from hydracore.db import migrate, migrations, schema
+from hydracore.db import migrate, migrations
 from tests.customers import World, world_fixture
 from tests.services import OwnServices
 
@@ -30,6 +30,8 @@ ANEW = (
     "CREATE ROLE creator LOGIN PASSWORD 'creator' CREATEROLE",
     "CREATE DATABASE hydracore OWNER creator",
 )
+#: The whole database as one file.
+SCHEMA = Path(__file__).parents[2] / "schema.sql"
 #: Whether the current user may act as the role.
 ACTING = "SELECT pg_has_role(current_user, 'hydracore_app', 'SET')"
 #: Which of these roles exist.
@@ -42,7 +44,7 @@ def apply_all_migrations(url: str) -> None:
 
 def apply_the_schema_file(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(schema().encode())
+        connection.execute(SCHEMA.read_bytes())
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from psycopg.conninfo import make_conninfo
 
 from events.ids import LANES
 from hydracore import db
-from hydracore.db import MigrationError, migrate, migrations, readiness, schema
+from hydracore.db import MigrationError, migrate, migrations, readiness
 from hydracore.db.pool import conninfo
 from projections.instance import InstanceProjection
 from projections.registry import projections
@@ -28,6 +28,9 @@ from tests.rebuilding import rebuilt
 from tests.requests_to_log import open_store
 from tests.services import Services, empty_database
 from tests.waiting import until
+
+#: The whole database as one file.
+SCHEMA = Path(__file__).parents[2] / "schema.sql"
 
 
 def dump(database_url: str) -> list[str]:
@@ -47,7 +50,7 @@ def dump(database_url: str) -> list[str]:
 def test_the_schema_file_and_the_migrations_make_the_same_database(services: Services, database_url: str) -> None:
     with empty_database(services) as empty_url:
         with psycopg.connect(empty_url, autocommit=True) as connection:
-            connection.execute(schema().encode())
+            connection.execute(SCHEMA.read_bytes())
 
         from_schema, from_steps = dump(empty_url), dump(database_url)
         assert migrate(empty_url) == [], "a database made from the schema file needs no migration"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 from contextlib import ExitStack
 from pathlib import Path
@@ -56,7 +57,7 @@ async def test_a_copy_of_a_home_with_data_outside_it_does_not_start_beside_the_o
         with theirs.lock():
             status, complaint = await refused(home, free_port())
     finally:
-        theirs.remove()
+        shutil.rmtree(theirs.base, ignore_errors=True)
 
     assert status == 2
     assert complaint == f"hydracore: {theirs.base} is in use by another `hydracore up` (pid {os.getpid()})\n"
@@ -75,7 +76,7 @@ def test_data_outside_a_home_that_is_in_use_is_not_deleted_with_a_copy_of_the_ho
                 until_deleted.close()
                 assert (home.path.exists(), theirs.base.exists()) == (False, True)
         finally:
-            theirs.remove()
+            shutil.rmtree(theirs.base, ignore_errors=True)
 
 
 async def test_an_external_redis_that_does_not_answer_is_named(home: Path, database_url: str) -> None:

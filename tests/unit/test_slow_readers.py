@@ -106,6 +106,10 @@ async def connected() -> AsyncGenerator[Connection]:
         server.close()
 
 
+def is_watched(protocol: BoundedProtocol) -> bool:
+    return protocol.slow_reader_guard in slow_readers.SlowReaderGuard._watched
+
+
 def get(path: str, version: str = "1.1", *headers: str) -> bytes:
     return "\r\n".join([f"GET {path} HTTP/{version}", "Host: x", *headers, "", ""]).encode()
 
@@ -197,7 +201,7 @@ def test_a_response_is_delivered_whole_even_if_it_takes_longer_than_the_keep_ali
                 await until(lambda: not protocol.flow.write_paused)
                 await asyncio.get_running_loop().sock_sendall(connection.peer, get("/large"))
                 assert await connection.read(len(LARGE)) >= len(LARGE)
-            assert not connection.protocol.slow_reader_guard.is_watched or version == "1.0"
+            assert not is_watched(connection.protocol) or version == "1.0"
 
     run(scenario, loop)
 
@@ -219,7 +223,7 @@ def test_a_client_that_stops_reading_the_last_response_of_a_connection_is_discon
                 await connection.read(1)
                 await asyncio.sleep(0)
 
-            assert watch.is_watched
+            assert is_watched(connection.protocol)
             watch.check()
             assert not connection.is_over
             watch.check()
@@ -287,7 +291,7 @@ def test_a_connection_that_was_reset_is_no_longer_watched(loop: Callable[[], asy
 
             protocol.timeout_keep_alive_handler()
             await connection.left.wait()
-            assert not protocol.slow_reader_guard.is_watched
+            assert not is_watched(protocol)
             assert not slow_readers.SlowReaderGuard._watched
 
     run(scenario, loop)
@@ -302,12 +306,12 @@ def test_a_connection_reset_amid_a_response_and_half_a_next_head_is_forgotten_at
             protocol = connection.protocol
             half = get("/stream") + b"GET /next HTTP/1.1\r\nHost:"
             await asyncio.get_running_loop().sock_sendall(connection.peer, half)
-            await until(lambda: protocol.slow_reader_guard.is_watched and protocol._head_timer is not None)
+            await until(lambda: is_watched(protocol) and protocol._head_timer is not None)
             connection.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             connection.peer.close()
             await until(lambda: connection.is_over)
 
-            assert not protocol.slow_reader_guard.is_watched
+            assert not is_watched(protocol)
             # The timer would be set again for ever, as the response never ends.
             assert protocol._head_timer is None
 
