@@ -7,7 +7,9 @@ import io
 import json
 import subprocess
 from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -101,7 +103,7 @@ async def test_a_migration_after_a_restore_with_keys_erases_the_erased_customers
 async def test_keys_restored_after_a_migration_do_not_include_those_that_it_destroyed(
     world: World, elsewhere: str, tmp_path: Path
 ) -> None:
-    """The keys' backup has Ada's. Eve came and was erased after it."""
+    """The keys' backup has Ada's. Eve came and was erased after it. Who restores the keys may make no temporary table."""
     log = await asyncio.to_thread(back_up, world, tmp_path / "log.dump")
     only_keys = await asyncio.to_thread(back_up, world, tmp_path / "keys.dump", "--keys")
     await asyncio.to_thread(world.erase, "--also-live", "--yes")
@@ -110,13 +112,35 @@ async def test_keys_restored_after_a_migration_do_not_include_those_that_it_dest
     migrated = await asyncio.to_thread(world.run, "db", "migrate", HYDRACORE_DATABASE_URL=elsewhere)
     assert "erased again: 2 customers' keys destroyed" in migrated.stdout
 
-    await asyncio.to_thread(restore, world, only_keys, elsewhere)
+    with keeper_of_the_keys(elsewhere) as url:
+        await asyncio.to_thread(restore, world, only_keys, url)
 
     with psycopg.connect(elsewhere) as connection:
         left = connection.execute("SELECT customer_id, wrapped_key IS NULL FROM customer_key ORDER BY 1").fetchall()
     assert left == [("ada", True), ("bob", False), ("eve", True)]
     await is_whole_and_erased(world, elsewhere)
     assert await readable(elsewhere, world.bob, "bob") == [EMAIL, PROMPT]
+
+
+@contextmanager
+def keeper_of_the_keys(url: str) -> Generator[str]:
+    """The URL of a role that owns nothing but the keys' table meanwhile."""
+    name = f"keeper_{uuid4().hex}"
+    keeper = sql.Identifier(name)
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in (
+            sql.SQL("CREATE ROLE {}").format(keeper),
+            sql.SQL("GRANT USAGE, CREATE ON SCHEMA public TO {}").format(keeper),
+            sql.SQL("ALTER TABLE customer_key OWNER TO {}").format(keeper),
+            sql.SQL("REVOKE TEMPORARY ON DATABASE {} FROM PUBLIC").format(sql.Identifier(connection.info.dbname)),
+        ):
+            connection.execute(statement)
+        try:
+            yield f"{url}?options=-c%20role%3D{name}"
+        finally:
+            connection.execute(sql.SQL("REASSIGN OWNED BY {} TO CURRENT_USER").format(keeper))
+            connection.execute(sql.SQL("DROP OWNED BY {}").format(keeper))
+            connection.execute(sql.SQL("DROP ROLE {}").format(keeper))
 
 
 async def is_whole_and_erased(world: World, url: str) -> None:
