@@ -21,7 +21,7 @@ from events.sql import Statements
 os.environ["PGDATESTYLE"] = "ISO"
 
 #: Key of the advisory lock that lets one migration run at a time ("hydra" in ASCII).
-_LOCK = 0x6879647261
+LOCK_KEY = 0x6879647261
 
 #: How long a migration waits for the lock of a table that is in use. Later users of the table queue
 #: behind the migration, so it gives up then, and tries again after a pause.
@@ -67,7 +67,7 @@ def migrate(database_url: str) -> list[str]:
         if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
             raise MigrationError(f"The database has the encoding {encoding}: create one with ENCODING 'UTF8'.")
         connection.execute(_NO_LIMITS)
-        connection.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
+        connection.execute("SELECT pg_advisory_lock(%s)", (LOCK_KEY,))
         connection.execute("SET client_min_messages = warning")
         connection.execute(_CREATE_MIGRATION_TABLE)
         known = {name: bytes(digest) for name, digest in connection.execute("SELECT name, digest FROM migration")}

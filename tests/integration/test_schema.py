@@ -331,12 +331,12 @@ def test_a_migration_waits_for_another_one_whatever_lock_timeout_the_database_ha
     with psycopg.connect(empty_url, autocommit=True) as owner, ThreadPoolExecutor(1) as thread:
         alter = sql.SQL("ALTER DATABASE {} SET lock_timeout = '50ms'")
         owner.execute(alter.format(sql.Identifier(owner.info.dbname)))
-        owner.execute("SELECT pg_advisory_lock(%s)", (db._LOCK,))
+        owner.execute("SELECT pg_advisory_lock(%s)", (db.LOCK_KEY,))
         migrating = thread.submit(migrate, empty_url)
         waits = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
         while not owner.execute(waits).fetchall():
             assert not migrating.done(), migrating.exception()
         owner.execute("SELECT pg_sleep(0.3)")
-        owner.execute("SELECT pg_advisory_unlock(%s)", (db._LOCK,))
+        owner.execute("SELECT pg_advisory_unlock(%s)", (db.LOCK_KEY,))
 
         assert migrating.result() == [name for name, _ in migrations()]

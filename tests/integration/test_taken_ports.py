@@ -8,8 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import psycopg
 import pytest
 
+from hydracore.db import LOCK_KEY
 from hydracore.embedded.errors import AgentsPortTaken, PortTaken
 from hydracore.embedded.files import write_json
 from hydracore.embedded.home import Home
@@ -31,17 +33,20 @@ def environ_fixture(database_url: str, redis_url: str) -> Mapping[str, str]:
 
 
 class Thief:
-    """Takes a port once the first part is started, which is long before the API listens."""
+    """Takes a port once the first part is started. The migration, which comes before the API's start, waits for that."""
 
-    def __init__(self, ports_file: Path, name: str) -> None:
+    def __init__(self, database_url: str, ports_file: Path, name: str) -> None:
         self.port: int | None = None
         self._ports_file, self._name = ports_file, name
         self._until_ended = ExitStack()
+        self._migration_lock = self._until_ended.enter_context(psycopg.connect(database_url, autocommit=True))
+        self._migration_lock.execute("SELECT pg_advisory_lock(%s)", (LOCK_KEY,))
 
     def __call__(self) -> None:
         if self.port is None:
             self.port = json.loads(self._ports_file.read_bytes())[self._name]
             self._until_ended.enter_context(socket.create_server((LOOPBACK, self.port)))
+            self._migration_lock.close()
 
     def close(self) -> None:
         self._until_ended.close()
@@ -49,10 +54,10 @@ class Thief:
 
 @pytest.mark.parametrize("name", ["agents", "api"])
 async def test_a_new_home_whose_port_is_taken_during_its_first_start_chooses_another(
-    home: Home, environ: Mapping[str, str], name: str
+    home: Home, environ: Mapping[str, str], database_url: str, name: str
 ) -> None:
     told: list[str] = []
-    with closing(Thief(home.ports_file, name)) as thief:
+    with closing(Thief(database_url, home.ports_file, name)) as thief:
         async with Stack.running(
             home, port=None, workers=1, environ=environ, on_change=thief, on_failure=told.append
         ) as stack:
