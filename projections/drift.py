@@ -20,6 +20,9 @@ _COLUMNS = _SQL["columns"]
 #: The most differing rows that a comparison lists. It counts all of them.
 DRIFT_MAX = 1_000
 
+#: The columns of a row by name, each as JSON text; None for NULL.
+_Row = dict[str, str | None]
+
 #: Types without an equality operator. Their values are compared as text.
 _AS_TEXT = frozenset({"json"})
 
@@ -88,30 +91,30 @@ async def compare(
         if counts[1] and room:
             only = b"WHERE {differs} ORDER BY {key} LIMIT " + str(room).encode()
             pairs = await connection.execute(_query(parts, what=_SQL["rows"], only=only), lists)
-            result.drift += [_drift(table, live, fresh) for live, fresh in await pairs.fetchall()]
+            for texts in await pairs.fetchall():
+                of_live, of_fresh = (None if row is None else dict(zip(same, row, strict=True)) for row in texts)
+                result.drift.append(_drift(table, of_live, of_fresh))
     return result
 
 
-def _drift(table: Table, live_json: str | None, fresh_json: str | None) -> Drift:
-    live, fresh = _fields(live_json), _fields(fresh_json)
+def _drift(table: Table, live: _Row | None, fresh: _Row | None) -> Drift:
     either = live or fresh or {}
     # Compared as PostgreSQL writes them: a document may differ in its text alone, a number by less than a float holds.
     names = either if live is None or fresh is None else [name for name in live if live[name] != fresh[name]]
-    key = {name: msgspec.json.decode(either[name]) for name in table.key}
-    return Drift(table.name, key, _decoded(live, names), _decoded(fresh, names))
+    key = {name: _value(either[name]) for name in table.key}
+    return Drift(table.name, key, _values(live, names), _values(fresh, names))
 
 
-def _fields(row: str | None) -> dict[str, msgspec.Raw] | None:
-    """The undecoded fields of a row; None where there is no row."""
-    if row is None:
-        return None
-    fields = msgspec.json.decode(row, type=dict[str, msgspec.Raw])
-    del fields["is_there"]
-    return fields
+def _values(row: _Row | None, names: Iterable[str]) -> dict[str, Any] | None:
+    return None if row is None else {name: _value(row[name]) for name in names}
 
 
-def _decoded(fields: dict[str, msgspec.Raw] | None, names: Iterable[str]) -> dict[str, Any] | None:
-    return None if fields is None else {name: msgspec.json.decode(fields[name]) for name in names}
+def _value(text: str | None) -> Any:
+    """What a JSON text stands for; the text itself where Python has no such value, as for a number beyond all floats."""
+    try:
+        return None if text is None else msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return text
 
 
 async def _columns(connection: AsyncConnection, table: Table, build: Generation) -> dict[str, str]:
@@ -137,6 +140,11 @@ def _parts(table: Table, build: Generation, scope: Scope, columns: Mapping[str, 
             for name, kind in columns.items()
         )
 
+    def texts(side: str) -> sql.Composed:
+        return _list(
+            sql.SQL("to_json({}.{})::text").format(sql.Identifier(side), sql.Identifier(name)) for name in columns
+        )
+
     same = [sql.SQL("l.{0} = f.{0}").format(sql.Identifier(name)) for name in table.key]
     return {
         "columns": _list(map(sql.Identifier, columns)),
@@ -146,6 +154,8 @@ def _parts(table: Table, build: Generation, scope: Scope, columns: Mapping[str, 
         "same_key": sql.SQL(" AND ").join(same),
         "key": _list(sql.SQL("coalesce(l.{0}, f.{0})").format(sql.Identifier(name)) for name in table.key),
         "differs": template(_SQL["differs"]).format(of_live=fields("l"), of_fresh=fields("f")),
+        "texts_of_live": texts("l"),
+        "texts_of_fresh": texts("f"),
     }
 
 

@@ -28,4 +28,5 @@ SELECT {what}
 count(*), count(*) FILTER (WHERE {differs})
 
 -- name: rows
-CASE WHEN l.is_there THEN row_to_json(l)::text END, CASE WHEN f.is_there THEN row_to_json(f)::text END
+-- The columns one by one, each as JSON text: a document may hold what nothing but PostgreSQL can read.
+CASE WHEN l.is_there THEN ARRAY[{texts_of_live}] END, CASE WHEN f.is_there THEN ARRAY[{texts_of_fresh}] END

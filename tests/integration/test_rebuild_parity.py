@@ -171,6 +171,25 @@ async def test_drift_names_a_json_column_that_differs_only_in_its_text(
     assert list(drift.live or ()) == ["capabilities"]
 
 
+@pytest.mark.parametrize(
+    "document",
+    ['{"x": 1e400}', '{"x": "\\ud800"}', f"{'[' * 3000}{']' * 3000}"],
+    ids=["a number beyond all floats", "half a surrogate pair", "deeper than Python can go"],
+)
+async def test_a_live_document_that_only_postgresql_can_read_is_shown_as_text_and_replaced(
+    database_url: str, owner_conn: psycopg.AsyncConnection, document: str
+) -> None:
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=1)
+    await owner_conn.execute("UPDATE instance SET capabilities = %s", (document,))
+
+    report = await rebuilt(database_url, InstanceProjection(), accept_drift=True)
+
+    (drift,) = report.drift
+    assert (drift.live, drift.fresh) == ({"capabilities": document}, {"capabilities": {"chat": True}})
+    assert report.swapped
+
+
 async def test_all_rows_of_a_projection_without_a_follower_are_compared(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
