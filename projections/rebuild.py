@@ -149,8 +149,7 @@ async def rollback(database_url: str, projection: Projection) -> Report:
         candidate = Candidate.of(projection, earlier, live, Pace(full_speed=True))._replace(unverified=None)
 
         async def prepare(swapping: AsyncConnection) -> None:
-            await check_rebuild_lock(connection)
-            report.events += await prepare_swap(swapping, candidate)
+            report.events += await _prepare(swapping, candidate, locked=connection)
 
         _finish(report, await swap(partial(connect, database_url), candidate, prepare=prepare), began_s)
         return report
@@ -246,13 +245,21 @@ async def _is_resumable(
 
 async def _swap(database_url: str, connection: AsyncConnection, candidate: Candidate) -> SwapResult:
     """`connection`: that of the rebuild lock."""
+    return await swap(
+        partial(connect, database_url), candidate, prepare=partial(_prepare, candidate=candidate, locked=connection)
+    )
 
-    async def prepare(swapping: AsyncConnection) -> None:
-        # Each try has a session of its own, so that the loss of this one would stop none of them.
-        await check_rebuild_lock(connection)
-        await prepare_swap(swapping, candidate)
 
-    return await swap(partial(connect, database_url), candidate, prepare=prepare)
+async def _prepare(swapping: AsyncConnection, candidate: Candidate, *, locked: AsyncConnection) -> int:
+    """Prepare a try of the swap, unless the rebuild lock is lost. Returns how many events were applied.
+
+    `locked`: the connection of the rebuild lock. Each try has a session of its own, which the loss of that one does not end.
+    """
+    await check_rebuild_lock(locked)
+    events = await prepare_swap(swapping, candidate)
+    # Again, because that may have taken minutes.
+    await check_rebuild_lock(locked)
+    return events
 
 
 async def _compare(connection: AsyncConnection, candidate: Candidate, report: Report) -> None:

@@ -19,6 +19,7 @@ from projections import generations, swap
 from projections.candidate import Candidate
 from projections.errors import SwapUnknown, WritersNotStopped
 from projections.instance import InstanceProjection
+from projections.rebuild import rollback
 from projections.rebuild_lock import connect
 from projections.swap import STOPPED_S_MAX
 from tests import lives
@@ -48,6 +49,13 @@ END $$;
 CREATE CONSTRAINT TRIGGER hold AFTER INSERT ON command DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION hold()
 """
 HELD = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+
+#: A session of this database that waits for the lock of a table.
+TABLE_AWAITED = """
+SELECT FROM pg_locks l
+  JOIN pg_database d ON d.oid = l.database
+ WHERE d.datname = current_database() AND l.locktype = 'relation' AND NOT l.granted
+"""
 
 #: Longer than any test.
 LONG_S = 600.0
@@ -220,6 +228,27 @@ async def test_a_rebuild_that_has_lost_its_lock_swaps_nothing(
     assert (report.resumed, report.generation, report.drifted) == (True, 2, 0)
 
 
+async def test_a_rollback_that_loses_its_lock_while_it_catches_up_swaps_nothing(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=1)
+        await rebuilt(database_url, InstanceProjection())
+        await write_lives(store, count=1, start=1)
+    async with await psycopg.AsyncConnection.connect(database_url) as sitter:
+        await sitter.execute("LOCK TABLE instance_g1.instance IN SHARE MODE")
+        going_back = asyncio.create_task(rollback(database_url, InstanceProjection()))
+        await until(lambda: any_row(owner_conn, TABLE_AWAITED))
+
+        await owner_conn.execute(END_LOCK)
+
+    with pytest.raises(psycopg.errors.AdminShutdown):
+        await going_back
+    live = await generations.live_generation(owner_conn, "instance")
+    assert live is not None
+    assert live.number == 2
+
+
 async def test_a_rebuild_frozen_during_its_swap_does_not_block_writers_and_swaps_when_resumed(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
@@ -250,6 +279,10 @@ async def test_a_rebuild_frozen_during_its_swap_does_not_block_writers_and_swaps
 
 async def in_state(connection: psycopg.AsyncConnection, *expected: str) -> bool:
     return expected in await (await connection.execute(STATE)).fetchall()
+
+
+async def any_row(connection: psycopg.AsyncConnection, query: LiteralString) -> bool:
+    return bool(await (await connection.execute(query)).fetchall())
 
 
 async def in_no_state(connection: psycopg.AsyncConnection, unwanted: str) -> bool:
