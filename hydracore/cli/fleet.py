@@ -87,8 +87,8 @@ def _full_hour(time: datetime) -> datetime:
 
 
 def _no_instances(at: datetime) -> dict[str, Any]:
-    """The count of a time without instances, which would otherwise be missing."""
-    return {"at": at, **dict.fromkeys(("status", "provider", "region_id", "tier_id")), "instances": 0}
+    """The object of a time without instances, which would otherwise be missing in the JSON."""
+    return {"at": at, "status": None, "provider": None, "region_id": None, "tier_id": None, "instances": 0}
 
 
 def _show(by_time: "dict[datetime, list[FleetCount]]") -> None:
