@@ -103,7 +103,7 @@ def list_keys(*, tenant: str, as_json: bool) -> None:
     found = _on_database(lambda connection: list_api_keys(connection, tenant))
     if not found:
         # Not an error as for commands that read the log: a new tenant's key is often made before anything else.
-        say(f"hydracore: there is no API key of a tenant {tenant!r}", err=True)
+        say(f"hydracore: tenant {tenant!r} has no API keys", err=True)
     if as_json:
         print_json([{name: value for name, value in key._asdict().items() if name != "tenant_id"} for key in found])
         return

@@ -128,4 +128,4 @@ def test_listing_the_keys_of_a_tenant_without_any_gives_an_empty_list_and_names_
     listed = run(database_url, "list", "--tenant", "nobody", "--json")
 
     assert (listed.exit_code, json.loads(listed.stdout)) == (0, [])
-    assert listed.stderr == "hydracore: there is no API key of a tenant 'nobody'\n"
+    assert listed.stderr == "hydracore: tenant 'nobody' has no API keys\n"
