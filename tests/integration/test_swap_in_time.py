@@ -19,7 +19,7 @@ from projections import generations, swap
 from projections.candidate import Candidate
 from projections.errors import SwapUnknown, WritersNotStopped
 from projections.instance import InstanceProjection
-from projections.rebuild import rollback
+from projections.rebuild import prune, rollback
 from projections.rebuild_lock import connect
 from projections.swap import STOPPED_S_MAX
 from tests import lives
@@ -209,8 +209,9 @@ async def test_a_new_session_with_the_pid_of_a_lost_one_is_not_ended(
             await other.execute("SELECT 1")
 
 
+@pytest.mark.parametrize("pruned", [False, True], ids=["nobody came", "its build was pruned"])
 async def test_a_rebuild_that_has_lost_its_lock_swaps_nothing(
-    database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+    database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch, *, pruned: bool
 ) -> None:
     monkeypatch.setattr("projections.swap.TRIES_MAX", 5)
     async with open_store(database_url) as (store, _):
@@ -221,11 +222,13 @@ async def test_a_rebuild_that_has_lost_its_lock_swaps_nothing(
         await until(lambda: in_state(owner_conn, "Lock", "active"))
 
         await owner_conn.execute(END_LOCK)
+        if pruned:
+            await prune(database_url, "instance")
 
         with pytest.raises(psycopg.errors.AdminShutdown):
             await rebuilding
     report = await rebuilt(database_url, InstanceProjection())
-    assert (report.resumed, report.generation, report.drifted) == (True, 2, 0)
+    assert (report.resumed, report.swapped, report.drifted) == (not pruned, True, 0)
 
 
 async def test_a_rollback_that_loses_its_lock_while_it_catches_up_swaps_nothing(
