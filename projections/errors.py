@@ -2,6 +2,7 @@
 
 RebuildError
 ├── RebuildBusy           another rebuild of it is running
+├── RebuildLockLost       the session that kept others out has ended; nothing was swapped
 ├── GenerationInUse       another session still folds or reads the generation that was to be dropped
 ├── Outdated              the live version is newer than this code's
 ├── LiveIncomplete        something of the live generation is missing
@@ -38,6 +39,14 @@ class RebuildError(Exception):
 class RebuildBusy(RebuildError):
     def __init__(self, name: str) -> None:
         super().__init__(f"Another rebuild of {name} is running")
+        self.name = name
+
+
+class RebuildLockLost(RebuildError):
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"The connection with the rebuild lock of {name} was lost, so nothing was swapped: run this again to continue"
+        )
         self.name = name
 
 

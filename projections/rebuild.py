@@ -52,7 +52,7 @@ async def rebuild(
     If live tables drifted from the log, the report says where, and nothing is swapped unless `accept_drift`: then the
     build replaces them all the same. Without a swap the build is kept, so that the next try need not fold it again.
     Raises `RebuildBusy`, `Outdated`, `LiveIncomplete` unless `accept_drift`, `NamesTaken`, `WritersNotStopped`,
-    `SwapUnknown` and what folding raises.
+    `RebuildLockLost`, `SwapUnknown` and what folding raises.
     """
     pace = Pace(full_speed=full_speed)
     async with rebuild_lock(database_url, projection.name) as connection:
@@ -120,7 +120,7 @@ async def rollback(database_url: str, projection: Projection) -> Report:
 
     The present one becomes the previous, so that a second rollback undoes the first. `projection` must have the version
     of the previous generation. Nothing is compared: a rollback is made because the live tables are wrong. Raises
-    `RebuildBusy`, `NothingToRollBackTo`, `NamesTaken`, `WritersNotStopped` and `SwapUnknown`.
+    `RebuildBusy`, `NothingToRollBackTo`, `NamesTaken`, `WritersNotStopped`, `RebuildLockLost` and `SwapUnknown`.
     """
     async with rebuild_lock(database_url, projection.name) as connection:
         began_s = time.perf_counter()
@@ -251,14 +251,14 @@ async def _swap(database_url: str, connection: AsyncConnection, candidate: Candi
 
 
 async def _prepare(swapping: AsyncConnection, candidate: Candidate, *, locked: AsyncConnection) -> int:
-    """Prepare a try of the swap, unless the rebuild lock is lost. Returns how many events were applied.
+    """Prepare a try of the swap. Returns how many events were applied. Raises `RebuildLockLost` and `ParityMismatch`.
 
     `locked`: the connection of the rebuild lock. Each try has a session of its own, which the loss of that one does not end.
     """
-    await check_rebuild_lock(locked)
+    await check_rebuild_lock(locked, candidate.build.name)
     events = await prepare_swap(swapping, candidate)
     # Again, because that may have taken minutes.
-    await check_rebuild_lock(locked)
+    await check_rebuild_lock(locked, candidate.build.name)
     return events
 
 

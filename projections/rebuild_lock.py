@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 
-from psycopg import AsyncConnection, Error
+from psycopg import AsyncConnection, Error, OperationalError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from events.sql import Statements
-from projections.errors import RebuildBusy
+from projections.errors import RebuildBusy, RebuildLockLost
 from projections.generations import UNLIMITED_SESSION
 
 _SQL = Statements("projections", "rebuild_lock.sql")
@@ -39,13 +39,16 @@ async def rebuild_lock(database_url: str, name: str) -> AsyncGenerator[AsyncConn
                 await connection.execute(_RELEASE, (name,))
 
 
-async def check_rebuild_lock(connection: AsyncConnection) -> None:
+async def check_rebuild_lock(connection: AsyncConnection, name: str) -> None:
     """Check that the connection of `rebuild_lock` still holds the lock.
 
-    Raises psycopg's error where its session has ended, as at a restart of the server. Since then, another rebuild or a
+    Raises `RebuildLockLost` where its session has ended, as at a restart of the server. Since then, another rebuild or a
     `prune` may have changed or dropped the build.
     """
-    await connection.execute(_CHECK)
+    try:
+        await connection.execute(_CHECK)
+    except OperationalError as error:
+        raise RebuildLockLost(name) from error
 
 
 async def take_rebuild_lock(connection: AsyncConnection, name: str) -> None:
