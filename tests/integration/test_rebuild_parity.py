@@ -13,17 +13,21 @@ import psycopg
 import pytest
 
 from events.ids import LANES, lane_of
+from events.pacing import Pace
 from hydracore.signals import run_to_completion
 from projections import generations
 from projections.activity import Activity
-from projections.candidate import Unverified
+from projections.candidate import Candidate, Unverified
 from projections.catching_up import CatchUpStep
 from projections.definition import Projection
 from projections.drift import Scope
+from projections.folding import fold_lanes
 from projections.follower import Follower
 from projections.instance import InstanceProjection
 from projections.rebuild import ProgressCallbacks, rebuild
+from projections.rebuild_lock import connect
 from projections.report import Report
+from projections.swap_preparation import compare_with_live
 from projections.usage_daily import UsageDaily
 from tests import lives
 from tests.next_release import ActivityV2
@@ -231,3 +235,34 @@ async def test_a_build_that_is_ahead_of_the_live_tables_is_restarted(
 
     assert (report.resumed, report.generation, report.stopped_s) == (False, build.number, None)
     assert report.drifted == report.rows_compared > 0
+
+
+async def test_a_row_that_changes_during_the_comparison_is_no_drift(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async def waits() -> bool:
+        query = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        return (await owner_conn.execute(query)).rowcount > 0
+
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=4)
+    build = await generations.begin(owner_conn, InstanceProjection())
+    await asyncio.to_thread(fold_lanes, database_url, InstanceProjection(), build)
+    build = await generations.index(owner_conn, InstanceProjection(), build)
+    live = await generations.live_generation(owner_conn, "instance")
+    candidate = Candidate.of(InstanceProjection(), build, live, Pace(full_speed=True))
+
+    async with (
+        await psycopg.AsyncConnection.connect(database_url) as writer,
+        await connect(database_url) as comparing,
+    ):
+        await writer.execute("LOCK TABLE public.instance IN ACCESS EXCLUSIVE MODE")
+        comparison = asyncio.create_task(compare_with_live(comparing, candidate, everything=True))
+        await until(waits)
+        # As an append changes it, together with its events.
+        await writer.execute("UPDATE public.instance SET agent_name = 'Eve'")
+        await writer.commit()
+
+        assert (await comparison).drifted == 0
+
+    assert candidate.unverified == Unverified(set(), {}), "only what changes from here on is compared again"
