@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from typing import LiteralString
 
 import psycopg
@@ -55,6 +56,17 @@ TABLE_AWAITED = """
 SELECT FROM pg_locks l
   JOIN pg_database d ON d.oid = l.database
  WHERE d.datname = current_database() AND l.locktype = 'relation' AND NOT l.granted
+"""
+
+#: No room for what says which generation is live, as often as that is written.
+FULL = """
+CREATE SEQUENCE tries;
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM nextval('tries');
+    RAISE EXCEPTION 'no space left' USING ERRCODE = 'disk_full';
+END $$;
+CREATE TRIGGER refuse BEFORE UPDATE ON projection FOR EACH ROW EXECUTE FUNCTION refuse()
 """
 
 #: Longer than any test.
@@ -290,3 +302,28 @@ async def any_row(connection: psycopg.AsyncConnection, query: LiteralString) -> 
 
 async def in_no_state(connection: psycopg.AsyncConnection, unwanted: str) -> bool:
     return all(state != unwanted for _, state in await (await connection.execute(STATE)).fetchall())
+
+
+async def test_a_swap_that_fails_for_good_is_tried_once(database_url: str, owner_conn: psycopg.AsyncConnection) -> None:
+    await owner_conn.execute(FULL)
+
+    with pytest.raises(psycopg.errors.DiskFull):
+        await rebuilt(database_url, InstanceProjection())
+
+    assert await one(owner_conn, "SELECT last_value::int FROM tries") == 1
+
+
+async def test_a_swap_that_gets_no_connection_for_its_first_try_ends(
+    database_url: str, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projections.swap.PAUSE_S_MAX", 0)
+    build = await generations.begin(owner_conn, InstanceProjection())
+    candidate = Candidate.of(InstanceProjection(), build, None, Pace(full_speed=True))
+    nowhere = make_conninfo(database_url, dbname="nowhere")
+
+    with pytest.raises(psycopg.OperationalError, match="nowhere"):
+        await swap.swap(partial(psycopg.AsyncConnection.connect, nowhere), candidate, prepare=prepare_nothing)
+
+
+async def prepare_nothing(_: psycopg.AsyncConnection) -> None:
+    raise AssertionError("there is no connection")
