@@ -15,7 +15,8 @@ import pytest
 
 import projections
 from projections.follower import Follower
-from tests.rebuilding import compared, rebuilt, write_lives
+from projections.rebuild import rebuild
+from tests.rebuilding import QUIET, compared, fold_here, rebuilt, write_lives
 from tests.requests_to_log import open_store
 
 DOC = (Path(__file__).parents[2] / "docs" / "adding-a-projection.md").read_text()
@@ -60,3 +61,20 @@ async def test_the_projection_of_the_guide_can_be_built_followed_and_rebuilt(
         assert count == (4,)
         assert (await compared(database_url, enrolments)).drifted == 0
         assert (await rebuilt(database_url, enrolments)).generation == 2
+
+
+async def test_a_first_build_that_was_broken_off_is_continued(enrolments: Any, database_url: str) -> None:
+    async with open_store(database_url) as (store, _):
+        await write_lives(store, count=4)
+
+    async def fold_and_break_off(*build: Any) -> None:
+        await fold_here(database_url)(*build)
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        await rebuild(database_url, enrolments, folding=fold_and_break_off, callbacks=QUIET)
+
+    report = await rebuilt(database_url, enrolments)
+
+    assert (report.resumed, report.generation, report.swapped) == (True, 1, True)
+    assert (await compared(database_url, enrolments)).drifted == 0
