@@ -334,3 +334,20 @@ async def test_an_event_version_of_a_later_release_stops_a_build_and_parks_a_lan
     found = await owner_conn.execute("SELECT follower, error FROM checkpoint WHERE error IS NOT NULL")
     # `activity` does not read the content of events.
     assert set(await found.fetchall()) == {("fleet", "EventUnreadable (placement_chosen)")}
+
+
+async def test_large_events_beyond_the_target_of_a_fold_are_left_to_the_catch_up(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("projections.folding.SHARED_ROW_BYTES_MAX", 0)
+    async with open_store(database_url) as (store, _):
+        ids = await write_lives(store, count=3)
+
+        async def write_and_fold(projection, build, progress) -> None:  # noqa: ANN001 - as Folding has it
+            for instance_id in ids:
+                await store.execute(instance_id, lives.configure(agent_name="Eve"), origin())
+            await fold_here(database_url)(projection, build, progress)
+
+        report = await rebuild(database_url, InstanceProjection(), folding=write_and_fold, callbacks=QUIET)
+
+    assert (report.swapped, report.drifted) == (True, 0)
