@@ -1,5 +1,6 @@
 """The agent's endpoints, closed: wrong tokens and keys, strangers, malformed requests, and secrets that stay secret."""
 
+import json
 from typing import Any
 from uuid import uuid4
 
@@ -9,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from events import commands as c
 from hydracore import tokens
-from tests.api_server import MASTER_KEY, Api
+from tests.api_server import MASTER_KEY, Api, b64
 from tests.enrolling import NOW_MS, Agent, agent_fixture, execute, intend, new_instance, versions_of
 from tests.use_fixtures import shared_api_fixture, shared_owner_conn_fixture
 
@@ -90,6 +91,19 @@ async def test_secrets_are_given_only_to_the_holder_of_the_private_key(api: Api,
     assert [answer.status_code for answer in answers] == [401] * len(answers)
     assert await versions_of(api, agent) == version
     assert (await agent.secrets(boot_id=str(uuid4()))).status_code == 410
+
+
+async def test_a_signature_with_characters_outside_base64_is_refused(agent: Agent) -> None:
+    await agent.enroll()
+    raw = json.dumps({"instance_id": str(agent.instance_id), "attempt": 1, "boot_id": str(agent.boot_id)}).encode()
+    signature = b64(agent.signing.sign(raw))
+
+    answers = [
+        await agent.client.post("/v1/agent/secrets", content=raw, headers={"X-Agent-Signature": sent})
+        for sent in (f"{signature[:8]}!{signature[8:]}", signature)
+    ]
+
+    assert [answer.status_code for answer in answers] == [401, 200]
 
 
 async def test_agent_keys_that_are_not_in_force_are_refused(api: Api, agent: Agent) -> None:
