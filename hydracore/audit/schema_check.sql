@@ -8,8 +8,7 @@ SELECT r.name, r.is_there, r.lacking, r.for_replay
                        FROM unnest(w.columns, w.types) WITH ORDINALITY AS s (name, type, ordinal)
                       WHERE NOT EXISTS (SELECT
                                           FROM pg_attribute a
-                                         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-                                           AND a.attname = s.name AND a.atttypid = s.type)
+                                         WHERE a.attrelid = c.oid AND a.attname = s.name AND a.atttypid = s.type)
                       ORDER BY s.ordinal) AS lacking
           FROM (VALUES
                 ('lane', '{lane}'::text[], '{int2}'::regtype[], false),
