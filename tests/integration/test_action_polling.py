@@ -120,3 +120,56 @@ async def test_however_many_servers_wait_for_one_provider_those_of_another_are_o
     assert await seen.fetchall() == [(made,)]
     assert [(line["event"], line["provider"]) for line in logs] == [("observation_failed", "another")]
     await provider.delete_server(server_id)
+
+
+async def test_a_provider_that_is_not_configured_keeps_no_other_provider_s_server_from_being_observed(
+    stack: Stack, provider: HetznerProvider, database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    server_id = await stray(provider, **installation())
+    async with stack.deps(database_url=database_url) as deps:
+        await recorded(deps, 0, lives.created(), provider="another")
+        made = await recorded(deps, 1, lives.created(server_id=server_id, action_id=f"99999{server_id}"))
+        await running(provider, server_id)
+
+        with capture_logs() as logs:
+            await poll_actions(deps)
+
+    seen = await owner_conn.execute("SELECT stream_id FROM event WHERE type = 'server_observed'")
+    assert await seen.fetchall() == [(made,)]
+    assert [(line["event"], line["provider"]) for line in logs] == [("provider_not_configured", "another")]
+    await provider.delete_server(server_id)
+
+
+async def test_servers_of_deleted_instances_are_not_polled(stack: Stack, database_url: str) -> None:
+    async with stack.deps(database_url=database_url) as deps:
+        await recorded(deps, 0, lives.created(server_id="999990", action_id="999990"), lives.delete())
+        before = stack.cloudsim.requests("get_server")
+
+        await poll_actions(deps)
+
+    assert stack.cloudsim.requests("get_server") == before
+
+
+async def test_the_servers_that_have_waited_longest_are_polled_first(
+    stack: Stack,
+    provider: HetznerProvider,
+    database_url: str,
+    owner_conn: psycopg.AsyncConnection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(action_polling, "SERVERS_PER_POLL_MAX", 1)
+    servers = [await stray(provider, **installation()) for _ in range(2)]
+    for server_id in servers:
+        await running(provider, server_id)
+    async with stack.deps(database_url=database_url) as deps:
+        made = [lives.created(server_id=server_id, action_id=f"99999{server_id}") for server_id in servers]
+        _, longest = sorted([await recorded(deps, number, one) for number, one in enumerate(made)])
+        earlier = "UPDATE instance SET updated_at = updated_at - interval '1 hour' WHERE id = %s"
+        await owner_conn.execute(earlier, (longest,))
+
+        await poll_actions(deps)
+
+    seen = await owner_conn.execute("SELECT stream_id FROM event WHERE type = 'server_observed'")
+    assert await seen.fetchall() == [(longest,)]
+    for server_id in servers:
+        await provider.delete_server(server_id)
