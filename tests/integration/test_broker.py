@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Generator
 from contextlib import closing, contextmanager
@@ -12,6 +13,7 @@ import dramatiq
 import msgspec
 import pytest
 from dramatiq.brokers.redis import RedisBroker
+from dramatiq.errors import ConnectionClosed
 from redis import Redis
 
 from tests.services import OwnServices
@@ -119,3 +121,21 @@ def assert_only_warnings(caplog: pytest.LogCaptureFixture) -> None:
     logged = {(record.levelname, record.getMessage().partition(":")[0]) for record in caplog.records}
     assert ("WARNING", "Consumer encountered a connection error") in logged
     assert {level for level, _ in logged} <= {"WARNING", "INFO", "DEBUG"}, logged
+
+
+@pytest.mark.parametrize("call", ["ack", "nack", "requeue", "__next__"])
+def test_whatever_a_consumer_asks_a_silent_redis_ends_with_a_closed_connection(
+    monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setattr(b, "REDIS_TIMEOUT_S", 0.02)
+    options = {"redis_message_id": "1"}
+    message = dramatiq.Message(queue_name=b.QUEUE, actor_name=b.SWEEP, args=(), kwargs={}, options=options)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        broker = b.redis_broker(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        consumer = broker.consume(b.QUEUE)
+        asked = {"ack": [message], "nack": [message], "requeue": [[message]], "__next__": []}[call]
+
+        with pytest.raises(ConnectionClosed):
+            getattr(consumer, call)(*asked)
+        broker.client.close()
