@@ -68,7 +68,9 @@ def test_without_an_error_code_the_http_status_decides_the_error_class(status: i
     ("status", "code", "retry_after_s", "delay_s"),
     [
         (409, "conflict", None, RETRY_AFTER_S_DEFAULT),
+        (409, "locked", None, RETRY_AFTER_S_DEFAULT),
         (423, "locked", None, RETRY_AFTER_S_DEFAULT),
+        (423, "another_lock", None, RETRY_AFTER_S_DEFAULT),
         (500, "server_error", None, LATER_S_DEFAULT),
         (503, "maintenance", None, LATER_S_DEFAULT),
         (503, "unavailable", 50.0, 50.0),
@@ -98,6 +100,12 @@ def test_a_timeout_answer_leaves_the_outcome_of_a_change_unknown_and_a_read_to_b
     ):
         assert type(error(status, body, mutation=True)) is ProviderOutcomeUnknown
         assert type(error(status, body, mutation=False)) is ProviderRetry
+
+
+def test_a_known_error_code_says_more_than_a_timeout_status() -> None:
+    for status in (408, 504):
+        assert type(error(status, body_of("conflict"), mutation=True)) is ProviderRetry
+        assert type(error(status, body_of("forbidden"), mutation=True)) is ProviderRefused
 
 
 @given(st.text(), st.text(min_size=1), st.text())
