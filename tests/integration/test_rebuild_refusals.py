@@ -250,3 +250,18 @@ async def test_an_event_that_a_build_has_already_applied_cannot_be_skipped_in_it
 
     with pytest.raises(NotToBeSkipped, match=f"the build has already applied event 4 of lane {lane_of(refused)}"):
         await operations.skip_in_build(owner_conn, "usage_daily", lane_of(refused), 4, by, version=2)
+
+
+async def test_a_rollback_that_folds_a_stream_anew_fails_at_a_hole_in_its_middle(
+    database_url: str, owner_conn: psycopg.AsyncConnection
+) -> None:
+    async with open_store(database_url) as (store, _):
+        instance_id = await requested(store)
+        for name in ("Ada", "Eve"):
+            await store.execute(instance_id, lives.configure(agent_name=name), origin())
+        await rebuilt(database_url, InstanceProjection())
+        await store.execute(instance_id, lives.configure(agent_name="Joe"), origin())
+    await owner_conn.execute("DELETE FROM event WHERE version = 2")
+
+    with pytest.raises(LogCorrupted, match=f"2 events of {instance_id} after its version 0 where 3 must be"):
+        await rollback(database_url, InstanceProjection())
