@@ -178,6 +178,26 @@ async def test_rows_without_a_history_or_outside_all_lanes_are_found(log: Log, f
     assert {("wrong_lane", None, lane) for lane in (64, 77, 99)} | {("event_missing", None, 6)} <= kinds
 
 
+async def test_rows_without_a_position_in_their_lane_are_found(log: Log, forger: Forger) -> None:
+    forger.do(
+        "ALTER TABLE event DROP CONSTRAINT event_pkey CASCADE",
+        "ALTER TABLE event ALTER seq DROP NOT NULL",
+        "ALTER TABLE command ALTER first_seq DROP NOT NULL",
+        "ALTER TABLE stream DROP CONSTRAINT stream_pkey CASCADE",
+        "ALTER TABLE stream ALTER stream_id DROP NOT NULL",
+        "UPDATE event SET seq = NULL WHERE lane = 6 AND seq = 12",
+        "UPDATE command SET first_seq = NULL WHERE lane = 6 AND first_seq = 1",
+        "UPDATE stream SET stream_id = NULL WHERE lane = 6",
+    )
+
+    _, findings = found(log)
+
+    assert {(finding["kind"], finding["what"]) for finding in findings} >= {
+        ("wrong_lane", f"The table {table} has rows of lane 6 that do not exist in the log")
+        for table in ("event", "command", "stream")
+    }
+
+
 async def test_a_log_is_verified_without_findings_while_it_grows(log: Log) -> None:
     stop = asyncio.Event()
 
