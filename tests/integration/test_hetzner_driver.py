@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.cloudsim_fixtures import PUBLIC_KEY, TOKEN, CloudsimProcess
+from tests.cloudsim_fixtures import PUBLIC_KEY, TOKEN, CloudsimProcess, driver_for
 from tests.hetzner_calls import LABELS, is_gone, order, running
 from tests.waiting import until
 from workers.providers.base import Provider, ProviderRetry
@@ -211,3 +211,14 @@ async def test_a_lost_answer_about_the_ssh_key_is_retryable_and_leaves_no_server
 
 def keys_of(cloudsim: CloudsimProcess) -> list[dict[str, Any]]:
     return cloudsim.call("GET", "/v1/ssh_keys")["ssh_keys"]
+
+
+async def test_a_cloudsim_on_this_machine_is_not_asked_through_a_proxy(
+    cloudsim: CloudsimProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    driver = driver_for(cloudsim)
+
+    assert await driver.get_server_named("nobody") is None
+    await driver.aclose()
