@@ -284,3 +284,25 @@ def test_events_that_make_no_valid_history_are_reported_as_a_broken_history(forg
     found = {finding.kind for finding in lane_findings(forger, replay=True)}
 
     assert found == {"command_edited", "history_broken"}
+
+
+def test_a_command_moved_within_its_events_is_found_even_if_the_links_were_recomputed(forger: Forger) -> None:
+    moved = "UPDATE command SET first_seq = first_seq + 1 WHERE lane = 6 AND event_count > 1 RETURNING first_seq"
+    ((seq,), *_) = forger.connection.execute(moved).fetchall()
+    forger.redo_links()
+
+    assert ("event_extra", seq - 1) in places(lane_findings(forger, sealed=False))
+
+
+def test_an_event_given_to_another_stream_than_its_command_is_found_even_if_all_digests_were_recomputed(
+    forger: Forger,
+) -> None:
+    last = "SELECT first_seq, first_seq + event_count - 1 FROM command WHERE lane = 6 ORDER BY first_seq DESC LIMIT 1"
+    ((first, seq),) = forger.connection.execute(last).fetchall()
+    # The first event of a stream of this lane.
+    forger.do(EVENT.format("stream_id = '00000000-0000-4000-8000-000000000006', version = 1", seq))
+    forger.redo_event(seq)
+    forger.redo_command(first)
+    forger.redo_links()
+
+    assert ("event_edited", seq) in places(lane_findings(forger, sealed=False))
