@@ -28,7 +28,7 @@ async def control_plane_fixture() -> AsyncGenerator[FakeControlPlane]:
 
 @pytest.fixture(name="agent")
 def agent_fixture(tmp_path: Path, control_plane: FakeControlPlane) -> Generator[AgentProcess]:
-    """Whatever a test does with its agent, in the end it must not have told a secret."""
+    """Whatever a test does with its agent, in the end it must not have printed a secret."""
     process = AgentProcess(tmp_path)
     process.write_boot_file(control_plane.boot_file())
     yield process

@@ -33,7 +33,7 @@ ENVIRON = {"HYDRACORE_CLOUDSIM_URL": "http://127.0.0.1:1", "HYDRACORE_CLOUDSIM_T
 
 
 class Api(NamedTuple):
-    """A running API: its address, what it stands on, a client without credentials, and whose users ask."""
+    """A running API: its address, what it stands on, a client without credentials, and the tenant whose users call it."""
 
     url: str
     parts: Parts
@@ -43,12 +43,12 @@ class Api(NamedTuple):
     def token(
         self, tenant: str | None = None, user: str = "ann", role: Role = "customer", **extra: Any
     ) -> dict[str, str]:
-        """The headers of somebody."""
+        """The headers of a caller."""
         return bearer(tenant or self.tenant, user, role, **extra)
 
 
 def bearer(tenant: str = "acme", user: str = "ann", role: Role = "customer", **extra: Any) -> dict[str, str]:
-    """The headers of somebody. `extra`: their email, or when the token ends."""
+    """The headers of a caller. `extra`: their email, or when the token expires."""
     expires_at = extra.pop("expires_at", time.time() + 3600)
     made = issue_token(JWT_SECRET, tenant_id=tenant, user_id=user, role=role, expires_at=expires_at, **extra)
     return {"Authorization": f"Bearer {made}"}

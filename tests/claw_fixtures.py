@@ -144,7 +144,7 @@ async def claw_fixture(
 ) -> AsyncGenerator[Claw]:
     """A healthy agent as a task of the test's process, which spares each test a start of Python.
 
-    Whatever a test does with it, in the end it must not have told a secret.
+    Whatever a test does with it, in the end it must not have printed a secret.
     """
     control_plane.runtime = document(modelsim)
     root = tmp_path / "vps"
@@ -184,7 +184,7 @@ async def be_impatient(claw: Claw, modelsim: ModelSim, fallbacks: list[str] | No
 
 
 async def use(claw: Claw, control_plane: FakeControlPlane, runtime: dict[str, Any]) -> dict[str, Any]:
-    """Push it; what the agent answers. No failure shows the body: there may be tokens in it."""
+    """Push a configuration; the agent's answer. No failure shows the body: there may be tokens in it."""
     control_plane.runtime = runtime
     control_plane.config_version += 1
     body = {"config_version": control_plane.config_version, "runtime": runtime}
@@ -201,5 +201,5 @@ async def until_connection(claw: Claw, name: str, state: str) -> None:
 
 
 def platform(**parts: Any) -> dict[str, Any]:
-    """The documents of a runtime, with these in place of nothing."""
+    """The documents of a runtime, empty but for these parts."""
     return {"skills": [], "integrations": [], "channels": {}, "advanced": {}, **parts}

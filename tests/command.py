@@ -20,7 +20,7 @@ class Ended(NamedTuple):
 
 
 class Command:
-    """A command at work."""
+    """A running command."""
 
     def __init__(self, process: Forked, stdout: Path, stderr: Path) -> None:
         self._process = process
@@ -43,12 +43,12 @@ class Command:
         self._process.signal(number)
 
     def complaints(self) -> list[str]:
-        """The whole lines that it has complained in so far."""
+        """The whole lines of its stderr so far."""
         said = self._stderr.read_text() if self._stderr.exists() else ""
         return said.splitlines()[: said.count("\n")]
 
     def wait(self, patience_s: float = PATIENCE_S) -> Ended:
-        """Its end."""
+        """Wait until it ends: its status and output."""
         return Ended(self._process.wait(patience_s), self._stdout.read_text(), self._stderr.read_text())
 
     async def ended(self) -> Ended:

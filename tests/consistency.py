@@ -16,7 +16,7 @@ _TABLES = {
 
 
 async def check_consistency(database_url: str) -> int:
-    """Check a whole database, which nobody may write to meanwhile. Returns the number of events."""
+    """Check a whole database, which must not be written to meanwhile. Returns the number of events."""
     async with await AsyncConnection.connect(database_url, autocommit=True) as connection:
         log = await check_log(connection)
         replay = Replay()

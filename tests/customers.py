@@ -30,9 +30,9 @@ from tests.requests_to_log import NOW_MS, open_store, origin, request
 MASTER_KEY = bytes(range(32))
 EMAIL, PROMPT = "ada@example.com", "You know that Ada is ill."
 
-#: The key of hers.
+#: Ada's key.
 KEY = "SELECT wrapped_key FROM customer_key WHERE customer_id = 'ada'"
-#: How many wait for a lock in the database.
+#: The number of sessions that wait for a lock in the database.
 WAITS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 _EVENTS = "SELECT type FROM event WHERE stream_id = %s ORDER BY version DESC LIMIT 1"

@@ -13,7 +13,7 @@ NUMBERS = Statement(b"SELECT n, n::text || 'x' FROM generate_series(1, $1::integ
 ADD = b"INSERT INTO noted (word) VALUES ($1)"
 #: How each answer ends.
 READY = b"Z\0\0\0\5I"
-#: Waits for as long as somebody else has the lock.
+#: Waits as long as another session has the lock.
 WAIT = Statement(b"SELECT pg_advisory_xact_lock(1)", ())
 
 

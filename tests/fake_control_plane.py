@@ -100,7 +100,7 @@ class FakeControlPlane:
         self._serving = asyncio.create_task(self._server.serve(sockets=[bound]))
 
     async def stop(self) -> None:
-        """Be gone: connections closed, new ones refused."""
+        """Close all connections and refuse new ones."""
         for hold in self._holds.values():
             hold.released.set()
         if self._server is not None and self._serving is not None:
@@ -142,7 +142,7 @@ class FakeControlPlane:
     # --- for tests: trouble ------------------------------------------------------------------------------------------
 
     def trouble(self, endpoint: str, *kinds: str | int | tuple[int, dict[str, Any]]) -> None:
-        """The next calls of `endpoint` meet these, one each: "request_lost", "reply_lost", "fine", a status, or a whole answer."""
+        """The next calls of `endpoint` meet these faults, one each: "request_lost", "reply_lost", "fine", a status, or a whole answer."""
         self._troubles[endpoint].extend(kinds)
 
     def hold(self, endpoint: str, when: str) -> Hold:

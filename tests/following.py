@@ -25,9 +25,9 @@ class Following:
         self._at = dict.fromkeys(range(LANES), 0)
 
     async def news(self, connection: AsyncConnection) -> list[Fact]:
-        """What has come since, in each lane in order; as much of it as a follower takes at a time, and nothing where that is all.
+        """The events since the last call, those of each lane in order: as many as a follower reads at a time, or none.
 
-        Whatever a follower would raise an alarm for fails the test. The connection must be in autocommit mode.
+        A gap, which a follower would raise an alarm for, fails the test. The connection must be in autocommit mode.
         """
         async with lease(connection, _HEADS) as rows:
             heads = {parse_int(lane): parse_int(head) for lane, head in rows}

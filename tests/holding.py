@@ -1,4 +1,4 @@
-"""Keeps lanes locked in a transaction, and has customers who append to them."""
+"""Locks lanes in a transaction, and creates instances in given lanes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from events.store import EventStore
 from tests.lives import instance_id, request
 from tests.requests_to_log import creation_of
 
-#: No lane of those that tests hold.
+#: A lane that no test locks.
 FREE = 50
 
 SESSIONS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'test'"
@@ -24,7 +24,7 @@ WAITING = f"{SESSIONS} AND wait_event_type = 'Lock'"
 
 
 class Customers:
-    """Who asks for instances: names whose instances are in the lane that is asked for."""
+    """Customers whose instances are in a given lane: each creates one instance."""
 
     def __init__(self, count: int = 4_000) -> None:
         self._in_lane: defaultdict[int, list[str]] = defaultdict(list)
@@ -42,7 +42,7 @@ class Customers:
 
 @asynccontextmanager
 async def lock_lanes(database_url: str, lanes: Iterable[int]) -> AsyncGenerator[AsyncConnection]:
-    """Somebody's transaction that has the lanes, and does not end."""
+    """Another transaction locks the lanes, and stays open."""
     async with await AsyncConnection.connect(database_url) as holder:
         await holder.execute("SELECT FROM lane WHERE lane = ANY (%s) ORDER BY lane FOR UPDATE", (list(lanes),))
         yield holder

@@ -189,7 +189,7 @@ DELETING = (*RUNNING, delete())
 TORN_DOWN = (*DELETING, *(teardown(step) for step in TEARDOWN_STEPS))
 DELETED = (*TORN_DOWN, finish())
 
-#: One way to each status.
+#: Commands that lead to each status.
 WAYS: dict[str, tuple[c.AnyCommand, ...]] = {
     "pending": PENDING,
     "provisioning": INTENDED,
@@ -211,7 +211,7 @@ class Life:
 
     @classmethod
     def after(cls, *commands: c.AnyCommand) -> Self:
-        """An instance to which `commands` were given; each of them must do something."""
+        """An instance after these commands, each of which must cause an event."""
         life = cls()
         for command in commands:
             assert life.give(command), command
@@ -219,7 +219,7 @@ class Life:
 
     @property
     def state(self) -> Instance:
-        assert self.now is not None, "nobody has asked for this instance"
+        assert self.now is not None, "no command has created this instance"
         return self.now
 
     def give(self, command: c.AnyCommand) -> tuple[e.AnyEvent, ...]:

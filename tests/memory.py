@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def holding_less_than(peak_bytes_max: int) -> Generator[None]:
-    """Asserts that it never is more than what was held before and so many bytes."""
+    """Asserts that what the block allocates and holds at a time is less than this."""
     tracemalloc.start()
     try:
         yield

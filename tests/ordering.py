@@ -37,7 +37,7 @@ async def listed(api: Api, headers: dict[str, str], query: str = "") -> list[str
 
 @pytest_asyncio.fixture(loop_scope="module", name="new_events")
 async def new_events_fixture(owner_conn: psycopg.AsyncConnection) -> Callable[[], Awaitable[int]]:
-    """How many events there are that were not there before the test, of whoever."""
+    """Counts the events of all tenants that were appended since the test began."""
 
     async def count() -> int:
         row = await (await owner_conn.execute("SELECT count(*) FROM event")).fetchone()

@@ -20,7 +20,7 @@ from tests.requests_to_log import open_store, origin, requested
 
 
 class Fussy(UsageDaily):
-    """Cannot take the second batch of one instance's usage."""
+    """Refuses the second batch of one instance's usage."""
 
     def __init__(self, refused: UUID) -> None:
         self._refused = refused

@@ -9,7 +9,7 @@ from tests.forked import Forked
 
 
 class Program:
-    """`hydracore NAME` as a process. `output` keeps what all its lives have printed."""
+    """`hydracore NAME` as a process. `output` keeps what it has printed, also before a restart."""
 
     def __init__(self, name: str, *, environ: dict[str, str], log: Path) -> None:
         self.name = name
@@ -19,7 +19,7 @@ class Program:
         self._begin = 0
 
     def start(self, **settings: str) -> None:
-        """Start it, with these settings changed for this life."""
+        """Start it, with these settings changed until it ends."""
         assert not self.is_alive, "it runs"
         self._begin = len(self.output())
         env = self._environ | {variable_name(name): value for name, value in settings.items()}
@@ -47,7 +47,7 @@ class Program:
         return self.log.read_text() if self.log.exists() else ""
 
     def has_said(self, word: str) -> bool:
-        """Whether this life has logged `word`. Fails where it has ended instead."""
+        """Whether it has logged `word` since it was started. Fails if it has ended instead."""
         said = word in self.output()[self._begin :]
         assert said or self.is_alive, f"{self.name} ended:\n{self.output()[-3000:]}"
         return said

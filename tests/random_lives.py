@@ -1,4 +1,4 @@
-"""Random lives of instances: regular next steps, mixed with stray commands whose few possible values often collide.
+"""Random lifecycles of instances: regular next steps, mixed with stray commands whose few possible values often collide.
 
 A move is either `FORWARD` (what the saga or the agent would do next) or a stray: a command that may be valid, late or
 repeated, belong to another attempt, boot or key, or make no sense at all.
@@ -27,12 +27,12 @@ _BOOTS, _KEYS = (BOOT, SECOND_BOOT, THIRD_BOOT), (KEY, SECOND_KEY)
 _SECRETS = BOOTSTRAP_STAGES.index("secrets")
 
 
-#: As `events.keys` makes them, of a key that nobody has.
+#: In the format of `events.keys`, under a key that does not exist.
 SEALED = Sealed("v1." + "QUJD" * 12)
 
 
 class Who(NamedTuple):
-    """One customer's instance in a world of its own: values that must be unique are, unless a stray says otherwise."""
+    """One customer's instance, and commands for it: values that must be unique are, unless a stray command says otherwise."""
 
     tenant_id: str
     customer_id: str

@@ -54,7 +54,7 @@ async def raw_endpoint(
 
 
 async def heard(base_url: str, said: list[str], *, next_word_s: float = PATIENCE_S) -> Tokens | None:
-    """Ask there, and note what is said; the endpoint's figures. Raises `ModelCallError`."""
+    """Send a chat there, and add the texts of the answer to `said`; its token counts. Raises `ModelCallError`."""
     client = ModelClient()
     call = ModelCall(
         base_url=base_url,

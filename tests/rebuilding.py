@@ -45,7 +45,7 @@ async def compared(database_url: str, projection: Projection) -> Report:
 
 
 async def write_lives(store: EventStore, *, count: int, start: int = 0) -> list[UUID]:
-    """Instances that have come more or less far; addresses of deleted ones are taken again by later ones."""
+    """Instances at different points of their lifecycle; addresses of deleted ones are taken again by later ones."""
     ids = list[UUID]()
     for number in range(start, start + count):
         instance_id = await requested(store, customer_id=f"customer-{number}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def refusing(path: Path, what: str) -> Iterator[None]:
-    """`what` (such as `INSERT ON entry`) fails meanwhile, whoever does it, with an `OperationalError`."""
+    """`what` (such as `INSERT ON entry`) fails meanwhile, for every connection, with an `OperationalError`."""
     with closing(sqlite3.connect(path)) as db:
         # Text that is no JSON makes an error of that kind.
         db.execute(f"CREATE TRIGGER refusal BEFORE {what} BEGIN SELECT json('the disk is full'); END")

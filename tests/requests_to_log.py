@@ -23,7 +23,7 @@ def origin(actor: str = "customer:ada") -> Origin:
 
 
 def creation_of(stream_id: UUID) -> Origin:
-    """Whoever creates a stream again gives the same command."""
+    """The same for each creation of a stream, so that a repeated one is recognised."""
     return Origin(actor="api", command_id=command_id_for(stream_id, "request"), correlation_id=stream_id)
 
 
@@ -43,7 +43,7 @@ def request(customer_id: str = "ada", key: str = "first") -> c.RequestInstance:
 
 
 async def requested(store: EventStore, customer_id: str = "ada", key: str = "first") -> UUID:
-    """A new instance of the customer's."""
+    """A new instance of the customer."""
     instance_id = instance_id_for(tenant_id="acme", customer_id=customer_id, idempotency_key=key)
     await store.create(instance_id, request(customer_id, key), creation_of(instance_id))
     return instance_id

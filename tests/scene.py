@@ -14,9 +14,9 @@ from tests.api_server import MASTER_KEY, Api, bearer, running_api
 from tests.services import Services
 from tests.use_fixtures import KEY_ID, Used, in_use
 
-#: Nobody credible, for anything that customers and staff may do.
+#: Credentials that are accepted for nothing that customers and staff may do.
 STRANGERS = ("nobody", "bad token", "expired token", "unknown API key", "agent")
-#: Of another tenant; the customer there has the name of the owner here.
+#: Callers of another tenant, whose customer has the same name as the owner here.
 FOREIGN_STAFF = ("admin of another tenant", "API key of another tenant")
 FOREIGN_CUSTOMERS = ("customer of another tenant", "API key of another tenant for its customer")
 NEIGHBOURS = ("another customer", "API key for another customer")
@@ -26,7 +26,7 @@ EVERYBODY = (*STRANGERS, *FOREIGN_STAFF, *FOREIGN_CUSTOMERS, *NEIGHBOURS, *OWNER
 
 
 class Scene(NamedTuple):
-    """`headers`: of everybody, by name."""
+    """`headers`: of every caller, by name."""
 
     api: Api
     used: Used
@@ -34,7 +34,7 @@ class Scene(NamedTuple):
     owner_conn: psycopg.AsyncConnection
 
     async def traces(self) -> tuple[int, ...]:
-        """What a request leaves behind: events, commands and reports in the database, and calls of the agent."""
+        """The number of rows and calls that a request may have caused: events, commands and reports in the database, and calls of the agent."""
         counted = await self.owner_conn.execute(
             "SELECT (SELECT count(*) FROM event), (SELECT count(*) FROM command), (SELECT count(*) FROM heartbeat)"
         )
@@ -45,7 +45,7 @@ class Scene(NamedTuple):
 
 @asynccontextmanager
 async def open_scene(services: Services, **settings: Any) -> AsyncGenerator[Scene]:
-    """On a database of its own; what it leaves in Valkey is nothing to anybody."""
+    """The API on a database of its own. What it leaves in Valkey affects no other test."""
     name = f"scene_{uuid4().hex[:12]}"
     settings.setdefault("rate_limit_per_minute", 0)
     url = services.create_database(name)

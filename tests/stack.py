@@ -91,7 +91,7 @@ class Stack(Records):
             JWT_SECRET, tenant_id=TENANT, user_id=CUSTOMER, role="customer", expires_at=_FAR_FUTURE_S, email=EMAIL
         )
         self.master_key = MASTER_KEY
-        #: What nobody may find in the database or in what processes print. The provider quotes the beginning of its token.
+        #: What must be neither in the database nor in what processes print. The provider quotes the beginning of its token.
         self.secrets = (
             known["master_key"],
             JWT_SECRET,
@@ -109,7 +109,7 @@ class Stack(Records):
     # Processes
 
     def program(self, name: str) -> Program:
-        """Another process of the stack, not started yet. Who makes it kills it."""
+        """Another process of the stack, not started yet. The caller must kill it."""
         return Program(name, environ=self._environ, log=self.folder / f"{name}-{next(_serial)}.log")
 
     async def start(self, *, boot: str) -> None:
@@ -144,7 +144,7 @@ class Stack(Records):
 
     @asynccontextmanager
     async def restarted(self, **settings: str) -> AsyncGenerator[None]:
-        """Meanwhile API, relay and worker run with these settings changed. Those who come after start them anew."""
+        """Meanwhile API, relay and worker run with these settings changed. The next test starts them again."""
         parts = (self.api, self.relay, self.worker)
         for each in parts:
             each.kill()
@@ -273,7 +273,7 @@ class Stack(Records):
     # The workers
 
     def hint(self, actor: str, *instance_ids: UUID) -> None:
-        """A hint to the workers; without ids, to a duty that is nobody's in particular."""
+        """A hint to the workers; without ids, to a duty that concerns no single instance."""
         hints = HintSender(self.redis_url)
         sent = hints.send(actor, list(instance_ids)) if instance_ids else hints.send_duty(actor)
         hints.close()

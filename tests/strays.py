@@ -29,7 +29,7 @@ async def stray(provider: HetznerProvider, **labels: str) -> str:
 
 
 async def stray_of(provider: HetznerProvider, instance_id: UUID, **labels: str) -> str:
-    """The same, but it says that it is of an instance that the log has."""
+    """The same, but labelled as the server of an instance that the log has."""
     server_id = await stray(provider, **labels)
     server = await provider.get_server(server_id)
     assert server is not None
@@ -38,12 +38,12 @@ async def stray_of(provider: HetznerProvider, instance_id: UUID, **labels: str) 
 
 
 def installation() -> dict[str, str]:
-    """The label of an installation that the stack, whose servers are all over its project, has nothing to do with."""
+    """The label of another installation than the stack's, in the same project of the provider."""
     return {"hc-installation": f"of-its-own-{uuid4().hex}"}
 
 
 async def recorded(deps: Deps, number: int, *commands: c.AnyCommand, provider: str = "cloudsim") -> UUID:
-    """An instance that has lived so far, as the log says, with an address of its own."""
+    """An instance in the log after these commands, with an address of its own."""
     instance_id = uuid4()
     plan = lives.plan(provider=provider, hostname=f"hc-{number}", vpn_ip=f"10.64.0.{16 + number}")
     for command in (lives.request(customer_id=f"customer-{number}"), plan, *commands):

@@ -1,4 +1,4 @@
-"""Workers that have lost their locks while others take over."""
+"""Takes the locks of workers away, and records what another worker does meanwhile."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ END_LOCK_SESSIONS = """
 
 @dataclass(frozen=True, kw_only=True)
 class Telling(Deps):
-    """Of a worker that tells when it looks at its clock, which is the last thing that it does before it records something."""
+    """A worker's parts that signal when it reads its clock, which is the last thing that it does before it records something."""
 
     told: asyncio.Event
 
@@ -36,5 +36,5 @@ class Telling(Deps):
 
 
 async def give(deps: Deps, instance_id: UUID, command: c.AnyCommand) -> None:
-    """Have it happen now."""
+    """Execute the command with the present time."""
     await deps.store.execute(instance_id, replace(command, at_ms=deps.now_ms()), deps.origin(instance_id))

@@ -134,7 +134,7 @@ class Used(NamedTuple):
         return (await self.state()).version
 
     async def agent_says(self, path: str, body: Any, *, key_id: UUID = KEY_ID) -> httpx.Response:
-        """What the agent tells the control plane."""
+        """A request of the agent's to the control plane."""
         key = tokens.agent_key(MASTER_KEY, self.instance_id, key_id)
         return await self.api.client.post(f"/v1/agent/{path}", json=body, headers={"Authorization": f"Bearer {key}"})
 
@@ -154,13 +154,13 @@ async def in_use(api: Api, *, reachable: bool = True, **fields: Any) -> AsyncGen
         yield Used(api, instance_id, agent)
 
 
-# One API for all tests of a module, each of which asks about an instance of its own and leaves the others' alone. The loop is
+# One API for all tests of a module, each of which uses an instance of its own. The loop is
 # the module's, too: `pytestmark = pytest.mark.asyncio(loop_scope="module")`.
 
 
 @asynccontextmanager
 async def shared_api(services: Services, **settings: Any) -> AsyncGenerator[Api]:
-    """An API on a database of its own for many tests, whom it therefore does not count the requests."""
+    """An API on a database of its own for many tests, and therefore without a rate limit."""
     url = services.create_database(name := f"shared_{uuid4().hex[:12]}")
     try:
         async with running_api(url, services.redis_url.format(0), rate_limit_per_minute=0, **settings) as api:
@@ -183,7 +183,7 @@ async def module_api_fixture(services: Services) -> AsyncGenerator[Api]:
 
 @pytest_asyncio.fixture(loop_scope="module", name="api")
 async def tenant_api_fixture(module_api: Api) -> Api:
-    """The module's API, asked by the users of a tenant of the test's own: nobody of it has anything yet."""
+    """The module's API, called by users of a new tenant that has no instances yet."""
     return module_api._replace(tenant=f"acme-{uuid4().hex[:8]}")
 
 
@@ -207,7 +207,7 @@ async def shared_unreachable_fixture(api: Api) -> AsyncGenerator[Used]:
 
 
 async def events_of(owner_conn: psycopg.AsyncConnection, instance_id: UUID, type_: str) -> list[dict[str, Any]]:
-    """The payloads of the instance's events of a type, and who caused each."""
+    """The payloads of the instance's events of a type."""
     rows = await owner_conn.execute(
         "SELECT payload FROM event WHERE stream_id = %s AND type = %s ORDER BY version", (instance_id, type_)
     )
