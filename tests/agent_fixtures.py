@@ -48,7 +48,7 @@ async def agent_client_fixture() -> AsyncGenerator[AgentClient]:
         yield client
 
 
-async def stopped_at(control_plane: FakeControlPlane, agent: AgentProcess, endpoint: str, when: str) -> Hold:
+async def start_and_hold(control_plane: FakeControlPlane, agent: AgentProcess, endpoint: str, when: str) -> Hold:
     """Start the agent; where its first call of `endpoint` is stopped, as `hold` says."""
     if endpoint == "secrets/ack":
         # Of a key that replaces another: the first is acknowledged with a callback.

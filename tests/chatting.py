@@ -3,19 +3,19 @@
 import json
 from typing import Any
 
-from tests.use_fixtures import Used
+from tests.instance_fixtures import RunningInstance
 
 HELLO = {"message": "Hello"}
 SSE = {"Accept": "text/event-stream"}
 PING = b": ping\n\n"
 
 
-async def streamed(used: Used, **kwargs: Any) -> tuple[int, bytes]:
-    answer = await used.ask("POST", "/chat", HELLO, headers={**SSE, **kwargs.pop("headers", {})}, **kwargs)
+async def stream_chat(instance: RunningInstance, **kwargs: Any) -> tuple[int, bytes]:
+    answer = await instance.ask("POST", "/chat", HELLO, headers={**SSE, **kwargs.pop("headers", {})}, **kwargs)
     return answer.status_code, answer.content
 
 
-def ending(body: bytes) -> dict[str, Any]:
+def final_error(body: bytes) -> dict[str, Any]:
     """The data of the last event, which must be an error."""
     last = body.rstrip(b"\n").rpartition(b"\n\n")[2]
     name, _, data = last.partition(b"\n")

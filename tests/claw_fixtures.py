@@ -163,7 +163,7 @@ async def claw_fixture(
     assert "Traceback" not in output
 
 
-async def texts(events: AsyncGenerator[tuple[str, dict[str, Any]]]) -> tuple[str, tuple[str, dict[str, Any]]]:
+async def joined_text(events: AsyncGenerator[tuple[str, dict[str, Any]]]) -> tuple[str, tuple[str, dict[str, Any]]]:
     """All tokens of a stream as one text, and its last event."""
     said, last = "", ("", {})
     async for name, content in events:
@@ -173,7 +173,7 @@ async def texts(events: AsyncGenerator[tuple[str, dict[str, Any]]]) -> tuple[str
     return said, last
 
 
-async def be_impatient(claw: Claw, modelsim: ModelSim, fallbacks: list[str] | None = None) -> None:
+async def shorten_model_timeout(claw: Claw, modelsim: ModelSim, fallbacks: list[str] | None = None) -> None:
     """Models get two seconds: a request must reach them in that time, also on a busy machine."""
     changed = document(modelsim)
     changed["platform"]["advanced"] = {"model_timeout_s": 2.0}
@@ -183,7 +183,7 @@ async def be_impatient(claw: Claw, modelsim: ModelSim, fallbacks: list[str] | No
     assert answer.json() == {"config_version": 4}
 
 
-async def use(claw: Claw, control_plane: FakeControlPlane, runtime: dict[str, Any]) -> dict[str, Any]:
+async def push_config(claw: Claw, control_plane: FakeControlPlane, runtime: dict[str, Any]) -> dict[str, Any]:
     """Push a configuration; the agent's answer. No failure shows the body: there may be tokens in it."""
     control_plane.runtime = runtime
     control_plane.config_version += 1

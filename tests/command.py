@@ -42,7 +42,7 @@ class Command:
     def signal(self, number: signal.Signals) -> None:
         self._process.signal(number)
 
-    def complaints(self) -> list[str]:
+    def stderr_lines(self) -> list[str]:
         """The whole lines of its stderr so far."""
         said = self._stderr.read_text() if self._stderr.exists() else ""
         return said.splitlines()[: said.count("\n")]

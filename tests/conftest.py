@@ -19,10 +19,10 @@ from hypothesis import settings
 from hydracore.embedded import ports
 from hydracore.gc_tuning import freeze_and_collect_less_often
 from tests.cloudsim_fixtures import cloudsim_fixture, driver_fixture, module_cloudsim_fixture
+from tests.orphan_servers import provider_fixture
 from tests.sealed_log import sealed_logs_fixture
 from tests.services import VALKEY_DATABASES, Guest, OwnServices, Services, empty_database
 from tests.stack_fixtures import session_stack_fixture, stack_fixture
-from tests.strays import provider_fixture
 
 #: Fixtures are found by being here.
 __all__ = [

@@ -24,16 +24,16 @@ from hydracore.audit import erasing
 from hydracore.audit.erasure_file import ErasureFile
 from hydracore.cli import main
 from hydracore.db.pool import open_pool
-from tests import lives
-from tests.requests_to_log import NOW_MS, open_store, origin, request
+from tests import lifecycle
+from tests.store_commands import NOW_MS, open_store, origin, request
 
 MASTER_KEY = bytes(range(32))
 EMAIL, PROMPT = "ada@example.com", "You know that Ada is ill."
 
 #: Ada's key.
-KEY = "SELECT wrapped_key FROM customer_key WHERE customer_id = 'ada'"
+ADA_KEY = "SELECT wrapped_key FROM customer_key WHERE customer_id = 'ada'"
 #: The number of sessions that wait for a lock in the database.
-WAITS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+LOCK_WAITS = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 _EVENTS = "SELECT type FROM event WHERE stream_id = %s ORDER BY version DESC LIMIT 1"
 
@@ -66,14 +66,16 @@ async def world_fixture(database_url: str, tmp_path: Path, monkeypatch: pytest.M
     file = ErasureFile(tmp_path / "erasures.jsonl")
     async with open_store(database_url) as (store, pool):
         keyring = Keyring(pool, master_keys=MasterKeys(MASTER_KEY))
-        ada = [await lived(store, keyring, "ada", f"key {number}") for number in range(3)]
-        bob = await lived(store, keyring, "bob", "key")
+        ada = [await create_sealed_instance(store, keyring, "ada", f"key {number}") for number in range(3)]
+        bob = await create_sealed_instance(store, keyring, "bob", "key")
         for stream_id in (*ada[:2], bob):
-            await deleted(store, stream_id)
+            await delete_instance(store, stream_id)
         yield World(database_url, file, store, pool, ada, bob)
 
 
-async def lived(store: EventStore, keyring: Keyring, customer: str, key: str, *, tenant: str = "acme") -> UUID:
+async def create_sealed_instance(
+    store: EventStore, keyring: Keyring, customer: str, key: str, *, tenant: str = "acme"
+) -> UUID:
     """An instance with an address and a prompt that are sealed."""
     whose = {"tenant_id": tenant, "customer_id": customer}
     stream_id = instance_id_for(**whose, idempotency_key=key)
@@ -84,12 +86,12 @@ async def lived(store: EventStore, keyring: Keyring, customer: str, key: str, *,
     return stream_id
 
 
-async def deleted(store: EventStore, stream_id: UUID) -> None:
-    for command in (lives.delete(), *map(lives.teardown, TEARDOWN_STEPS), lives.finish()):
+async def delete_instance(store: EventStore, stream_id: UUID) -> None:
+    for command in (lifecycle.delete(), *map(lifecycle.teardown, TEARDOWN_STEPS), lifecycle.finish()):
         await store.execute(stream_id, command, origin("worker"))
 
 
-async def readable(url: str, stream_id: UUID, customer: str, *, tenant: str = "acme") -> list[str]:
+async def readable_fields(url: str, stream_id: UUID, customer: str, *, tenant: str = "acme") -> list[str]:
     """What a process that has just started can open of the instance's history."""
     async with open_pool(url, role="hydracore_app", application="test", size=1) as pool:
         async with pool.connection() as connection:

@@ -32,7 +32,7 @@ def steps_fixture(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @contextmanager
-def room_in_files(size: int) -> Generator[None]:
+def limited_file_size(size: int) -> Generator[None]:
     """No file may grow beyond `size` bytes, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     # Python does not notice that it could write only part of a module's bytecode, and the module could never be imported again.

@@ -32,13 +32,13 @@ KEY = Ed25519PrivateKey.from_private_bytes(SEAL_KEY)
 PUBLIC_KEY = KEY.public_key().public_bytes_raw()
 
 
-def verified(path: Path, *, public_key: bytes | None = PUBLIC_KEY, allow_unsigned: bool = True) -> Report:
+def verify_file(path: Path, *, public_key: bytes | None = PUBLIC_KEY, allow_unsigned: bool = True) -> Report:
     return verify_export(Request(path=path, public_key=public_key, allow_unsigned=allow_unsigned), Progress())
 
 
-def found(path: Path) -> list[str]:
+def export_findings(path: Path) -> list[str]:
     """The findings, such as `event_edited 13`."""
-    return [f"{each.kind} {each.seq or '-'}" for each in verified(path).findings]
+    return [f"{each.kind} {each.seq or '-'}" for each in verify_file(path).findings]
 
 
 class Forger:

@@ -29,7 +29,7 @@ from tests.waiting import PATIENCE_S
 ENDPOINTS = ("enroll", "secrets", "secrets/ack", "callback", "heartbeat")
 
 
-class Lost(Exception):
+class ConnectionLost(Exception):
     """The connection breaks instead of an answer."""
 
 
@@ -65,7 +65,7 @@ class FakeControlPlane:
         self.listen = listen
         self.heartbeat_interval_s = heartbeat_interval_s
         #: What its answers to heartbeats say of the interval; those of an older control plane say nothing.
-        self.told_interval_s: float | None = None
+        self.answered_interval_s: float | None = None
         self.config_version = 3
         self.runtime: dict[str, Any] = {"type": "expressclaw", "system_prompt": f"prompt-{secrets.token_hex(8)}"}
         self.token_refused = False
@@ -141,7 +141,7 @@ class FakeControlPlane:
 
     # --- for tests: trouble ------------------------------------------------------------------------------------------
 
-    def trouble(self, endpoint: str, *kinds: str | int | tuple[int, dict[str, Any]]) -> None:
+    def script(self, endpoint: str, *kinds: str | int | tuple[int, dict[str, Any]]) -> None:
         """The next calls of `endpoint` meet these faults, one each: "request_lost", "reply_lost", "fine", a status, or a whole answer."""
         self._troubles[endpoint].extend(kinds)
 
@@ -161,14 +161,14 @@ class FakeControlPlane:
 
     # --- for tests: what happened ------------------------------------------------------------------------------------
 
-    def told(self, boot_id: str | None = None) -> list[dict[str, Any]]:
+    def callbacks(self, boot_id: str | None = None) -> list[dict[str, Any]]:
         """The callbacks accepted of a boot, by default the latest one."""
         return self.accepted[boot_id or self.boot_id or ""]
 
     def stages(self, boot_id: str | None = None) -> list[str]:
-        return [callback["stage"] for callback in self.told(boot_id)]
+        return [callback["stage"] for callback in self.callbacks(boot_id)]
 
-    def order(self) -> list[str]:
+    def call_order(self) -> list[str]:
         """The endpoints in the order of their calls, heartbeats and callbacks left out."""
         return [call.endpoint for call in self.calls if call.endpoint not in {"callback", "heartbeat"}]
 
@@ -195,7 +195,7 @@ class FakeControlPlane:
         self.calls.append(call)
         try:
             status, answer = await self._meet_trouble(call, headers, body)
-        except Lost:
+        except ConnectionLost:
             # A promise of a body that never comes makes uvicorn cut the connection.
             await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
             await send({"type": "http.response.body", "body": b"", "more_body": True})
@@ -216,9 +216,9 @@ class FakeControlPlane:
         if hold is not None and hold.when == "before":
             hold.reached.set()
             await hold.released.wait()
-            raise Lost
+            raise ConnectionLost
         if trouble == "request_lost":
-            raise Lost
+            raise ConnectionLost
         if isinstance(trouble, int):
             return trouble, {"detail": "scripted"}
         if isinstance(trouble, tuple):
@@ -228,9 +228,9 @@ class FakeControlPlane:
             hold.reached.set()
             await hold.released.wait()
             if hold.when != "late":
-                raise Lost
+                raise ConnectionLost
         if trouble == "reply_lost":
-            raise Lost
+            raise ConnectionLost
         return answer
 
     def _answer(self, call: Call, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, Any]]:
@@ -252,7 +252,7 @@ class FakeControlPlane:
                 return self._callback(call.body)
             case "heartbeat":
                 self.heartbeats.append(call.body)
-                told = {} if self.told_interval_s is None else {"heartbeat_interval_s": self.told_interval_s}
+                told = {} if self.answered_interval_s is None else {"heartbeat_interval_s": self.answered_interval_s}
                 return 200, {"config_version": self.config_version, **told}
             case "config":
                 assert set(call.body) == {"boot_id", "config_version"}

@@ -51,7 +51,7 @@ class FakeTelegram:
             self._news.notify_all()
         return number
 
-    def trouble(self, method: str, *kinds: int | str) -> None:
+    def script(self, method: str, *kinds: int | str) -> None:
         """The next calls of `method` meet these, one each: a status, "reply_lost", "gateway_timeout" (both after it was
         carried out), "held" (429 once `released` is set), or "fine"."""
         self._troubles[method].extend(kinds)

@@ -14,7 +14,7 @@ from workers.providers.base import CreateServer, Provider, ProviderError, Server
 LABELS = {"installation": "hydracore", "instance": str(uuid4()), "attempt": "1"}
 
 
-def order(name: str = "hc-1", **changes: Any) -> CreateServer:
+def server_order(name: str = "hc-1", **changes: Any) -> CreateServer:
     usual = CreateServer(
         name=name,
         server_type="sim1",
@@ -26,7 +26,7 @@ def order(name: str = "hc-1", **changes: Any) -> CreateServer:
     return msgspec.structs.replace(usual, **changes)
 
 
-async def running(driver: Provider, server_id: str) -> Server:
+async def wait_until_running(driver: Provider, server_id: str) -> Server:
     async def is_running() -> bool:
         server = await driver.get_server(server_id)
         return server is not None and server.status == "running"
@@ -41,13 +41,13 @@ async def is_gone(driver: Provider, server_id: str) -> bool:
     return await driver.get_server(server_id) is None
 
 
-def everything_said_about(error: BaseException) -> str:
+def full_error_text(error: BaseException) -> str:
     """All that could end in a log: the error, its fields, and whatever it is chained to."""
     return "".join(traceback.format_exception(error)) + repr(error) + repr(vars(error)) + repr(error.__context__)
 
 
 def assert_no_secret(error: ProviderError, caplog: pytest.LogCaptureFixture) -> None:
-    said = everything_said_about(error) + caplog.text
+    said = full_error_text(error) + caplog.text
     assert TOKEN[:8] not in said
     assert "enrol_token" not in said
     assert "root-" not in said

@@ -29,11 +29,11 @@ def keyring(pool: AsyncConnectionPool) -> Keyring:
 
 
 @pytest.fixture
-def fresh(pool: AsyncConnectionPool) -> Keyring:
+def fresh_keyring(pool: AsyncConnectionPool) -> Keyring:
     """The keyring of another process: it remembers nothing."""
     return Keyring(pool, master_keys=MasterKeys(MASTER_KEY))
 
 
-async def erase(connection: AsyncConnection) -> None:
+async def destroy_keys(connection: AsyncConnection) -> None:
     """Destroy every customer's key, as an erasure does."""
     await connection.execute("UPDATE customer_key SET wrapped_key = NULL, destroyed_at = now()")

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def holding_less_than(peak_bytes_max: int) -> Generator[None]:
+def allocating_less_than(peak_bytes_max: int) -> Generator[None]:
     """Asserts that what the block allocates and holds at a time is less than this."""
     tracemalloc.start()
     try:

@@ -19,7 +19,7 @@ from hydracore.embedded.ports import free_port
 from tests.waiting import until
 
 #: The first PgBouncer that keeps track of prepared statements in transaction mode.
-KEEPS_PREPARED = (1, 21)
+PREPARED_STATEMENTS_SINCE = (1, 21)
 
 needs_pooler = pytest.mark.skipif(
     shutil.which("pgbouncer") is None, reason="PgBouncer is a system package, and not installed here"

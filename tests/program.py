@@ -46,7 +46,7 @@ class Program:
     def output(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
-    def has_said(self, word: str) -> bool:
+    def has_logged(self, word: str) -> bool:
         """Whether it has logged `word` since it was started. Fails if it has ended instead."""
         said = word in self.output()[self._begin :]
         assert said or self.is_alive, f"{self.name} ended:\n{self.output()[-3000:]}"

@@ -53,7 +53,7 @@ class Body(pydantic.BaseModel):
     force: bool = False
 
 
-def judged(raw: dict[str, Any]) -> tuple[dict[str, Any] | None, list[tuple[Any, ...]]]:
+def pydantic_verdict(raw: dict[str, Any]) -> tuple[dict[str, Any] | None, list[tuple[Any, ...]]]:
     """An `Outer` as plain values, or `None` and its problems: place, words and code of each."""
     try:
         return Outer.model_validate(raw, from_attributes=True).model_dump(), []

@@ -23,10 +23,10 @@ class RawEndpoint(NamedTuple):
 
 @asynccontextmanager
 async def raw_endpoint(
-    *parts: bytes, pause_s: float = 0.0, stays: bool = False, goes_on_with: bytes = b""
+    *parts: bytes, pause_s: float = 0.0, stays_open: bool = False, then_repeats: bytes = b""
 ) -> AsyncGenerator[RawEndpoint]:
-    """Takes one request, and after `pause_s` answers it with these parts. Then the connection ends, unless it `stays` until the
-    caller ends it, or `goes_on_with` something until then."""
+    """Takes one request, and after `pause_s` answers it with these parts. Then the connection ends, unless it `stays_open`
+    until the caller ends it, or `then_repeats` something until then."""
     asked, ended = asyncio.Event(), asyncio.Event()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -35,10 +35,10 @@ async def raw_endpoint(
         await asyncio.sleep(pause_s)
         writer.write(b"".join(parts))
         leaving = asyncio.create_task(reader.read())
-        while goes_on_with and not leaving.done():
-            writer.write(goes_on_with)
+        while then_repeats and not leaving.done():
+            writer.write(then_repeats)
             await asyncio.wait({leaving}, timeout=0.01)
-        if stays:
+        if stays_open:
             await leaving
         leaving.cancel()
         writer.close()
@@ -53,7 +53,7 @@ async def raw_endpoint(
             await ended.wait()
 
 
-async def heard(base_url: str, said: list[str], *, next_word_s: float = PATIENCE_S) -> Tokens | None:
+async def ask_endpoint(base_url: str, said: list[str], *, next_word_s: float = PATIENCE_S) -> Tokens | None:
     """Send a chat there, and add the texts of the answer to `said`; its token counts. Raises `ModelCallError`."""
     client = ModelClient()
     call = ModelCall(

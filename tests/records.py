@@ -43,7 +43,7 @@ class Records:
         """Whether an event of this type and with these facts is in the log."""
         return any(event["type"] == type_ and facts.items() <= event.items() for event in self.events(instance_id))
 
-    def known_server(self, instance_id: UUID) -> str:
+    def logged_server_id(self, instance_id: UUID) -> str:
         """The id of the last server in the log."""
         return [event["server_id"] for event in self.events(instance_id) if event["type"] == "server_created"][-1]
 

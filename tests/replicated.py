@@ -49,7 +49,7 @@ class Replicated:
             # A server that was stopped in order is its own base backup.
             first, second = (services.own_postgres(place) for place in (home.postgres, folder / "second"))
             valkey = valkey_in(home)
-            follow(second, first)
+            make_standby(second, first)
             try:
                 async with Supervisor.running(home=home.path, logs=home.logs) as supervisor:
                     await supervisor.start(valkey.part())
@@ -74,7 +74,7 @@ class Replicated:
         await as_owner(self.second, "ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")
 
         async def is_cut() -> bool:
-            return not await asked(self.second, "SELECT pid FROM pg_stat_wal_receiver")
+            return not await query(self.second, "SELECT pid FROM pg_stat_wal_receiver")
 
         await until(is_cut)
 
@@ -92,12 +92,12 @@ class Replicated:
 
         async def has_all() -> bool:
             log = "SELECT count(*) FROM event"
-            return await asked(self.second, log) == await asked(self.first, log)
+            return await query(self.second, log) == await query(self.first, log)
 
         await until(has_all)
 
     async def _is_streaming(self, state: str) -> bool:
-        return await asked(self.first, "SELECT sync_state FROM pg_stat_replication") == [(state,)]
+        return await query(self.first, "SELECT sync_state FROM pg_stat_replication") == [(state,)]
 
 
 @pytest.fixture(name="replicated")
@@ -106,7 +106,7 @@ async def replicated_fixture(services: Services, tmp_path: Path) -> AsyncGenerat
         yield pair
 
 
-def follow(standby: Postgres, primary: Postgres) -> None:
+def make_standby(standby: Postgres, primary: Postgres) -> None:
     """Have it be a standby of the other from its next start on."""
     url = urlsplit(primary.url())
     place = (
@@ -128,6 +128,6 @@ async def as_owner(postgres: Postgres, *statements: str) -> None:
             await connection.execute(statement.encode())
 
 
-async def asked(postgres: Postgres, statement: str) -> list[tuple[Any, ...]]:
+async def query(postgres: Postgres, statement: str) -> list[tuple[Any, ...]]:
     async with await psycopg.AsyncConnection.connect(postgres.url(), autocommit=True) as connection:
         return await (await connection.execute(statement.encode())).fetchall()

@@ -27,9 +27,9 @@ from hydracore.cli import main
 from hydracore.signals import run_to_completion
 from projections.followed import followed_projections
 from projections.follower import Follower
-from tests import lives
-from tests.requests_to_log import NOW_MS, open_store, origin, requested
+from tests import lifecycle
 from tests.services import Services
+from tests.store_commands import NOW_MS, create_instance, open_store, origin
 
 SEAL_KEY = bytes(range(32))
 SEAL_KEY_TEXT = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
@@ -54,7 +54,7 @@ class Log(NamedTuple):
     file: SealFile
     ids: list[UUID]
 
-    async def name(self, number: int, name: str) -> None:
+    async def rename(self, number: int, name: str) -> None:
         """Give the instance another name, which is one event."""
         await self.store.execute(self.ids[number], c.ChangeConfig(at_ms=NOW_MS, agent_name=name), origin())
 
@@ -100,28 +100,28 @@ def sealed_logs_fixture(services: Services, tmp_path_factory: pytest.TempPathFac
 async def sealed_log(database_url: str, folder: Path) -> AsyncGenerator[Log]:
     file = SealFile(folder / "seals.jsonl")
     async with open_store(database_url) as (store, pool):
-        ids = [await requested(store, key=key) for key in KEYS]
+        ids = [await create_instance(store, key=key) for key in KEYS]
         log = Log(database_url, store, pool, Sealer(pool, key=SEAL_KEY, file=file), file, ids)
-        await store.execute(ids[0], lives.plan(), origin("worker"))
-        await log.name(0, "first")
-        await log.name(1, "first")
+        await store.execute(ids[0], lifecycle.plan(), origin("worker"))
+        await log.rename(0, "first")
+        await log.rename(1, "first")
         await log.sealer.seal()
-        await log.name(2, "first")
+        await log.rename(2, "first")
         for number in range(3):
-            await log.name(number, "second")
+            await log.rename(number, "second")
         await log.sealer.seal()
         assert [seal.heads[LANE] for seal in file.read()] == list(SEALED_AT)
         yield log
 
 
-async def follow(log: Log) -> None:
+async def update_projections(log: Log) -> None:
     """Bring the followed projections up to date with the log."""
     follower = Follower(log.pool, *followed_projections())
     await follower.create_checkpoints()
     await follower.catch_up()
 
 
-def run(log: Log, *words: str, **environ: str) -> Result:
+def run_audit(log: Log, *words: str, **environ: str) -> Result:
     """`hydracore audit ...` with the settings of this log, the seal key among them."""
     env = {"HYDRACORE_DATABASE_URL": log.url, "HYDRACORE_SEAL_KEY": SEAL_KEY_TEXT, "HYDRACORE_SEAL_FILE": "", **environ}
     # In a thread: the command runs an event loop, and the caller may be running one.

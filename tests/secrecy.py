@@ -38,7 +38,7 @@ def assert_no_secret_leaked(stack: "Stack", *more: str) -> None:
         assert not ANY_TOKEN.search(place), ANY_TOKEN.findall(place)
 
 
-def assert_user_data_is_bare(stack: "Stack", instance_id: UUID) -> None:
+def assert_user_data_has_only_the_enrol_token(stack: "Stack", instance_id: UUID) -> None:
     """What the cloud can read of a server is where to call, who it is, and the enrol token."""
     with sqlite3.connect(stack.cloudsim.home / "cloudsim.sqlite") as memory:
         (text,) = memory.execute("SELECT user_data FROM server WHERE name = ?", (f"hc-{instance_id}",)).fetchone()

@@ -50,13 +50,13 @@ SETTINGS = {
 }
 
 #: Agents that report often, and are soon missed. For a stack of their own: whatever ran here before would go on reporting.
-BRISK = {"heartbeat_interval_s": "0.3", "heartbeat_late_s": "1", "heartbeat_lost_s": "4"}
+FAST_HEARTBEATS = {"heartbeat_interval_s": "0.3", "heartbeat_late_s": "1", "heartbeat_lost_s": "4"}
 
 #: Between two looks at a part that has to work for its answer.
 ASK_AGAIN_S = 0.1
 
 #: Statuses that nothing leaves by itself.
-ENDS = frozenset({"running", "failed", "error", "deleted"})
+FINAL_STATUSES = frozenset({"running", "failed", "error", "deleted"})
 
 _FAR_FUTURE_S = 4_000_000_000
 _serial = itertools.count(1)
@@ -135,7 +135,7 @@ class Stack(Records):
         await self.start(boot="inline")
         # What a failed test has left half done must not meet the next one's faults.
         unsettled = "SELECT 1 FROM instance WHERE status <> ALL (%s)"
-        await self.until(lambda: not self.rows(unsettled, list(ENDS)))
+        await self.until(lambda: not self.rows(unsettled, list(FINAL_STATUSES)))
 
     def restart_worker(self, **settings: str) -> None:
         """A fresh worker, with these settings changed, in place of the one that is killed here, if it is not dead yet."""
@@ -169,7 +169,7 @@ class Stack(Records):
 
     async def until_started(self, part: Program) -> None:
         """Wait until a relay or a worker is at work."""
-        await self.until(lambda: part.has_said(f"{part.name}_started"))
+        await self.until(lambda: part.has_logged(f"{part.name}_started"))
 
     async def until(self, condition: Callable[[], object | Awaitable[object]]) -> None:
         await until(condition, poll_s=ASK_AGAIN_S)
@@ -237,7 +237,9 @@ class Stack(Records):
         async def reached() -> bool:
             nonlocal status
             status = (await self.detail(instance_id))["status"]
-            assert status in wanted or status not in ENDS - {"running"}, f"{status}: {self.types(instance_id)}"
+            assert status in wanted or status not in FINAL_STATUSES - {"running"}, (
+                f"{status}: {self.types(instance_id)}"
+            )
             return status in wanted
 
         try:

@@ -11,8 +11,8 @@ from events import commands as c
 from events.ids import command_id_for
 from events.record import Origin
 from events.store import EventStore
-from tests.lives import instance_id
-from tests.requests_to_log import open_store, origin
+from tests.lifecycle import instance_id
+from tests.store_commands import open_store, origin
 
 ADA = instance_id("ada")
 
@@ -30,7 +30,7 @@ async def other_store_fixture(database_url: str) -> AsyncGenerator[EventStore]:
         yield opened
 
 
-def first(request_hash: bytes | None = None, result: bytes | None = None, stream_id: UUID = ADA) -> Origin:
+def request_origin(request_hash: bytes | None = None, result: bytes | None = None, stream_id: UUID = ADA) -> Origin:
     return Origin(
         actor="customer:ada",
         command_id=command_id_for(stream_id, "request"),
@@ -41,7 +41,7 @@ def first(request_hash: bytes | None = None, result: bytes | None = None, stream
     )
 
 
-async def live(store: EventStore, *commands: c.AnyCommand) -> None:
+async def execute_all(store: EventStore, *commands: c.AnyCommand) -> None:
     """Give `commands` to Ada's instance one after the other."""
     for command in commands:
         await store.execute(ADA, command, origin())

@@ -5,10 +5,12 @@ from tests.stack import Stack
 from workers.sweep import sweep
 
 #: Graces that have passed before a second look, and that no test outlives.
-SHORT, LONG = "1e-9", "3600"
+SHORT_GRACE_S, LONG_GRACE_S = "1e-9", "3600"
 
 
-async def found(stack: Stack, server_id: str, *, grace_s: str = LONG, **settings: str) -> list[tuple[str, str]]:
+async def sweep_findings(
+    stack: Stack, server_id: str, *, grace_s: str = LONG_GRACE_S, **settings: str
+) -> list[tuple[str, str]]:
     """Sweep once; the kinds and actions of what was found about this server."""
     async with stack.deps(orphan_grace_s=grace_s, **settings) as deps:
         swept = await sweep(deps, dry_run=False)
@@ -19,20 +21,20 @@ async def found(stack: Stack, server_id: str, *, grace_s: str = LONG, **settings
     ]
 
 
-def missed_long_ago(stack: Stack, server_id: str) -> bool:
+def backdate_first_miss(stack: Stack, server_id: str) -> bool:
     """Make the first look that missed a server older than the second may be; whether a look has missed it."""
     earlier = "UPDATE missing_server SET first_missed_at = now() - interval '10 s' WHERE server_id = %s RETURNING 1"
     return bool(stack.rows(earlier, server_id))
 
 
-async def give_up(stack: Stack, server_id: str) -> None:
+async def sweep_until_vanished(stack: Stack, server_id: str) -> None:
     """Sweep as often as it takes to call a server vanished that is missing."""
-    assert await found(stack, server_id) == [("vanished", "watched")], "seen once"
-    assert await found(stack, server_id) == [("vanished", "watched")], "seen twice at once"
-    assert missed_long_ago(stack, server_id)
-    assert await found(stack, server_id) == [("vanished", "reported")]
+    assert await sweep_findings(stack, server_id) == [("vanished", "watched")], "seen once"
+    assert await sweep_findings(stack, server_id) == [("vanished", "watched")], "seen twice at once"
+    assert backdate_first_miss(stack, server_id)
+    assert await sweep_findings(stack, server_id) == [("vanished", "reported")]
 
 
-def run_command(environ: dict[str, str], *options: str) -> Ended:
+def run_sweep_command(environ: dict[str, str], *options: str) -> Ended:
     """`hydracore sweep`."""
     return run_forked("sweep", *options, env=environ)

@@ -45,7 +45,7 @@ class CountedProgress(Progress):
 
 
 @contextmanager
-def made_once(services: Services, name: str, make: Callable[[str], Coroutine[Any, Any, None]]) -> Generator[str]:
+def module_database(services: Services, name: str, make: Callable[[str], Coroutine[Any, Any, None]]) -> Generator[str]:
     """The URL of a database that `make` has filled, for all tests of a module."""
     name = f"{name}_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
     url = services.create_database(name)
@@ -60,7 +60,7 @@ def sealed_url_fixture(services: Services, tmp_path_factory: pytest.TempPathFact
         async with sealed_log(url, tmp_path_factory.mktemp("seals")):
             pass
 
-    with made_once(services, "tampering", make) as url:
+    with module_database(services, "tampering", make) as url:
         yield url
 
 

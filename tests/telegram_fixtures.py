@@ -25,5 +25,5 @@ def with_bot(modelsim: ModelSim, telegram: FakeTelegram, token: str | None = TOK
     return document(modelsim, telegram={"bot_token": token, "base_url": telegram.url}, **changes)
 
 
-async def connection(claw: Claw) -> str:
+async def telegram_connection(claw: Claw) -> str:
     return (await claw.status())["connections"]["telegram"]

@@ -57,7 +57,7 @@ class TinyAgent:
         self.connections = {"telegram": "off"}
         self.restarts = 0
         #: Set once a caller has left before its answer was whole.
-        self.left = asyncio.Event()
+        self.caller_left = asyncio.Event()
         #: While cleared, answers are held back.
         self.may_answer = asyncio.Event()
         self.may_answer.set()
@@ -88,7 +88,7 @@ class TinyAgent:
         leaving = asyncio.create_task(self._leaving(receive))
         await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not answering.done():
-            self.left.set()
+            self.caller_left.set()
         answering.cancel()
         leaving.cancel()
         for outcome in await asyncio.gather(answering, leaving, return_exceptions=True):

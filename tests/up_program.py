@@ -57,7 +57,7 @@ class Up:
         output = self.process.communicate(timeout=READY_S_MAX)
         assert time.monotonic() - began_s < STOP_S_MAX
         assert self.process.returncode == 0, output
-        assert not [child for child in children if lives(child)]
+        assert not [child for child in children if is_running(child)]
         assert not processes_of(self.home)
         assert not self.dev_file.exists()
         return output
@@ -87,7 +87,7 @@ def up_fixture(home: Path) -> Generator[Callable[..., Up]]:
             each.process.communicate()
 
 
-async def refused(home: Path, port: int, **settings: str) -> tuple[int, str]:
+async def run_refused_up(home: Path, port: int, **settings: str) -> tuple[int, str]:
     """The exit code of an `up` that cannot start, and its complaint."""
     output, complaint = home.with_name("up.out"), home.with_name("up.err")
     command = ("hydracore", "up", "--home", str(home), "--port", str(port))
@@ -109,11 +109,11 @@ def processes_of(home: Path) -> list[psutil.Process]:
     return [
         process
         for process in psutil.process_iter(["name", "cmdline"])
-        if str(home) in " ".join(process.info["cmdline"] or ()) and lives(process)
+        if str(home) in " ".join(process.info["cmdline"] or ()) and is_running(process)
     ]
 
 
-def lives(process: psutil.Process) -> bool:
+def is_running(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

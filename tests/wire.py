@@ -11,7 +11,7 @@ import httpx
 from tests.api_server import Api
 from tests.waiting import PATIENCE_S
 
-ORDER = {"region_id": "local", "tier_id": "starter"}
+INSTANCE_REQUEST = {"region_id": "local", "tier_id": "starter"}
 
 
 class Answer(NamedTuple):

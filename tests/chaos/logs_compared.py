@@ -24,9 +24,9 @@ from events.ids import instance_id_for
 from events.store import EventStore
 from hydracore.db.pool import open_pool
 from projections.inline import inline_projections
-from tests import lives
-from tests.following import Following, version_of
-from tests.requests_to_log import origin, request
+from tests import lifecycle
+from tests.log_follower import LogFollower, version_of
+from tests.store_commands import origin, request
 
 Mark = tuple[str, int]
 """A stream and the number of an event in it."""
@@ -67,7 +67,7 @@ class OurLog:
     truth: ClassVar[LiteralString] = "SELECT stream_id::text, version FROM event"
 
     def __init__(self, pool: AsyncConnectionPool) -> None:
-        self._following = Following()
+        self._following = LogFollower()
         self._use(pool)
 
     def _use(self, pool: AsyncConnectionPool) -> None:
@@ -90,11 +90,11 @@ class OurLog:
         if number == 1:
             await self._store.execute(stream_id, request(f"customer-{stream}"), origin())
         else:
-            await self._store.execute(stream_id, lives.usage(number - 1), origin())
+            await self._store.execute(stream_id, lifecycle.usage(number - 1), origin())
 
     async def read(self) -> list[Mark]:
         async with self._pool.connection() as connection:
-            return [(str(fact.stream_id), version_of(fact)) for fact in await self._following.news(connection)]
+            return [(str(fact.stream_id), version_of(fact)) for fact in await self._following.read_new(connection)]
 
     async def move(self, url: str) -> None:
         pool: AsyncConnectionPool = AsyncConnectionPool(url, kwargs={"autocommit": True}, max_size=STREAMS, open=False)

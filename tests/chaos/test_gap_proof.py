@@ -25,9 +25,9 @@ from events.cancellation import preserve_cancellation
 from hydracore.embedded.account import current_account
 from hydracore.embedded.binaries import postgres_programs
 from tests.chaos.logs_compared import BROKEN, LOGS, STREAMS, Log, Mark, OurLog
-from tests.chaos.writer import truth, write
+from tests.chaos.writer import stored_marks, write
 from tests.forked import Forked
-from tests.pooler import KEEPS_PREPARED, needs_pooler, pooled, pooler_version
+from tests.pooler import PREPARED_STATEMENTS_SINCE, needs_pooler, pooled, pooler_version
 from tests.services import OwnServices, Services
 from tests.waiting import PATIENCE_S, until
 
@@ -159,7 +159,7 @@ async def test_random_rollbacks_and_kills_make_a_reader_neither_lose_double_nor_
         reading, clock = Reading(log), asyncio.get_running_loop().time
 
         async def written(count: int) -> bool:
-            return len(await truth(database_url, log)) >= count
+            return len(await stored_marks(database_url, log)) >= count
 
         async def quiet() -> bool:
             return await (await owner_conn.execute(WRITING)).fetchone() is None
@@ -178,7 +178,7 @@ async def test_random_rollbacks_and_kills_make_a_reader_neither_lose_double_nor_
                 writers.kill_all()
             # The database does not know yet that they are dead: what they sent last may still be written.
             await until(quiet)
-            there = await truth(database_url, log)
+            there = await stored_marks(database_url, log)
             await reading.sees(there)
 
     found = Findings(reading.seen, there)
@@ -204,7 +204,7 @@ async def test_idle_open_transactions_neither_stall_a_reader_nor_make_it_lose_ev
 
         async def written(number: int) -> set[Mark]:
             await asyncio.gather(*(log.write(stream, number) for stream in range(STREAMS)))
-            return await truth(database_url, log)
+            return await stored_marks(database_url, log)
 
         async with reading.going_on():
             undisturbed = await reading.sees(await written(1), seconds_max=PATIENCE_S)
@@ -217,10 +217,10 @@ async def test_idle_open_transactions_neither_stall_a_reader_nor_make_it_lose_ev
             other = await sit(elsewhere, "CREATE TABLE scratch (n integer)")
             with_other = await reading.sees(await written(3))
             await other.rollback()
-            afterwards = await reading.sees(await truth(database_url, log))
+            afterwards = await reading.sees(await stored_marks(database_url, log))
     services.drop_database(elsewhere.rpartition("/")[2])
 
-    found = Findings(reading.seen, await truth(database_url, log))
+    found = Findings(reading.seen, await stored_marks(database_url, log))
     stalled = [
         name
         for name, seen in (
@@ -254,7 +254,7 @@ async def test_a_reader_loses_no_events_after_a_dump_is_restored_into_a_younger_
                 for number in (1, 2):
                     await log.write(0, number)
                 # Transactions of other tests, which are of this cluster too, hold some of these readers up for a while.
-                assert await reading.sees(await truth(database_url, log), seconds_max=PATIENCE_S)
+                assert await reading.sees(await stored_marks(database_url, log), seconds_max=PATIENCE_S)
 
         younger = await asyncio.to_thread(dump_and_restore, database_url, own_services.database_url)
 
@@ -263,7 +263,7 @@ async def test_a_reader_loses_no_events_after_a_dump_is_restored_into_a_younger_
             async with reading.going_on():
                 for number in (3, 4):
                     await log.write(0, number)
-                there = await truth(younger, log)
+                there = await stored_marks(younger, log)
                 stalled = not await reading.sees(there)
             found = Findings(reading.seen, there)
             report(log, f"{found}{', for ever' if stalled else ''}")
@@ -286,14 +286,14 @@ def dump_and_restore(source: str, cluster: str) -> str:
 @needs_pooler
 @pytest.mark.parametrize("prepared", [False, True], ids=["unprepared", "prepared"])
 async def test_a_reader_behind_a_pooler_in_transaction_mode_loses_no_events(prepared: bool, database_url: str) -> None:  # noqa: FBT001 - a parameter of the test
-    if prepared and pooler_version() < KEEPS_PREPARED:
+    if prepared and pooler_version() < PREPARED_STATEMENTS_SINCE:
         pytest.skip("This PgBouncer keeps no prepared statements")
     async with pooled(database_url, prepared=prepared) as url, OurLog.opened(url, prepared=prepared) as log:
         reading, clock = Reading(log), asyncio.get_running_loop().time
         end_s = clock() + SECONDS
         async with reading.going_on():
             await asyncio.gather(*(write(log, stream, lambda: clock() > end_s) for stream in range(STREAMS)))
-            there = await truth(database_url, log)
+            there = await stored_marks(database_url, log)
             assert await reading.sees(there)
 
     found = Findings(reading.seen, there)

@@ -15,10 +15,10 @@ from hydracore.audit.seal_file import SealFile
 from hydracore.auth import issue_token
 from hydracore.cli import main
 from tests.consistency import check_consistency
-from tests.replicated import Replicated, asked, replicated_fixture
+from tests.replicated import Replicated, query, replicated_fixture
 from tests.sealed_log import SEAL_KEY_TEXT
 from tests.secrecy import assert_no_secret_leaked
-from tests.stack import BRISK, JWT_SECRET, TENANT, Stack
+from tests.stack import FAST_HEARTBEATS, JWT_SECRET, TENANT, Stack
 from workers.sweep import sweep
 
 __all__ = ["replicated_fixture"]
@@ -33,7 +33,9 @@ KEYS = "SELECT customer_id FROM customer_key WHERE wrapped_key IS NOT NULL"
 async def stack(replicated: Replicated, tmp_path: Path) -> AsyncGenerator[Stack]:
     """A stack on a primary with a standby, that seals all the time."""
     settings = {"seal_key": SEAL_KEY_TEXT, "seal_file": str(tmp_path / "seals.jsonl"), "seal_interval_s": "0.2"}
-    stack = Stack(tmp_path, database_url=replicated.database_url, redis_url=replicated.redis_url, **settings, **BRISK)
+    stack = Stack(
+        tmp_path, database_url=replicated.database_url, redis_url=replicated.redis_url, **settings, **FAST_HEARTBEATS
+    )
     try:
         await stack.start(boot="inline")
         yield stack
@@ -107,18 +109,18 @@ async def test_failover_to_a_lagging_standby_reports_lost_history_and_doubles_no
 
     answer = await ordering
     assert answer.status_code == 202, answer.text
-    assert ("eve",) in await asked(replicated.second, KEYS)
+    assert ("eve",) in await query(replicated.second, KEYS)
     await stack.until_status(intended, "running")
-    await stack.until(lambda: stack.worker.has_said("instance_gone"))
+    await stack.until(lambda: stack.worker.has_logged("instance_gone"))
     assert await stack.create(key) == lost
-    await stack.until(lambda: stack.worker.has_said("server_unaccounted"))
+    await stack.until(lambda: stack.worker.has_logged("server_unaccounted"))
     async with stack.deps() as deps:
         await sweep(deps, dry_run=False, remove_unaccounted=True)
     await stack.until_status(lost, "running")
     for instance_id in (intended, lost):
         stack.server(instance_id)
     assert "step_broke" not in stack.output()
-    await stack.until(lambda: stack.relay.has_said("seals_not_copied"))
+    await stack.until(lambda: stack.relay.has_logged("seals_not_copied"))
     verified = await asyncio.to_thread(CliRunner().invoke, main, ["audit", "verify"], env=stack.environ())
     assert verified.exit_code == 1
     assert "rewritten" in verified.output or "tail_missing" in verified.output
@@ -154,7 +156,7 @@ async def ordered_by_eve(stack: Stack, replicated: Replicated) -> AsyncGenerator
     headers = {"Authorization": f"Bearer {token}"}
 
     async def has_a_key() -> bool:
-        return ("eve",) in await asked(replicated.first, KEYS)
+        return ("eve",) in await query(replicated.first, KEYS)
 
     holder = await psycopg.AsyncConnection.connect(replicated.first.url())
     try:

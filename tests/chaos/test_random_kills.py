@@ -13,7 +13,7 @@ from tests.consistency import check_consistency
 from tests.program import Program
 from tests.secrecy import assert_no_secret_leaked
 from tests.services import OwnServices
-from tests.stack import BRISK, Stack
+from tests.stack import FAST_HEARTBEATS, Stack
 
 SEED = 2026
 INSTANCES = 5
@@ -27,7 +27,7 @@ Incident = Callable[[], Awaitable[None]]
 @pytest.fixture
 async def fragile(own_services: OwnServices, tmp_path: Path) -> AsyncGenerator[Stack]:
     """A stack on services that may be killed, too."""
-    stack = Stack(tmp_path, database_url=own_services.database_url, redis_url=own_services.redis_url, **BRISK)
+    stack = Stack(tmp_path, database_url=own_services.database_url, redis_url=own_services.redis_url, **FAST_HEARTBEATS)
     try:
         await stack.start(boot="process")
         yield stack

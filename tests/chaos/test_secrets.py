@@ -4,7 +4,7 @@ import httpx
 import psycopg
 
 from hydracore.auth import create_api_key
-from tests.secrecy import assert_no_secret_leaked, assert_user_data_is_bare
+from tests.secrecy import assert_no_secret_leaked, assert_user_data_has_only_the_enrol_token
 from tests.stack import TENANT, Stack
 
 
@@ -21,7 +21,7 @@ async def test_no_secret_appears_in_the_database_in_any_output_or_at_the_provide
         asked = await backend.get(f"/v1/instances/{instance_id}")
     assert asked.status_code == 200
 
-    assert_user_data_is_bare(stack, instance_id)
+    assert_user_data_has_only_the_enrol_token(stack, instance_id)
     await stack.delete(instance_id)
     await stack.until_status(instance_id, "deleted")
     stack.restart_worker()

@@ -11,8 +11,8 @@ from uuid import UUID
 
 import pytest
 
+from tests.orphan_servers import create_orphan
 from tests.stack import Stack
-from tests.strays import stray
 from workers.broker import POLL_ACTIONS, SWEEP
 from workers.providers.hetzner import HetznerProvider
 from workers.sweep import sweep
@@ -44,7 +44,7 @@ class Call(NamedTuple):
     def about(self, stack: Stack, ids: list[UUID]) -> list[dict[str, Any]]:
         """How cloudsim tells each instance's call from the others'; not at all where it is about no single server."""
         if self.operation == "get_server":
-            return [{"server_id": int(stack.known_server(each))} for each in ids]
+            return [{"server_id": int(stack.logged_server_id(each))} for each in ids]
         if self.operation in {"create_server", "delete_server"}:
             return [{"name": f"hc-{each}"} for each in ids]
         return [{} for _ in ids]
@@ -108,7 +108,7 @@ async def test_a_create_survives_a_worker_killed_at_any_of_its_provider_calls(st
             assert stack.has_happened(instance_id, "server_created", adopted=True) == (fate in {"late", "applied"})
     held.release("much_later")
     for instance_id in ids:
-        assert stack.server(instance_id)["id"] == int(stack.known_server(instance_id))
+        assert stack.server(instance_id)["id"] == int(stack.logged_server_id(instance_id))
     await delete_all(stack, ids)
 
 
@@ -149,12 +149,12 @@ async def test_a_delete_survives_a_worker_killed_at_any_of_its_provider_calls(st
 async def test_a_sweep_survives_a_worker_killed_at_any_of_its_provider_calls(
     stack: Stack, provider: HetznerProvider, call: Call
 ) -> None:
-    orphan = await stray(provider)
+    orphan = await create_orphan(provider)
     async with stack.deps() as deps:
         await sweep(deps, dry_run=False)
     assert stack.rows("UPDATE orphan SET first_seen_at = '-infinity' WHERE server_id = %s RETURNING 1", orphan)
     ids = [await stack.running(), await stack.running()]
-    mislabelled, unlisted = (stack.known_server(instance_id) for instance_id in ids)
+    mislabelled, unlisted = (stack.logged_server_id(instance_id) for instance_id in ids)
     labels = [stack.cloudsim.server(each)["labels"] for each in (mislabelled, unlisted)]
     await provider.set_labels(mislabelled, {"hc-installation": "hydracore"})
     await provider.set_labels(unlisted, {})

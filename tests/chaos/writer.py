@@ -15,7 +15,7 @@ from hydracore.signals import run_to_completion
 from tests.chaos.logs_compared import BROKEN, LOGS, Log, Mark
 
 
-async def truth(url: str, log: Log) -> set[Mark]:
+async def stored_marks(url: str, log: Log) -> set[Mark]:
     async with await psycopg.AsyncConnection.connect(url) as connection:
         return set(await (await connection.execute(log.truth.encode())).fetchall())
 
@@ -34,7 +34,7 @@ async def write(log: Log, stream: int, stop: Callable[[], bool], *, start: int =
 
 async def write_for_ever(which: int, url: str, streams: list[int]) -> None:
     async with LOGS[which].opened(url) as log:
-        marks = await truth(url, log)
+        marks = await stored_marks(url, log)
         last = {name: max(number for stream, number in marks if stream == name) for name, _ in marks}
         await asyncio.gather(
             *(write(log, stream, lambda: False, start=last.get(log.stream_name(stream), 0) + 1) for stream in streams)

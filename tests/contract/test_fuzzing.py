@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.api_server import every_operation
-from tests.scene import open_scene
+from tests.callers import open_callers
+from tests.instance_fixtures import running_instance
 from tests.services import Services
-from tests.use_fixtures import in_use
 
 REPOSITORY = Path(__file__).parent.parent.parent
 HOOKS = "tests.contract.made_up_requests"
@@ -59,10 +59,12 @@ OPTIONS = (
 async def test_every_answer_to_a_generated_request_conforms_to_the_served_document(
     services: Services, tmp_path: Path
 ) -> None:
-    async with open_scene(services) as scene, AsyncExitStack() as stack:
-        instances = {name: (await stack.enter_async_context(in_use(scene.api))).instance_id for name in DEADLY}
-        instances[""] = scene.used.instance_id
-        (tmp_path / "schemathesis.toml").write_text(CALLER_TYPES.format(**scene.headers))
+    async with open_callers(services) as callers, AsyncExitStack() as stack:
+        instances = {
+            name: (await stack.enter_async_context(running_instance(callers.api))).instance_id for name in DEADLY
+        }
+        instances[""] = callers.instance.instance_id
+        (tmp_path / "schemathesis.toml").write_text(CALLER_TYPES.format(**callers.headers))
         ours = {
             "PYTHONPATH": str(REPOSITORY),
             "SCHEMATHESIS_HOOKS": HOOKS,
@@ -72,7 +74,7 @@ async def test_every_answer_to_a_generated_request_conforms_to_the_served_docume
         }
         # A program of its own: made-up requests are made where they are needed, and not by every pytest that collects this.
         process = await asyncio.create_subprocess_exec(
-            *(Path(sys.executable).with_name("schemathesis"), "run", *OPTIONS, f"{scene.api.url}/openapi.json"),
+            *(Path(sys.executable).with_name("schemathesis"), "run", *OPTIONS, f"{callers.api.url}/openapi.json"),
             cwd=tmp_path,
             env=os.environ | ours,
             stdin=asyncio.subprocess.DEVNULL,

@@ -15,7 +15,7 @@ import pytest
 
 from hydracore.api.openapi import document
 from tests.api_server import Api, every_operation
-from tests.use_fixtures import Used, shared_api_fixture, shared_used_fixture  # noqa: F401 - fixtures
+from tests.instance_fixtures import RunningInstance, shared_api_fixture, shared_instance_fixture  # noqa: F401 - fixtures
 
 PACKAGE = "hydracore_client"
 
@@ -109,12 +109,12 @@ async def test_the_generated_client_creates_reads_and_deletes_an_instance(
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_generated_client_uses_and_configures_an_instance(
-    used: Used, models: ModuleType, generated: Path
+    instance: RunningInstance, models: ModuleType, generated: Path
 ) -> None:
-    here = used.instance_id
+    here = instance.instance_id
     patch = models.PatchPlatformConfig.from_dict({"advanced": {"depth": 1}, "skills": ["notes"], "channels": None})
 
-    async with calling(used.api) as ann, calling(used.api, user="boss", role="admin") as boss:
+    async with calling(instance.api) as ann, calling(instance.api, user="boss", role="admin") as boss:
         chat = await ann.chat(here, body=models.ChatRequest(message="Hello"), idempotency_key="once")
         await ann.update_config(here, body=models.UpdateConfig(agent_name="Ada", model_temperature=0.5))
         config = await ann.get_config(here)

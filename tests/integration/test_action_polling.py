@@ -8,11 +8,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from hydracore.embedded.ports import free_port
-from tests import lives
+from tests import lifecycle
 from tests.cloudsim_fixtures import PUBLIC_KEY, TOKEN
-from tests.hetzner_calls import running
+from tests.hetzner_calls import wait_until_running
+from tests.orphan_servers import create_orphan, other_installation, record_instance
 from tests.stack import Stack
-from tests.strays import installation, recorded, stray
 from workers import action_polling
 from workers.action_polling import poll_actions
 from workers.providers.hetzner import HetznerProvider
@@ -21,11 +21,11 @@ from workers.providers.hetzner import HetznerProvider
 async def test_a_server_is_observed_even_if_the_provider_call_for_another_one_fails(
     stack: Stack, provider: HetznerProvider, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    servers = [await stray(provider, **installation()) for _ in range(2)]
+    servers = [await create_orphan(provider, **other_installation()) for _ in range(2)]
     async with stack.deps(database_url=database_url) as deps:
         # The provider has forgotten their actions, so that the servers themselves are asked for.
-        made = [lives.created(server_id=server_id, action_id=f"99999{server_id}") for server_id in servers]
-        first, second = [await recorded(deps, number, one) for number, one in enumerate(made)]
+        made = [lifecycle.created(server_id=server_id, action_id=f"99999{server_id}") for server_id in servers]
+        first, second = [await record_instance(deps, number, one) for number, one in enumerate(made)]
         stack.cloudsim.fault("get_server", "error", server_id=int(servers[0]), times=None)
 
         with capture_logs() as logs:
@@ -43,13 +43,13 @@ async def test_a_server_is_observed_even_if_the_provider_call_for_another_one_fa
 async def test_an_instance_row_without_a_stream_keeps_no_other_server_from_being_observed(
     stack: Stack, provider: HetznerProvider, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    servers = [await stray(provider, **installation()) for _ in range(2)]
+    servers = [await create_orphan(provider, **other_installation()) for _ in range(2)]
     async with stack.deps(database_url=database_url) as deps:
-        made = [lives.created(server_id=server_id, action_id=f"99999{server_id}") for server_id in servers]
-        first, second = [await recorded(deps, number, one) for number, one in enumerate(made)]
+        made = [lifecycle.created(server_id=server_id, action_id=f"99999{server_id}") for server_id in servers]
+        first, second = [await record_instance(deps, number, one) for number, one in enumerate(made)]
         await owner_conn.execute("UPDATE instance SET id = gen_random_uuid() WHERE id = %s", (first,))
         for server_id in servers:
-            await running(provider, server_id)
+            await wait_until_running(provider, server_id)
 
         with capture_logs() as logs:
             await poll_actions(deps)
@@ -64,12 +64,12 @@ async def test_an_instance_row_without_a_stream_keeps_no_other_server_from_being
 async def test_a_server_is_not_given_up_because_one_poll_misses_it(
     stack: Stack, provider: HetznerProvider, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    server_id = await stray(provider, **installation())
+    server_id = await create_orphan(provider, **other_installation())
     newest = "SELECT type FROM event ORDER BY version DESC LIMIT 1"
     told = list[object]()
     async with stack.deps(database_url=database_url) as deps:
         # The provider has forgotten this action, too.
-        await recorded(deps, 0, lives.created(server_id=server_id, action_id=f"99999{server_id}"))
+        await record_instance(deps, 0, lifecycle.created(server_id=server_id, action_id=f"99999{server_id}"))
         stack.cloudsim.fault("get_server", "error", server_id=int(server_id), status=404, code="not_found")
         for _ in range(2):
             await poll_actions(deps)
@@ -84,7 +84,9 @@ async def test_a_provider_that_refuses_for_its_rate_limit_is_asked_about_no_othe
 ) -> None:
     async with stack.deps(database_url=database_url) as deps:
         for number in range(3):
-            await recorded(deps, number, lives.created(server_id=f"99999{number}", action_id=f"99999{number}"))
+            await record_instance(
+                deps, number, lifecycle.created(server_id=f"99999{number}", action_id=f"99999{number}")
+            )
         stack.cloudsim.fault("get_server", "rate_limit", times=None)
         before = stack.cloudsim.requests("get_server")
 
@@ -106,12 +108,12 @@ async def test_however_many_servers_wait_for_one_provider_those_of_another_are_o
     nowhere = HetznerProvider(
         f"http://127.0.0.1:{free_port()}/v1", TOKEN, timeout_s=5.0, ssh_public_key=PUBLIC_KEY, ssh_key_name="hydracore"
     )
-    server_id = await stray(provider, **installation())
+    server_id = await create_orphan(provider, **other_installation())
     async with stack.deps(database_url=database_url) as deps, aclosing(nowhere):
         for number in range(2):
-            await recorded(deps, number, lives.created(server_id=f"99999{number}"), provider="another")
-        made = await recorded(deps, 2, lives.created(server_id=server_id, action_id=f"99999{server_id}"))
-        await running(provider, server_id)
+            await record_instance(deps, number, lifecycle.created(server_id=f"99999{number}"), provider="another")
+        made = await record_instance(deps, 2, lifecycle.created(server_id=server_id, action_id=f"99999{server_id}"))
+        await wait_until_running(provider, server_id)
 
         with capture_logs() as logs:
             await poll_actions(replace(deps, providers={**deps.providers, "another": nowhere}))
@@ -125,11 +127,11 @@ async def test_however_many_servers_wait_for_one_provider_those_of_another_are_o
 async def test_a_provider_that_is_not_configured_keeps_no_other_provider_s_server_from_being_observed(
     stack: Stack, provider: HetznerProvider, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    server_id = await stray(provider, **installation())
+    server_id = await create_orphan(provider, **other_installation())
     async with stack.deps(database_url=database_url) as deps:
-        await recorded(deps, 0, lives.created(), provider="another")
-        made = await recorded(deps, 1, lives.created(server_id=server_id, action_id=f"99999{server_id}"))
-        await running(provider, server_id)
+        await record_instance(deps, 0, lifecycle.created(), provider="another")
+        made = await record_instance(deps, 1, lifecycle.created(server_id=server_id, action_id=f"99999{server_id}"))
+        await wait_until_running(provider, server_id)
 
         with capture_logs() as logs:
             await poll_actions(deps)
@@ -142,7 +144,7 @@ async def test_a_provider_that_is_not_configured_keeps_no_other_provider_s_serve
 
 async def test_servers_of_deleted_instances_are_not_polled(stack: Stack, database_url: str) -> None:
     async with stack.deps(database_url=database_url) as deps:
-        await recorded(deps, 0, lives.created(server_id="999990", action_id="999990"), lives.delete())
+        await record_instance(deps, 0, lifecycle.created(server_id="999990", action_id="999990"), lifecycle.delete())
         before = stack.cloudsim.requests("get_server")
 
         await poll_actions(deps)
@@ -158,12 +160,12 @@ async def test_the_servers_that_have_waited_longest_are_polled_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(action_polling, "SERVERS_PER_POLL_MAX", 1)
-    servers = [await stray(provider, **installation()) for _ in range(2)]
+    servers = [await create_orphan(provider, **other_installation()) for _ in range(2)]
     for server_id in servers:
-        await running(provider, server_id)
+        await wait_until_running(provider, server_id)
     async with stack.deps(database_url=database_url) as deps:
-        made = [lives.created(server_id=server_id, action_id=f"99999{server_id}") for server_id in servers]
-        _, longest = sorted([await recorded(deps, number, one) for number, one in enumerate(made)])
+        made = [lifecycle.created(server_id=server_id, action_id=f"99999{server_id}") for server_id in servers]
+        _, longest = sorted([await record_instance(deps, number, one) for number, one in enumerate(made)])
         earlier = "UPDATE instance SET updated_at = updated_at - interval '1 hour' WHERE id = %s"
         await owner_conn.execute(earlier, (longest,))
 

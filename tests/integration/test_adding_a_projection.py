@@ -16,8 +16,8 @@ import pytest
 import projections
 from projections.follower import Follower
 from projections.rebuild import rebuild
-from tests.rebuilding import QUIET, compared, fold_here, rebuilt, write_lives
-from tests.requests_to_log import open_store
+from tests.rebuilding import QUIET, dry_run_here, fold_here, rebuild_here, write_instances
+from tests.store_commands import open_store
 
 DOC = (Path(__file__).parents[2] / "docs" / "adding-a-projection.md").read_text()
 
@@ -47,25 +47,25 @@ async def test_the_projection_of_the_guide_can_be_built_followed_and_rebuilt(
     enrolments: Any, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=4)
+        await write_instances(store, count=4)
         follower = Follower(pool, enrolments)
         await follower.create_checkpoints()
         assert await follower.catch_up() == 0, "it waits for the first build"
 
-        first = await rebuilt(database_url, enrolments)
-        await write_lives(store, count=4, start=4)
+        first = await rebuild_here(database_url, enrolments)
+        await write_instances(store, count=4, start=4)
         assert await follower.catch_up() > 0
 
         assert (first.version_before, first.stopped_s is not None) == (None, True)
         count = await (await owner_conn.execute("SELECT sum(enrolments)::int FROM enrolments")).fetchone()
         assert count == (4,)
-        assert (await compared(database_url, enrolments)).drifted == 0
-        assert (await rebuilt(database_url, enrolments)).generation == 2
+        assert (await dry_run_here(database_url, enrolments)).drifted == 0
+        assert (await rebuild_here(database_url, enrolments)).generation == 2
 
 
 async def test_a_first_build_that_was_broken_off_is_continued(enrolments: Any, database_url: str) -> None:
     async with open_store(database_url) as (store, _):
-        await write_lives(store, count=4)
+        await write_instances(store, count=4)
 
     async def fold_and_break_off(*build: Any) -> None:
         await fold_here(database_url)(*build)
@@ -74,7 +74,7 @@ async def test_a_first_build_that_was_broken_off_is_continued(enrolments: Any, d
     with pytest.raises(InterruptedError):
         await rebuild(database_url, enrolments, folding=fold_and_break_off, callbacks=QUIET)
 
-    report = await rebuilt(database_url, enrolments)
+    report = await rebuild_here(database_url, enrolments)
 
     assert (report.resumed, report.generation, report.swapped) == (True, 1, True)
-    assert (await compared(database_url, enrolments)).drifted == 0
+    assert (await dry_run_here(database_url, enrolments)).drifted == 0

@@ -32,10 +32,10 @@ async def test_a_first_boot_goes_through_all_stages_in_order(
     agent.start()
     await control_plane.until_healthy()
 
-    assert control_plane.order() == ["enroll", "secrets"]
+    assert control_plane.call_order() == ["enroll", "secrets"]
     assert control_plane.acknowledged
     assert control_plane.stages() == list(STAGES)
-    callbacks = control_plane.told()
+    callbacks = control_plane.callbacks()
     assert [callback["seq"] for callback in callbacks] == [1, 2, 3, 4, 5, 6]
     assert {callback["level"] for callback in callbacks} == {"info"}
     status = await agent_client.status(AgentAddress(*control_plane.listen, control_plane.control_token))
@@ -81,10 +81,10 @@ async def test_an_address_in_use_is_waited_for_and_reported_once(
     with socket.create_server(control_plane.listen):
         agent.start()
         await control_plane.until(lambda: "runtime_started" in control_plane.stages())
-        await control_plane.until(lambda: len(control_plane.told()) == 6)
+        await control_plane.until(lambda: len(control_plane.callbacks()) == 6)
     await control_plane.until_healthy()
 
-    callbacks = control_plane.told()
+    callbacks = control_plane.callbacks()
     warnings = [callback["message"] for callback in callbacks if callback["level"] == "warning"]
     assert len(warnings) == 1
     assert warnings[0].startswith(f"Cannot listen on {control_plane.listen[0]}")
@@ -96,7 +96,7 @@ async def test_an_unknown_runtime_is_reported_and_the_agent_is_not_healthy(
     control_plane.runtime["type"] = "openclaw"
 
     agent.start()
-    await control_plane.until(lambda: any(c["level"] == "error" for c in control_plane.told()))
+    await control_plane.until(lambda: any(c["level"] == "error" for c in control_plane.callbacks()))
 
     status = await agent_client.status(AgentAddress(*control_plane.listen, control_plane.control_token))
     assert (status.healthy, status.stage, status.config_version) == (False, "configured", None)

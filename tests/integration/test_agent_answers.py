@@ -34,7 +34,7 @@ from hydracore.agent_answers import (
 )
 from hydracore.agent_client import AgentAddress, AgentBadAnswer, AgentClient
 from hydracore.api.chat_stream import EVENT_BYTES_MAX
-from tests.memory import holding_less_than
+from tests.memory import allocating_less_than
 from tests.raw_endpoint import raw_endpoint
 from tests.waiting import PATIENCE_S
 
@@ -45,7 +45,7 @@ Ask = Callable[[AgentClient, AgentAddress], Awaitable[object]]
 async def answered(body: bytes) -> AsyncGenerator[tuple[AgentClient, AgentAddress]]:
     """A client, and an agent that answers the one request with `body`."""
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
-    async with raw_endpoint(head, body, stays=True) as endpoint, AgentClient(PATIENCE_S) as agent_client:
+    async with raw_endpoint(head, body, stays_open=True) as endpoint, AgentClient(PATIENCE_S) as agent_client:
         url = urlsplit(endpoint.base_url)
         yield agent_client, AgentAddress(url.hostname or "", url.port or 0, "token")
 
@@ -56,7 +56,7 @@ HUGE = b'{"conversations":[' + b"[]," * 5_300_000 + b"[]]}"
 async def test_a_large_answer_is_checked_to_be_an_object_without_building_its_contents() -> None:
     async with answered(HUGE) as (agent_client, at):
         # The body is held twice while its chunks are joined; its objects would take twenty times as much.
-        with holding_less_than(4 * len(HUGE)):
+        with allocating_less_than(4 * len(HUGE)):
             found = await agent_client.conversation(at, "c-1")
 
     assert found == HUGE

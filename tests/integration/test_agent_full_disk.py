@@ -15,7 +15,7 @@ from hydracore.agent.messages import STAGES
 from hydracore.agent_client import AgentAddress, AgentClient
 from tests.agent_fixtures import agent_client_fixture, agent_fixture, control_plane_fixture  # noqa: F401 - fixtures
 from tests.agent_process import REPOSITORY, AgentProcess
-from tests.disk import room_in_files
+from tests.disk import limited_file_size
 from tests.fake_control_plane import FakeControlPlane
 from tests.waiting import PATIENCE_S, until
 
@@ -68,7 +68,7 @@ async def test_a_new_key_is_acknowledged_only_once_the_full_disk_can_store_it(
     disk(agent, is_full=True)
     control_plane.rotate_key()
     await control_plane.until(lambda: len(control_plane.issued_keys) == 2)
-    await control_plane.until(lambda: control_plane.order().count("secrets") == 3)
+    await control_plane.until(lambda: control_plane.call_order().count("secrets") == 3)
     status = await agent_client.status(AgentAddress(*control_plane.listen, control_plane.control_token))
 
     assert status.error is not None
@@ -98,7 +98,7 @@ async def test_an_agent_survives_a_callback_that_it_cannot_store_on_a_full_disk(
     replaced, refused = "The agent key was replaced", f"Configuration {control_plane.config_version} is not used"
 
     def told_again() -> bool:
-        messages = [callback["message"] for callback in control_plane.told()]
+        messages = [callback["message"] for callback in control_plane.callbacks()]
         return replaced in messages and messages[-1].startswith(refused)
 
     await control_plane.until(told_again)
@@ -127,7 +127,7 @@ async def test_an_agent_whose_disk_fills_before_it_is_healthy_reports_healthy_on
 async def test_an_agent_survives_a_full_disk_while_it_delivers_callbacks_of_a_killed_boot(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
-    control_plane.trouble("callback", *[503] * 1000)
+    control_plane.script("callback", *[503] * 1000)
     agent.start()
     await control_plane.until(lambda: bool(control_plane.heartbeats))
     await agent.kill()
@@ -156,7 +156,7 @@ async def test_an_agent_superseded_while_its_disk_is_full_boots_again_once_there
     agent.start()
     await control_plane.until_healthy()
     disk(agent, is_full=True, file_bytes_max=LOG_ONLY_BYTES)
-    control_plane.trouble("heartbeat", 410)
+    control_plane.script("heartbeat", 410)
 
     def waits() -> bool:
         # Before that, it may have retried to note that its callbacks were accepted.
@@ -180,7 +180,7 @@ async def test_a_start_on_a_full_disk_fails_with_one_line_and_a_start_with_room_
 ) -> None:
     # -B: Python would leave pieces of what it compiles.
     command = (sys.executable, "-B", "-m", "hydracore.agent", "--root", str(agent.root))
-    with room_in_files(size):
+    with limited_file_size(size):
         start = await asyncio.create_subprocess_exec(*command, cwd=REPOSITORY, stdout=PIPE, stderr=PIPE)
     log, complaint = (text.decode() for text in await start.communicate())
 

@@ -123,7 +123,7 @@ async def test_a_restarted_agent_reports_at_the_interval_now_given_or_else_at_th
     await agent.kill()
     control_plane.heartbeats.clear()
 
-    control_plane.told_interval_s = told_s
+    control_plane.answered_interval_s = told_s
     agent.start()
 
     await control_plane.until(lambda: len(control_plane.heartbeats) >= 3)

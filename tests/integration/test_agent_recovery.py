@@ -9,7 +9,7 @@ import pytest
 
 from hydracore.agent.messages import STAGES
 from hydracore.agent_client import AgentAddress, AgentClient
-from tests.agent_fixtures import agent_client_fixture, agent_fixture, control_plane_fixture, stopped_at  # noqa: F401 - fixtures
+from tests.agent_fixtures import agent_client_fixture, agent_fixture, control_plane_fixture, start_and_hold  # noqa: F401 - fixtures
 from tests.agent_process import AgentProcess
 from tests.fake_control_plane import ENDPOINTS, FakeControlPlane
 
@@ -26,7 +26,7 @@ async def test_every_failed_call_is_retried(
     control_plane: FakeControlPlane, agent: AgentProcess, trouble: str | int
 ) -> None:
     for endpoint in ENDPOINTS:
-        control_plane.trouble(endpoint, trouble)
+        control_plane.script(endpoint, trouble)
 
     agent.start()
     await control_plane.until_healthy()
@@ -39,10 +39,10 @@ async def test_every_failed_call_is_retried(
 async def test_callbacks_arrive_once_and_in_order_when_requests_or_replies_are_lost(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
-    control_plane.trouble("callback", "request_lost", "reply_lost", 503, "fine")
+    control_plane.script("callback", "request_lost", "reply_lost", 503, "fine")
     agent.start()
     await control_plane.until_healthy()
-    control_plane.trouble("callback", "reply_lost", 503, "request_lost", "reply_lost")
+    control_plane.script("callback", "reply_lost", 503, "request_lost", "reply_lost")
     control_plane.rotate_key()  # makes the agent send another callback
     await control_plane.until(lambda: sum(call.endpoint == "callback" for call in control_plane.calls) >= 8)
 
@@ -55,27 +55,27 @@ async def test_callbacks_that_the_control_plane_has_lost_are_sent_again(
 ) -> None:
     agent.start()
     await control_plane.until_healthy()
-    told = list(control_plane.told())
+    told = list(control_plane.callbacks())
 
     control_plane.lose_callbacks(4)
     control_plane.rotate_key()  # makes the agent send another callback
-    await control_plane.until(lambda: len(control_plane.told()) == 7)
+    await control_plane.until(lambda: len(control_plane.callbacks()) == 7)
 
-    assert control_plane.told()[:6] == told
+    assert control_plane.callbacks()[:6] == told
 
 
 async def test_an_answer_that_does_not_match_its_request_is_ignored(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
     another = {"instance_id": control_plane.instance_id, "attempt": 1, "boot_id": str(uuid4())}
-    control_plane.trouble("enroll", (200, another))
+    control_plane.script("enroll", (200, another))
     wrong = [(200, {"seq": 99, "duplicate": False}), *((409, {"expected_seq": seq}) for seq in (0, 99, 2**63))]
-    control_plane.trouble("callback", *wrong)
+    control_plane.script("callback", *wrong)
 
     agent.start()
     await control_plane.until_healthy()
 
-    assert control_plane.order()[:3] == ["enroll", "enroll", "secrets"]
+    assert control_plane.call_order()[:3] == ["enroll", "enroll", "secrets"]
     assert control_plane.stages() == list(STAGES)
     assert len(control_plane.boots) == 1
 
@@ -121,7 +121,7 @@ async def test_stages_reached_while_the_control_plane_is_down_are_reported_after
 async def test_an_agent_killed_in_a_call_resumes_with_its_keys_and_a_new_boot(
     control_plane: FakeControlPlane, agent: AgentProcess, endpoint: str, when: str
 ) -> None:
-    hold = await stopped_at(control_plane, agent, endpoint, when)
+    hold = await start_and_hold(control_plane, agent, endpoint, when)
     keys = keys_on_disk(agent)
     await agent.kill()
     hold.released.set()
@@ -140,7 +140,7 @@ async def test_an_agent_killed_in_a_call_resumes_with_its_keys_and_a_new_boot(
 
 async def kill_before_any_callback(control_plane: FakeControlPlane, agent: AgentProcess) -> None:
     """Kill an agent that is healthy and could not deliver a single callback; the next one could."""
-    control_plane.trouble("callback", *[503] * 1000)
+    control_plane.script("callback", *[503] * 1000)
     agent.start()
     await control_plane.until(lambda: bool(control_plane.heartbeats))
     await agent.kill()
@@ -165,7 +165,7 @@ async def test_pending_callbacks_of_a_killed_boot_are_delivered_after_a_key_rota
     await kill_before_any_callback(control_plane, agent)
     control_plane.rotate_key()
     # The first try to get another key is lost after it was carried out.
-    control_plane.trouble("secrets/ack", "reply_lost")
+    control_plane.script("secrets/ack", "reply_lost")
     control_plane.heartbeats.clear()
 
     agent.start()
@@ -183,7 +183,7 @@ async def test_callbacks_lost_by_a_restore_are_sent_again_before_the_pending_one
 ) -> None:
     agent.start()
     await control_plane.until_healthy()
-    control_plane.trouble("callback", *[503] * 1000)
+    control_plane.script("callback", *[503] * 1000)
     control_plane.rotate_key()  # makes the agent send another callback
     await agent.until_logged("callback_spooled", times=len(STAGES) + 1)
     await agent.kill()
@@ -202,7 +202,7 @@ async def test_an_agent_starts_even_if_the_key_for_callbacks_of_a_killed_boot_is
     control_plane: FakeControlPlane, agent: AgentProcess, refusals: int, told: list[str]
 ) -> None:
     await kill_before_any_callback(control_plane, agent)
-    control_plane.trouble("callback", *[401] * refusals)
+    control_plane.script("callback", *[401] * refusals)
     control_plane.heartbeats.clear()
 
     agent.start()
@@ -229,14 +229,14 @@ async def test_a_restarted_agent_reuses_its_secrets_configuration_and_address(
     await control_plane.until_healthy()
     await control_plane.until(lambda: len(control_plane.heartbeats) >= 3)
 
-    assert {callback["level"] for callback in control_plane.told()} == {"info"}
-    assert control_plane.order() == ["enroll", "secrets", "config", "enroll"]
+    assert {callback["level"] for callback in control_plane.callbacks()} == {"info"}
+    assert control_plane.call_order() == ["enroll", "secrets", "config", "enroll"]
 
 
 async def test_a_late_answer_does_not_bring_back_a_replaced_key(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
-    hold = await stopped_at(control_plane, agent, "callback", "late")
+    hold = await start_and_hold(control_plane, agent, "callback", "late")
     control_plane.rotate_key()
     await control_plane.until(lambda: len(control_plane.issued_keys) == 2 and control_plane.acknowledged)
     hold.released.set()
@@ -247,25 +247,25 @@ async def test_a_late_answer_does_not_bring_back_a_replaced_key(
     agent.start()
     await control_plane.until_healthy()
 
-    assert control_plane.order() == ["enroll", "secrets", "secrets", "secrets/ack", "enroll"]
+    assert control_plane.call_order() == ["enroll", "secrets", "secrets", "secrets/ack", "enroll"]
 
 
 async def test_a_restarted_agent_acknowledges_secrets_that_were_stored_before_it_was_killed(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
-    hold = await stopped_at(control_plane, agent, "callback", "before")
+    hold = await start_and_hold(control_plane, agent, "callback", "before")
     await agent.kill()
     hold.released.set()
     known_at_the_kill = control_plane.acknowledged
     # Callbacks of the killed boot would acknowledge them as well.
-    control_plane.trouble("callback", 500, 500, 500)
+    control_plane.script("callback", 500, 500, 500)
     control_plane.heartbeats.clear()
 
     agent.start()
     await control_plane.until_healthy()
 
     assert not known_at_the_kill
-    assert control_plane.order()[-2:] == ["enroll", "secrets/ack"]
+    assert control_plane.call_order()[-2:] == ["enroll", "secrets/ack"]
     assert control_plane.acknowledged
     assert len(control_plane.issued_keys) == 1
 
@@ -273,16 +273,16 @@ async def test_a_restarted_agent_acknowledges_secrets_that_were_stored_before_it
 async def test_stored_secrets_that_are_refused_when_they_are_acknowledged_are_replaced(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
-    hold = await stopped_at(control_plane, agent, "callback", "before")
+    hold = await start_and_hold(control_plane, agent, "callback", "before")
     await agent.kill()
     hold.released.set()
-    control_plane.trouble("callback", 500, 500, 500)
+    control_plane.script("callback", 500, 500, 500)
     # As where the key was rotated after it had been fetched.
-    control_plane.trouble("secrets/ack", 409)
+    control_plane.script("secrets/ack", 409)
     control_plane.heartbeats.clear()
 
     agent.start()
     await control_plane.until_healthy()
 
-    assert control_plane.order()[-3:] == ["enroll", "secrets/ack", "secrets"]
+    assert control_plane.call_order()[-3:] == ["enroll", "secrets/ack", "secrets"]
     assert control_plane.acknowledged

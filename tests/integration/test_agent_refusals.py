@@ -8,7 +8,7 @@ import pytest
 
 from hydracore.agent.messages import STAGES
 from hydracore.agent_client import AgentAddress, AgentBadAnswer, AgentClient
-from tests.agent_fixtures import agent_client_fixture, agent_fixture, control_plane_fixture, stopped_at  # noqa: F401 - fixtures
+from tests.agent_fixtures import agent_client_fixture, agent_fixture, control_plane_fixture, start_and_hold  # noqa: F401 - fixtures
 from tests.agent_process import AgentProcess, free_address
 from tests.fake_control_plane import ENDPOINTS, FakeControlPlane
 
@@ -71,8 +71,8 @@ async def test_an_invalid_address_is_reported_and_the_agent_waits_for_a_valid_on
     await agent.until_logged("listening", times=2)
 
     assert (await agent_client.status(AgentAddress(address, port, control_plane.control_token))).healthy
-    await control_plane.until(lambda: any(told["level"] == "warning" for told in control_plane.told()))
-    warning = next(told["message"] for told in control_plane.told() if told["level"] == "warning")
+    await control_plane.until(lambda: any(told["level"] == "warning" for told in control_plane.callbacks()))
+    warning = next(told["message"] for told in control_plane.callbacks() if told["level"] == "warning")
     assert warning == f"Cannot listen on {host} port {port} yet: Name or service not known"
     assert len(control_plane.boots) == 1
 
@@ -117,23 +117,23 @@ async def test_an_enrolment_that_is_answered_for_another_boot_is_tried_again(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
     elsewhere = {"instance_id": control_plane.instance_id, "attempt": 1, "boot_id": str(UUID(int=7))}
-    control_plane.trouble("enroll", (200, elsewhere))
+    control_plane.script("enroll", (200, elsewhere))
 
     agent.start()
     await control_plane.until_healthy()
 
-    assert control_plane.order() == ["enroll", "enroll", "secrets"]
+    assert control_plane.call_order() == ["enroll", "enroll", "secrets"]
 
 
 async def test_an_agent_enrols_again_if_the_control_plane_does_not_know_its_boot(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
-    control_plane.trouble("secrets", 401)
+    control_plane.script("secrets", 401)
 
     agent.start()
     await control_plane.until_healthy()
 
-    assert control_plane.order() == ["enroll", "secrets", "enroll", "secrets"]
+    assert control_plane.call_order() == ["enroll", "secrets", "enroll", "secrets"]
     assert len(control_plane.boots) == 1
 
 
@@ -152,7 +152,7 @@ async def test_an_agent_that_gets_a_410_from_any_endpoint_stops_for_good(
         control_plane.gone = True
         agent.start()
     else:
-        hold = await stopped_at(control_plane, agent, stage, "before")
+        hold = await start_and_hold(control_plane, agent, stage, "before")
         control_plane.gone = True
         hold.released.set()
 
@@ -184,7 +184,7 @@ async def test_an_agent_superseded_by_a_late_enrolment_boots_again(
 async def test_an_agent_whose_second_boot_is_refused_too_stops_for_good(
     control_plane: FakeControlPlane, agent: AgentProcess
 ) -> None:
-    control_plane.trouble("heartbeat", *[410] * 1000)
+    control_plane.script("heartbeat", *[410] * 1000)
     agent.start()
 
     assert await agent.exit_code() == 0

@@ -20,13 +20,13 @@ from structlog.testing import capture_logs
 from events import keys
 from hydracore.audit import erasing
 from hydracore.cli import main
-from tests import lives
+from tests import lifecycle
 from tests.agent_process import AgentProcess, free_address
 from tests.api_server import MASTER_KEY, Api, running_api
-from tests.booting import boot
+from tests.booting import boot_agent
+from tests.instance_fixtures import execute_commands
 from tests.modelsim_fixtures import ModelSim, modelsim_fixture
 from tests.services import Services
-from tests.use_fixtures import give
 from tests.waiting import until
 
 __all__ = ["modelsim_fixture"]
@@ -152,10 +152,10 @@ async def living(place: Place, database_url: str, root: Path, *users: str) -> As
         async with place.api(database_url) as api:
             for user in users:
                 (root / user).mkdir()
-                ones.append(One(user, *await boot(api, root / user, user=user)))
+                ones.append(One(user, *await boot_agent(api, root / user, user=user)))
             for one in ones:
                 await until(lambda one=one: one.is_up(api))
-                await give(api, one.instance_id, lives.mark_ready())
+                await execute_commands(api, one.instance_id, lifecycle.mark_ready())
                 assert (await one.configure(api, system_prompt=BEFORE))["applied"]
         yield ones
     finally:
@@ -189,7 +189,7 @@ async def test_reissuing_all_keys_brings_every_agent_back_from_a_lost_history(
         # Before any agent hears of it there are as many changes as were lost; the erasure is one, too.
         async with running_api(backup.url, place.redis_url) as api:
             for one in (equal, erased):
-                await give(api, one.instance_id, lives.configure(agent_name="Bea"))
+                await execute_commands(api, one.instance_id, lifecycle.configure(agent_name="Bea"))
         erasure = await place.run(backup.url, "audit", "erase-customer", "erased", "--also-live", "--yes")
 
         async with place.api(backup.url) as api:
@@ -233,7 +233,7 @@ async def test_an_agent_locked_out_by_a_restore_is_logged_once(
         await asyncio.to_thread(backup.take)
         async with place.api(database_url) as api:
             had = await ann.key(api)
-            await give(api, ann.instance_id, lives.rotate_key())
+            await execute_commands(api, ann.instance_id, lifecycle.rotate_key())
             await ann.until_another_key(api, had)
             # If it missed the answer, it would go on with the key before, which is that of the backup.
             await until(lambda: "The agent key was replaced" in ann.agent.output())

@@ -18,10 +18,10 @@ from projections.follower import Follower
 from projections.usage_daily import UsageDaily
 from tests.agent_process import AgentProcess
 from tests.api_server import MASTER_KEY, Api, running_api
-from tests.booting import boot
-from tests.lives import mark_ready
+from tests.booting import boot_agent
+from tests.instance_fixtures import execute_commands
+from tests.lifecycle import mark_ready
 from tests.modelsim_fixtures import ModelSim, running_modelsim
-from tests.use_fixtures import give
 from tests.waiting import until
 
 SSE = {"Accept": "text/event-stream"}
@@ -72,11 +72,11 @@ async def whole(database_url: str, redis_url: str, tmp_path: Path) -> AsyncGener
             database_url, redis_url, model_base_url=models.base_url, model_api_key="sk-test", heartbeat_interval_s=0.2
         ) as api,
     ):
-        instance_id, agent = await boot(api, tmp_path)
+        instance_id, agent = await boot_agent(api, tmp_path)
         one = Whole(api, instance_id, agent, models)
         try:
             await until(lambda: healthy(one), seconds_max=40)
-            await give(api, instance_id, mark_ready())
+            await execute_commands(api, instance_id, mark_ready())
             yield one
         finally:
             agent.stop_for_good()

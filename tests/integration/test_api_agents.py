@@ -8,8 +8,8 @@ import pytest
 from events import commands as c
 from hydracore import tokens
 from tests.api_server import MASTER_KEY, Api
-from tests.enrolling import NOW_MS, Agent, address_of, agent_fixture, execute, intend, versions_of
-from tests.use_fixtures import shared_api_fixture, shared_owner_conn_fixture
+from tests.enrolling_agent import NOW_MS, Agent, address_of, agent_fixture, execute, plan_server, stream_version
+from tests.instance_fixtures import shared_api_fixture, shared_owner_conn_fixture
 
 __all__ = ["agent_fixture", "shared_api_fixture", "shared_owner_conn_fixture"]
 
@@ -182,7 +182,7 @@ async def test_an_agent_drained_by_a_deletion_gets_410_and_records_nothing(api: 
     await api.client.delete(f"/v1/instances/{agent.instance_id}", headers=api.token())
     for step in ("key_revoked", "drained"):
         await execute(api, agent.instance_id, c.RecordTeardownStep(at_ms=NOW_MS, step=step))
-    version = await versions_of(api, agent)
+    version = await stream_version(api, agent)
 
     answers = [
         await agent.enroll(),
@@ -192,7 +192,7 @@ async def test_an_agent_drained_by_a_deletion_gets_410_and_records_nothing(api: 
     ]
 
     assert [answer.status_code for answer in answers] == [410] * 4
-    assert await versions_of(api, agent) == version
+    assert await stream_version(api, agent) == version
 
 
 async def test_an_agent_being_drained_may_only_do_what_it_needs_to_report_usage(api: Api, agent: Agent) -> None:
@@ -234,7 +234,7 @@ async def test_the_agent_of_an_older_attempt_is_refused(api: Api, agent: Agent) 
     await agent.get_ready()
     await execute(api, agent.instance_id, c.FailAttempt(at_ms=NOW_MS, attempt=1, code="boot_timeout", retryable=True))
     await execute(api, agent.instance_id, c.RecordServerDiscarded(at_ms=NOW_MS, attempt=1))
-    token = await intend(api, agent.instance_id, attempt=2)
+    token = await plan_server(api, agent.instance_id, attempt=2)
 
     late = [await agent.enroll(), await agent.secrets()]
     callback, heartbeat = await agent.callback(1), await agent.heartbeat()

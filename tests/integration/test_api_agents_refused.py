@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from events import commands as c
 from hydracore import tokens
 from tests.api_server import MASTER_KEY, Api, b64
-from tests.enrolling import NOW_MS, Agent, agent_fixture, execute, intend, new_instance, versions_of
-from tests.use_fixtures import shared_api_fixture, shared_owner_conn_fixture
+from tests.enrolling_agent import NOW_MS, Agent, agent_fixture, execute, new_instance, plan_server, stream_version
+from tests.instance_fixtures import shared_api_fixture, shared_owner_conn_fixture
 
 __all__ = ["agent_fixture", "shared_api_fixture", "shared_owner_conn_fixture"]
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def test_an_enrolment_with_a_wrong_token_is_refused_and_writes_nothing(api: Api, agent: Agent) -> None:
-    version = await versions_of(api, agent)
+    version = await stream_version(api, agent)
     other = await new_instance(api)
     forged = tokens.enrol_token(bytes(32), agent.instance_id, 1, "nonce")
     of_other = tokens.enrol_token(MASTER_KEY, other, 1, "nonce")
@@ -37,14 +37,14 @@ async def test_an_enrolment_with_a_wrong_token_is_refused_and_writes_nothing(api
     answers.append(await agent.enroll(instance_id=str(unknown), token=of_unknown))
 
     assert [answer.status_code for answer in answers] == [401] * len(answers)
-    assert await versions_of(api, agent) == version
+    assert await stream_version(api, agent) == version
 
 
 async def test_a_forged_token_gets_the_same_answer_whether_or_not_the_instance_exists(api: Api, agent: Agent) -> None:
     await agent.get_ready()
     await execute(api, agent.instance_id, c.FailAttempt(at_ms=NOW_MS, attempt=1, code="boot_timeout", retryable=True))
     await execute(api, agent.instance_id, c.RecordServerDiscarded(at_ms=NOW_MS, attempt=1))
-    await intend(api, agent.instance_id, attempt=2)
+    await plan_server(api, agent.instance_id, attempt=2)
     gone = await new_instance(api)
     await api.client.delete(f"/v1/instances/{gone}", headers=api.token())
 
@@ -65,14 +65,14 @@ async def test_a_forged_token_gets_the_same_answer_whether_or_not_the_instance_e
 
 async def test_an_expired_enrol_token_is_refused(api: Api) -> None:
     instance_id = await new_instance(api)
-    agent = Agent(api, instance_id, await intend(api, instance_id, expires_ms=NOW_MS - 10**12))
+    agent = Agent(api, instance_id, await plan_server(api, instance_id, expires_ms=NOW_MS - 10**12))
 
     assert (await agent.enroll()).status_code == 401
 
 
 async def test_secrets_are_given_only_to_the_holder_of_the_private_key(api: Api, agent: Agent) -> None:
     await agent.enroll()
-    version = await versions_of(api, agent)
+    version = await stream_version(api, agent)
 
     answers = [
         await agent.secrets(sign_with=Ed25519PrivateKey.generate()),
@@ -89,7 +89,7 @@ async def test_secrets_are_given_only_to_the_holder_of_the_private_key(api: Api,
     ]
 
     assert [answer.status_code for answer in answers] == [401] * len(answers)
-    assert await versions_of(api, agent) == version
+    assert await stream_version(api, agent) == version
     assert (await agent.secrets(boot_id=str(uuid4()))).status_code == 410
 
 
@@ -108,7 +108,7 @@ async def test_a_signature_with_characters_outside_base64_is_refused(agent: Agen
 
 async def test_agent_keys_that_are_not_in_force_are_refused(api: Api, agent: Agent) -> None:
     await agent.get_ready()
-    version = await versions_of(api, agent)
+    version = await stream_version(api, agent)
     genuine = agent.key
     instance_id, key_id = tokens.parse_agent_key(genuine) or pytest.fail("a key")
     for wrong in (
@@ -124,7 +124,7 @@ async def test_agent_keys_that_are_not_in_force_are_refused(api: Api, agent: Age
         assert [answer.status_code for answer in answers] == [401] * 3, wrong
     agent.key = genuine
     assert (await agent.acknowledge(str(uuid4()))).status_code == 409
-    assert await versions_of(api, agent) == version
+    assert await stream_version(api, agent) == version
 
 
 @pytest.mark.parametrize(
@@ -164,13 +164,13 @@ async def test_malformed_callbacks_are_refused_and_write_nothing(
     api: Api, agent: Agent, changes: dict[str, Any]
 ) -> None:
     await agent.get_ready()
-    version = await versions_of(api, agent)
+    version = await stream_version(api, agent)
 
     call: dict[str, Any] = {"seq": 1} | changes
     answer = await agent.callback(**call)
 
     assert answer.status_code == 422
-    assert await versions_of(api, agent) == version
+    assert await stream_version(api, agent) == version
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest_asyncio
 from hydracore.api.agent_gate import CallingAgent, ReportingAgent
 from hydracore.api.operations import Operation
 from tests.api_server import every_operation
-from tests.scene import Scene, open_scene
+from tests.callers import Callers, open_callers
 from tests.services import Services
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -54,8 +54,8 @@ NAMES = [f"{number} {bad.method} {bad.url[:60]}" for number, bad in enumerate(CA
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def scene(services: Services) -> AsyncGenerator[Scene]:
-    async with open_scene(services) as opened:
+async def callers(services: Services) -> AsyncGenerator[Callers]:
+    async with open_callers(services) as opened:
         yield opened
 
 
@@ -78,23 +78,23 @@ def operation_of(method: str, url: str) -> Operation:
 
 
 async def ask(
-    scene: Scene, op: Operation, url: str, *, body: bytes = b"", headers: dict[str, str] | None = None
+    callers: Callers, op: Operation, url: str, *, body: bytes = b"", headers: dict[str, str] | None = None
 ) -> httpx.Response:
     """As a caller that may use the operation."""
     who = "agent" if op.signature.who in {CallingAgent, ReportingAgent} else "admin" if "/admin/" in url else "owner"
-    known = {"Content-Type": "application/json", **scene.headers[who], **(headers or {})}
-    return await scene.api.client.request(op.declared.method, url, content=body, headers=known)
+    known = {"Content-Type": "application/json", **callers.headers[who], **(headers or {})}
+    return await callers.api.client.request(op.declared.method, url, content=body, headers=known)
 
 
 @pytest.mark.parametrize("bad", CASES, ids=NAMES)
 async def test_every_problem_of_a_bad_request_is_reported_word_for_word_and_nothing_changes(
-    scene: Scene, bad: Bad
+    callers: Callers, bad: Bad
 ) -> None:
-    here = str(scene.used.instance_id)
-    before = await scene.traces()
+    here = str(callers.instance.instance_id)
+    before = await callers.side_effects()
 
     answer = await ask(
-        scene,
+        callers,
         operation_of(bad.method, bad.url),
         bad.url.replace("{id}", here),
         # One byte a character: the corpus can hold invalid UTF-8.
@@ -105,14 +105,14 @@ async def test_every_problem_of_a_bad_request_is_reported_word_for_word_and_noth
     assert answer.status_code == 422, answer.text
     assert set(answer.json()) == {"detail"}
     assert [shown(problem) for problem in answer.json()["detail"]] == bad.problems
-    assert await scene.traces() == before
+    assert await callers.side_effects() == before
 
 
 @pytest.mark.parametrize("op", ON_AN_INSTANCE, ids=lambda op: f"{op.declared.method} {op.declared.path}")
-async def test_an_invalid_instance_id_is_the_first_problem_reported(scene: Scene, op: Operation) -> None:
+async def test_an_invalid_instance_id_is_the_first_problem_reported(callers: Callers, op: Operation) -> None:
     url = op.declared.path.format(instance_id="x", conversation_id="c-1")
 
-    answer = await ask(scene, op, url)
+    answer = await ask(callers, op, url)
 
     problem = "path.instance_id: Input should be a valid UUID, invalid character: found `x` at 0 (uuid_parsing)"
     assert answer.status_code == 422
@@ -121,15 +121,15 @@ async def test_an_invalid_instance_id_is_the_first_problem_reported(scene: Scene
 
 
 @pytest.mark.parametrize("op", WITH_A_BODY, ids=lambda op: f"{op.declared.method} {op.declared.path}")
-async def test_a_body_over_the_size_limit_is_refused_and_nothing_changes(scene: Scene, op: Operation) -> None:
-    limit = max(scene.api.parts.settings.body_max_bytes, op.declared.body_bytes)
-    url = op.declared.path.format(instance_id=scene.used.instance_id)
-    before = await scene.traces()
+async def test_a_body_over_the_size_limit_is_refused_and_nothing_changes(callers: Callers, op: Operation) -> None:
+    limit = max(callers.api.parts.settings.body_max_bytes, op.declared.body_bytes)
+    url = op.declared.path.format(instance_id=callers.instance.instance_id)
+    before = await callers.side_effects()
 
-    answer = await ask(scene, op, url, body=b" " * (limit + 1))
+    answer = await ask(callers, op, url, body=b" " * (limit + 1))
 
     assert (answer.status_code, answer.json()) == (413, {"detail": f"The body is larger than {limit} bytes"})
-    assert await scene.traces() == before
+    assert await callers.side_effects() == before
 
 
 async def test_the_corpus_covers_every_operation_that_takes_input() -> None:

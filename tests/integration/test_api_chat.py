@@ -8,31 +8,37 @@ import pytest
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
-from tests.chatting import HELLO, SSE, streamed
-from tests.lives import configure
+from tests.chatting import HELLO, SSE, stream_chat
+from tests.instance_fixtures import (
+    RunningInstance,
+    execute_commands,
+    shared_api_fixture,
+    shared_instance_fixture,
+    shared_unreachable_fixture,
+)
+from tests.lifecycle import configure
 from tests.tiny_agent import ANSWER, CUT, STREAM
-from tests.use_fixtures import Used, give, shared_api_fixture, shared_unreachable_fixture, shared_used_fixture
 
-__all__ = ["shared_api_fixture", "shared_unreachable_fixture", "shared_used_fixture"]
+__all__ = ["shared_api_fixture", "shared_instance_fixture", "shared_unreachable_fixture"]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_a_chat_that_is_not_streamed_is_answered_whole(used: Used) -> None:
-    answer = await used.ask("POST", "/chat", {**HELLO, "conversation_id": "c-1"})
+async def test_a_chat_that_is_not_streamed_is_answered_whole(instance: RunningInstance) -> None:
+    answer = await instance.ask("POST", "/chat", {**HELLO, "conversation_id": "c-1"})
 
     assert answer.status_code == 200
     assert answer.json() == ANSWER
-    (call,) = used.agent.calls_of("/api/chat")
+    (call,) = instance.agent.calls_of("/api/chat")
     assert call.body == {"message": "Hello", "conversation_id": "c-1", "end_user": "ann"}
     assert "idempotency-key" not in call.headers
 
 
-async def test_a_streamed_chat_is_passed_on_before_it_is_complete(used: Used) -> None:
+async def test_a_streamed_chat_is_passed_on_before_it_is_complete(instance: RunningInstance) -> None:
     go_on = asyncio.Event()
-    used.agent.stream = (STREAM[0], go_on, *STREAM[1:])
+    instance.agent.stream = (STREAM[0], go_on, *STREAM[1:])
 
-    async with used.stream() as answer:
+    async with instance.stream() as answer:
         chunks = answer.aiter_raw()
         first = await anext(chunks)
         # The agent waits for us: what came, came before the answer was whole.
@@ -46,11 +52,11 @@ async def test_a_streamed_chat_is_passed_on_before_it_is_complete(used: Used) ->
     assert first + rest == b"".join(STREAM)
 
 
-async def test_an_idempotency_key_is_passed_on_to_the_agent(used: Used) -> None:
+async def test_an_idempotency_key_is_passed_on_to_the_agent(instance: RunningInstance) -> None:
     for headers in ({}, SSE):
-        await used.ask("POST", "/chat", HELLO, headers={"Idempotency-Key": "first try", **headers})
+        await instance.ask("POST", "/chat", HELLO, headers={"Idempotency-Key": "first try", **headers})
 
-    assert [call.headers["idempotency-key"] for call in used.agent.calls_of("/api/chat")] == ["first try"] * 2
+    assert [call.headers["idempotency-key"] for call in instance.agent.calls_of("/api/chat")] == ["first try"] * 2
 
 
 @pytest.mark.parametrize(
@@ -68,11 +74,11 @@ async def test_an_idempotency_key_is_passed_on_to_the_agent(used: Used) -> None:
 )
 @pytest.mark.parametrize("headers", [{}, SSE], ids=["whole", "streamed"])
 async def test_a_refusal_of_the_agent_is_passed_on_with_its_status_and_text(
-    used: Used, headers: dict[str, str], status: int, code: str, wanted: int
+    instance: RunningInstance, headers: dict[str, str], status: int, code: str, wanted: int
 ) -> None:
-    used.agent.script("/api/chat", status, {"detail": "In plain words", "code": code})
+    instance.agent.script("/api/chat", status, {"detail": "In plain words", "code": code})
 
-    answer = await used.ask("POST", "/chat", HELLO, headers=headers)
+    answer = await instance.ask("POST", "/chat", HELLO, headers=headers)
 
     assert answer.status_code == wanted
     assert answer.json() == {"detail": "In plain words"}
@@ -98,49 +104,49 @@ async def test_a_refusal_of_the_agent_is_passed_on_with_its_status_and_text(
     ],
 )
 async def test_an_unexpected_answer_of_an_agent_is_an_error_that_does_not_quote_it(
-    used: Used, status: int, body: Any, wanted: int
+    instance: RunningInstance, status: int, body: Any, wanted: int
 ) -> None:
-    used.agent.script("/api/chat", status, body)
+    instance.agent.script("/api/chat", status, body)
 
-    answer = await used.ask("POST", "/chat", HELLO)
+    answer = await instance.ask("POST", "/chat", HELLO)
 
     assert answer.status_code == wanted
     assert "secret" not in answer.text
     assert answer.json()["detail"]
 
 
-async def test_an_agent_that_answers_without_the_requested_stream_is_a_502(used: Used) -> None:
-    used.agent.script("/api/chat", 200, ANSWER)
+async def test_an_agent_that_answers_without_the_requested_stream_is_a_502(instance: RunningInstance) -> None:
+    instance.agent.script("/api/chat", 200, ANSWER)
 
-    status, body = await streamed(used)
+    status, body = await stream_chat(instance)
 
     assert (status, "detail" in json.loads(body)) == (502, True)
 
 
 @pytest.mark.parametrize("headers", [{}, SSE], ids=["whole", "streamed"])
-async def test_an_agent_that_cannot_be_reached_is_a_502(unreachable: Used, headers: dict[str, str]) -> None:
+async def test_an_agent_that_cannot_be_reached_is_a_502(unreachable: RunningInstance, headers: dict[str, str]) -> None:
     answer = await unreachable.ask("POST", "/chat", HELLO, headers=headers)
 
     assert answer.status_code == 502
     assert answer.json() == {"detail": "The agent cannot be reached"}
 
 
-async def test_the_request_id_of_a_failed_chat_is_logged_with_its_reason(used: Used) -> None:
-    used.agent.script("/api/chat", 502, {"detail": "No model answers", "code": "model_failed"})
-    used.agent.stream = (STREAM[0], CUT)
+async def test_the_request_id_of_a_failed_chat_is_logged_with_its_reason(instance: RunningInstance) -> None:
+    instance.agent.script("/api/chat", 502, {"detail": "No model answers", "code": "model_failed"})
+    instance.agent.stream = (STREAM[0], CUT)
 
     with capture_logs(processors=[merge_contextvars]) as lines:
-        refused = await used.ask("POST", "/chat", HELLO, headers={"X-Request-Id": "of-the-refused"})
-        await used.ask("POST", "/chat", HELLO, headers={**SSE, "X-Request-Id": "of-the-stream"})
+        refused = await instance.ask("POST", "/chat", HELLO, headers={"X-Request-Id": "of-the-refused"})
+        await instance.ask("POST", "/chat", HELLO, headers={**SSE, "X-Request-Id": "of-the-stream"})
 
     assert refused.status_code == 502
-    assert [call.headers["x-request-id"] for call in used.agent.calls] == ["of-the-refused", "of-the-stream"]
+    assert [call.headers["x-request-id"] for call in instance.agent.calls] == ["of-the-refused", "of-the-stream"]
     told = [(line["event"], line["log_level"], line["request_id"], line["reason"]) for line in lines]
     assert told == [
         ("agent_did_not_serve", "warning", "of-the-refused", "No model answers"),
         ("chat_broke_off", "warning", "of-the-stream", "The agent cannot be reached"),
     ]
-    assert {line["instance_id"] for line in lines} == {str(used.instance_id)}
+    assert {line["instance_id"] for line in lines} == {str(instance.instance_id)}
     assert lines[0]["status"] == 502
     assert all("port 7400" in line["cause"] for line in lines)
 
@@ -161,36 +167,38 @@ async def test_the_request_id_of_a_failed_chat_is_logged_with_its_reason(used: U
     ids=lambda value: str(value)[:60],
 )
 async def test_an_invalid_chat_request_is_refused_and_never_reaches_the_agent(
-    used: Used, body: dict[str, Any], where: str
+    instance: RunningInstance, body: dict[str, Any], where: str
 ) -> None:
-    answer = await used.ask("POST", "/chat", body)
+    answer = await instance.ask("POST", "/chat", body)
 
     assert answer.status_code == 422
     assert answer.json()["detail"][0]["loc"] == ["body", where]
-    assert used.agent.calls == []
+    assert instance.agent.calls == []
 
 
 @pytest.mark.parametrize("key", ["", "x" * 201, "schlüssel"])
-async def test_an_invalid_idempotency_key_is_refused(used: Used, key: str) -> None:
-    answer = await used.ask("POST", "/chat", HELLO, headers={"Idempotency-Key": key.encode("latin-1")})
+async def test_an_invalid_idempotency_key_is_refused(instance: RunningInstance, key: str) -> None:
+    answer = await instance.ask("POST", "/chat", HELLO, headers={"Idempotency-Key": key.encode("latin-1")})
 
     assert answer.status_code == 422
     assert answer.json()["detail"][0]["loc"] == ["header", "idempotency-key"]
 
 
-async def test_a_message_of_8000_characters_passes_escaped_or_not_and_a_large_body_is_refused(used: Used) -> None:
-    plain = await used.ask("POST", "/chat", {"message": "ä" * 8000})
-    headers = {**used.api.token(), "Content-Type": "application/json"}
-    escaped = await used.api.client.post(
-        f"/v1/instances/{used.instance_id}/chat", content=json.dumps({"message": "😀" * 8000}), headers=headers
+async def test_a_message_of_8000_characters_passes_escaped_or_not_and_a_large_body_is_refused(
+    instance: RunningInstance,
+) -> None:
+    plain = await instance.ask("POST", "/chat", {"message": "ä" * 8000})
+    headers = {**instance.api.token(), "Content-Type": "application/json"}
+    escaped = await instance.api.client.post(
+        f"/v1/instances/{instance.instance_id}/chat", content=json.dumps({"message": "😀" * 8000}), headers=headers
     )
-    larger = await used.ask("POST", "/chat", {"message": "x" * 200_000})
+    larger = await instance.ask("POST", "/chat", {"message": "x" * 200_000})
 
     assert (plain.status_code, escaped.status_code, larger.status_code) == (200, 200, 413)
-    assert used.agent.calls[-1].body["message"] == "😀" * 8000
+    assert instance.agent.calls[-1].body["message"] == "😀" * 8000
 
 
-async def test_a_chat_is_answered_if_the_configuration_has_no_budget(used: Used) -> None:
-    await give(used.api, used.instance_id, configure(agent_name="Ada"))
+async def test_a_chat_is_answered_if_the_configuration_has_no_budget(instance: RunningInstance) -> None:
+    await execute_commands(instance.api, instance.instance_id, configure(agent_name="Ada"))
 
-    assert (await used.ask("POST", "/chat", HELLO)).status_code == 200
+    assert (await instance.ask("POST", "/chat", HELLO)).status_code == 200

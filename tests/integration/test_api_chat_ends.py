@@ -14,78 +14,82 @@ from hydracore.audit.erasing import Eraser, ErasureProgress
 from hydracore.audit.erasure_file import ErasureFile
 from hydracore.transport import EMPTY_TRUST_STORE
 from tests.api_server import Api
-from tests.chatting import HELLO, PING, SSE, ending, streamed
+from tests.chatting import HELLO, PING, SSE, final_error, stream_chat
+from tests.instance_fixtures import RunningInstance, running_instance, shared_api_fixture, shared_instance_fixture
 from tests.tiny_agent import CUT, STREAM, event
-from tests.use_fixtures import Used, in_use, shared_api_fixture, shared_used_fixture
 from tests.waiting import PATIENCE_S, until
 
-__all__ = ["shared_api_fixture", "shared_used_fixture"]
+__all__ = ["shared_api_fixture", "shared_instance_fixture"]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_a_stream_that_is_cut_ends_with_an_error_event(used: Used) -> None:
-    used.agent.stream = (STREAM[0], b"event: token\ndata: {", CUT)
+async def test_a_stream_that_is_cut_ends_with_an_error_event(instance: RunningInstance) -> None:
+    instance.agent.stream = (STREAM[0], b"event: token\ndata: {", CUT)
 
-    status, body = await streamed(used)
+    status, body = await stream_chat(instance)
 
     assert status == 200
     assert body.startswith(STREAM[0])
     # The half event is not passed on: the error after it could not be distinguished from it.
     assert b"data: {\n" not in body
-    assert ending(body)["code"] == "agent_failed"
+    assert final_error(body)["code"] == "agent_failed"
 
 
-async def test_a_stream_without_a_final_event_gets_an_error_event(used: Used) -> None:
-    used.agent.stream = STREAM[:2]
+async def test_a_stream_without_a_final_event_gets_an_error_event(instance: RunningInstance) -> None:
+    instance.agent.stream = STREAM[:2]
 
-    _, body = await streamed(used)
+    _, body = await stream_chat(instance)
 
     assert body.startswith(b"".join(STREAM[:2]))
-    assert ending(body) == {"code": "agent_failed", "detail": "The agent broke off its answer"}
+    assert final_error(body) == {"code": "agent_failed", "detail": "The agent broke off its answer"}
 
 
-async def test_a_stream_that_falls_silent_ends_with_an_error_event(used: Used, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_that_falls_silent_ends_with_an_error_event(
+    instance: RunningInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("hydracore.api.chat.IDLE_TIMEOUT_S", 0.2)
-    used.agent.stream = (STREAM[0], asyncio.Event())
+    instance.agent.stream = (STREAM[0], asyncio.Event())
 
-    _, body = await streamed(used)
+    _, body = await stream_chat(instance)
 
-    assert ending(body)["code"] == "agent_timeout"
+    assert final_error(body)["code"] == "agent_timeout"
 
 
-async def test_an_error_event_of_the_agent_is_passed_on(used: Used) -> None:
+async def test_an_error_event_of_the_agent_is_passed_on(instance: RunningInstance) -> None:
     trouble = event("error", {"code": "model_failed", "detail": "All models failed"})
-    used.agent.stream = (STREAM[0], trouble)
+    instance.agent.stream = (STREAM[0], trouble)
 
-    _, body = await streamed(used)
+    _, body = await stream_chat(instance)
 
     assert body == STREAM[0] + trouble
 
 
 @pytest.mark.parametrize("headers", [{}, SSE], ids=["whole", "streamed"])
 async def test_the_request_to_the_agent_ends_when_the_client_disconnects_before_the_answer(
-    used: Used, headers: dict[str, str]
+    instance: RunningInstance, headers: dict[str, str]
 ) -> None:
-    used.agent.may_answer.clear()
+    instance.agent.may_answer.clear()
 
-    asking = asyncio.create_task(used.ask("POST", "/chat", HELLO, headers=headers))
-    await until(lambda: used.agent.calls_of("/api/chat"))
+    asking = asyncio.create_task(instance.ask("POST", "/chat", HELLO, headers=headers))
+    await until(lambda: instance.agent.calls_of("/api/chat"))
     asking.cancel()
 
     async with asyncio.timeout(PATIENCE_S):
-        await used.agent.left.wait()
+        await instance.agent.caller_left.wait()
 
 
-async def test_the_request_to_the_agent_ends_when_the_client_disconnects_within_a_stream(used: Used) -> None:
-    used.agent.stream = (STREAM[0], asyncio.Event())
+async def test_the_request_to_the_agent_ends_when_the_client_disconnects_within_a_stream(
+    instance: RunningInstance,
+) -> None:
+    instance.agent.stream = (STREAM[0], asyncio.Event())
 
-    async with used.stream() as answer:
+    async with instance.stream() as answer:
         await anext(answer.aiter_raw())
-        assert not used.agent.left.is_set()
+        assert not instance.agent.caller_left.is_set()
 
     async with asyncio.timeout(PATIENCE_S):
-        await used.agent.left.wait()
+        await instance.agent.caller_left.wait()
 
 
 async def test_the_erasure_of_a_customer_ends_no_stream(
@@ -103,10 +107,10 @@ async def test_the_erasure_of_a_customer_ends_no_stream(
     )
     ignored = ErasureProgress(*(lambda *_: None for _ in ErasureProgress._fields))
     go_on = asyncio.Event()
-    async with in_use(api, user="carol", system_prompt="You know that Carol is ill.") as used:
-        used.agent.stream = (STREAM[0], go_on, *STREAM[1:])
-        chat = asyncio.create_task(streamed(used, headers=api.token(user="carol")))
-        await until(lambda: used.agent.calls_of("/api/chat"))
+    async with running_instance(api, user="carol", system_prompt="You know that Carol is ill.") as instance:
+        instance.agent.stream = (STREAM[0], go_on, *STREAM[1:])
+        chat = asyncio.create_task(stream_chat(instance, headers=api.token(user="carol")))
+        await until(lambda: instance.agent.calls_of("/api/chat"))
 
         customer = await erasing.find_customer(api.parts.pool, "carol", tenant_id=api.tenant)
         erased = await eraser.erase(customer, ignored)
@@ -116,14 +120,14 @@ async def test_the_erasure_of_a_customer_ends_no_stream(
         assert await chat == (200, b"".join(STREAM))
 
 
-async def test_streams_hold_no_connection_to_the_database(used: Used) -> None:
+async def test_streams_hold_no_connection_to_the_database(instance: RunningInstance) -> None:
     go_on = asyncio.Event()
-    used.agent.stream = (STREAM[0], go_on, *STREAM[1:])
-    chats = [asyncio.create_task(streamed(used)) for _ in range(50)]
-    await until(lambda: len(used.agent.calls_of("/api/chat")) == len(chats))
+    instance.agent.stream = (STREAM[0], go_on, *STREAM[1:])
+    chats = [asyncio.create_task(stream_chat(instance)) for _ in range(50)]
+    await until(lambda: len(instance.agent.calls_of("/api/chat")) == len(chats))
 
-    detail = await used.ask("GET", "")
-    busy = used.api.parts.pool.get_stats()
+    detail = await instance.ask("GET", "")
+    busy = instance.api.parts.pool.get_stats()
 
     assert detail.status_code == 200
     assert busy["pool_available"] == busy["pool_size"]
@@ -131,21 +135,21 @@ async def test_streams_hold_no_connection_to_the_database(used: Used) -> None:
     assert {await chat for chat in chats} == {(200, b"".join(STREAM))}
 
 
-async def test_two_hundred_streams_run_at_once(used: Used) -> None:
+async def test_two_hundred_streams_run_at_once(instance: RunningInstance) -> None:
     go_on = asyncio.Event()
-    used.agent.stream = (STREAM[0], go_on, *STREAM[1:])
+    instance.agent.stream = (STREAM[0], go_on, *STREAM[1:])
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(
-        base_url=used.api.url, timeout=PATIENCE_S, limits=limits, verify=EMPTY_TRUST_STORE
+        base_url=instance.api.url, timeout=PATIENCE_S, limits=limits, verify=EMPTY_TRUST_STORE
     ) as client:
-        url, headers = f"/v1/instances/{used.instance_id}/chat", {**used.api.token(), **SSE}
+        url, headers = f"/v1/instances/{instance.instance_id}/chat", {**instance.api.token(), **SSE}
         chats: list[asyncio.Task[httpx.Response]] = []
         # They come some at a time and all stay: it is open streams, not a rush, that a control plane has to bear.
         for wanted in range(20, 201, 20):
             chats += [asyncio.create_task(client.post(url, json=HELLO, headers=headers)) for _ in range(20)]
-            await until(lambda wanted=wanted: len(used.agent.calls_of("/api/chat")) == wanted)
+            await until(lambda wanted=wanted: len(instance.agent.calls_of("/api/chat")) == wanted)
         assert len(chats) == 200
-        status = await used.ask("GET", "/runtime")
+        status = await instance.ask("GET", "/runtime")
         go_on.set()
         answers = await asyncio.gather(*chats)
 

@@ -8,21 +8,21 @@ import pytest
 
 from events.commands import PatchPlatformConfig
 from tests.api_server import Api
-from tests.lives import BOOT, delete
-from tests.use_fixtures import (
-    Used,
-    give,
+from tests.instance_fixtures import (
+    RunningInstance,
+    execute_commands,
     make_failed,
     make_lost,
-    order,
+    request_instance,
     shared_api_fixture,
+    shared_instance_fixture,
     shared_owner_conn_fixture,
     shared_unreachable_fixture,
-    shared_used_fixture,
 )
+from tests.lifecycle import BOOT, delete
 from tests.waiting import PATIENCE_S, until
 
-__all__ = ["shared_api_fixture", "shared_owner_conn_fixture", "shared_unreachable_fixture", "shared_used_fixture"]
+__all__ = ["shared_api_fixture", "shared_instance_fixture", "shared_owner_conn_fixture", "shared_unreachable_fixture"]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -50,9 +50,9 @@ REMOTE = [
 SEALED_FORM = "v1." + "QUJD" * 12
 
 
-async def test_a_changed_configuration_is_shown_and_reaches_the_agent(used: Used) -> None:
-    answer = await used.ask("POST", "/config", EVERYTHING)
-    shown = await used.ask("GET", "/config")
+async def test_a_changed_configuration_is_shown_and_reaches_the_agent(instance: RunningInstance) -> None:
+    answer = await instance.ask("POST", "/config", EVERYTHING)
+    shown = await instance.ask("GET", "/config")
 
     assert answer.status_code == 200
     changed = answer.json()
@@ -61,7 +61,7 @@ async def test_a_changed_configuration_is_shown_and_reaches_the_agent(used: Used
     assert changed["message"] == "Configuration updated. The agent runs with it"
     assert {name: shown.json()[name] for name in SHOWN} == SHOWN
     assert shown.json()["running"] == {"config_version": 2, "system_prompt": "You are Ada"}
-    (push,) = used.agent.calls_of("/api/config")[:1]
+    (push,) = instance.agent.calls_of("/api/config")[:1]
     runtime = push.body["runtime"]
     assert push.body["config_version"] == 2
     assert (runtime["type"], runtime["agent_name"], runtime["system_prompt"]) == ("expressclaw", "Ada", "You are Ada")
@@ -72,13 +72,13 @@ async def test_a_changed_configuration_is_shown_and_reaches_the_agent(used: Used
     assert runtime["workflow_slugs"] == [each["slug"] for each in runtime["workflows"]] == EVERYTHING["workflow_slugs"]
 
 
-async def test_only_given_fields_change_and_null_clears_a_field(used: Used) -> None:
-    await used.ask("POST", "/config", EVERYTHING)
+async def test_only_given_fields_change_and_null_clears_a_field(instance: RunningInstance) -> None:
+    await instance.ask("POST", "/config", EVERYTHING)
 
-    await used.ask("POST", "/config", {"agent_name": "Bea"})
-    await used.ask("POST", "/config", dict.fromkeys(("system_prompt", "telegram_bot_token", "workflow_slugs")))
+    await instance.ask("POST", "/config", {"agent_name": "Bea"})
+    await instance.ask("POST", "/config", dict.fromkeys(("system_prompt", "telegram_bot_token", "workflow_slugs")))
 
-    shown = (await used.ask("GET", "/config")).json()
+    shown = (await instance.ask("GET", "/config")).json()
     assert {name: shown[name] for name in SHOWN} == SHOWN | {
         "agent_name": "Bea",
         "system_prompt": None,
@@ -88,23 +88,25 @@ async def test_only_given_fields_change_and_null_clears_a_field(used: Used) -> N
     assert shown["config_version"] == 4
 
 
-async def test_a_request_that_changes_nothing_appends_no_event(used: Used) -> None:
-    await used.ask("POST", "/config", EVERYTHING)
-    version = await used.version()
+async def test_a_request_that_changes_nothing_appends_no_event(instance: RunningInstance) -> None:
+    await instance.ask("POST", "/config", EVERYTHING)
+    version = await instance.version()
 
-    again = await used.ask("POST", "/config", EVERYTHING)
-    masked = await used.ask("POST", "/config", {"telegram_bot_token": "****mnop"})
-    nothing = await used.ask("POST", "/config", {})
+    again = await instance.ask("POST", "/config", EVERYTHING)
+    masked = await instance.ask("POST", "/config", {"telegram_bot_token": "****mnop"})
+    nothing = await instance.ask("POST", "/config", {})
 
     assert [answer.status_code for answer in (again, masked, nothing)] == [200] * 3
     assert again.json()["message"].startswith("Nothing to change")
-    assert await used.version() == version
-    assert (await used.ask("GET", "/config")).json()["telegram_bot_token"] == "****mnop"
+    assert await instance.version() == version
+    assert (await instance.ask("GET", "/config")).json()["telegram_bot_token"] == "****mnop"
 
 
-async def test_prompts_and_tokens_are_ciphertext_in_the_log(used: Used, owner_conn: psycopg.AsyncConnection) -> None:
-    await used.ask("POST", "/config", EVERYTHING)
-    await used.ask(
+async def test_prompts_and_tokens_are_ciphertext_in_the_log(
+    instance: RunningInstance, owner_conn: psycopg.AsyncConnection
+) -> None:
+    await instance.ask("POST", "/config", EVERYTHING)
+    await instance.ask(
         "PATCH",
         "/platform-config",
         {
@@ -117,8 +119,8 @@ async def test_prompts_and_tokens_are_ciphertext_in_the_log(used: Used, owner_co
             ],
         },
     )
-    shown = (await used.ask("GET", "/platform-config")).json()["integrations"]
-    again = await used.ask("PATCH", "/platform-config", {"integrations": shown})
+    shown = (await instance.ask("GET", "/platform-config")).json()["integrations"]
+    again = await instance.ask("PATCH", "/platform-config", {"integrations": shown})
 
     rows = await (await owner_conn.execute("SELECT row_to_json(e)::text FROM event e")).fetchall()
 
@@ -127,37 +129,39 @@ async def test_prompts_and_tokens_are_ciphertext_in_the_log(used: Used, owner_co
     assert "crm" in text
     assert "hunter2" not in str(shown)
     # The agent gets every secret in clear.
-    assert used.agent.runtime["platform"]["integrations"][2:] == REMOTE
+    assert instance.agent.runtime["platform"]["integrations"][2:] == REMOTE
     assert again.status_code == 200
     for secret in ("You are Ada", "Be nice", BOT_TOKEN, "hunter2", "private-note"):
         assert secret not in text
 
 
-async def test_a_text_that_looks_sealed_is_stored_like_any_other(used: Used) -> None:
+async def test_a_text_that_looks_sealed_is_stored_like_any_other(instance: RunningInstance) -> None:
     items = [{"version": SEALED_FORM, "token": "x"}]
 
-    changed = await used.ask("PATCH", "/platform-config", {"integrations": items})
+    changed = await instance.ask("PATCH", "/platform-config", {"integrations": items})
 
     assert changed.json()["integrations"] == [{"version": SEALED_FORM, "token": "****"}]
-    assert used.agent.runtime["platform"]["integrations"] == items
+    assert instance.agent.runtime["platform"]["integrations"] == items
 
 
-async def test_a_text_stored_before_its_field_counted_as_secret_is_masked_and_can_be_sent_back(used: Used) -> None:
+async def test_a_text_stored_before_its_field_counted_as_secret_is_masked_and_can_be_sent_back(
+    instance: RunningInstance,
+) -> None:
     hook = {"id": "crm", "type": "webhook", "url": "https://chat.test/of-old", "dsn": "v1.of-old"}
-    await give(used.api, used.instance_id, PatchPlatformConfig(at_ms=1, integrations=(hook,)))
+    await execute_commands(instance.api, instance.instance_id, PatchPlatformConfig(at_ms=1, integrations=(hook,)))
 
-    shown = (await used.ask("GET", "/platform-config")).json()["integrations"]
-    sent_back = await used.ask("PATCH", "/platform-config", {"integrations": shown, "advanced": {"a": 1}})
+    shown = (await instance.ask("GET", "/platform-config")).json()["integrations"]
+    sent_back = await instance.ask("PATCH", "/platform-config", {"integrations": shown, "advanced": {"a": 1}})
 
     assert shown == [hook | {"url": "****-old", "dsn": "****"}]
     assert sent_back.status_code == 200
-    assert used.agent.runtime["platform"]["integrations"] == [hook]
+    assert instance.agent.runtime["platform"]["integrations"] == [hook]
 
 
-async def test_an_unreachable_agent_gets_a_changed_configuration_when_it_asks(unreachable: Used) -> None:
+async def test_an_unreachable_agent_gets_a_changed_configuration_when_it_asks(unreachable: RunningInstance) -> None:
     answer = await unreachable.ask("POST", "/config", {"system_prompt": "New"})
     shown = await unreachable.ask("GET", "/config")
-    asked = await unreachable.agent_says("config", {"boot_id": str(BOOT), "config_version": 1})
+    asked = await unreachable.agent_post("config", {"boot_id": str(BOOT), "config_version": 1})
 
     assert answer.status_code == 200
     assert answer.json()["applied"] is False
@@ -168,20 +172,20 @@ async def test_an_unreachable_agent_gets_a_changed_configuration_when_it_asks(un
 
 
 async def test_a_configuration_read_beyond_the_limit_of_one_agent_does_not_ask_the_agent(
-    used: Used, monkeypatch: pytest.MonkeyPatch
+    instance: RunningInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hydracore.api.configuration.READS_MAX", 1)
     monkeypatch.setattr("hydracore.api.configuration.ASK_TIMEOUT_S", PATIENCE_S)
-    used.agent.may_answer.clear()
-    asking = asyncio.create_task(used.ask("GET", "/config"))
-    await until(lambda: used.agent.calls_of("/api/config"))
+    instance.agent.may_answer.clear()
+    asking = asyncio.create_task(instance.ask("GET", "/config"))
+    await until(lambda: instance.agent.calls_of("/api/config"))
 
-    without = await used.ask("GET", "/config")
-    used.agent.may_answer.set()
+    without = await instance.ask("GET", "/config")
+    instance.agent.may_answer.set()
 
     assert (without.status_code, without.json()["running"]) == (200, None)
     assert (await asking).json()["running"]["config_version"] == 1
-    assert len(used.agent.calls_of("/api/config")) == 1
+    assert len(instance.agent.calls_of("/api/config")) == 1
 
 
 @pytest.mark.parametrize(
@@ -193,13 +197,13 @@ async def test_a_configuration_read_beyond_the_limit_of_one_agent_does_not_ask_t
     ],
 )
 async def test_a_configuration_that_the_agent_does_not_run_yet_is_reported_as_not_applied(
-    used: Used, running: int | None, pushed: str, shown: str
+    instance: RunningInstance, running: int | None, pushed: str, shown: str
 ) -> None:
-    used.agent.config_version = running
-    used.agent.script("/api/config", 200, {"config_version": running})
+    instance.agent.config_version = running
+    instance.agent.script("/api/config", 200, {"config_version": running})
 
-    answer = (await used.ask("POST", "/config", {"agent_name": "Ada"})).json()
-    drifted = (await used.ask("GET", "/config")).json()
+    answer = (await instance.ask("POST", "/config", {"agent_name": "Ada"})).json()
+    drifted = (await instance.ask("GET", "/config")).json()
 
     assert (answer["applied"], answer["config_version"]) == (False, 2)
     assert (drifted["applied"], drifted["running"]["config_version"]) == (False, running)
@@ -216,22 +220,22 @@ async def test_a_configuration_that_the_agent_does_not_run_yet_is_reported_as_no
     ],
 )
 async def test_a_configuration_that_the_agent_refuses_or_fails_to_take_is_answered_with_the_reason(
-    used: Used, status: int, body: dict[str, str], told: str
+    instance: RunningInstance, status: int, body: dict[str, str], told: str
 ) -> None:
-    used.agent.script("/api/config", status, body)
+    instance.agent.script("/api/config", status, body)
 
-    answer = (await used.ask("POST", "/config", {"agent_name": "Ada"})).json()
+    answer = (await instance.ask("POST", "/config", {"agent_name": "Ada"})).json()
 
     assert (answer["applied"], answer["config_version"], answer["agent_name"]) == (False, 2, "Ada")
     assert answer["message"] == f"Configuration updated. {told}"
 
 
 async def test_a_configuration_can_be_changed_before_the_agent_runs_and_not_during_deletion(api: Api) -> None:
-    instance_id = await order(api)
+    instance_id = await request_instance(api)
     path = f"/v1/instances/{instance_id}/config"
 
     early = await api.client.post(path, json={"agent_name": "Early"}, headers=api.token())
-    await give(api, instance_id, delete())
+    await execute_commands(api, instance_id, delete())
     late = await api.client.post(path, json={"agent_name": "Late"}, headers=api.token())
     shown = await api.client.get(path, headers=api.token())
 
@@ -252,7 +256,7 @@ async def test_a_configuration_can_be_changed_before_the_agent_runs_and_not_duri
 async def test_a_change_without_a_running_agent_is_saved_and_reported_as_not_applied(
     api: Api, make: Any, told: str
 ) -> None:
-    instance_id = await order(api)
+    instance_id = await request_instance(api)
     if make is not None:
         await make(api, instance_id)
 
@@ -264,17 +268,17 @@ async def test_a_change_without_a_running_agent_is_saved_and_reported_as_not_app
     assert answer.json()["message"] == f"Configuration updated. {told}"
 
 
-async def test_the_answer_notes_an_unknown_recipe_and_an_overridden_temperature(used: Used) -> None:
-    await used.ask("PATCH", "/model-policy", {"temperature": 1.5})
+async def test_the_answer_notes_an_unknown_recipe_and_an_overridden_temperature(instance: RunningInstance) -> None:
+    await instance.ask("PATCH", "/model-policy", {"temperature": 1.5})
 
-    answer = (await used.ask("POST", "/config", {"recipe_id": "nonsense", "model_temperature": 0.1})).json()
+    answer = (await instance.ask("POST", "/config", {"recipe_id": "nonsense", "model_temperature": 0.1})).json()
 
     assert "unknown recipe; known: appointment_desk" in answer["message"]
     assert "the model policy's 1.5 takes precedence" in answer["message"]
-    renamed = (await used.ask("POST", "/config", {"agent_name": "Ada"})).json()
+    renamed = (await instance.ask("POST", "/config", {"agent_name": "Ada"})).json()
     assert "Note on" not in renamed["message"]
-    assert used.agent.runtime["model_policy"]["temperature"] == 1.5
-    assert used.agent.runtime["recipe"] is None
+    assert instance.agent.runtime["model_policy"]["temperature"] == 1.5
+    assert instance.agent.runtime["recipe"] is None
 
 
 @pytest.mark.parametrize(
@@ -311,16 +315,16 @@ async def test_the_answer_notes_an_unknown_recipe_and_an_overridden_temperature(
     ids=str,
 )
 async def test_an_invalid_value_is_refused_and_changes_nothing(
-    used: Used, method: str, path: str, body: Any, where: list[str | int]
+    instance: RunningInstance, method: str, path: str, body: Any, where: list[str | int]
 ) -> None:
-    version = await used.version()
+    version = await instance.version()
 
-    answer = await used.ask(method, path, body)
+    answer = await instance.ask(method, path, body)
 
     assert answer.status_code == 422
     assert answer.json()["detail"][0]["loc"] == ["body", *where]
-    assert await used.version() == version
-    assert used.agent.calls == []
+    assert await instance.version() == version
+    assert instance.agent.calls == []
 
 
 @pytest.mark.parametrize(
@@ -334,9 +338,9 @@ async def test_an_invalid_value_is_refused_and_changes_nothing(
     ],
 )
 async def test_staff_may_configure_and_other_customers_and_tenants_may_not(
-    used: Used, method: str, path: str, body: Any
+    instance: RunningInstance, method: str, path: str, body: Any
 ) -> None:
-    api, version = used.api, await used.version()
+    api, version = instance.api, await instance.version()
     refused = {
         401: {"Authorization": "Bearer nonsense"},
         403: api.token(user="bob"),
@@ -344,8 +348,8 @@ async def test_staff_may_configure_and_other_customers_and_tenants_may_not(
     }
 
     for status, headers in refused.items():
-        assert (await used.ask(method, path, body, headers=headers)).status_code == status
-    assert await used.version() == version
-    admin = await used.ask(method, path, body, headers=api.token(user="root", role="admin"))
+        assert (await instance.ask(method, path, body, headers=headers)).status_code == status
+    assert await instance.version() == version
+    admin = await instance.ask(method, path, body, headers=api.token(user="root", role="admin"))
 
     assert admin.status_code == 200

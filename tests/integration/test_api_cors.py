@@ -8,8 +8,8 @@ import pytest_asyncio
 
 from hydracore.auth import Principal
 from tests.api_server import Api, every_operation
+from tests.instance_fixtures import shared_api
 from tests.services import Services
-from tests.use_fixtures import shared_api
 
 APP, OTHER = "https://app.example", "https://other.example"
 

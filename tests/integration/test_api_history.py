@@ -19,17 +19,17 @@ from hydracore.api import history
 from hydracore.auth import Role
 from hydracore.cli import main
 from tests.api_server import Api, bearer
-from tests.lives import NOW_MS
-from tests.use_fixtures import (
-    Used,
-    give,
+from tests.instance_fixtures import (
+    RunningInstance,
+    execute_commands,
     module_api_fixture,
+    shared_instance_fixture,
     shared_owner_conn_fixture,
-    shared_used_fixture,
     tenant_api_fixture,
 )
+from tests.lifecycle import NOW_MS
 
-__all__ = ["module_api_fixture", "shared_owner_conn_fixture", "shared_used_fixture", "tenant_api_fixture"]
+__all__ = ["module_api_fixture", "shared_instance_fixture", "shared_owner_conn_fixture", "tenant_api_fixture"]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -40,10 +40,10 @@ PERSONAL = ("ann@example.com", "Ann Example", PROMPT)
 SECRETS = (TOKEN, API_KEY, "the-token-in-advanced")
 
 
-async def make_personal(used: Used) -> None:
-    await used.ask("POST", "/config", {"system_prompt": PROMPT, "telegram_bot_token": TOKEN})
+async def make_personal(instance: RunningInstance) -> None:
+    await instance.ask("POST", "/config", {"system_prompt": PROMPT, "telegram_bot_token": TOKEN})
     documents = {"advanced": {"depth": 1, "token": SECRETS[2]}, "integrations": [{"id": "mail", "api_key": API_KEY}]}
-    await used.ask("PATCH", "/platform-config", documents)
+    await instance.ask("PATCH", "/platform-config", documents)
 
 
 @pytest_asyncio.fixture(loop_scope="module", name="personal")
@@ -52,44 +52,44 @@ async def personal_fixture(api: Api) -> Any:
     headers = api.token(email=PERSONAL[0])
     body = {"region_id": "local", "tier_id": "starter", "user_display_name": PERSONAL[1], "agent_name": "Ada"}
     answer = await api.client.post("/v1/instances", json=body, headers=headers)
-    used = Used(api, UUID(answer.json()["instance_id"]), None)  # type: ignore[arg-type] - no agent is asked anything here
-    await make_personal(used)
-    return used
+    instance = RunningInstance(api, UUID(answer.json()["instance_id"]), None)  # type: ignore[arg-type] - no agent is asked anything here
+    await make_personal(instance)
+    return instance
 
 
-async def everything(used: Used, query: str = "", headers: dict[str, str] | None = None) -> list[Json]:
+async def everything(instance: RunningInstance, query: str = "", headers: dict[str, str] | None = None) -> list[Json]:
     """All pages, each found by the link of the one before."""
     path = f"/events{query}"
     events: list[Json] = []
     while True:
-        answer = await used.ask("GET", path, headers=headers or {})
+        answer = await instance.ask("GET", path, headers=headers or {})
         assert answer.status_code == 200, answer.text
         events += answer.json()["events"]
         if "next" not in answer.links:
             return events
-        path = answer.links["next"]["url"].removeprefix(f"/v1/instances/{used.instance_id}")
+        path = answer.links["next"]["url"].removeprefix(f"/v1/instances/{instance.instance_id}")
 
 
-async def test_an_instance_can_be_read_as_it_was_at_any_version_or_time(used: Used) -> None:
-    states = [(await used.ask("GET", "")).content]
+async def test_an_instance_can_be_read_as_it_was_at_any_version_or_time(instance: RunningInstance) -> None:
+    states = [(await instance.ask("GET", "")).content]
     for name in ("Bea", "Cleo"):
-        await used.ask("POST", "/config", {"agent_name": name})
-        states.append((await used.ask("GET", "")).content)
-    newest = await used.version()
+        await instance.ask("POST", "/config", {"agent_name": name})
+        states.append((await instance.ask("GET", "")).content)
+    newest = await instance.version()
 
     for back, state in enumerate(reversed(states)):
-        then = (await used.ask("GET", f"?version={newest - back}")).json()
-        at = (await used.ask("GET", f"?at={then['recorded_at']}")).json()
+        then = (await instance.ask("GET", f"?version={newest - back}")).json()
+        at = (await instance.ask("GET", f"?at={then['recorded_at']}")).json()
         added = {name: then.pop(name) for name in ("version", "recorded_at", "state")}
         assert json.dumps(then, separators=(",", ":")).encode() == state
         assert added["version"] == added["state"]["version"] == newest - back
         assert added["state"]["agent_name"] == then["agent_name"]
         assert at == then | added
-    first = (await used.ask("GET", "?version=1")).json()
+    first = (await instance.ask("GET", "?version=1")).json()
     assert (first["status"], first["hostname"], first["callback_seq"]) == ("pending", None, None)
 
 
-async def test_the_owner_sees_personal_data_in_clear_and_secrets_masked(personal: Used) -> None:
+async def test_the_owner_sees_personal_data_in_clear_and_secrets_masked(personal: RunningInstance) -> None:
     events = json.dumps(await everything(personal))
     state = (await personal.ask("GET", f"?version={await personal.version()}")).json()["state"]
 
@@ -104,7 +104,9 @@ async def test_the_owner_sees_personal_data_in_clear_and_secrets_masked(personal
 
 
 @pytest.mark.parametrize("role", ["admin", "platform"])
-async def test_staff_sees_personal_data_only_with_consent_and_secrets_never(personal: Used, role: Role) -> None:
+async def test_staff_sees_personal_data_only_with_consent_and_secrets_never(
+    personal: RunningInstance, role: Role
+) -> None:
     staff = personal.api.token(None if role == "admin" else "ours", "boss", role)
 
     async def seen() -> str:
@@ -126,7 +128,7 @@ async def test_staff_sees_personal_data_only_with_consent_and_secrets_never(pers
     assert not [secret for secret in SECRETS if secret in during]
 
 
-async def test_consent_can_be_withdrawn_while_an_instance_is_being_deleted(personal: Used) -> None:
+async def test_consent_can_be_withdrawn_while_an_instance_is_being_deleted(personal: RunningInstance) -> None:
     staff = personal.api.token(None, "boss", "admin")
     await personal.ask("PATCH", "/consent", {"consent_debug_access": True})
     await personal.ask("DELETE", "")
@@ -141,7 +143,7 @@ async def test_consent_can_be_withdrawn_while_an_instance_is_being_deleted(perso
 
 
 async def test_the_history_of_an_erased_customer_shows_no_personal_data(
-    personal: Used, owner_conn: psycopg.AsyncConnection
+    personal: RunningInstance, owner_conn: psycopg.AsyncConnection
 ) -> None:
     version = await personal.version()
     await owner_conn.execute(
@@ -157,102 +159,109 @@ async def test_the_history_of_an_erased_customer_shows_no_personal_data(
     assert not [text for text in PERSONAL if text in json.dumps(await everything(personal))]
 
 
-async def test_a_text_that_looks_sealed_is_shown_in_a_field_that_is_never_sealed(personal: Used) -> None:
+async def test_a_text_that_looks_sealed_is_shown_in_a_field_that_is_never_sealed(personal: RunningInstance) -> None:
     lookalike = "v1." + "QUJD" * 12
     await personal.ask("POST", "/config", {"agent_name": lookalike})
-    await give(personal.api, personal.instance_id, c.PatchPlatformConfig(at_ms=NOW_MS, skills=(lookalike, "notes")))
+    await execute_commands(
+        personal.api, personal.instance_id, c.PatchPlatformConfig(at_ms=NOW_MS, skills=(lookalike, "notes"))
+    )
 
     state = (await personal.ask("GET", f"?version={await personal.version()}")).json()["state"]
 
     assert (state["agent_name"], state["config"]["skills"]) == (lookalike, ["(sealed)", "notes"])
 
 
-async def test_pages_and_filters_give_exactly_the_matching_events(used: Used) -> None:
+async def test_pages_and_filters_give_exactly_the_matching_events(instance: RunningInstance) -> None:
     # Other events lie between this change and the order, so that a filter that a next page loses shows.
-    await used.ask("POST", "/config", {"agent_name": "Bea"})
-    whole = await everything(used, "?limit=500")
+    await instance.ask("POST", "/config", {"agent_name": "Bea"})
+    whole = await everything(instance, "?limit=500")
 
-    assert [event["version"] for event in whole] == list(range(1, await used.version() + 1))
-    assert await everything(used, "?limit=2") == whole
+    assert [event["version"] for event in whole] == list(range(1, await instance.version() + 1))
+    assert await everything(instance, "?limit=2") == whole
     reported = [event for event in whole if event["type"] in {"agent_enrolled", "server_created"}]
-    assert await everything(used, "?limit=1&type=agent_enrolled,ServerCreated") == reported
-    assert await everything(used, "?limit=1&actor=customer") == [event for event in whole if "ann" in event["actor"]]
+    assert await everything(instance, "?limit=1&type=agent_enrolled,ServerCreated") == reported
+    assert await everything(instance, "?limit=1&actor=customer") == [
+        event for event in whole if "ann" in event["actor"]
+    ]
     since, until = whole[2]["recorded_at"], whole[5]["recorded_at"]
     between = [event for event in whole if since <= event["recorded_at"] <= until]
-    assert await everything(used, f"?limit=2&since={since}&until={until}") == between
+    assert await everything(instance, f"?limit=2&since={since}&until={until}") == between
     first, last = whole[0]["recorded_at"][:10], whole[-1]["recorded_at"][:10]
-    assert await everything(used, f"?since={first}&until={last}") == whole
-    assert await everything(used, "?since=2999-01-01") == []
+    assert await everything(instance, f"?since={first}&until={last}") == whole
+    assert await everything(instance, "?since=2999-01-01") == []
     # Nothing follows a page that ends with the last event.
-    assert "next" not in (await used.ask("GET", f"/events?limit={len(whole)}")).links
+    assert "next" not in (await instance.ask("GET", f"/events?limit={len(whole)}")).links
 
 
 async def test_a_page_of_events_ends_before_its_limit_once_it_has_enough_bytes(
-    used: Used, monkeypatch: pytest.MonkeyPatch
+    instance: RunningInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = await everything(used, "?limit=500")
+    whole = await everything(instance, "?limit=500")
     monkeypatch.setattr(history, "PAGE_BYTES", 1)
 
-    page = await used.ask("GET", "/events?limit=500")
+    page = await instance.ask("GET", "/events?limit=500")
 
     assert page.json()["events"] == whole[:1]
-    assert await everything(used, "?limit=500") == whole
+    assert await everything(instance, "?limit=500") == whole
 
 
 async def test_an_out_of_range_time_is_listed_as_a_number_and_makes_past_states_unreadable(
-    used: Used, owner_conn: psycopg.AsyncConnection
+    instance: RunningInstance, owner_conn: psycopg.AsyncConnection
 ) -> None:
     never_ms = 99_999_999_999_999_999
     await owner_conn.execute(
         b"UPDATE event SET payload = regexp_replace(payload::text, '(.at_ms.:)[0-9]+', '\\1' || %s)::json"
         b" WHERE stream_id = %s AND version = 1",
-        (str(never_ms), used.instance_id),
+        (str(never_ms), instance.instance_id),
     )
 
-    first, second, *_ = await everything(used)
+    first, second, *_ = await everything(instance)
     with capture_logs() as lines:
-        as_it_was = [await used.ask("GET", query) for query in ("?version=1", f"?at={first['recorded_at']}")]
+        as_it_was = [await instance.ask("GET", query) for query in ("?version=1", f"?at={first['recorded_at']}")]
 
     assert first["happened_at"] == never_ms
     assert second["happened_at"].endswith("Z")
     for answer in as_it_was:
         assert (answer.status_code, answer.json()) == (500, {"detail": "The history of this instance cannot be read"})
     assert [(line["event"], type(line["exc_info"])) for line in lines] == [("request_failed", LogCorrupted)] * 2
-    assert f"stream {used.instance_id} has a time that is out of range" in str(lines[0]["exc_info"])
+    assert f"stream {instance.instance_id} has a time that is out of range" in str(lines[0]["exc_info"])
 
 
 @pytest.mark.parametrize("forged_ms", [str(10**17), str(-(10**17)), "9" * 400])
 async def test_a_change_after_an_out_of_range_time_is_refused_and_logged_with_lane_and_seq(
-    used: Used, owner_conn: psycopg.AsyncConnection, forged_ms: str
+    instance: RunningInstance, owner_conn: psycopg.AsyncConnection, forged_ms: str
 ) -> None:
     forgery = await owner_conn.execute(
         b"UPDATE event SET payload = regexp_replace(payload::text, '(.at_ms.:)[0-9]+', '\\1 ' || %s)::json"
         b" WHERE stream_id = %s AND version = 1 RETURNING lane, seq",
-        (forged_ms, used.instance_id),
+        (forged_ms, instance.instance_id),
     )
     place = await forgery.fetchone()
     # The log no longer fits the state of the instance that the API has cached.
-    await owner_conn.execute("UPDATE event SET digest = sha256(digest) WHERE stream_id = %s", (used.instance_id,))
+    await owner_conn.execute("UPDATE event SET digest = sha256(digest) WHERE stream_id = %s", (instance.instance_id,))
 
     with capture_logs() as lines:
-        changed, deleted = await used.ask("POST", "/config", {"agent_name": "Eva"}), await used.ask("DELETE", "")
+        changed, deleted = (
+            await instance.ask("POST", "/config", {"agent_name": "Eva"}),
+            await instance.ask("DELETE", ""),
+        )
 
     for answer in (changed, deleted):
         assert (answer.status_code, answer.json()) == (500, {"detail": "The history of this instance cannot be read"})
     assert [(line["event"], line["log_level"]) for line in lines] == [("request_failed", "error")] * 2
     assert {(line["lane"], line["seq"]) for line in lines} == {place}
-    assert f"stream {used.instance_id} has a time that is out of range" in str(lines[0]["exc_info"])
+    assert f"stream {instance.instance_id} has a time that is out of range" in str(lines[0]["exc_info"])
 
 
-async def test_audit_show_prints_the_same_events_as_the_api(used: Used) -> None:
-    await make_personal(used)
-    env = {"HYDRACORE_DATABASE_URL": used.api.parts.settings.database_url}
-    words = ["audit", "show", str(used.instance_id), "--json"]
+async def test_audit_show_prints_the_same_events_as_the_api(instance: RunningInstance) -> None:
+    await make_personal(instance)
+    env = {"HYDRACORE_DATABASE_URL": instance.api.parts.settings.database_url}
+    words = ["audit", "show", str(instance.instance_id), "--json"]
 
     result = await asyncio.to_thread(CliRunner().invoke, main, words, env=env)
 
     assert [json.loads(line) for line in result.stdout.splitlines()] == await everything(
-        used, headers=used.api.token(user="boss", role="admin")
+        instance, headers=instance.api.token(user="boss", role="admin")
     )
 
 
@@ -265,27 +274,29 @@ async def test_audit_show_prints_the_same_events_as_the_api(used: Used) -> None:
     ],
 )
 async def test_a_version_or_time_that_the_instance_did_not_have_is_not_found_with_the_reason(
-    used: Used, query: str, detail: str
+    instance: RunningInstance, query: str, detail: str
 ) -> None:
-    answer = await used.ask("GET", query)
+    answer = await instance.ask("GET", query)
 
     assert answer.status_code == 404
     assert detail in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("query", ["?version=1", "?version=1000", "?at=2020-01-01", "/events", "/events?cursor=1000"])
-async def test_callers_who_may_not_see_an_instance_cannot_see_its_past_either(used: Used, query: str) -> None:
+async def test_callers_who_may_not_see_an_instance_cannot_see_its_past_either(
+    instance: RunningInstance, query: str
+) -> None:
     """For every query they are answered as for the present instance."""
-    before = await used.version()
+    before = await instance.version()
 
     for who in (
-        used.api.token(user="bob"),
+        instance.api.token(user="bob"),
         bearer("rival", "ann"),
         bearer("rival", "boss", "admin"),
         {"Authorization": "x"},
     ):
-        past = await used.ask("GET", query, headers=who)
-        present = await used.ask("GET", "", headers=who)
+        past = await instance.ask("GET", query, headers=who)
+        present = await instance.ask("GET", "", headers=who)
         assert past.status_code in {401, 403, 404}
         assert (past.status_code, past.content) == (present.status_code, present.content)
-    assert await used.version() == before
+    assert await instance.version() == before

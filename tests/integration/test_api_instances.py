@@ -9,8 +9,8 @@ import pytest
 
 from hydracore.auth import create_api_key, revoke_api_key
 from tests.api_server import Api
-from tests.ordering import finish_deletion, listed, new_events_fixture, order
-from tests.use_fixtures import module_api_fixture, shared_owner_conn_fixture, tenant_api_fixture
+from tests.instance_fixtures import module_api_fixture, shared_owner_conn_fixture, tenant_api_fixture
+from tests.instance_requests import finish_deletion, listed_ids, new_events_fixture, request_instance
 from tests.waiting import until
 
 __all__ = ["module_api_fixture", "new_events_fixture", "shared_owner_conn_fixture", "tenant_api_fixture"]
@@ -22,15 +22,15 @@ async def test_each_role_lists_only_the_instances_that_it_may_see(api: Api) -> N
     ann, bob, boss = api.token(), api.token(user="bob"), api.token(user="boss", role="admin")
     other = f"other-than-{api.tenant}"
     stranger, staff = api.token(tenant=other, user="boss", role="admin"), api.token(user="op", role="platform")
-    before = set(await listed(api, staff))
-    of_ann, of_bob = await order(api, ann), await order(api, bob)
-    of_other = await order(api, api.token(tenant=other))
+    before = set(await listed_ids(api, staff))
+    of_ann, of_bob = await request_instance(api, ann), await request_instance(api, bob)
+    of_other = await request_instance(api, api.token(tenant=other))
 
-    assert await listed(api, ann) == [of_ann]
-    assert await listed(api, bob) == [of_bob]
-    assert set(await listed(api, boss)) == {of_ann, of_bob}
-    assert await listed(api, stranger) == [of_other]
-    assert set(await listed(api, staff)) - before == {of_ann, of_bob, of_other}
+    assert await listed_ids(api, ann) == [of_ann]
+    assert await listed_ids(api, bob) == [of_bob]
+    assert set(await listed_ids(api, boss)) == {of_ann, of_bob}
+    assert await listed_ids(api, stranger) == [of_other]
+    assert set(await listed_ids(api, staff)) - before == {of_ann, of_bob, of_other}
 
 
 VIEWS = ["", "/logs", "/runtime"]
@@ -38,7 +38,7 @@ VIEWS = ["", "/logs", "/runtime"]
 
 @pytest.mark.parametrize("view", VIEWS)
 async def test_each_role_can_read_only_the_instances_that_it_may_see(api: Api, view: str) -> None:
-    of_ann = await order(api, api.token())
+    of_ann = await request_instance(api, api.token())
     path = f"/v1/instances/{of_ann}{view}"
 
     async def status(headers: dict[str, str], where: str = path) -> tuple[int, Any]:
@@ -60,7 +60,7 @@ async def test_only_permitted_callers_can_delete_and_the_answer_says_how_far_the
     api: Api, new_events: Callable[[], Awaitable[int]]
 ) -> None:
     ann = api.token()
-    instance_id = await order(api, ann)
+    instance_id = await request_instance(api, ann)
     path = f"/v1/instances/{instance_id}"
     for headers, status in [
         ({}, 401),
@@ -84,14 +84,14 @@ async def test_an_api_key_acts_as_admin_or_as_a_customer_until_it_is_revoked(
     api: Api, owner_conn: psycopg.AsyncConnection
 ) -> None:
     key = await create_api_key(owner_conn, tenant_id=api.tenant, name="backend")
-    of_ann = await order(api, api.token())
+    of_ann = await request_instance(api, api.token())
     as_admin, as_bob = {"X-Api-Key": key}, {"X-Api-Key": key, "X-User-Id": "bob"}
 
-    of_bob = await order(api, as_bob)
-    for_eve = await order(api, as_admin, customer_id="eve")
+    of_bob = await request_instance(api, as_bob)
+    for_eve = await request_instance(api, as_admin, customer_id="eve")
 
-    assert set(await listed(api, as_admin)) == {of_ann, of_bob, for_eve}
-    assert await listed(api, as_bob) == [of_bob]
+    assert set(await listed_ids(api, as_admin)) == {of_ann, of_bob, for_eve}
+    assert await listed_ids(api, as_bob) == [of_bob]
     assert (await api.client.get(f"/v1/instances/{of_ann}", headers=as_bob)).status_code == 403
     assert await revoke_api_key(owner_conn, UUID(key.split("_")[1]))
 
@@ -144,7 +144,7 @@ async def test_an_expired_token_and_a_malformed_acting_user_are_refused(
 
 async def test_no_personal_data_is_stored_in_clear(api: Api, owner_conn: psycopg.AsyncConnection) -> None:
     ann = api.token(email="ann@example.com")
-    await order(api, ann, user_display_name="Ann of Green Gables", idempotency_key="k")
+    await request_instance(api, ann, user_display_name="Ann of Green Gables", idempotency_key="k")
 
     rows = await (
         await owner_conn.execute(

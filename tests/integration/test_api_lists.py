@@ -9,8 +9,8 @@ from hydracore.api import listing
 from hydracore.api.listing import Listing
 from projections.queries import ListFilter
 from tests.api_server import Api
-from tests.ordering import finish_deletion, listed, order
-from tests.use_fixtures import module_api_fixture, shared_owner_conn_fixture, tenant_api_fixture
+from tests.instance_fixtures import module_api_fixture, shared_owner_conn_fixture, tenant_api_fixture
+from tests.instance_requests import finish_deletion, listed_ids, request_instance
 from tests.waiting import until
 
 __all__ = ["module_api_fixture", "shared_owner_conn_fixture", "tenant_api_fixture"]
@@ -20,22 +20,22 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 async def test_a_deleted_instance_can_be_read_and_is_listed_only_on_request(api: Api) -> None:
     ann = api.token()
-    kept, gone = await order(api, ann), await order(api, ann, idempotency_key="gone")
+    kept, gone = await request_instance(api, ann), await request_instance(api, ann, idempotency_key="gone")
     await api.client.delete(f"/v1/instances/{gone}", headers=ann)
-    assert set(await listed(api, ann)) == {kept, gone}
+    assert set(await listed_ids(api, ann)) == {kept, gone}
     await finish_deletion(api, gone)
 
-    assert await listed(api, ann) == [kept]
-    assert await listed(api, ann, "?status=deleted") == [gone]
-    assert set(await listed(api, ann, "?include_deleted=true")) == {kept, gone}
+    assert await listed_ids(api, ann) == [kept]
+    assert await listed_ids(api, ann, "?status=deleted") == [gone]
+    assert set(await listed_ids(api, ann, "?include_deleted=true")) == {kept, gone}
     assert (await api.client.get(f"/v1/instances/{gone}", headers=ann)).json()["status"] == DELETED
     assert (await api.client.get("/v1/instances/by-key/gone", headers=ann)).json()["status"] == DELETED
-    assert await order(api, ann, idempotency_key="gone") == gone
+    assert await request_instance(api, ann, idempotency_key="gone") == gone
 
 
 async def test_a_list_shows_each_change_at_once(api: Api) -> None:
     ann = api.token()
-    made = [await order(api, ann) for _ in range(3)]
+    made = [await request_instance(api, ann) for _ in range(3)]
 
     for instance_id in made:
         await api.client.delete(f"/v1/instances/{instance_id}", headers=ann)
@@ -51,7 +51,7 @@ async def test_the_email_address_of_an_erased_customer_is_no_longer_listed(
 ) -> None:
     monkeypatch.setattr(keys, "CACHE_S", 0.5)
     ann = api.token(email='"customer_email":null@example.com')
-    await order(api, ann, agent_name='"customer_email":null')
+    await request_instance(api, ann, agent_name='"customer_email":null')
 
     async def shown() -> tuple[str, str | None]:
         item = (await api.client.get("/v1/instances", headers=ann)).json()["instances"][0]
@@ -78,7 +78,7 @@ async def test_the_cache_of_lists_is_bounded(api: Api, monkeypatch: pytest.Monke
 
     for number in range(6):
         customer = f"customer-{number}"
-        made = await order(api, api.token(user=customer))
+        made = await request_instance(api, api.token(user=customer))
         whose = ListFilter(tenant_id=api.tenant, customer_id=customer, limit=1)
         assert made.encode() in (await lists.page(whose)).json
         sizes.append((len(lists._cached_items), len(lists._pages)))
@@ -91,7 +91,7 @@ async def test_the_cache_of_lists_is_bounded(api: Api, monkeypatch: pytest.Monke
 async def test_pages_of_different_limits_are_cached_separately(api: Api) -> None:
     ann = api.token()
     for _ in range(3):
-        await order(api, ann)
+        await request_instance(api, ann)
 
     async def page(limit: int) -> tuple[int, bool]:
         answer = await api.client.get(f"/v1/instances?limit={limit}", headers=ann)
@@ -102,7 +102,7 @@ async def test_pages_of_different_limits_are_cached_separately(api: Api) -> None
 
 async def test_pages_follow_each_other_through_links_without_gap_or_repeat(api: Api) -> None:
     ann = api.token()
-    made = {await order(api, ann) for _ in range(7)}
+    made = {await request_instance(api, ann) for _ in range(7)}
 
     seen: list[str] = []
     page = "/v1/instances?limit=3&include_deleted=true&status=pending"
@@ -116,20 +116,20 @@ async def test_pages_follow_each_other_through_links_without_gap_or_repeat(api: 
     assert pages == 3
     assert len(seen) == 7
     assert set(seen) == made
-    assert await listed(api, ann) == seen
+    assert await listed_ids(api, ann) == seen
 
 
 @pytest.mark.parametrize("query", ["", "status=pending", "status=deleted", "include_deleted=true"])
 async def test_every_page_keeps_the_filter_of_the_first_request(api: Api, query: str) -> None:
     ann = api.token()
     for number in range(6):
-        instance_id = await order(api, ann)
+        instance_id = await request_instance(api, ann)
         if number % 2:
             await api.client.delete(f"/v1/instances/{instance_id}", headers=ann)
             await finish_deletion(api, instance_id)
-        await order(api, api.token(user="bob"))
+        await request_instance(api, api.token(user="bob"))
 
-    whole = await listed(api, ann, f"?{query}")
+    whole = await listed_ids(api, ann, f"?{query}")
 
     assert len(whole) == (6 if query == "include_deleted=true" else 3)
     assert [await paged(api, ann, f"limit={limit}&{query}") for limit in (1, 2)] == [whole, whole]

@@ -15,9 +15,16 @@ from structlog.testing import capture_logs
 
 from events.commands import RotateAgentKey
 from hydracore import tokens
-from tests import lives
+from tests import lifecycle
 from tests.api_server import MASTER_KEY, Api, running_api
-from tests.use_fixtures import KEY_ID, Used, free_host, give, in_use, order
+from tests.instance_fixtures import (
+    KEY_ID,
+    RunningInstance,
+    execute_commands,
+    free_host,
+    request_instance,
+    running_instance,
+)
 
 NEW = bytes(range(1, 33))
 ORDER = {"region_id": "local", "tier_id": "starter", "idempotency_key": "once"}
@@ -39,12 +46,18 @@ class NewAgent(NamedTuple):
     async def enrolled(cls, api: Api) -> Self:
         signing = Ed25519PrivateKey.generate()
         public = b64encode(signing.public_key().public_bytes_raw()).decode()
-        instance_id = await order(api)
-        await give(api, instance_id, lives.plan(vpn_ip=free_host()), lives.created(), lives.enrol(signing_key=public))
+        instance_id = await request_instance(api)
+        await execute_commands(
+            api,
+            instance_id,
+            lifecycle.plan(vpn_ip=free_host()),
+            lifecycle.created(),
+            lifecycle.enrol(signing_key=public),
+        )
         return cls(instance_id, signing)
 
     async def ask_secrets(self, api: Api) -> httpx.Response:
-        body = msgspec.json.encode({"instance_id": self.instance_id, "attempt": 1, "boot_id": lives.BOOT})
+        body = msgspec.json.encode({"instance_id": self.instance_id, "attempt": 1, "boot_id": lifecycle.BOOT})
         signature = b64encode(self.signing.sign(body)).decode()
         return await api.client.post("/v1/agent/secrets", content=body, headers={"X-Agent-Signature": signature})
 
@@ -63,8 +76,8 @@ async def both(database_url: str, redis_url: str) -> AsyncGenerator[Both]:
         yield Both(old, new)
 
 
-def from_new(both: Both, used: Used) -> Used:
-    return used._replace(api=both.new)
+def from_new(both: Both, instance: RunningInstance) -> RunningInstance:
+    return instance._replace(api=both.new)
 
 
 @pytest.mark.parametrize("first", ["old", "new"])
@@ -96,7 +109,7 @@ async def test_secrets_issued_with_the_old_key_are_given_again_and_new_ones_use_
     issued = await agent.secrets(both.old)
     again = await agent.secrets(both.new)
     taken = await acknowledge(both.new, issued)
-    await give(both.new, instance_id, RotateAgentKey(at_ms=lives.NOW_MS))
+    await execute_commands(both.new, instance_id, RotateAgentKey(at_ms=lifecycle.NOW_MS))
     revoked = await acknowledge(both.new, issued)
     fresh = await agent.secrets(both.new)
     by_old_process = await acknowledge(both.old, fresh)
@@ -110,7 +123,7 @@ async def test_secrets_issued_with_the_old_key_are_given_again_and_new_ones_use_
 
 
 async def acknowledge(api: Api, secrets: dict[str, Any]) -> httpx.Response:
-    body = {"boot_id": str(lives.BOOT), "key_id": secrets["key_id"]}
+    body = {"boot_id": str(lifecycle.BOOT), "key_id": secrets["key_id"]}
     headers = {"Authorization": f"Bearer {secrets['agent_key']}"}
     return await api.client.post("/v1/agent/secrets/ack", json=body, headers=headers)
 
@@ -124,7 +137,7 @@ async def test_secrets_of_a_dropped_master_key_are_refused_with_a_warning_until_
     async with running_api(database_url, redis_url, master_key=NEW) as alone:
         with capture_logs() as lines:
             refused = [await agent.ask_secrets(alone) for _ in range(2)]
-        await give(alone, agent.instance_id, RotateAgentKey(at_ms=lives.NOW_MS))
+        await execute_commands(alone, agent.instance_id, RotateAgentKey(at_ms=lifecycle.NOW_MS))
         taken = await acknowledge(alone, await agent.secrets(alone))
 
     assert [answer.status_code for answer in refused] == [409, 409]
@@ -136,13 +149,13 @@ async def test_secrets_of_a_dropped_master_key_are_refused_with_a_warning_until_
 async def test_agent_keys_derived_from_a_dropped_or_forged_master_key_are_refused(
     both: Both, database_url: str, redis_url: str
 ) -> None:
-    async with in_use(both.old) as used, running_api(database_url, redis_url, master_key=NEW) as alone:
-        body = {"boot_id": str(lives.BOOT)}
+    async with running_instance(both.old) as instance, running_api(database_url, redis_url, master_key=NEW) as alone:
+        body = {"boot_id": str(lifecycle.BOOT)}
         keys = {
-            "in force": tokens.agent_key(MASTER_KEY, used.instance_id, KEY_ID),
-            "of the same id": tokens.agent_key(NEW, used.instance_id, KEY_ID),
-            "never issued": tokens.agent_key(MASTER_KEY, used.instance_id, uuid4()),
-            "made up": tokens.agent_key(bytes(32), used.instance_id, KEY_ID),
+            "in force": tokens.agent_key(MASTER_KEY, instance.instance_id, KEY_ID),
+            "of the same id": tokens.agent_key(NEW, instance.instance_id, KEY_ID),
+            "never issued": tokens.agent_key(MASTER_KEY, instance.instance_id, uuid4()),
+            "made up": tokens.agent_key(bytes(32), instance.instance_id, KEY_ID),
         }
         answers = {
             (api is alone, name): await api.client.post(
@@ -158,22 +171,22 @@ async def test_agent_keys_derived_from_a_dropped_or_forged_master_key_are_refuse
 
 
 async def test_an_agent_key_of_another_master_key_cannot_report_usage_of_a_draining_instance(both: Both) -> None:
-    async with in_use(both.old) as used:
-        await give(both.old, used.instance_id, lives.delete(), lives.teardown("key_revoked"))
+    async with running_instance(both.old) as instance:
+        await execute_commands(both.old, instance.instance_id, lifecycle.delete(), lifecycle.teardown("key_revoked"))
         spent = {
-            "at_ms": lives.NOW_MS,
+            "at_ms": lifecycle.NOW_MS,
             "model": "m",
             "prompt_tokens": 1,
             "completion_tokens": 1,
             "cost_usd": 1,
             "channel": "api",
         }
-        usage = {"boot_id": str(lives.BOOT), "ledger_id": str(uuid4()), "seq": 1, "entries": [spent]}
+        usage = {"boot_id": str(lifecycle.BOOT), "ledger_id": str(uuid4()), "seq": 1, "entries": [spent]}
         answers = [
             await both.old.client.post(
                 "/v1/agent/usage",
                 json=usage,
-                headers={"Authorization": f"Bearer {tokens.agent_key(master_key, used.instance_id, KEY_ID)}"},
+                headers={"Authorization": f"Bearer {tokens.agent_key(master_key, instance.instance_id, KEY_ID)}"},
             )
             for master_key in (NEW, MASTER_KEY)
         ]
@@ -185,17 +198,17 @@ async def test_an_agent_key_of_another_master_key_cannot_report_usage_of_a_drain
 async def test_staff_keep_their_conversations_and_a_repeated_chat_is_recognized(both: Both, accept: str) -> None:
     staff = both.old.token(user="root", role="admin") | {"Accept": accept}
     keyed = staff | {"Idempotency-Key": "once"}
-    async with in_use(both.old) as used:
-        await used.ask("POST", "/chat", {"message": "Hello"}, headers=keyed)
-        begun = used.agent.calls[-1].body["conversation_id"]
-        used.agent.script("/api/chat", 409, MISMATCH)
-        repeated = await from_new(both, used).ask("POST", "/chat", {"message": "Hello"}, headers=keyed)
-        names = [call.body["conversation_id"] for call in used.agent.calls_of("/api/chat")]
-        used.agent.script("/api/chat", 409, MISMATCH)
-        used.agent.script("/api/chat", 409, MISMATCH)
-        other = await from_new(both, used).ask("POST", "/chat", {"message": "Bye"}, headers=keyed)
+    async with running_instance(both.old) as instance:
+        await instance.ask("POST", "/chat", {"message": "Hello"}, headers=keyed)
+        begun = instance.agent.calls[-1].body["conversation_id"]
+        instance.agent.script("/api/chat", 409, MISMATCH)
+        repeated = await from_new(both, instance).ask("POST", "/chat", {"message": "Hello"}, headers=keyed)
+        names = [call.body["conversation_id"] for call in instance.agent.calls_of("/api/chat")]
+        instance.agent.script("/api/chat", 409, MISMATCH)
+        instance.agent.script("/api/chat", 409, MISMATCH)
+        other = await from_new(both, instance).ask("POST", "/chat", {"message": "Bye"}, headers=keyed)
         theirs = {"message": "Hello", "conversation_id": begun}
-        goes_on = await from_new(both, used).ask("POST", "/chat", theirs, headers=staff)
+        goes_on = await from_new(both, instance).ask("POST", "/chat", theirs, headers=staff)
 
     assert names == [begun, names[1], begun]
     assert names[1] != begun

@@ -11,9 +11,14 @@ import pytest
 
 from hydracore.auth import create_api_key
 from tests.api_server import Api, bearer
-from tests.use_fixtures import Used, shared_api_fixture, shared_owner_conn_fixture, shared_used_fixture
+from tests.instance_fixtures import (
+    RunningInstance,
+    shared_api_fixture,
+    shared_instance_fixture,
+    shared_owner_conn_fixture,
+)
 
-__all__ = ["shared_api_fixture", "shared_owner_conn_fixture", "shared_used_fixture"]
+__all__ = ["shared_api_fixture", "shared_instance_fixture", "shared_owner_conn_fixture"]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -82,10 +87,10 @@ async def test_every_operation_of_the_contract_has_a_case() -> None:
     assert CASES.keys() == served
 
 
-async def send(used: Used, operation: str, headers: dict[str, str]) -> int:
+async def send(instance: RunningInstance, operation: str, headers: dict[str, str]) -> int:
     method, _, path = operation.partition(" ")
-    path = path.format(instance_id=used.instance_id, idempotency_key="some-key", conversation_id="c-1")
-    answer = await used.api.client.request(method, path, json=CASES[operation].body, headers=headers)
+    path = path.format(instance_id=instance.instance_id, idempotency_key="some-key", conversation_id="c-1")
+    answer = await instance.api.client.request(method, path, json=CASES[operation].body, headers=headers)
     return answer.status_code
 
 
@@ -97,15 +102,15 @@ async def commands(connection: psycopg.AsyncConnection) -> int:
 
 @pytest.mark.parametrize("operation", CASES)
 async def test_each_caller_gets_the_expected_status_and_a_refused_call_changes_nothing(
-    used: Used, owner_conn: psycopg.AsyncConnection, operation: str
+    instance: RunningInstance, owner_conn: psycopg.AsyncConnection, operation: str
 ) -> None:
     statuses = CASES[operation].statuses
     refused = {name for name, status in statuses.items() if status >= 400}
     before = await commands(owner_conn)
 
-    strangers = {name: await send(used, operation, headers) for name, headers in UNAUTHENTICATED.items()}
-    outsiders = {name: await send(used, operation, CALLER_TYPES[name]) for name in refused}
-    called = len(used.agent.calls)
+    strangers = {name: await send(instance, operation, headers) for name, headers in UNAUTHENTICATED.items()}
+    outsiders = {name: await send(instance, operation, CALLER_TYPES[name]) for name in refused}
+    called = len(instance.agent.calls)
     after = await commands(owner_conn)
 
     assert strangers == dict.fromkeys(UNAUTHENTICATED, 401)
@@ -114,23 +119,23 @@ async def test_each_caller_gets_the_expected_status_and_a_refused_call_changes_n
     # A key that has just been rotated cannot be rotated again: only one of the permitted callers can try.
     welcome = [name for name in statuses if name not in refused]
     for name in welcome[:1] if "rotate-key" in operation else welcome:
-        assert (name, await send(used, operation, CALLER_TYPES[name])) == (name, statuses[name])
+        assert (name, await send(instance, operation, CALLER_TYPES[name])) == (name, statuses[name])
 
 
 @pytest.mark.parametrize("operation", CASES)
 async def test_an_api_key_is_an_admin_or_the_customer_it_acts_for(
-    used: Used, owner_conn: psycopg.AsyncConnection, operation: str
+    instance: RunningInstance, owner_conn: psycopg.AsyncConnection, operation: str
 ) -> None:
     key = {"X-Api-Key": await create_api_key(owner_conn, tenant_id="acme", name="test")}
     statuses = CASES[operation].statuses
 
     for name, headers in {"other_customer": {"X-User-Id": "bob"}, "owner": {"X-User-Id": "ann"}, "admin": {}}.items():
-        assert (name, await send(used, operation, key | headers)) == (name, statuses[name])
+        assert (name, await send(instance, operation, key | headers)) == (name, statuses[name])
 
 
-async def test_an_instance_of_another_tenant_is_indistinguishable_from_an_absent_one(used: Used) -> None:
+async def test_an_instance_of_another_tenant_is_indistinguishable_from_an_absent_one(instance: RunningInstance) -> None:
     rival = CALLER_TYPES["other_tenant"]
-    method, path = "GET", f"/v1/instances/{used.instance_id}"
+    method, path = "GET", f"/v1/instances/{instance.instance_id}"
 
     for suffix in (
         "",
@@ -143,14 +148,14 @@ async def test_an_instance_of_another_tenant_is_indistinguishable_from_an_absent
         "/events",
         "?version=1",
     ):
-        there = await used.api.client.request(method, path + suffix, headers=rival)
-        absent = await used.api.client.request(method, f"/v1/instances/{uuid4()}{suffix}", headers=rival)
+        there = await instance.api.client.request(method, path + suffix, headers=rival)
+        absent = await instance.api.client.request(method, f"/v1/instances/{uuid4()}{suffix}", headers=rival)
         assert (there.status_code, there.content) == (absent.status_code, absent.content)
 
 
-async def test_lists_show_only_instances_that_the_caller_may_see(used: Used, api: Api) -> None:
+async def test_lists_show_only_instances_that_the_caller_may_see(instance: RunningInstance, api: Api) -> None:
     shown = {
-        name: str(used.instance_id) in (await api.client.get("/v1/instances", headers=headers)).text
+        name: str(instance.instance_id) in (await api.client.get("/v1/instances", headers=headers)).text
         for name, headers in CALLER_TYPES.items()
     }
 

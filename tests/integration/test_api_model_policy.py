@@ -5,22 +5,30 @@ from collections.abc import AsyncGenerator
 import pytest
 import pytest_asyncio
 
+from tests.instance_fixtures import (
+    RunningInstance,
+    running_instance,
+    shared_api,
+    shared_api_fixture,
+    shared_instance_fixture,
+)
 from tests.services import Services
-from tests.use_fixtures import Used, in_use, shared_api, shared_api_fixture, shared_used_fixture
 
-__all__ = ["shared_api_fixture", "shared_used_fixture"]
+__all__ = ["shared_api_fixture", "shared_instance_fixture"]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def model_urls(services: Services) -> AsyncGenerator[Used]:
+async def model_urls(services: Services) -> AsyncGenerator[RunningInstance]:
     settings = {"model_base_url": "http://models.test/v1", "model_api_key": "sk-of-the-models"}
-    async with shared_api(services, **settings) as api, in_use(api) as used:
-        yield used
+    async with shared_api(services, **settings) as api, running_instance(api) as instance:
+        yield instance
 
 
-async def test_the_models_address_and_key_go_to_the_agent_and_the_key_is_never_shown(model_urls: Used) -> None:
+async def test_the_models_address_and_key_go_to_the_agent_and_the_key_is_never_shown(
+    model_urls: RunningInstance,
+) -> None:
     answer = await model_urls.ask("POST", "/config", {"agent_name": "Ada"})
 
     assert model_urls.agent.runtime["model"] == {"base_url": "http://models.test/v1", "api_key": "sk-of-the-models"}
@@ -30,7 +38,7 @@ async def test_the_models_address_and_key_go_to_the_agent_and_the_key_is_never_s
         assert "sk-of" not in text
 
 
-async def test_a_model_policy_is_changed_field_by_field(used: Used) -> None:
+async def test_a_model_policy_is_changed_field_by_field(instance: RunningInstance) -> None:
     policy = {
         "primary": "gpt-4.1",
         "fallbacks": ["gpt-4o"],
@@ -40,8 +48,8 @@ async def test_a_model_policy_is_changed_field_by_field(used: Used) -> None:
         "budget_daily_usd": 0.1,
         "budget_monthly_usd": 5,
     }
-    first = await used.ask("PATCH", "/model-policy", policy)
-    second = await used.ask("PATCH", "/model-policy", {"primary": None, "fallbacks": [], "budget_daily_usd": None})
+    first = await instance.ask("PATCH", "/model-policy", policy)
+    second = await instance.ask("PATCH", "/model-policy", {"primary": None, "fallbacks": [], "budget_daily_usd": None})
 
     assert first.json()["model_policy"] == policy
     assert first.json()["message"] == "Model policy updated. The agent runs with it"
@@ -51,13 +59,15 @@ async def test_a_model_policy_is_changed_field_by_field(used: Used) -> None:
         "fallbacks": [],
         "budget_daily_usd": None,
     }
-    pushed = used.agent.runtime["model_policy"]
+    pushed = instance.agent.runtime["model_policy"]
     assert (pushed["budget_daily_usd"], pushed["budget_monthly_usd"], pushed["max_tokens"]) == (None, "5", 99)
-    assert (await used.ask("GET", "/config")).json()["model_policy"] == second.json()["model_policy"]
+    assert (await instance.ask("GET", "/config")).json()["model_policy"] == second.json()["model_policy"]
 
 
-async def test_unknown_models_are_accepted_with_a_warning(used: Used) -> None:
-    answer = await used.ask("PATCH", "/model-policy", {"primary": "homegrown-1", "fallbacks": ["gpt-4o", "other-2"]})
+async def test_unknown_models_are_accepted_with_a_warning(instance: RunningInstance) -> None:
+    answer = await instance.ask(
+        "PATCH", "/model-policy", {"primary": "homegrown-1", "fallbacks": ["gpt-4o", "other-2"]}
+    )
 
     assert answer.status_code == 200
     message = answer.json()["message"]

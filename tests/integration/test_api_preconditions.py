@@ -6,17 +6,17 @@ from typing import Any
 import pytest
 
 from hydracore.documents import MASK
-from tests.lives import delete
-from tests.use_fixtures import (
-    Used,
-    give,
+from tests.instance_fixtures import (
+    RunningInstance,
+    execute_commands,
     shared_api_fixture,
+    shared_instance_fixture,
     shared_owner_conn_fixture,
     shared_unreachable_fixture,
-    shared_used_fixture,
 )
+from tests.lifecycle import delete
 
-__all__ = ["shared_api_fixture", "shared_owner_conn_fixture", "shared_unreachable_fixture", "shared_used_fixture"]
+__all__ = ["shared_api_fixture", "shared_instance_fixture", "shared_owner_conn_fixture", "shared_unreachable_fixture"]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -30,35 +30,37 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
     ],
 )
 async def test_a_change_is_made_only_if_its_if_match_version_is_current(
-    used: Used, method: str, path: str, body: dict[str, Any], other: dict[str, Any]
+    instance: RunningInstance, method: str, path: str, body: dict[str, Any], other: dict[str, Any]
 ) -> None:
-    seen = (await used.ask("GET", "/config")).json()["config_version"]
+    seen = (await instance.ask("GET", "/config")).json()["config_version"]
 
-    made = await used.ask(method, path, body, headers={"If-Match": f'"{seen}"'})
-    refused = await used.ask(method, path, other, headers={"If-Match": f'"{seen}"'})
+    made = await instance.ask(method, path, body, headers={"If-Match": f'"{seen}"'})
+    refused = await instance.ask(method, path, other, headers={"If-Match": f'"{seen}"'})
 
     assert (made.status_code, made.json()["config_version"]) == (200, seen + 1)
     assert refused.status_code == 412
     assert refused.json() == {"detail": f"The configuration is at version {seen + 1}; read it again"}
-    assert (await used.state()).config.version == seen + 1
+    assert (await instance.state()).config.version == seen + 1
 
 
-async def test_of_concurrent_changes_with_the_same_if_match_version_exactly_one_is_made(used: Used) -> None:
-    seen = (await used.ask("GET", "/config")).json()["config_version"]
+async def test_of_concurrent_changes_with_the_same_if_match_version_exactly_one_is_made(
+    instance: RunningInstance,
+) -> None:
+    seen = (await instance.ask("GET", "/config")).json()["config_version"]
     headers = {"If-Match": f'"{seen}"'}
 
     answers = await asyncio.gather(
-        *(used.ask("POST", "/config", {"system_prompt": f"You are number {n}"}, headers=headers) for n in range(6))
+        *(instance.ask("POST", "/config", {"system_prompt": f"You are number {n}"}, headers=headers) for n in range(6))
     )
 
     assert sorted(answer.status_code for answer in answers) == [200, *[412] * 5]
     (made,) = (answer.json() for answer in answers if answer.status_code == 200)
-    shown = (await used.ask("GET", "/config")).json()
+    shown = (await instance.ask("GET", "/config")).json()
     assert (shown["config_version"], shown["system_prompt"]) == (seen + 1, made["system_prompt"])
 
 
-async def test_a_stale_version_is_refused_even_if_nothing_would_change(used: Used) -> None:
-    answer = await used.ask("POST", "/config", {}, headers={"If-Match": '"7"'})
+async def test_a_stale_version_is_refused_even_if_nothing_would_change(instance: RunningInstance) -> None:
+    answer = await instance.ask("POST", "/config", {}, headers={"If-Match": '"7"'})
 
     assert answer.status_code == 412
 
@@ -68,44 +70,46 @@ async def test_a_stale_version_is_refused_even_if_nothing_would_change(used: Use
     [("POST", "/config", {"agent_name": "Ada"}), ("PATCH", "/platform-config", {}), ("PATCH", "/model-policy", {})],
 )
 async def test_a_change_that_no_version_allows_is_a_409_even_with_a_stale_if_match(
-    used: Used, method: str, path: str, body: dict[str, Any]
+    instance: RunningInstance, method: str, path: str, body: dict[str, Any]
 ) -> None:
     """A caller that reads the configuration again could still not change it (RFC 9110, section 13.2.1)."""
-    await give(used.api, used.instance_id, delete())
+    await execute_commands(instance.api, instance.instance_id, delete())
 
-    answers = [await used.ask(method, path, body, headers={"If-Match": tag}) for tag in ('"7"', '"1"')]
-    unconditional = await used.ask(method, path, body)
+    answers = [await instance.ask(method, path, body, headers={"If-Match": tag}) for tag in ('"7"', '"1"')]
+    unconditional = await instance.ask(method, path, body)
 
     assert unconditional.status_code == 409
     assert [(answer.status_code, answer.json()) for answer in answers] == [(409, unconditional.json())] * 2
 
 
-async def test_a_stale_version_is_refused_before_the_request_is_compared_with_the_configuration(used: Used) -> None:
+async def test_a_stale_version_is_refused_before_the_request_is_compared_with_the_configuration(
+    instance: RunningInstance,
+) -> None:
     """A request that does not fit the present configuration may have fitted the one that the caller has seen."""
     body = {"telegram_bot_token": MASK}
 
-    answers = [await used.ask("POST", "/config", body, headers={"If-Match": tag}) for tag in ('"7"', '"1"')]
+    answers = [await instance.ask("POST", "/config", body, headers={"If-Match": tag}) for tag in ('"7"', '"1"')]
 
     assert [answer.status_code for answer in answers] == [412, 422]
 
 
 @pytest.mark.parametrize("given", ["*", '"1"', '"0", "1"', '"a,b" ,"1"', '"1",'])
-async def test_if_match_accepts_any_of_several_versions(used: Used, given: str) -> None:
-    answer = await used.ask("POST", "/config", {}, headers={"If-Match": given})
+async def test_if_match_accepts_any_of_several_versions(instance: RunningInstance, given: str) -> None:
+    answer = await instance.ask("POST", "/config", {}, headers={"If-Match": given})
 
     assert answer.status_code == 200
 
 
-async def test_a_weak_tag_matches_no_version(used: Used) -> None:
+async def test_a_weak_tag_matches_no_version(instance: RunningInstance) -> None:
     """Two weak tags may be the same and what they stand for not (RFC 9110, section 13.1.1)."""
-    answer = await used.ask("POST", "/config", {}, headers={"If-Match": 'W/"1"'})
+    answer = await instance.ask("POST", "/config", {}, headers={"If-Match": 'W/"1"'})
 
     assert answer.status_code == 412
 
 
 @pytest.mark.parametrize("given", ["", "1", '"1', '"1" "2"'])
-async def test_an_if_match_that_is_not_a_version_in_quotes_is_refused(used: Used, given: str) -> None:
-    answer = await used.ask("POST", "/config", {}, headers={"If-Match": given})
+async def test_an_if_match_that_is_not_a_version_in_quotes_is_refused(instance: RunningInstance, given: str) -> None:
+    answer = await instance.ask("POST", "/config", {}, headers={"If-Match": given})
 
     assert answer.status_code == 422
     (problem,) = answer.json()["detail"]
@@ -113,10 +117,10 @@ async def test_an_if_match_that_is_not_a_version_in_quotes_is_refused(used: Used
     assert problem["msg"] == 'Value error, give the config_version in quotes, such as "7", or *'
 
 
-async def test_an_if_match_header_that_is_sent_twice_is_refused(used: Used) -> None:
-    twice = [*used.api.token().items(), ("If-Match", '"1"'), ("If-Match", '"2"')]
+async def test_an_if_match_header_that_is_sent_twice_is_refused(instance: RunningInstance) -> None:
+    twice = [*instance.api.token().items(), ("If-Match", '"1"'), ("If-Match", '"2"')]
 
-    answer = await used.api.client.post(f"/v1/instances/{used.instance_id}/config", json={}, headers=twice)
+    answer = await instance.api.client.post(f"/v1/instances/{instance.instance_id}/config", json={}, headers=twice)
 
     assert answer.status_code == 422
     assert answer.json()["detail"][0]["loc"] == ["header", "if-match"]

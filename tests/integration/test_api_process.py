@@ -132,7 +132,7 @@ async def test_only_log_lines_about_a_request_carry_its_request_id(
                 )
             )
             # This line comes by itself, whether or not a request has started what it is about.
-            await until(lambda: any("rate_limits_suspended" in line for line in api.complaints()))
+            await until(lambda: any("rate_limits_suspended" in line for line in api.stderr_lines()))
             api.signal(signal.SIGTERM)
             ended = await api.ended()
 

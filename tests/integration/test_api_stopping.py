@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 
 from hydracore.api import main
 from tests.api_server import Api, bearer, running_api
+from tests.instance_fixtures import RunningInstance, running_instance
 from tests.tiny_agent import STREAM
-from tests.use_fixtures import Used, in_use
 from tests.waiting import PATIENCE_S, until
 
 ORIGIN = "https://shop.example"
@@ -27,11 +27,11 @@ async def test_clients_still_waiting_when_the_api_stops_are_answered_with_an_err
     async with AsyncExitStack() as outside:
         with capture_logs() as said:
             async with running_api(database_url, redis_url, cors_origins=(ORIGIN,)) as api:
-                talking = await outside.enter_async_context(in_use(api))
+                talking = await outside.enter_async_context(running_instance(api))
                 talking.agent.stream = (STREAM[0], asyncio.Event())
-                finished = await outside.enter_async_context(in_use(api))
+                finished = await outside.enter_async_context(running_instance(api))
                 finished.agent.stream = (STREAM[-1], asyncio.Event())
-                silent = await outside.enter_async_context(in_use(api))
+                silent = await outside.enter_async_context(running_instance(api))
                 silent.agent.may_chat.clear()
 
                 stream = await asking(chat(talking, "text/event-stream"), api, outside)
@@ -67,9 +67,9 @@ def head(path: str, length: int, *more: str) -> bytes:
     return "\r\n".join([*lines, *(f"{name}: {value}" for name, value in bearer().items()), "", ""]).encode()
 
 
-def chat(used: Used, accept: str) -> bytes:
+def chat(instance: RunningInstance, accept: str) -> bytes:
     body = b'{"message":"Hello"}'
-    return head(f"/v1/instances/{used.instance_id}/chat", len(body), f"Accept: {accept}") + body
+    return head(f"/v1/instances/{instance.instance_id}/chat", len(body), f"Accept: {accept}") + body
 
 
 async def asking(request: bytes, api: Api, outside: AsyncExitStack) -> asyncio.StreamReader:

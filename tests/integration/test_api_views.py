@@ -7,11 +7,9 @@ import pytest
 
 from projections import queries
 from tests.api_server import Api
-from tests.lives import health, mark_ready, report
-from tests.ordering import order
-from tests.use_fixtures import (
+from tests.instance_fixtures import (
+    execute_commands,
     free_host,
-    give,
     make_failed,
     make_lost,
     module_api_fixture,
@@ -19,6 +17,8 @@ from tests.use_fixtures import (
     shared_owner_conn_fixture,
     tenant_api_fixture,
 )
+from tests.instance_requests import request_instance
+from tests.lifecycle import health, mark_ready, report
 
 __all__ = ["module_api_fixture", "shared_owner_conn_fixture", "tenant_api_fixture"]
 
@@ -45,13 +45,13 @@ async def views(api: Api, instance_id: UUID) -> dict[str, Json]:
 
 async def ordered(api: Api) -> UUID:
     fields = {"idempotency_key": "k1", "agent_name": "Ada", "website_template_slug": "shop"}
-    return UUID(await order(api, api.token(email=ADDRESS), **fields))
+    return UUID(await request_instance(api, api.token(email=ADDRESS), **fields))
 
 
 async def test_every_view_of_a_running_instance_shows_what_is_known(api: Api) -> None:
     instance_id, host = await ordered(api), free_host()
     await provision(api, instance_id, host=host)
-    await give(api, instance_id, report(1, "booted"), mark_ready(), health("late"))
+    await execute_commands(api, instance_id, report(1, "booted"), mark_ready(), health("late"))
 
     shown = await views(api, instance_id)
     detail, by_key, runtime = shown["detail"], shown["by key"], shown["runtime"]
@@ -116,7 +116,7 @@ async def test_a_failed_or_lost_instance_shows_its_cause_in_words(api: Api, make
 async def test_long_logs_show_the_latest_lines_and_count_all(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     instance_id = await ordered(api)
     await provision(api, instance_id)
-    await give(api, instance_id, *(report(seq, "booted", message=f"step {seq}") for seq in range(1, 6)))
+    await execute_commands(api, instance_id, *(report(seq, "booted", message=f"step {seq}") for seq in range(1, 6)))
     whole = (await views(api, instance_id))["logs"]
     monkeypatch.setattr(queries, "LINES_MAX", 3)
 

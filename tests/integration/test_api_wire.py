@@ -11,22 +11,30 @@ import pytest
 from hydracore.auth import create_api_key
 from hydracore.tokens import agent_key
 from tests.api_server import MASTER_KEY, Api
-from tests.use_fixtures import KEY_ID, Used, shared_api_fixture, shared_owner_conn_fixture, shared_used_fixture
-from tests.wire import ORDER, bearer, exchange, request
+from tests.instance_fixtures import (
+    KEY_ID,
+    RunningInstance,
+    shared_api_fixture,
+    shared_instance_fixture,
+    shared_owner_conn_fixture,
+)
+from tests.wire import INSTANCE_REQUEST, bearer, exchange, request
 
-__all__ = ["shared_api_fixture", "shared_owner_conn_fixture", "shared_used_fixture"]
+__all__ = ["shared_api_fixture", "shared_instance_fixture", "shared_owner_conn_fixture"]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def test_blanks_around_a_header_value_are_ignored(
-    api: Api, used: Used, owner_conn: psycopg.AsyncConnection
+    api: Api, instance: RunningInstance, owner_conn: psycopg.AsyncConnection
 ) -> None:
     api_key = await create_api_key(owner_conn, tenant_id="acme", name="backend")
-    key, chat = uuid4().hex, f"/v1/instances/{used.instance_id}/chat"
+    key, chat = uuid4().hex, f"/v1/instances/{instance.instance_id}/chat"
 
     ordered = [
-        await exchange(api, request("/v1/instances", bearer(api), f"Idempotency-Key:{line}", method="POST", body=ORDER))
+        await exchange(
+            api, request("/v1/instances", bearer(api), f"Idempotency-Key:{line}", method="POST", body=INSTANCE_REQUEST)
+        )
         for line in (key, f" {key} ", f"\t{key} \t")
     ]
     asked = await exchange(
@@ -38,14 +46,14 @@ async def test_blanks_around_a_header_value_are_ignored(
     by_key = await exchange(
         api,
         request(
-            f"/v1/instances/{used.instance_id}", f"X-Api-Key: {api_key}\t", "X-User-Id: ann ", "X-Request-Id: r-1 "
+            f"/v1/instances/{instance.instance_id}", f"X-Api-Key: {api_key}\t", "X-User-Id: ann ", "X-Request-Id: r-1 "
         ),
     )
 
     assert {answer.status for answer in ordered} == {202}
     assert len({answer.body["instance_id"] for answer in ordered}) == 1
     assert asked.status == 200, asked
-    assert used.agent.calls_of("/api/chat")[-1].headers["idempotency-key"] == "abc"
+    assert instance.agent.calls_of("/api/chat")[-1].headers["idempotency-key"] == "abc"
     assert (blank.status, blank.body["detail"][0]["loc"]) == (422, ["header", "idempotency-key"])
     assert (by_key.status, by_key.headers["x-request-id"]) == (200, "r-1")
 
@@ -63,10 +71,10 @@ async def test_an_api_key_beside_an_invalid_authorization_header_is_refused(
 
 
 async def test_duplicate_credential_headers_are_refused(
-    api: Api, used: Used, owner_conn: psycopg.AsyncConnection
+    api: Api, instance: RunningInstance, owner_conn: psycopg.AsyncConnection
 ) -> None:
     key = f"X-Api-Key: {await create_api_key(owner_conn, tenant_id='acme', name='backend')}"
-    agent = f"Authorization: Bearer {agent_key(MASTER_KEY, used.instance_id, KEY_ID)}"
+    agent = f"Authorization: Bearer {agent_key(MASTER_KEY, instance.instance_id, KEY_ID)}"
 
     answers = [
         await exchange(api, request("/v1/instances", bearer(api), "Authorization: Bearer x")),
@@ -80,18 +88,18 @@ async def test_duplicate_credential_headers_are_refused(
     assert (await exchange(api, request("/v1/agent/heartbeat", agent, method="POST", body={}))).status == 422
 
 
-async def test_duplicate_idempotency_keys_are_refused(api: Api, used: Used) -> None:
+async def test_duplicate_idempotency_keys_are_refused(api: Api, instance: RunningInstance) -> None:
     keys = ("Idempotency-Key: a", "Idempotency-Key: b")
-    chat = f"/v1/instances/{used.instance_id}/chat"
+    chat = f"/v1/instances/{instance.instance_id}/chat"
 
-    ordered = await exchange(api, request("/v1/instances", bearer(api), *keys, method="POST", body=ORDER))
+    ordered = await exchange(api, request("/v1/instances", bearer(api), *keys, method="POST", body=INSTANCE_REQUEST))
     asked = await exchange(api, request(chat, bearer(api), *keys, method="POST", body={"message": "Hello"}))
 
     for answer in (ordered, asked):
         assert answer.status == 422
         (problem,) = answer.body["detail"]
         assert (problem["loc"], problem["type"]) == (["header", "idempotency-key"], "value_error")
-    assert used.agent.calls_of("/api/chat") == []
+    assert instance.agent.calls_of("/api/chat") == []
 
 
 async def test_trailers_do_not_count_as_headers(api: Api, owner_conn: psycopg.AsyncConnection) -> None:
@@ -100,7 +108,7 @@ async def test_trailers_do_not_count_as_headers(api: Api, owner_conn: psycopg.As
 
     def chunked(*headers: str) -> bytes:
         head = request("/v1/instances", *headers, "Transfer-Encoding: chunked", method="POST")
-        body = json.dumps(ORDER | {"customer_id": "ann"})
+        body = json.dumps(INSTANCE_REQUEST | {"customer_id": "ann"})
         return head + f"{len(body):x}\r\n{body}\r\n0\r\n{trailers}\r\n".encode()
 
     assert (await exchange(api, chunked())).status == 401
@@ -114,7 +122,12 @@ async def test_trailers_do_not_count_as_headers(api: Api, owner_conn: psycopg.As
 async def test_an_idempotency_key_is_found_with_any_spelling_of_its_path(api: Api, path: str) -> None:
     ordered = await exchange(
         api,
-        request("/v1/instances", bearer(api), method="POST", body={**ORDER, "idempotency_key": (key := uuid4().hex)}),
+        request(
+            "/v1/instances",
+            bearer(api),
+            method="POST",
+            body={**INSTANCE_REQUEST, "idempotency_key": (key := uuid4().hex)},
+        ),
     )
 
     found = await exchange(api, request(path + key, bearer(api)))

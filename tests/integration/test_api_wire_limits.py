@@ -12,12 +12,17 @@ from hydracore.api.edge import PATH_LENGTH_MAX
 from hydracore.http_protocol import HEAD_BYTES_MAX
 from hydracore.transport import REQUEST_ID
 from tests.api_server import Api
-from tests.memory import holding_less_than
-from tests.use_fixtures import Used, shared_api_fixture, shared_owner_conn_fixture, shared_used_fixture
+from tests.instance_fixtures import (
+    RunningInstance,
+    shared_api_fixture,
+    shared_instance_fixture,
+    shared_owner_conn_fixture,
+)
+from tests.memory import allocating_less_than
 from tests.waiting import PATIENCE_S, until
-from tests.wire import ORDER, Answer, bearer, exchange, request
+from tests.wire import INSTANCE_REQUEST, Answer, bearer, exchange, request
 
-__all__ = ["shared_api_fixture", "shared_owner_conn_fixture", "shared_used_fixture"]
+__all__ = ["shared_api_fixture", "shared_instance_fixture", "shared_owner_conn_fixture"]
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -63,7 +68,7 @@ async def test_a_path_over_the_limit_gets_414_and_is_not_kept_in_memory(api: Api
     longest = by_key + "k" * (PATH_LENGTH_MAX - len(by_key))
 
     asked = [await exchange(api, request(longest + more, bearer(api))) for more in ("", "?limit=1", "k")]
-    with holding_less_than(4_000_000):
+    with allocating_less_than(4_000_000):
         # A text with one such character takes four bytes of memory for each of its characters.
         strangers = [await exchange(api, request(f"{by_key}{n}{'k' * 60_000}%F0%9F%98%80")) for n in range(20)]
 
@@ -89,21 +94,21 @@ async def closed(api: Api, *requests: bytes) -> bytes:
 
 
 async def test_a_connection_whose_request_head_does_not_arrive_in_time_is_closed(
-    api: Api, used: Used, monkeypatch: pytest.MonkeyPatch
+    api: Api, instance: RunningInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.05)
     half = b"GET /health/live HTTP/1.1\r\nHost:"
-    chat = request(f"/v1/instances/{used.instance_id}/chat", bearer(api), method="POST", body={"message": "Hello"})
-    used.agent.may_chat.clear()
+    chat = request(f"/v1/instances/{instance.instance_id}/chat", bearer(api), method="POST", body={"message": "Hello"})
+    instance.agent.may_chat.clear()
 
     answering = asyncio.create_task(closed(api, chat.replace(b"Connection: close\r\n", b"") + half))
-    await until(lambda: used.agent.calls_of("/api/chat"))
+    await until(lambda: instance.agent.calls_of("/api/chat"))
     for sent in (b"", b"\r\n", half):
         assert await closed(api, sent) == b""
     for sent in (b"\r\n", half):
         assert await closed(api, GET_AND_STAY, sent) == b""
     # An answer in progress is given, whatever else waits behind it.
-    used.agent.may_chat.set()
+    instance.agent.may_chat.set()
 
     assert (await answering).startswith(b"HTTP/1.1 200")
 
@@ -119,8 +124,8 @@ WRONG = {
     "a NUL in a header": request("/v1/instances", "Idempotency-Key: a\0b"),
     "a length that is not a number": request("/v1/instances", "Content-Length: ten", method="POST"),
     "a negative length": request("/v1/instances", "Content-Length: -1", method="POST"),
-    "two lengths": request("/v1/instances", "Content-Length: 3", method="POST", body=ORDER),
-    "a length and chunks": request("/v1/instances", "Transfer-Encoding: chunked", method="POST", body=ORDER),
+    "two lengths": request("/v1/instances", "Content-Length: 3", method="POST", body=INSTANCE_REQUEST),
+    "a length and chunks": request("/v1/instances", "Transfer-Encoding: chunked", method="POST", body=INSTANCE_REQUEST),
 }
 
 #: What Java's HttpClient sends over plain HTTP.
@@ -133,7 +138,7 @@ JAVA = (
 
 
 async def test_a_client_that_offers_http_2_is_answered_in_http_1(api: Api, caplog: pytest.LogCaptureFixture) -> None:
-    made = await exchange(api, request("/v1/instances", bearer(api), *JAVA, method="POST", body=ORDER))
+    made = await exchange(api, request("/v1/instances", bearer(api), *JAVA, method="POST", body=INSTANCE_REQUEST))
     asked = await exchange(api, request(f"/v1/instances/{made.body['instance_id']}", bearer(api), *JAVA))
 
     assert (made.status, asked.status) == (202, 200)
@@ -150,11 +155,11 @@ async def test_malformed_http_is_a_bad_request(api: Api, wrong: bytes) -> None:
 
 
 async def test_malformed_chunks_are_a_bad_request_and_later_nonsense_ends_no_answer_in_progress(
-    api: Api, used: Used
+    api: Api, instance: RunningInstance
 ) -> None:
     begun = request("/v1/instances", bearer(api), "Transfer-Encoding: chunked", method="POST")
     stream = request(
-        f"/v1/instances/{used.instance_id}/chat",
+        f"/v1/instances/{instance.instance_id}/chat",
         bearer(api),
         "Accept: text/event-stream",
         method="POST",

@@ -13,7 +13,7 @@ import psutil
 import psycopg
 import pytest
 
-from tests.sealed_log import Log, SealedLogs, run
+from tests.sealed_log import Log, SealedLogs, run_audit
 from tests.waiting import until
 
 #: Bytes that are no characters, as Python passes them on.
@@ -50,7 +50,7 @@ def forge(log: Log, *statements: bytes, **values: object) -> None:
 async def test_an_argument_that_is_not_valid_text_is_a_usage_error(
     log: Log, words: tuple[str, ...], tmp_path: Path
 ) -> None:
-    result = await asyncio.to_thread(run, log, *words, HYDRACORE_ERASURE_FILE=str(tmp_path / "erasures.jsonl"))
+    result = await asyncio.to_thread(run_audit, log, *words, HYDRACORE_ERASURE_FILE=str(tmp_path / "erasures.jsonl"))
 
     assert result.exit_code == 2
     assert "Usage:" in result.stderr
@@ -61,7 +61,7 @@ async def test_a_damaged_erasure_file_makes_an_erasure_fail_with_one_line(log: L
     file.write_text('{"tenant_id":"acme"}\n')
     words = ("erase-customer", "ada", "--also-live", "--yes")
 
-    result = await asyncio.to_thread(run, log, *words, HYDRACORE_ERASURE_FILE=str(file))
+    result = await asyncio.to_thread(run_audit, log, *words, HYDRACORE_ERASURE_FILE=str(file))
 
     assert (result.exit_code, len(result.stderr.splitlines())) == (3, 1)
     assert "a line is damaged" in result.stderr
@@ -76,8 +76,8 @@ async def test_an_out_of_range_event_time_is_shown_as_a_number(log: Log) -> None
     )
     first = str(log.ids[0])
 
-    told = [await asyncio.to_thread(run, log, "show", *words) for words in ((first,), (first, "--json"))]
-    state = await asyncio.to_thread(run, log, "state", first)
+    told = [await asyncio.to_thread(run_audit, log, "show", *words) for words in ((first,), (first, "--json"))]
+    state = await asyncio.to_thread(run_audit, log, "state", first)
 
     assert [(each.exit_code, each.stderr) for each in (*told, state)] == [(0, "")] * 3
     assert f'"happened_at":{NEVER_MS}' in told[1].stdout
@@ -104,7 +104,7 @@ async def test_an_out_of_range_recording_time_is_an_alarm_with_its_place(log: Lo
         ("export", first, *output),
         ("export", second, *output),
     ):
-        result = await asyncio.to_thread(run, log, *words)
+        result = await asyncio.to_thread(run_audit, log, *words)
 
         assert (result.exit_code, len(result.stderr.splitlines())) == (1, 1)
         assert "Lane 6 at 10:" in result.stderr

@@ -12,14 +12,14 @@ import pytest
 
 from hydracore.audit.verifying import Progress, Request, verify
 from tests.next_release import ActivityV2
-from tests.rebuilding import rebuilt
-from tests.sealed_log import Forger, Log, SealedLogs, follow, run
+from tests.rebuilding import rebuild_here
+from tests.sealed_log import Forger, Log, SealedLogs, run_audit, update_projections
 
 
 @pytest.fixture
 async def log(sealed_logs: SealedLogs, tmp_path: Path) -> AsyncGenerator[Log]:
     async with sealed_logs.copy(tmp_path) as made:
-        await follow(made)
+        await update_projections(made)
         yield made
 
 
@@ -38,7 +38,7 @@ class Appending(Progress):
         self._loop = asyncio.get_running_loop()
 
     def begin(self, total: int) -> None:
-        asyncio.run_coroutine_threadsafe(self._log.name(0, "third"), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._log.rename(0, "third"), self._loop).result()
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ async def test_an_emptied_table_is_found_even_if_the_record_that_it_is_served_is
 ) -> None:
     forger.do(*forgeries)
 
-    result = run(log, "verify", "--json")
+    result = run_audit(log, "verify", "--json")
 
     (finding,) = json.loads(result.stdout)["findings"]
     assert (result.exit_code, finding["kind"], finding["table"]) == (1, "projection_missing", "projection")
@@ -63,7 +63,7 @@ async def test_an_emptied_table_is_found_even_if_the_record_that_it_is_served_is
 async def test_rows_missing_behind_a_deleted_checkpoint_are_noted_with_their_lane(log: Log, forger: Forger) -> None:
     forger.do("DELETE FROM activity", "DELETE FROM checkpoint WHERE follower = 'activity'")
 
-    result = run(log, "verify")
+    result = run_audit(log, "verify")
 
     what = "activity has not applied all of the log; later events were not compared"
     assert (result.exit_code, f"note: {what}: lane 6 (to 0 of 12)" in result.stdout.splitlines()) == (0, True)
@@ -80,18 +80,18 @@ async def test_events_appended_during_a_verification_need_not_be_followed_yet(lo
 async def test_an_invented_projection_version_excuses_no_edited_table(log: Log, forger: Forger) -> None:
     forger.do("UPDATE fleet SET entries = entries + 7", "UPDATE projection SET version = 2 WHERE name = 'fleet'")
 
-    result = run(log, "verify", "--json")
+    result = run_audit(log, "verify", "--json")
 
     (finding,) = json.loads(result.stdout)["findings"]
     assert (result.exit_code, finding["kind"], finding["table"]) == (1, "projection_wrong", "projection")
 
 
 async def test_a_projection_version_of_a_newer_release_is_a_note_and_with_strict_a_finding(log: Log) -> None:
-    await rebuilt(log.url, ActivityV2())
+    await rebuild_here(log.url, ActivityV2())
     copy = ("--seals", str(log.file.path))
 
-    told = await asyncio.to_thread(run, log, "verify", *copy)
-    strict = await asyncio.to_thread(run, log, "verify", *copy, "--strict")
+    told = await asyncio.to_thread(run_audit, log, "verify", *copy)
+    strict = await asyncio.to_thread(run_audit, log, "verify", *copy, "--strict")
 
     what = "activity is served in a version that this release does not have: not compared"
     assert (told.exit_code, told.stdout.splitlines()[0]) == (0, f"note: {what}")
@@ -104,10 +104,10 @@ async def test_strict_verification_does_not_accept_a_checkpoint_as_an_excuse_for
     words = ("verify", "--strict", "--seals", str(log.file.path))
     with log.file.path.open("ab") as file:
         file.write(b'{"number":')  # As a crash leaves it; it hides no seal.
-    before = await asyncio.to_thread(run, log, *words)
+    before = await asyncio.to_thread(run_audit, log, *words)
     forger.do("DELETE FROM activity WHERE lane = 6", "UPDATE checkpoint SET seq = 0 WHERE follower = 'activity'")
 
-    after = await asyncio.to_thread(run, log, *words)
+    after = await asyncio.to_thread(run_audit, log, *words)
 
     assert (before.exit_code, before.stdout.splitlines()[-1].partition(" in ")[0]) == (0, "0 findings")
     assert (after.exit_code, after.stdout.startswith("the log: not_proven: activity ")) == (1, True)
@@ -115,13 +115,13 @@ async def test_strict_verification_does_not_accept_a_checkpoint_as_an_excuse_for
 
 async def test_strict_verification_of_a_part_of_the_log_is_a_usage_error(log: Log) -> None:
     for part in (("--lane", "6"), ("--since-seal",), ("--no-replay",)):
-        assert run(log, "verify", "--strict", *part).exit_code == 2
+        assert run_audit(log, "verify", "--strict", *part).exit_code == 2
 
 
 async def test_a_dropped_read_table_is_a_finding_and_hides_no_other(log: Log, forger: Forger) -> None:
     forger.do("DROP TABLE activity", "DROP TABLE instance", "DELETE FROM provision_log", "DELETE FROM fleet")
 
-    result = run(log, "verify", "--json")
+    result = run_audit(log, "verify", "--json")
 
     findings = {(found["kind"], found["table"]) for found in json.loads(result.stdout)["findings"]}
     gone = {("table_missing", "activity"), ("table_missing", "instance")}
@@ -132,6 +132,6 @@ async def test_an_append_fails_if_no_record_says_which_rows_are_served(log: Log,
     forger.do("DELETE FROM projection WHERE name = 'instance'")
 
     with pytest.raises(psycopg.errors.UndefinedObject, match="projection instance has no row"):
-        await log.name(0, "third")
+        await log.rename(0, "third")
 
     assert forger.connection.execute("SELECT max(seq) FROM event").fetchone() == (12,)

@@ -17,8 +17,8 @@ from events.ids import instance_id_for, lane_of
 from hydracore.audit import export_parquet, export_writer
 from hydracore.audit import export_records as r
 from hydracore.audit.export_files import read_records
-from tests.requests_to_log import origin, request, requested
-from tests.sealed_log import LANE, Log, SealedLogs, run
+from tests.sealed_log import LANE, Log, SealedLogs, run_audit
+from tests.store_commands import create_instance, origin, request
 
 ELSEWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
 
@@ -33,10 +33,10 @@ async def grow(log: Log) -> None:
     """A fourth instance in the lane; events of others, also of another tenant, come before, between and after its own."""
     await others(log, in_lane("other", "bob"))
     await others(log, "elsewhere")
-    log.ids.append(await requested(log.store, key=in_lane("acme", "ada")))
+    log.ids.append(await create_instance(log.store, key=in_lane("acme", "ada")))
     for n in range(5):
-        await log.name(0, f"other {n}")
-        await log.name(3, f"name {n}")
+        await log.rename(0, f"other {n}")
+        await log.rename(3, f"name {n}")
 
 
 def in_lane(tenant_id: str, customer_id: str) -> str:
@@ -60,7 +60,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def exported(log: Log, path: Path, *words: str, **environ: str) -> dict[str, Any]:
-    result = run(log, "export", "--output", str(path), "--json", *words, **environ)
+    result = run_audit(log, "export", "--output", str(path), "--json", *words, **environ)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
@@ -68,7 +68,7 @@ def exported(log: Log, path: Path, *words: str, **environ: str) -> dict[str, Any
 def verified(log: Log, path: Path, *words: str, **environ: str) -> tuple[int, dict[str, Any]]:
     """Verify without the database, whatever the settings say."""
     environ = {"HYDRACORE_DATABASE_URL": ELSEWHERE, **environ}
-    result = run(log, "verify-export", str(path), "--json", *words, **environ)
+    result = run_audit(log, "verify-export", str(path), "--json", *words, **environ)
     return result.exit_code, json.loads(result.stdout)
 
 
@@ -97,11 +97,11 @@ async def test_exports_of_an_instance_and_of_a_tenant_verify_without_the_databas
 
 async def test_an_export_of_a_lane_with_a_huge_gap_fails_and_leaves_no_file(log: Log, tmp_path: Path) -> None:
     path = tmp_path / "all.jsonl"
-    await log.name(0, "unsealed")
+    await log.rename(0, "unsealed")
     with psycopg.connect(log.url, autocommit=True) as connection:
         connection.execute(b"UPDATE command SET first_seq = %s WHERE lane = %s AND first_seq = 13", (2**62, LANE))
 
-    result = run(log, "export", "--output", str(path), "--tenant", "acme")
+    result = run_audit(log, "export", "--output", str(path), "--tenant", "acme")
 
     assert result.exit_code == 1
     assert "Lane 6 at 13:" in result.stderr
@@ -132,7 +132,7 @@ async def test_an_export_of_a_log_in_use_is_consistent_and_verifies(log: Log, tm
         count = 0
         while not stop.is_set():
             count += 1
-            await log.name(number, f"name {count}")
+            await log.rename(number, f"name {count}")
 
     writers = [asyncio.create_task(write(number)) for number in range(3)]
     for attempt in range(5):
@@ -147,10 +147,10 @@ async def test_an_export_of_a_log_in_use_is_consistent_and_verifies(log: Log, tm
 
 
 async def test_unsealed_events_of_an_export_are_reported_and_can_be_left_out(log: Log, tmp_path: Path) -> None:
-    await log.name(0, "third")
+    await log.rename(0, "third")
     path, sealed = tmp_path / "all.jsonl", tmp_path / "sealed.jsonl"
 
-    result = run(log, "export", "--output", str(path), "--tenant", "acme", HYDRACORE_SEAL_KEY="")
+    result = run_audit(log, "export", "--output", str(path), "--tenant", "acme", HYDRACORE_SEAL_KEY="")
     of_sealed = exported(log, sealed, "--tenant", "acme", "--sealed", HYDRACORE_SEAL_KEY="")
 
     assert "note: 1 event is not sealed yet" in result.stdout
@@ -163,7 +163,7 @@ async def test_a_sealed_export_fails_as_long_as_there_is_no_seal(log: Log, tmp_p
     with psycopg.connect(log.url, autocommit=True) as connection:
         connection.execute("DELETE FROM seal")
 
-    result = run(log, "export", "--output", str(tmp_path / "sealed.jsonl"), "--tenant", "acme", "--sealed")
+    result = run_audit(log, "export", "--output", str(tmp_path / "sealed.jsonl"), "--tenant", "acme", "--sealed")
 
     assert result.exit_code != 0
     assert "There is no seal yet" in result.stderr
@@ -176,10 +176,10 @@ async def test_a_failed_export_leaves_no_file_and_an_existing_file_is_replaced_o
     path = tmp_path / "mine.jsonl"
     path.write_text("precious")
 
-    refused = run(log, "export", "--output", str(path), "--tenant", "acme")
-    unknown = run(log, "export", "--output", str(tmp_path / "x"), "--tenant", "nobody")
-    nowhere = run(log, "export", "--output", str(tmp_path / "no" / "x"), "--tenant", "acme")
-    unreachable = run(
+    refused = run_audit(log, "export", "--output", str(path), "--tenant", "acme")
+    unknown = run_audit(log, "export", "--output", str(tmp_path / "x"), "--tenant", "nobody")
+    nowhere = run_audit(log, "export", "--output", str(tmp_path / "no" / "x"), "--tenant", "acme")
+    unreachable = run_audit(
         log, "export", "--output", str(tmp_path / "x"), "--tenant", "acme", HYDRACORE_DATABASE_URL=ELSEWHERE
     )
 
@@ -215,7 +215,7 @@ async def test_an_export_of_an_edited_log_fails_its_verification_with_the_place(
 async def test_an_export_requires_either_an_instance_or_a_tenant(
     log: Log, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
-    result = run(log, "export", "--output", str(tmp_path / "x"), *words)
+    result = run_audit(log, "export", "--output", str(tmp_path / "x"), *words)
 
     assert result.exit_code == 2
     assert "Give either INSTANCE or --tenant." in result.stderr
@@ -241,7 +241,9 @@ async def test_a_parquet_export_without_a_usable_pyarrow_fails_and_says_why(
 
     monkeypatch.setattr(export_parquet, "importlib", type("Importing", (), {"import_module": staticmethod(absent)}))
 
-    result: Result = run(log, "export", "--output", str(tmp_path / "x"), "--tenant", "acme", "--format", "parquet")
+    result: Result = run_audit(
+        log, "export", "--output", str(tmp_path / "x"), "--tenant", "acme", "--format", "parquet"
+    )
 
     status, said = expected
     assert (result.exit_code, said in result.stderr) == (status, True)

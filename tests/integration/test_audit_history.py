@@ -22,9 +22,9 @@ from hydracore.audit import difference, historical_state, history
 from hydracore.audit.historical_state import state_at
 from hydracore.audit.history import EventFilter, instance_entries, tenant_entries
 from hydracore.audit.history_rendering import hide_sealed, render_event
-from tests import lives
-from tests.requests_to_log import origin, requested
-from tests.sealed_log import Log, SealedLogs, run
+from tests import lifecycle
+from tests.sealed_log import Log, SealedLogs, run_audit
+from tests.store_commands import create_instance, origin
 
 Json = dict[str, Any]
 SECRET = Sealed("v1." + "QUJD" * 12)
@@ -34,16 +34,16 @@ SECRET = Sealed("v1." + "QUJD" * 12)
 async def log(sealed_logs: SealedLogs, tmp_path: Path) -> AsyncGenerator[Log]:
     """The three instances of a sealed log; the first has a prompt, and another tenant has an instance."""
     async with sealed_logs.copy(tmp_path) as made:
-        prompt = lives.configure(system_prompt=SECRET)
+        prompt = lifecycle.configure(system_prompt=SECRET)
         await made.store.execute(made.ids[0], prompt, origin("admin:boss"))
-        stranger = lives.request(tenant_id="other", customer_id="eve")
-        await made.store.create(lives.instance_id("eve"), stranger, origin("customer:eve"))
+        stranger = lifecycle.request(tenant_id="other", customer_id="eve")
+        await made.store.create(lifecycle.instance_id("eve"), stranger, origin("customer:eve"))
         yield made
 
 
 async def audit(log: Log, *words: str) -> Result:
     """The command in a thread: it runs a loop of its own."""
-    return await asyncio.to_thread(run, log, *words)
+    return await asyncio.to_thread(run_audit, log, *words)
 
 
 async def shown(log: Log, *words: str) -> list[Json]:
@@ -133,9 +133,9 @@ async def test_folding_a_long_history_yields_to_other_tasks(log: Log, monkeypatc
 async def test_all_events_of_a_tenant_come_in_one_order_with_any_page_size_and_filter(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    others = [await requested(log.store, customer_id="bob", key=f"another {number}") for number in range(5)]
+    others = [await create_instance(log.store, customer_id="bob", key=f"another {number}") for number in range(5)]
     for instance_id in (*others, *log.ids):
-        await log.store.execute(instance_id, lives.configure(agent_name="last"), origin("worker"))
+        await log.store.execute(instance_id, lifecycle.configure(agent_name="last"), origin("worker"))
     whole = await shown(log, "--tenant", "acme")
 
     places = [(event["recorded_at"], event["lane"], event["seq"]) for event in whole]
@@ -173,7 +173,7 @@ async def test_pages_of_a_tenant_have_exactly_the_events_that_existed_at_the_fir
         page = await audit(log, "show", "--tenant", "acme", "--json", "--limit", "5", *words)
         told += map(json.loads, page.stdout.splitlines())
         words = page.stderr.removeprefix("continue with: ").split()
-        await log.name(0, f"meanwhile {len(told)}")
+        await log.rename(0, f"meanwhile {len(told)}")
 
     assert told == whole
     assert words == []
@@ -184,7 +184,7 @@ async def test_events_appended_while_a_tenant_is_read_are_not_shown(log: Log, mo
     seen = 0
 
     async for entry in tenant_entries(log.pool, "acme", EventFilter()):
-        await log.name(seen % 3, f"in between {seen}")
+        await log.rename(seen % 3, f"in between {seen}")
         assert (await render_event(entry, hide_sealed)).fields.get("agent_name", "") not in {
             "in between 0",
             "in between 1",
@@ -226,8 +226,8 @@ async def test_the_state_at_any_version_or_time_is_the_fold_of_the_events_record
 
 async def test_a_difference_names_the_changed_fields_and_the_events_that_changed_them(log: Log) -> None:
     first = str(log.ids[0])
-    await log.name(0, "third")
-    await log.name(0, "second")
+    await log.rename(0, "third")
+    await log.rename(0, "second")
 
     result = await audit(log, "diff", first, "--from", "5", "--to", "7", "--json")
     found = json.loads(result.stdout)
@@ -255,7 +255,7 @@ async def test_a_difference_shows_the_last_events_that_changed_a_field_and_count
 ) -> None:
     monkeypatch.setattr(difference, "FIELD_EVENTS_MAX", 2)
     for name in ("third", "fourth"):
-        await log.name(0, name)
+        await log.rename(0, name)
 
     words = ("diff", str(log.ids[0]), "--from", "0")
     found = json.loads((await audit(log, *words, "--json")).stdout)

@@ -10,7 +10,7 @@ from hydracore.audit import seal_check, seal_sample
 from hydracore.audit.seal_check import check_seals, stored_seals
 from tests.sealed_log import Forger, sealed_log
 from tests.services import Services
-from tests.tampering import forger, lane_findings, made_once
+from tests.tampering import forger, lane_findings, module_database
 
 __all__ = ["forger"]
 
@@ -23,10 +23,10 @@ def url(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generat
     async def make(url: str) -> None:
         async with sealed_log(url, tmp_path_factory.mktemp("seals")) as log:
             for number in range(EVENTS - 12):
-                await log.name(number % 3, f"sealed {number}")
+                await log.rename(number % 3, f"sealed {number}")
                 await log.sealer.seal()
 
-    with made_once(services, "many_seals", make) as url:
+    with module_database(services, "many_seals", make) as url:
         yield url
 
 

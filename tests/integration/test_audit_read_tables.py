@@ -12,11 +12,11 @@ from events.ids import SEQ_MAX
 from events.verification_findings import Note, note_sentences
 from hydracore.audit import followed_tables, inline_tables
 from hydracore.audit.served_projections import find_served_projections
-from tests import lives
-from tests.requests_to_log import origin
-from tests.sealed_log import LANE, Forger, follow, sealed_log
+from tests import lifecycle
+from tests.sealed_log import LANE, Forger, sealed_log, update_projections
 from tests.services import Services
-from tests.tampering import forger, lane_findings, lane_report, made_once
+from tests.store_commands import origin
+from tests.tampering import forger, lane_findings, lane_report, module_database
 
 __all__ = ["forger"]
 
@@ -35,13 +35,13 @@ INSERT_LINE = (
 def url(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
     async def make(url: str) -> None:
         async with sealed_log(url, tmp_path_factory.mktemp("seals")) as log:
-            usage = lives.usage(1)
+            usage = lifecycle.usage(1)
             (entry,) = usage.entries
             usage = replace(usage, entries=(replace(entry, end_user="somebody"),))
             await log.store.execute(log.ids[0], usage, origin("agent"))
-            await follow(log)
+            await update_projections(log)
 
-    with made_once(services, "read_tables", make) as url:
+    with module_database(services, "read_tables", make) as url:
         yield url
 
 

@@ -9,8 +9,8 @@ import pytest
 from psycopg import sql
 
 from hydracore.audit.schema_check import check_schema
-from tests.sealed_log import Forger, Log, run
-from tests.verifying import FORGE, forger, found, log
+from tests.sealed_log import Forger, Log, run_audit
+from tests.verify_fixtures import FORGE, forger, log, verify_findings
 
 __all__ = ["forger", "log"]
 
@@ -45,7 +45,7 @@ async def test_a_missing_or_altered_table_or_column_of_the_log_is_named(
 ) -> None:
     forger.do(statement)
 
-    status, (finding,) = found(log, "--strict", "--seals", str(log.file.path))
+    status, (finding,) = verify_findings(log, "--strict", "--seals", str(log.file.path))
 
     assert (status, finding["kind"], finding["table"]) == (1, *expected)
     assert lacking in finding["what"]
@@ -57,7 +57,7 @@ async def test_a_dropped_seal_table_is_a_finding_even_if_the_copy_is_lost_too(
 ) -> None:
     forger.do("DROP TABLE seal")
 
-    result = run(log, "verify", HYDRACORE_SEAL_FILE=str(tmp_path / "lost.jsonl"))
+    result = run_audit(log, "verify", HYDRACORE_SEAL_FILE=str(tmp_path / "lost.jsonl"))
 
     assert (result.exit_code, "table seal: table_missing: seal is missing" in result.stdout) == (1, True)
 
@@ -80,8 +80,8 @@ async def test_every_missing_column_of_the_log_is_found(log: Log) -> None:
 async def test_only_the_tables_that_a_verification_needs_have_to_exist(log: Log, forger: Forger) -> None:
     forger.do("DROP TABLE snapshot", "DROP TABLE projection_lane")
 
-    assert found(log, "--no-replay") == (0, [])
-    assert [finding["table"] for finding in found(log)[1]] == ["projection_lane", "snapshot"]
+    assert verify_findings(log, "--no-replay") == (0, [])
+    assert [finding["table"] for finding in verify_findings(log)[1]] == ["projection_lane", "snapshot"]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ async def test_a_missing_table_that_only_a_replay_needs_hides_no_finding_in_the_
 ) -> None:
     forger.do(statement, FORGE.format(7))
 
-    status, (gone, *edited) = found(log, "--seals", str(log.file.path))
+    status, (gone, *edited) = verify_findings(log, "--seals", str(log.file.path))
 
     assert (status, gone["kind"], gone["table"]) == (1, *expected)
     assert lacking in gone["what"]
@@ -114,4 +114,4 @@ async def test_a_missing_table_that_only_a_replay_needs_hides_no_finding_in_the_
 async def test_all_missing_tables_are_named_together(log: Log, forger: Forger) -> None:
     forger.do("DROP TABLE snapshot", "DROP TABLE seal")
 
-    assert [finding["table"] for finding in found(log)[1]] == ["seal", "snapshot"]
+    assert [finding["table"] for finding in verify_findings(log)[1]] == ["seal", "snapshot"]

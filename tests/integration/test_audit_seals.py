@@ -25,8 +25,8 @@ from hydracore.db.backup import back_up
 from hydracore.db.pool import conninfo
 from hydracore.db.restore import restore
 from hydracore.settings import Settings
-from tests.requests_to_log import open_store, requested
 from tests.services import OwnServices, Services
+from tests.store_commands import create_instance, open_store
 from tests.waiting import until
 
 KEY = bytes(range(32))
@@ -44,14 +44,14 @@ async def log(database_url: str, tmp_path: Path) -> AsyncGenerator[Log]:
     """A log with one event, not sealed yet."""
     file = SealFile(tmp_path / "seals.jsonl")
     async with open_store(database_url) as (store, pool):
-        await requested(store)
+        await create_instance(store)
         yield Log(store, pool, Sealer(pool, key=KEY, file=file), file)
 
 
 async def test_new_events_are_sealed_once(log: Log) -> None:
     first = await log.sealer.seal()
     nothing_new = await log.sealer.seal()
-    instance_id = await requested(log.store, key="second")
+    instance_id = await create_instance(log.store, key="second")
     second = await log.sealer.seal()
 
     assert first is not None
@@ -71,7 +71,7 @@ async def test_an_empty_log_has_nothing_to_seal(database_url: str) -> None:
 async def test_a_lost_copy_is_made_again(log: Log) -> None:
     seals = [await log.sealer.seal()]
     log.file.path.unlink()
-    await requested(log.store, key="second")
+    await create_instance(log.store, key="second")
 
     seals.append(await log.sealer.seal())
 
@@ -83,7 +83,7 @@ async def test_concurrent_sealers_leave_no_gap_and_no_duplicate(log: Log, databa
 
     made: list[Seal | None] = []
     for number in range(5):
-        await requested(log.store, key=f"another {number}")
+        await create_instance(log.store, key=f"another {number}")
         made += await asyncio.gather(*(sealer.seal() for sealer in others))
 
     with psycopg.connect(database_url) as connection:
@@ -94,7 +94,7 @@ async def test_concurrent_sealers_leave_no_gap_and_no_duplicate(log: Log, databa
 
 async def test_no_seal_is_made_while_the_last_one_is_younger_than_the_given_age(log: Log) -> None:
     await log.sealer.seal()
-    await requested(log.store, key="second")
+    await create_instance(log.store, key="second")
 
     assert await log.sealer.seal(age_min=timedelta(minutes=1)) is None
     assert await log.sealer.seal(age_min=timedelta(0)) is not None
@@ -103,10 +103,10 @@ async def test_no_seal_is_made_while_the_last_one_is_younger_than_the_given_age(
 async def test_a_seal_dated_in_the_future_does_not_stop_later_seals(log: Log, database_url: str) -> None:
     hasty = Sealer(log.pool, key=KEY, clock=lambda: utc_now() + timedelta(hours=1))
     first = await hasty.seal()
-    await requested(log.store, key="second")
+    await create_instance(log.store, key="second")
 
     second = await log.sealer.seal()
-    await requested(log.store, key="third")
+    await create_instance(log.store, key="third")
     settings = Settings(database_url=database_url, seal_key=KEY, seal_file=log.file.path, seal_interval_s=0.01)
     with capture_logs() as said:
         sealing = asyncio.create_task(keep_sealing(log.pool, settings))
@@ -125,7 +125,7 @@ async def test_a_copy_with_seals_missing_from_the_database_is_an_alarm_and_is_le
     log: Log, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     await log.sealer.seal()
-    await requested(log.store, key="second")
+    await create_instance(log.store, key="second")
     await log.sealer.seal()
     copied = log.file.path.read_bytes()
     settings = Settings(database_url=database_url, seal_key=KEY, seal_file=log.file.path, seal_interval_s=0.01)
@@ -137,7 +137,7 @@ async def test_a_copy_with_seals_missing_from_the_database_is_an_alarm_and_is_le
         await until(lambda: {"sealed", "seals_not_copied"} <= {line["event"] for line in said})
         sealing.cancel()
     for key in ("third", "fourth"):
-        await requested(log.store, key=key)
+        await create_instance(log.store, key=key)
         with pytest.raises(CopyContradicts, match="Seal 2 in the database differs from that in"):
             await Sealer(log.pool, key=KEY, file=log.file).seal()
 
@@ -159,7 +159,7 @@ async def test_a_log_that_contradicts_its_last_seal_is_not_sealed_again(
     log: Log, owner_conn: psycopg.AsyncConnection, edit: str, complaint: str
 ) -> None:
     await log.sealer.seal()
-    await requested(log.store, key="second")
+    await create_instance(log.store, key="second")
     await owner_conn.execute(edit.encode())
 
     with pytest.raises(LogCorrupted, match=complaint):
@@ -168,7 +168,7 @@ async def test_a_log_that_contradicts_its_last_seal_is_not_sealed_again(
 
 async def test_a_seal_edited_to_fit_an_edited_log_is_an_alarm(log: Log, owner_conn: psycopg.AsyncConnection) -> None:
     await log.sealer.seal()
-    await requested(log.store, key="second")
+    await create_instance(log.store, key="second")
     await log.sealer.seal()
     await owner_conn.execute("UPDATE command SET link = sha256('other') WHERE lane = (SELECT max(lane) FROM command)")
     await owner_conn.execute(
@@ -199,11 +199,11 @@ async def test_a_seal_removed_or_replaced_after_a_process_saw_it_is_an_alarm(
     log: Log, owner_conn: psycopg.AsyncConnection, edit: str
 ) -> None:
     await log.sealer.seal()
-    await requested(log.store, key="second")
+    await create_instance(log.store, key="second")
     other = Sealer(log.pool, key=KEY)
     await other.seal()
     assert await log.sealer.seal() is None
-    await requested(log.store, key="third")
+    await create_instance(log.store, key="third")
     await owner_conn.execute(edit.encode())
 
     for sealer in (log.sealer, other):
@@ -218,7 +218,7 @@ async def test_a_relay_that_runs_across_a_restore_reports_it_once_and_continues_
     backup, name = tmp_path / "log.dump", database_url.rpartition("/")[2]
     await log.sealer.seal()
     await asyncio.to_thread(back_up, database_url, "log", backup)
-    await requested(log.store, key="second")
+    await create_instance(log.store, key="second")
     with capture_logs() as said:
         sealing = asyncio.create_task(keep_sealing(log.pool, settings))
         await until(lambda: "sealed" in [line["event"] for line in said])
@@ -228,7 +228,7 @@ async def test_a_relay_that_runs_across_a_restore_reports_it_once_and_continues_
             await asyncio.to_thread(restore, f"{database_url}_restored", backup)
             services.drop_database(name)
             administrator.execute(f"ALTER DATABASE {name}_restored RENAME TO {name}".encode())
-        await requested(log.store, key="another second")
+        await create_instance(log.store, key="another second")
         await until(lambda: [line["event"] for line in said].count("sealed") > 1)
         sealing.cancel()
 
@@ -244,12 +244,12 @@ async def test_a_sealer_that_runs_across_a_restore_of_the_cluster_continues_seal
 ) -> None:
     async with open_store(own_services.database_url) as (store, pool):
         sealer = Sealer(pool, key=KEY)
-        await requested(store)
+        await create_instance(store)
         await sealer.seal()
         async with own_services.stopped_postgres() as data:
             backup = data.with_name("backup")
             copy_files(data, backup)
-        await requested(store, key="second")
+        await create_instance(store, key="second")
         if written_since == "less":
             await as_owner(own_services, "SELECT pg_switch_wal()")
         await sealer.seal()
@@ -261,7 +261,7 @@ async def test_a_sealer_that_runs_across_a_restore_of_the_cluster_continues_seal
                 recover(data)
         if written_since == "more":
             await as_owner(own_services, "SELECT pg_switch_wal()")
-        await requested(store, key="another second")
+        await create_instance(store, key="another second")
         with capture_logs() as said:
             seal = await sealer.seal()
         assert seal is not None
@@ -298,7 +298,7 @@ async def test_a_relay_with_a_seal_key_seals_and_one_without_does_not(
 
     sealing = asyncio.create_task(keep_sealing(log.pool, settings))
     await until(lambda: file.last_number() == 1)
-    await requested(log.store, key="second")
+    await create_instance(log.store, key="second")
     await until(lambda: file.last_number() == 2)
     sealing.cancel()
 
@@ -314,7 +314,7 @@ async def test_a_seal_that_cannot_be_continued_is_logged_as_an_error_until_it_is
     made = await log.sealer.seal()
     assert made is not None
     await owner_conn.execute(edit.encode())
-    await requested(log.store, key="second")
+    await create_instance(log.store, key="second")
     settings = Settings(database_url=database_url, seal_key=KEY, seal_file=log.file.path, seal_interval_s=0.01)
 
     with capture_logs() as said:

@@ -16,9 +16,9 @@ from hydracore.audit import snapshots
 from hydracore.audit.seal_check import stored_seals
 from hydracore.audit.verifying import Request, verify
 from hydracore.audit.verifying_lanes import Job, verify_lanes
-from tests.sealed_log import LANE, Forger, follow, sealed_log
+from tests.sealed_log import LANE, Forger, sealed_log, update_projections
 from tests.services import Services
-from tests.tampering import CountedProgress, forger, lane_findings, lane_report, made_once
+from tests.tampering import CountedProgress, forger, lane_findings, lane_report, module_database
 
 __all__ = ["forger"]
 
@@ -31,9 +31,9 @@ def url(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generat
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(kept, "EVENTS_PER_SNAPSHOT", 2)
             async with sealed_log(url, tmp_path_factory.mktemp("seals")) as log:
-                await follow(log)
+                await update_projections(log)
 
-    with made_once(services, "snapshots", make) as url:
+    with module_database(services, "snapshots", make) as url:
         yield url
 
 
@@ -180,7 +180,7 @@ async def test_since_a_seal_the_total_of_the_progress_includes_snapshots_of_chan
     counted = CountedProgress()
 
     async with sealed_log(database_url, tmp_path) as log:
-        await log.name(1, "third")
+        await log.rename(1, "third")
         report = await asyncio.to_thread(verify, Request(conninfo=log.url, since_seal=True), counted)
 
     assert (report.findings, report.events) == ([], 1)

@@ -22,9 +22,9 @@ from hydracore.audit.served_projections import find_served_projections
 from hydracore.audit.stream_matcher import StreamMatcher
 from hydracore.audit.verifying_lanes import Job, verify_lanes
 from projections.instance import InstanceFold, InstanceProjection
-from tests.sealed_log import LANE, SEALED_AT, Forger, SealedLogs, follow, sealed_log
+from tests.sealed_log import LANE, SEALED_AT, Forger, SealedLogs, sealed_log, update_projections
 from tests.services import Services
-from tests.tampering import CountedProgress, connection, forger, lane_findings, made_once
+from tests.tampering import CountedProgress, connection, forger, lane_findings, module_database
 
 __all__ = ["connection", "forger"]
 
@@ -67,9 +67,9 @@ def url(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generat
     async def make(url: str) -> None:
         async with sealed_log(url, tmp_path_factory.mktemp("seals")) as log:
             _ids[:] = [stream_id.bytes for stream_id in log.ids]
-            await follow(log)
+            await update_projections(log)
 
-    with made_once(services, "matching", make) as url:
+    with module_database(services, "matching", make) as url:
         yield url
 
 
@@ -288,12 +288,12 @@ async def test_a_stream_that_has_grown_after_it_matched_is_compared_again(
     loop = asyncio.get_running_loop()
 
     async with sealed_logs.copy(tmp_path) as log:
-        await follow(log)
+        await update_projections(log)
 
         class Meanwhile(CountedProgress):
             def advance(self, done: int) -> None:
                 if self.done < 2 * EVENTS <= self.done + done:
-                    asyncio.run_coroutine_threadsafe(log.name(0, "third"), loop).result()
+                    asyncio.run_coroutine_threadsafe(log.rename(0, "third"), loop).result()
                     with psycopg.connect(log.url) as connection:
                         connection.execute("UPDATE instance SET tier_id = 'another' WHERE id = %s", (log.ids[0],))
                 super().advance(done)

@@ -16,9 +16,9 @@ import pytest
 
 from events import upcast
 from hydracore.audit.verifying import Progress, Request, verify
-from tests.requests_to_log import requested
-from tests.sealed_log import Forger, Log, follow, run, sealed_log
-from tests.verifying import FORGE, forger, found, log
+from tests.sealed_log import Forger, Log, run_audit, sealed_log, update_projections
+from tests.store_commands import create_instance
+from tests.verify_fixtures import FORGE, forger, log, verify_findings
 from tests.waiting import BETWEEN_WRITES_S, until
 
 __all__ = ["forger", "log"]
@@ -34,10 +34,10 @@ SELECT count(*) > 0
 
 
 async def test_an_untampered_log_passes_with_every_option(log: Log) -> None:
-    await follow(log)
+    await update_projections(log)
     tables: dict[tuple[str, ...], int] = {("--no-replay",): 0, ("--since-seal",): 3}
     for words in ((), ("--no-replay",), ("--since-seal",), ("--lane", "6"), ("--workers", "2")):
-        result = run(log, "verify", "--json", "--seals", str(log.file.path), *words)
+        result = run_audit(log, "verify", "--json", "--seals", str(log.file.path), *words)
 
         report = json.loads(result.stdout)
         assert (result.exit_code, report["ok"], report["findings"], report["seals"]) == (0, True, [], 2)
@@ -86,17 +86,17 @@ async def test_a_malformed_row_is_found_and_hides_no_other_finding(
 ) -> None:
     forger.do(FORGE.format(7), *statements)
 
-    status, findings = found(log)
+    status, findings = verify_findings(log)
 
     assert status == 1
     assert {kind, "event_edited"} <= {finding["kind"] for finding in findings}
 
 
 async def test_each_finding_is_one_line_with_its_place_and_the_exit_status_is_1(log: Log, forger: Forger) -> None:
-    await follow(log)
+    await update_projections(log)
     forger.do(FORGE.format(7), "UPDATE instance SET status = 'running' WHERE agent_name = 'second' AND attempt = 1")
 
-    result = run(log, "verify", "--seals", str(log.file.path))
+    result = run_audit(log, "verify", "--seals", str(log.file.path))
 
     assert result.exit_code == 1
     edited, row, total = result.stdout.splitlines()
@@ -117,7 +117,7 @@ def test_a_separate_auditor_role_needs_only_the_grants_that_upgrading_md_names(l
     role = f"auditor_{uuid4().hex}"
     forger.do(f"CREATE ROLE {role}", f"GRANT SELECT ON {READ_BEFORE} TO {role}", f"{granted} {role}")
     try:
-        result = run(log, "verify", "--seals", str(log.file.path), HYDRACORE_DATABASE_ROLE=role)
+        result = run_audit(log, "verify", "--seals", str(log.file.path), HYDRACORE_DATABASE_ROLE=role)
     finally:
         forger.do(f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
@@ -127,8 +127,8 @@ def test_a_separate_auditor_role_needs_only_the_grants_that_upgrading_md_names(l
 async def test_a_verification_that_cannot_run_is_not_reported_as_a_finding(log: Log, forger: Forger) -> None:
     forger.do("DELETE FROM seal")
 
-    no_seal = run(log, "verify", "--since-seal")
-    no_database = run(log, "verify", HYDRACORE_DATABASE_URL="postgresql://owner:password@127.0.0.1:1/db")
+    no_seal = run_audit(log, "verify", "--since-seal")
+    no_database = run_audit(log, "verify", HYDRACORE_DATABASE_URL="postgresql://owner:password@127.0.0.1:1/db")
 
     assert (no_seal.exit_code, "There is no seal yet" in no_seal.stderr) == (2, True)
     assert (no_database.exit_code, len(no_database.stderr.splitlines())) == (3, 1)
@@ -171,7 +171,7 @@ async def test_rows_without_a_history_or_outside_all_lanes_are_found(log: Log, f
         "INSERT INTO lane VALUES (77)",
     )
 
-    _, findings = found(log)
+    _, findings = verify_findings(log)
 
     kinds = {(finding["kind"], finding.get("table"), finding.get("lane")) for finding in findings}
     assert {("row_extra", "instance", None), ("row_missing", "instance", 6), ("row_extra", "fleet_member", -1)} <= kinds
@@ -190,7 +190,7 @@ async def test_rows_without_a_position_in_their_lane_are_found(log: Log, forger:
         "UPDATE stream SET stream_id = NULL WHERE lane = 6",
     )
 
-    _, findings = found(log)
+    _, findings = verify_findings(log)
 
     assert {(finding["kind"], finding["what"]) for finding in findings} >= {
         ("wrong_lane", f"The table {table} has rows of lane 6 that do not exist in the log")
@@ -205,8 +205,8 @@ async def test_a_log_is_verified_without_findings_while_it_grows(log: Log) -> No
         number = 0
         while not stop.is_set():
             number += 1
-            await requested(log.store, customer_id=f"customer-{writer}", key=f"{number}")
-            await log.name(writer % 3, f"name {writer} {number}")
+            await create_instance(log.store, customer_id=f"customer-{writer}", key=f"{number}")
+            await log.rename(writer % 3, f"name {writer} {number}")
             if number % 10 == 0:
                 await log.sealer.seal()
             await asyncio.sleep(BETWEEN_WRITES_S)
@@ -226,8 +226,8 @@ async def test_the_client_encoding_does_not_change_what_is_written_or_read(
 ) -> None:
     monkeypatch.setenv("PGCLIENTENCODING", "WIN1252")
     async with sealed_log(f"{database_url}?client_encoding=LATIN1", tmp_path) as log:
-        await log.name(0, "Zoë")
-        result = run(log, "verify")
+        await log.rename(0, "Zoë")
+        result = run_audit(log, "verify")
     with psycopg.connect(database_url, client_encoding="UTF8") as connection:
         names = connection.execute("SELECT agent_name FROM instance ORDER BY version DESC").fetchone()
 
@@ -242,7 +242,7 @@ async def test_the_client_encoding_does_not_change_what_is_written_or_read(
 async def test_an_event_of_a_newer_release_is_a_note_and_hides_no_other_finding(
     log: Log, forger: Forger, version: int, type_: str
 ) -> None:
-    await follow(log)
+    await update_projections(log)
     forger.connection.execute(
         "UPDATE event SET schema_version = %s, type = %s, payload = replace(payload::text, type, %s)::json"
         " WHERE lane = 6 AND seq = 7",
@@ -253,9 +253,9 @@ async def test_an_event_of_a_newer_release_is_a_note_and_hides_no_other_finding(
     forger.redo_links()
     forger.do("DELETE FROM seal")
 
-    verified = run(log, "verify", "--json")
+    verified = run_audit(log, "verify", "--json")
     forger.do("UPDATE instance SET status = 'running' WHERE lane = 6")
-    status, findings = found(log)
+    status, findings = verify_findings(log)
 
     assert (verified.exit_code, json.loads(verified.stdout)["findings"]) == (0, [])
     notes = [note for note in json.loads(verified.stdout)["notes"] if "newer HydraCore" in note]
@@ -280,7 +280,7 @@ async def test_events_of_an_older_version_are_verified_loaded_and_compared(
     forger.redo_links()
     forger.do("DELETE FROM seal")
 
-    status, findings = found(log)
+    status, findings = verify_findings(log)
     async with log.pool.connection():
         state = await type(log.store)(log.pool, inline=()).load(log.ids[0])
 

@@ -10,10 +10,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from events.ids import lane_of
 from hydracore.audit.sealing import Sealer
-from tests import lives
-from tests.requests_to_log import origin, requested
-from tests.sealed_log import LANE, SEAL_KEY, Forger, Log, run
-from tests.verifying import FORGE, forger, found, log, rewrite
+from tests import lifecycle
+from tests.sealed_log import LANE, SEAL_KEY, Forger, Log, run_audit
+from tests.store_commands import create_instance, origin
+from tests.verify_fixtures import FORGE, forge_consistently, forger, log, verify_findings
 
 __all__ = ["forger", "log"]
 
@@ -33,7 +33,7 @@ __all__ = ["forger", "log"]
 async def test_an_edited_or_removed_seal_is_found(log: Log, forger: Forger, statement: str, flaw: str) -> None:
     forger.do(statement)
 
-    status, findings = found(log, "--no-replay", "--lane", "0")
+    status, findings = verify_findings(log, "--no-replay", "--lane", "0")
 
     assert status == 1
     assert flaw in [finding["what"] for finding in findings]
@@ -42,11 +42,11 @@ async def test_an_edited_or_removed_seal_is_found(log: Log, forger: Forger, stat
 async def test_a_rewritten_log_without_seals_passes_with_a_note_and_fails_with_the_copy_of_seals(
     log: Log, forger: Forger
 ) -> None:
-    rewrite(forger)
+    forge_consistently(forger)
     forger.do("DELETE FROM seal")
 
-    result = run(log, "verify", "--no-replay")
-    status, findings = found(log, "--no-replay", "--seals", str(log.file.path))
+    result = run_audit(log, "verify", "--no-replay")
+    status, findings = verify_findings(log, "--no-replay", "--seals", str(log.file.path))
 
     assert result.exit_code == 0
     assert "note: There are no seals" in result.stdout
@@ -56,13 +56,13 @@ async def test_a_rewritten_log_without_seals_passes_with_a_note_and_fails_with_t
 async def test_a_rewritten_log_that_was_sealed_anew_is_found_with_the_key_or_with_the_copy_of_seals(
     log: Log, forger: Forger
 ) -> None:
-    rewrite(forger)
+    forge_consistently(forger)
     forger.do("DELETE FROM seal")
     await Sealer(log.pool, key=bytes(32)).seal()
 
-    any_key = run(log, "verify", "--no-replay", HYDRACORE_SEAL_KEY="")
-    status, findings = found(log, "--no-replay")
-    with_copy = run(log, "verify", "--no-replay", "--seals", str(log.file.path), HYDRACORE_SEAL_KEY="")
+    any_key = run_audit(log, "verify", "--no-replay", HYDRACORE_SEAL_KEY="")
+    status, findings = verify_findings(log, "--no-replay")
+    with_copy = run_audit(log, "verify", "--no-replay", "--seals", str(log.file.path), HYDRACORE_SEAL_KEY="")
 
     assert any_key.exit_code == 0
     assert "Seals signed by any key were accepted" in any_key.stdout
@@ -73,29 +73,29 @@ async def test_a_rewritten_log_that_was_sealed_anew_is_found_with_the_key_or_wit
 
 
 async def test_since_seal_verifies_only_events_after_the_last_seal(log: Log, forger: Forger) -> None:
-    await log.name(0, "third")
-    await log.name(1, "third")
+    await log.rename(0, "third")
+    await log.rename(1, "third")
     forger.do(FORGE.format(7), "UPDATE event SET tenant_id = 'other' WHERE lane = 6 AND seq = 14")
 
-    status, findings = found(log, "--since-seal")
+    status, findings = verify_findings(log, "--since-seal")
 
     assert (status, [(finding["kind"], finding["seq"]) for finding in findings]) == (1, [("event_edited", 14)])
 
 
 async def test_since_seal_verifies_each_lane_from_its_own_head_in_the_last_seal(log: Log) -> None:
-    elsewhere = await requested(log.store, key="number 1")
+    elsewhere = await create_instance(log.store, key="number 1")
     assert lane_of(elsewhere) != LANE
     await log.sealer.seal()
-    await log.store.execute(elsewhere, lives.plan(hostname="hc-other", vpn_ip="10.64.0.17"), origin("worker"))
-    await log.name(0, "third")
+    await log.store.execute(elsewhere, lifecycle.plan(hostname="hc-other", vpn_ip="10.64.0.17"), origin("worker"))
+    await log.rename(0, "third")
 
-    assert found(log, "--since-seal") == (0, [])
+    assert verify_findings(log, "--since-seal") == (0, [])
 
 
 async def test_since_seal_finds_a_lane_that_was_rewritten_before_the_last_seal(log: Log, forger: Forger) -> None:
-    rewrite(forger)
+    forge_consistently(forger)
 
-    status, findings = found(log, "--since-seal", "--no-replay")
+    status, findings = verify_findings(log, "--since-seal", "--no-replay")
 
     (finding,) = findings
     assert (status, finding["kind"], finding["seq"], finding["last_seq"]) == (1, "rewritten", 1, 12)
@@ -108,7 +108,7 @@ async def test_since_seal_finds_that_a_tail_before_the_last_seal_was_cut_off(log
     )
     forger.redo_links()
 
-    status, findings = found(log, "--since-seal", "--no-replay")
+    status, findings = verify_findings(log, "--since-seal", "--no-replay")
 
     (finding,) = findings
     assert (status, finding["kind"], finding["seq"], finding["last_seq"]) == (1, "tail_missing", 11, 12)
@@ -117,11 +117,11 @@ async def test_since_seal_finds_that_a_tail_before_the_last_seal_was_cut_off(log
 async def test_since_seal_finds_a_cut_off_tail_that_held_all_events_of_a_stream_after_the_seal(
     log: Log, forger: Forger
 ) -> None:
-    await log.name(0, "third")
-    await log.name(1, "third")
+    await log.rename(0, "third")
+    await log.rename(1, "third")
     forger.do("DELETE FROM event WHERE lane = 6 AND seq > 13", "DELETE FROM command WHERE lane = 6 AND first_seq > 13")
 
-    status, findings = found(log, "--since-seal", "--no-replay")
+    status, findings = verify_findings(log, "--since-seal", "--no-replay")
 
     (finding,) = findings
     assert (status, finding["kind"], finding["seq"], finding["last_seq"]) == (1, "tail_missing", 14, 14)
@@ -132,6 +132,6 @@ async def test_an_auditor_verifies_seals_with_only_the_public_key(log: Log) -> N
     given = {base64.urlsafe_b64encode(public_key).decode(): 0, base64.urlsafe_b64encode(bytes(32)).decode(): 1, "x": 2}
 
     for _ in range(2):  # The second has nothing to seal.
-        assert f"public key {next(iter(given))}" in (await asyncio.to_thread(run, log, "seal")).stdout
+        assert f"public key {next(iter(given))}" in (await asyncio.to_thread(run_audit, log, "seal")).stdout
     for key, status in given.items():
-        assert run(log, "verify", "--public-key", key, HYDRACORE_SEAL_KEY="").exit_code == status
+        assert run_audit(log, "verify", "--public-key", key, HYDRACORE_SEAL_KEY="").exit_code == status

@@ -22,11 +22,11 @@ from projections.fact import Fact, Reader
 from projections.fact_pages import read_facts
 from projections.fleet import Fleet
 from projections.usage_daily import UsageDaily
-from tests import lives
-from tests.requests_to_log import NOW_MS, origin
-from tests.sealed_log import LANE, SEALED_AT, Forger, follow, sealed_log
+from tests import lifecycle
+from tests.sealed_log import LANE, SEALED_AT, Forger, sealed_log, update_projections
 from tests.services import Services
-from tests.tampering import CountedProgress, connection, forger, lane_report, made_once
+from tests.store_commands import NOW_MS, origin
+from tests.tampering import CountedProgress, connection, forger, lane_report, module_database
 
 __all__ = ["connection", "forger"]
 
@@ -38,12 +38,12 @@ EVENTS = SEALED_AT[-1] + 2
 def url(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
     async def make(url: str) -> None:
         async with sealed_log(url, tmp_path_factory.mktemp("seals")) as log:
-            await log.store.execute(log.ids[0], lives.usage(1), origin("agent"))
+            await log.store.execute(log.ids[0], lifecycle.usage(1), origin("agent"))
             deletion = c.RequestDeletion(at_ms=NOW_MS, reason="enough of it")
             await log.store.execute(log.ids[1], deletion, origin("customer:ada"))
-            await follow(log)
+            await update_projections(log)
 
-    with made_once(services, "window_facts", make) as url:
+    with module_database(services, "window_facts", make) as url:
         yield url
 
 

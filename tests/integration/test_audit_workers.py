@@ -10,9 +10,9 @@ import psycopg
 import pytest
 
 from hydracore.audit.verifying import Request, verify
-from tests.sealed_log import SEALED_AT, Forger, follow, sealed_log
+from tests.sealed_log import SEALED_AT, Forger, sealed_log, update_projections
 from tests.services import Services
-from tests.tampering import CountedProgress, forger, made_once
+from tests.tampering import CountedProgress, forger, module_database
 
 __all__ = ["forger"]
 
@@ -27,9 +27,9 @@ WAITING = "SELECT pid FROM pg_locks WHERE relation = 'activity'::regclass AND NO
 def url(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
     async def make(url: str) -> None:
         async with sealed_log(url, tmp_path_factory.mktemp("seals")) as log:
-            await follow(log)
+            await update_projections(log)
 
-    with made_once(services, "workers", make) as url:
+    with module_database(services, "workers", make) as url:
         yield url
 
 

@@ -18,7 +18,7 @@ from hydracore.audit.atomic_file import atomic_file
 from hydracore.cli import main
 from hydracore.db import migrations
 from tests.cloudsim_fixtures import REPOSITORY
-from tests.customers import WAITS, World, world_fixture
+from tests.customers import LOCK_WAITS, World, world_fixture
 from tests.forked import Forked
 from tests.waiting import PATIENCE_S, until
 
@@ -36,7 +36,7 @@ async def held_up(world: World, owner_conn: psycopg.AsyncConnection, *words: str
         process = Forked("hydracore", *words, cwd=REPOSITORY, env=env, stdout=log, stderr=log)
 
         async def waits() -> bool:
-            return (await (await owner_conn.execute(WAITS)).fetchone()) == (1,)
+            return (await (await owner_conn.execute(LOCK_WAITS)).fetchone()) == (1,)
 
         await until(waits)
         yield process

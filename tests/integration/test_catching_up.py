@@ -22,9 +22,9 @@ from projections.instance import InstanceProjection
 from projections.provision_log import ProvisionLogProjection
 from projections.rebuild import Folding, rebuild
 from projections.rebuild_lock import connect
-from tests import lives
-from tests.rebuilding import QUIET, compared, fold_here, follow_all, rebuilt, write_lives
-from tests.requests_to_log import open_store, origin
+from tests import lifecycle
+from tests.rebuilding import QUIET, dry_run_here, fold_here, follow_all, rebuild_here, write_instances
+from tests.store_commands import open_store, origin
 from tests.waiting import until
 
 WAITING = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -38,24 +38,24 @@ async def test_a_swap_with_too_many_new_events_releases_the_writers_and_tries_ag
     # However busy the machine is, writers are not released because of the time.
     monkeypatch.setattr(swap, "STOPPED_S_MAX", 60.0)
     async with open_store(database_url) as (store, _):
-        await write_lives(store, count=4)
+        await write_instances(store, count=4)
         write_before_the_first_try(monkeypatch, store, requests=come)
 
-        report = await rebuilt(database_url, InstanceProjection())
+        report = await rebuild_here(database_url, InstanceProjection())
 
         assert (report.generation, report.tries) == (2, tries)
-        assert (await compared(database_url, InstanceProjection())).drifted == 0
+        assert (await dry_run_here(database_url, InstanceProjection())).drifted == 0
 
 
 async def test_a_build_takes_no_event_that_the_live_tables_do_not_have(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
-        _, _, running, _ = await write_lives(store, count=4)
+        _, _, running, _ = await write_instances(store, count=4)
         await follow_all(pool)
 
         async def go_on() -> None:
-            await store.execute(running, lives.usage(2), origin("agent:x"))
+            await store.execute(running, lifecycle.usage(2), origin("agent:x"))
             await follow_all(pool)
-            await store.execute(running, lives.usage(3), origin("agent:x"))
+            await store.execute(running, lifecycle.usage(3), origin("agent:x"))
 
         report = await rebuild(
             database_url, Activity(), folding=folded_before(go_on, fold_here(database_url)), callbacks=QUIET
@@ -63,7 +63,7 @@ async def test_a_build_takes_no_event_that_the_live_tables_do_not_have(database_
 
         assert report.generation == 2
         await follow_all(pool)
-        assert (await compared(database_url, Activity())).drifted == 0
+        assert (await dry_run_here(database_url, Activity())).drifted == 0
 
 
 async def test_concurrent_rebuilds_of_one_build_count_no_event_twice(
@@ -74,7 +74,7 @@ async def test_concurrent_rebuilds_of_one_build_count_no_event_twice(
     await asyncio.to_thread(fold_lanes, database_url, Activity(), build)
     build = await generations.index(owner_conn, Activity(), build)
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=4)
+        await write_instances(store, count=4)
         await follow_all(pool)
 
     async def step(connection: psycopg.AsyncConnection) -> CatchUpStep:
@@ -93,7 +93,7 @@ async def test_concurrent_rebuilds_of_one_build_count_no_event_twice(
         added_again = await adding
 
         assert (added.events > 0, added_again.events) == (True, 0)
-        report = await compared(database_url, Activity())
+        report = await dry_run_here(database_url, Activity())
         assert (report.resumed, report.drifted) == (True, 0)
 
         await generations.drop(owner_conn, build)
@@ -105,7 +105,7 @@ async def test_catching_up_writes_only_the_new_rows_of_a_stream(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
-        _, _, running, _ = await write_lives(store, count=4)
+        _, _, running, _ = await write_instances(store, count=4)
         kept = set[tuple[object, ...]]()
 
         async def rows(schema: str) -> set[tuple[object, ...]]:
@@ -114,7 +114,7 @@ async def test_catching_up_writes_only_the_new_rows_of_a_stream(
 
         async def go_on() -> None:
             kept.update(await rows("provision_log_g2"))
-            await store.execute(running, lives.configure(agent_name="new"), origin())
+            await store.execute(running, lifecycle.configure(agent_name="new"), origin())
 
         await rebuild(
             database_url,
@@ -133,7 +133,7 @@ def write_before_the_first_try(monkeypatch: pytest.MonkeyPatch, store: EventStor
 
     async def write_and_stop(connection: psycopg.AsyncConnection, candidate: Candidate) -> dict[int, int]:
         while left:
-            await write_lives(store, count=1, start=left.pop())
+            await write_instances(store, count=1, start=left.pop())
         return await stop(connection, candidate)
 
     monkeypatch.setattr(swap, "_stop_writers", write_and_stop)

@@ -15,12 +15,12 @@ from hydracore.modelsim.script import ANSWER_PREFIX
 from tests.claw_fixtures import (
     API_KEY,
     Claw,
-    be_impatient,
     claw_fixture,
     control_plane_fixture,
     document,
+    joined_text,
     modelsim_fixture,
-    texts,
+    shorten_model_timeout,
 )
 from tests.fake_control_plane import FakeControlPlane
 from tests.modelsim_fixtures import ModelSim
@@ -101,7 +101,7 @@ async def test_a_stream_comes_token_by_token_and_ends_with_the_whole_answer(claw
         while said != f"{ANSWER_PREFIX} You said: ":
             said += (await anext(events))[1]["text"]
         await modelsim.release()
-        rest, (name, done) = await texts(events)
+        rest, (name, done) = await joined_text(events)
 
     assert first[0] == "token"
     assert name == "done"
@@ -124,13 +124,13 @@ FAULTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("streamed", [True, False])
 async def test_the_next_model_is_asked_when_one_fails(claw: Claw, modelsim: ModelSim, *, streamed: bool) -> None:
-    await be_impatient(claw, modelsim)
+    await shorten_model_timeout(claw, modelsim)
 
     for fault in FAULTS:
         await modelsim.fault(**fault, model="first")
         await modelsim.http.delete("/_sim/requests")
         if streamed:
-            said, (_, answer) = await texts(claw.stream("Hello"))
+            said, (_, answer) = await joined_text(claw.stream("Hello"))
             assert said == answer["message"]
         else:
             answer = await claw.chat("Hello")
@@ -139,7 +139,7 @@ async def test_the_next_model_is_asked_when_one_fails(claw: Claw, modelsim: Mode
 
 
 async def test_fallbacks_are_asked_in_order_and_no_model_twice(claw: Claw, modelsim: ModelSim) -> None:
-    await be_impatient(claw, modelsim, fallbacks=["third", "first", "second"])
+    await shorten_model_timeout(claw, modelsim, fallbacks=["third", "first", "second"])
     await modelsim.fault("status", status=429, model="first")
     await modelsim.fault("status", status=500, model="third")
 

@@ -13,7 +13,14 @@ from hydracore.agent import endpoints
 from hydracore.agent.expressclaw.store import STORE_FILE
 from hydracore.agent.state import STATE_DIR
 from hydracore.modelsim.script import ANSWER_PREFIX
-from tests.claw_fixtures import Claw, be_impatient, claw_fixture, control_plane_fixture, modelsim_fixture, texts
+from tests.claw_fixtures import (
+    Claw,
+    claw_fixture,
+    control_plane_fixture,
+    joined_text,
+    modelsim_fixture,
+    shorten_model_timeout,
+)
 from tests.fake_control_plane import FakeControlPlane
 from tests.modelsim_fixtures import ModelSim
 from tests.waiting import until
@@ -24,7 +31,7 @@ __all__ = ["claw_fixture", "control_plane_fixture", "modelsim_fixture"]
 async def test_a_timeout_of_all_models_is_reported_and_their_prompts_are_metered(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
 ) -> None:
-    await be_impatient(claw, modelsim)
+    await shorten_model_timeout(claw, modelsim)
     await modelsim.fault("hang", times=2)
 
     status, code = await claw.refused("Hello")
@@ -47,7 +54,7 @@ async def test_a_model_error_in_a_stream_is_sent_as_an_event_and_the_words_befor
     async with aclosing(claw.stream("Hello", "e-1")) as events:
         _, token = await anext(events)
         await modelsim.release()
-        rest, (name, error) = await texts(events)
+        rest, (name, error) = await joined_text(events)
 
     assert name == "error"
     assert error["code"] == "model_failed"
@@ -100,7 +107,7 @@ async def test_a_drain_that_cuts_chats_returns_once_the_control_plane_knows_thei
         await modelsim.until_requests(2, tokens_sent=2)
         drained = await claw.http.post("/api/drain", json={"cut": True})
         metered = control_plane.metered()
-        rest, (name, error) = await texts(events)
+        rest, (name, error) = await joined_text(events)
     refused = await asking
 
     assert drained.json() == {"active_connections": 0, "usage_unsent": False}
@@ -185,7 +192,7 @@ async def test_an_answer_without_usage_figures_is_metered_by_estimate(claw: Claw
 async def test_an_endpoint_that_does_not_stream_is_supported(claw: Claw, modelsim: ModelSim) -> None:
     await modelsim.fault("whole")
 
-    said, (name, answer) = await texts(claw.stream("Hello"))
+    said, (name, answer) = await joined_text(claw.stream("Hello"))
 
     assert (name, answer["message"]) == ("done", said)
     assert said == f"{ANSWER_PREFIX} You said: Hello"

@@ -25,8 +25,8 @@ from tests.claw_fixtures import (
     connected,
     control_plane_fixture,
     document,
+    joined_text,
     modelsim_fixture,
-    texts,
 )
 from tests.fake_control_plane import FakeControlPlane
 from tests.modelsim_fixtures import ModelSim
@@ -73,7 +73,7 @@ async def test_an_open_stream_continues_with_the_configuration_it_began_with(cla
         assert (await push(claw, 4, changed)).json() == {"config_version": 4}
         assert (await claw.chat("Hello"))["model"] == "second"
         await modelsim.release()
-        rest, (name, answer) = await texts(events)
+        rest, (name, answer) = await joined_text(events)
 
     assert (name, answer["model"], said + rest) == ("done", "first", f"{ANSWER_PREFIX} You said: Hello")
 
@@ -96,7 +96,7 @@ async def test_a_configuration_pushed_while_no_runtime_runs_is_checked_and_not_r
 ) -> None:
     control_plane.runtime = {"type": "openclaw"}
     agent.start()
-    await control_plane.until(lambda: any(told["level"] == "error" for told in control_plane.told()))
+    await control_plane.until(lambda: any(told["level"] == "error" for told in control_plane.callbacks()))
     wrong = document(modelsim, model_policy={"temperature": "hot"})
     stored = (agent.state / "config.json").read_bytes()
 
@@ -197,7 +197,7 @@ async def test_a_restart_lets_open_chats_end_and_refuses_new_ones_meanwhile(
         applying = asyncio.create_task(apply(claw, 4, document(modelsim), restart=True))
         await until(lambda: refuses(claw))
         await modelsim.release()
-        _, (name, _) = await texts(events)
+        _, (name, _) = await joined_text(events)
 
     applied = await applying
     assert name == "done"
@@ -221,7 +221,7 @@ async def test_a_drain_lets_open_chats_end_refuses_new_ones_and_reports_unsent_u
         drained = (await claw.http.post("/api/drain")).json()
         assert await claw.refused("Hello") == (503, "draining")
         await modelsim.release()
-        _, (name, _) = await texts(events)
+        _, (name, _) = await joined_text(events)
 
     await telling.reached.wait()
     untold = (await claw.http.post("/api/drain")).json()

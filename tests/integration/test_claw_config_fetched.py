@@ -14,7 +14,7 @@ __all__ = ["claw_fixture", "control_plane_fixture", "modelsim_fixture"]
 async def test_a_newer_version_in_a_heartbeat_s_reply_is_fetched_despite_lost_requests_and_replies(
     control_plane: FakeControlPlane, claw: Claw
 ) -> None:
-    control_plane.trouble("config", "request_lost", 503, "reply_lost")
+    control_plane.script("config", "request_lost", 503, "reply_lost")
 
     control_plane.configure(system_prompt="Newest words.")
     await control_plane.until(lambda: any(beat["config_version"] == 4 for beat in control_plane.heartbeats))
@@ -35,11 +35,11 @@ async def test_an_unusable_fetched_configuration_is_reported_once_until_another_
     control_plane.heartbeats.clear()
     await control_plane.until(lambda: len(control_plane.heartbeats) >= 3)
     hold.released.set()
-    await control_plane.until(lambda: any(told["level"] == "error" for told in control_plane.told()))
+    await control_plane.until(lambda: any(told["level"] == "error" for told in control_plane.callbacks()))
     control_plane.heartbeats.clear()
     await control_plane.until(lambda: len(control_plane.heartbeats) >= 5)
 
-    (told,) = [told for told in control_plane.told() if told["level"] == "error"]
+    (told,) = [told for told in control_plane.callbacks() if told["level"] == "error"]
     assert told["message"].startswith("Configuration 4 is not used: ")
     assert sum(call.endpoint == "config" for call in control_plane.calls) == 1
     control_plane.configure(model_policy={"primary": "second"})

@@ -42,7 +42,7 @@ async def test_a_push_of_an_older_version_makes_the_agent_fetch_the_current_one(
     control_plane.configure(system_prompt="Lost words.")
     await control_plane.until(lambda: any(beat["config_version"] == 4 for beat in control_plane.heartbeats))
     # No heartbeat's reply announces it.
-    control_plane.trouble("heartbeat", *[503] * 1000)
+    control_plane.script("heartbeat", *[503] * 1000)
 
     control_plane.config_version, control_plane.runtime = 2, older
     answer = await claw.push(2, older)

@@ -16,7 +16,7 @@ from hydracore.modelsim.script import ANSWER_PREFIX
 from tests.claw_fixtures import Claw, claw_fixture, control_plane_fixture, document, modelsim_fixture
 from tests.fake_control_plane import FakeControlPlane
 from tests.modelsim_fixtures import ModelSim
-from tests.raw_endpoint import heard, raw_endpoint
+from tests.raw_endpoint import ask_endpoint, raw_endpoint
 from tests.waiting import PATIENCE_S, until
 
 __all__ = ["claw_fixture", "control_plane_fixture", "modelsim_fixture"]
@@ -44,7 +44,7 @@ async def test_a_stream_is_recognised_however_its_content_type_is_written() -> N
     head = HEAD.replace(b"text/event-stream", b"Text/Event-Stream; Charset=UTF-8")
 
     async with raw_endpoint(head, piece("Hello ", None), piece("you", "stop")) as shouting:
-        await heard(shouting.base_url, said)
+        await ask_endpoint(shouting.base_url, said)
 
     assert said == ["Hello ", "you"]
 
@@ -54,9 +54,9 @@ async def test_an_empty_finish_reason_does_not_end_an_answer() -> None:
 
     async with raw_endpoint(HEAD, piece("Hello ", ""), piece("you", "")) as broken:
         with pytest.raises(ModelCallFailed, match="the stream ended before the answer was complete"):
-            await heard(broken.base_url, said)
+            await ask_endpoint(broken.base_url, said)
     async with raw_endpoint(HEAD, piece("Good ", ""), piece("bye", "stop")) as whole:
-        await heard(whole.base_url, said)
+        await ask_endpoint(whole.base_url, said)
 
     assert said == ["Hello ", "you", "Good ", "bye"]
 
@@ -64,9 +64,9 @@ async def test_an_empty_finish_reason_does_not_end_an_answer() -> None:
 async def test_the_first_word_and_later_words_have_separate_timeouts() -> None:
     said: list[str] = []
 
-    async with raw_endpoint(HEAD, piece("Well", None), pause_s=0.1, stays=True) as slow:
+    async with raw_endpoint(HEAD, piece("Well", None), pause_s=0.1, stays_open=True) as slow:
         with pytest.raises(ModelCallTimedOut, match=r"no output for 0\.05 s"):
-            await heard(slow.base_url, said, next_word_s=0.05)
+            await ask_endpoint(slow.base_url, said, next_word_s=0.05)
 
     assert said == ["Well"]
 
@@ -127,7 +127,7 @@ async def test_a_valid_answer_in_a_rare_form_is_accepted(parts: list[bytes], ans
     said: list[str] = []
 
     async with raw_endpoint(HEAD, *parts) as endpoint:
-        await heard(endpoint.base_url, said)
+        await ask_endpoint(endpoint.base_url, said)
 
     assert "".join(said) == answer
 
@@ -138,7 +138,7 @@ async def test_a_connection_that_breaks_after_a_complete_answer_does_not_affect_
     said: list[str] = []
 
     async with raw_endpoint(head, b"%x\r\n%b\r\n" % (len(content), content)) as endpoint:
-        await heard(endpoint.base_url, said)
+        await ask_endpoint(endpoint.base_url, said)
 
     assert said == ["Good"]
 
@@ -152,8 +152,8 @@ async def test_a_stream_that_continues_after_a_complete_answer_does_not_delay_th
     monkeypatch.setattr(model_client, "TRAILING_USAGE_TIMEOUT_S", 0.1)
     said: list[str] = []
 
-    async with raw_endpoint(HEAD, end, goes_on_with=piece("", "stop")) as endpoint:
-        await heard(endpoint.base_url, said)
+    async with raw_endpoint(HEAD, end, then_repeats=piece("", "stop")) as endpoint:
+        await ask_endpoint(endpoint.base_url, said)
 
     assert said == ["Good"]
 
@@ -163,7 +163,7 @@ async def test_an_unstreamed_answer_may_begin_with_a_byte_order_mark() -> None:
     said: list[str] = []
 
     async with raw_endpoint(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", answer) as endpoint:
-        await heard(endpoint.base_url, said)
+        await ask_endpoint(endpoint.base_url, said)
 
     assert said == ["Good"]
 
@@ -173,7 +173,7 @@ async def test_an_unstreamed_answer_has_a_size_limit() -> None:
 
     async with raw_endpoint(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", answer) as endpoint:
         with pytest.raises(ModelCallFailed, match="the answer is too large"):
-            await heard(endpoint.base_url, [])
+            await ask_endpoint(endpoint.base_url, [])
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ async def test_impossible_usage_figures_are_ignored_and_lose_no_answer(
     said: list[str] = []
 
     async with raw_endpoint(HEAD, piece("Good", "stop"), figures(prompt, completion)) as endpoint:
-        known = await heard(endpoint.base_url, said)
+        known = await ask_endpoint(endpoint.base_url, said)
 
     assert said == ["Good"]
     assert known == tokens

@@ -18,8 +18,8 @@ from tests.claw_fixtures import (
     document,
     modelsim_fixture,
     platform,
+    push_config,
     until_connection,
-    use,
 )
 from tests.fake_control_plane import FakeControlPlane
 from tests.fake_telegram import TOKEN, running_telegram
@@ -39,7 +39,7 @@ async def test_ignored_parts_of_a_configuration_are_named_in_the_answer_and_in_t
         "workflows": [{"slug": "known", "when": "asked", "steps": ["Go."]}],
     }
 
-    answer = await use(claw, control_plane, runtime)
+    answer = await push_config(claw, control_plane, runtime)
     status = await claw.status()
 
     paths = ["platform.channels.slack", "platform.integrations.0", "workflow_slugs.1"]
@@ -58,9 +58,11 @@ async def test_a_status_stays_readable_however_much_of_a_configuration_is_ignore
     short = {f"c{number}": {} for number in range(16_000)}
     where = AgentAddress(*control_plane.listen, control_plane.control_token)
 
-    await use(claw, control_plane, document(modelsim, platform=platform(channels=channels, integrations=[*channels])))
+    await push_config(
+        claw, control_plane, document(modelsim, platform=platform(channels=channels, integrations=[*channels]))
+    )
     of_long_names = await agent_client.status(where)
-    await use(claw, control_plane, document(modelsim, platform=platform(channels=short)))
+    await push_config(claw, control_plane, document(modelsim, platform=platform(channels=short)))
     of_many_names = await agent_client.status(where)
 
     for status in (of_long_names, of_many_names):
@@ -74,7 +76,7 @@ async def test_a_telegram_channel_answers_only_allowed_users_and_tells_others_th
         channel = {"bot_token": TOKEN, "allowed_user_ids": [77]}
         runtime = document(modelsim, telegram={"bot_token": None, "base_url": telegram.url})
         runtime["platform"] = platform(channels={"telegram": channel})
-        await use(claw, control_plane, runtime)
+        await push_config(claw, control_plane, runtime)
         await until_connection(claw, "telegram", "connected")
 
         await telegram.write("Hello", chat=5, sender=77)
@@ -83,7 +85,7 @@ async def test_a_telegram_channel_answers_only_allowed_users_and_tells_others_th
         await telegram.update({"message": {"chat": {"id": 7}, "text": "Let me in"}})
         sent = dict(await telegram.until_sent(3))
         runtime["platform"] = platform(channels={"telegram": {**channel, "enabled": False}})
-        await use(claw, control_plane, runtime)
+        await push_config(claw, control_plane, runtime)
 
         assert sent[5] == f"{ANSWER_PREFIX} You said: Hello"
         assert "78" in sent[6]
@@ -114,7 +116,7 @@ async def test_messages_beyond_the_context_are_recalled_by_meaning_and_the_recal
         **runtime["prices"],
         "scripted-embedding": {"input_usd_per_mtok": "10", "output_usd_per_mtok": "0"},
     }
-    await use(claw, control_plane, runtime)
+    await push_config(claw, control_plane, runtime)
     assert (await claw.status())["connections"]["memory"] == "ready"
 
     await claw.chat("Which salmon does the dog like?", "c-1")
@@ -144,7 +146,7 @@ async def test_a_failing_memory_does_not_keep_a_chat_from_its_answer(
     await fill(claw)
     runtime = document(modelsim)
     runtime["model_policy"] |= {"embedding_model": BROKEN_MODEL}
-    await use(claw, control_plane, runtime)
+    await push_config(claw, control_plane, runtime)
 
     answers = [await claw.chat(f"Hello {number}", "c-1") for number in range(2)]
     status = await claw.status()
@@ -164,10 +166,10 @@ async def test_a_recall_of_memories_that_is_cancelled_is_metered_by_estimate(
 ) -> None:
     await fill(claw)
 
-    async with raw_endpoint(stays=True) as silent:
+    async with raw_endpoint(stays_open=True) as silent:
         runtime = document(modelsim, model={"base_url": silent.base_url, "api_key": None})
         runtime["model_policy"] |= {"embedding_model": "scripted-embedding"}
-        await use(claw, control_plane, runtime)
+        await push_config(claw, control_plane, runtime)
         asking = asyncio.create_task(claw.ask("Hello", "c-1"))
         async with asyncio.timeout(PATIENCE_S):
             await silent.asked.wait()

@@ -13,7 +13,7 @@ from hydracore.agent.expressclaw.store import Store
 from hydracore.agent.runtime import RuntimeConfig
 from hydracore.clock import now_ms
 from hydracore.modelsim.script import ANSWER_PREFIX
-from tests.claw_fixtures import Claw, claw_fixture, control_plane_fixture, document, modelsim_fixture, texts
+from tests.claw_fixtures import Claw, claw_fixture, control_plane_fixture, document, joined_text, modelsim_fixture
 from tests.modelsim_fixtures import ModelSim
 from tests.waiting import PATIENCE_S
 
@@ -25,7 +25,7 @@ async def test_a_repeat_with_the_same_key_gets_the_same_answer_without_another_m
 ) -> None:
     first = await claw.chat("Hello", key="k-1")
     again = await claw.chat("Hello", key="k-1")
-    said, (name, streamed) = await texts(claw.stream("Hello", key="k-1"))
+    said, (name, streamed) = await joined_text(claw.stream("Hello", key="k-1"))
 
     assert first == again == streamed
     assert (name, said) == ("done", first["message"])
@@ -58,7 +58,7 @@ async def test_a_concurrent_repeat_with_the_same_key_waits_for_the_first_request
     first = asyncio.create_task(claw.chat("Hello", key="k-2"))
     await modelsim.until_requests(1, ended="open")
     second = asyncio.create_task(claw.chat("Hello", key="k-2"))
-    stream = asyncio.create_task(texts(claw.stream("Hello", key="k-2")))
+    stream = asyncio.create_task(joined_text(claw.stream("Hello", key="k-2")))
     assert await claw.refused("Something else", key="k-2") == (409, "idempotency_mismatch")
     # The first goes away; the others still want the answer.
     first.cancel()

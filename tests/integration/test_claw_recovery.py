@@ -28,12 +28,12 @@ from tests.claw_fixtures import (
     connected,
     control_plane_fixture,
     document,
+    joined_text,
     modelsim_fixture,
-    texts,
 )
 from tests.fake_control_plane import FakeControlPlane
 from tests.modelsim_fixtures import ModelSim
-from tests.refusing import refusing
+from tests.sqlite_faults import refusing_statements
 from tests.waiting import PATIENCE_S, until
 
 __all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture"]
@@ -43,7 +43,7 @@ async def test_conversations_keys_and_usage_survive_kill_9(
     control_plane: FakeControlPlane, agent: AgentProcess, modelsim: ModelSim
 ) -> None:
     control_plane.runtime = document(modelsim)
-    control_plane.trouble("usage", *[503] * 1000)
+    control_plane.script("usage", *[503] * 1000)
     agent.start()
     await control_plane.until_healthy()
     async with connected(control_plane) as claw:
@@ -130,7 +130,7 @@ async def test_a_signal_ends_open_chats_with_an_error_and_keeps_their_words(
     async with connected(control_plane) as claw, aclosing(claw.stream("Hello", "end-1")) as events:
         _, token = await anext(events)
         agent.signal(signal.SIGTERM)
-        rest, (name, error) = await texts(events)
+        rest, (name, error) = await joined_text(events)
     assert (name, error["code"], rest) == ("error", "interrupted", "")
     assert await agent.exit_code() == 0
 
@@ -149,7 +149,7 @@ async def test_a_signal_ends_open_chats_with_an_error_and_keeps_their_words(
 async def test_every_model_call_is_metered_once_whichever_requests_and_replies_are_lost(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
 ) -> None:
-    control_plane.trouble("usage", "request_lost", "reply_lost", 503, "reply_lost", 500)
+    control_plane.script("usage", "request_lost", "reply_lost", 503, "reply_lost", 500)
 
     answers = [await claw.chat(f"Message {number}", end_user=f"user-{number % 2}") for number in range(5)]
     await control_plane.until(lambda: len(control_plane.metered()) == 5)
@@ -191,7 +191,7 @@ async def test_usage_that_the_control_plane_has_lost_is_sent_again(control_plane
 async def test_an_invalid_answer_to_a_usage_batch_loses_no_usage_and_ends_no_agent(
     control_plane: FakeControlPlane, claw: Claw, answer: tuple[int, dict[str, Any]]
 ) -> None:
-    control_plane.trouble("usage", answer)
+    control_plane.script("usage", answer)
 
     await claw.chat("Hello")
 
@@ -231,7 +231,7 @@ async def test_usage_lost_by_a_restore_is_sent_again_even_if_the_agent_is_killed
 ) -> None:
     control_plane.runtime = document(modelsim)
     if with_callbacks_left:
-        control_plane.trouble("callback", *[503] * 1000)
+        control_plane.script("callback", *[503] * 1000)
     agent.start()
     await control_plane.until(lambda: bool(control_plane.heartbeats))
     async with connected(control_plane) as claw:
@@ -260,7 +260,7 @@ async def test_usage_left_by_a_superseded_boot_is_sent_by_the_next_boot_without_
     control_plane: FakeControlPlane, claw: Claw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hydracore.agent.usage.CHECK_EVERY_S", 3600.0)
-    control_plane.trouble("usage", *[503] * 1000)
+    control_plane.script("usage", *[503] * 1000)
     await claw.chat("Hello")
     await control_plane.until(lambda: any(call.endpoint == "usage" for call in control_plane.calls))
 
@@ -277,7 +277,7 @@ async def test_usage_left_by_a_superseded_boot_is_sent_by_the_next_boot_without_
 async def test_a_disk_error_while_usage_is_sent_ends_no_agent_and_loses_no_usage(
     control_plane: FakeControlPlane, claw: Claw, tmp_path: Path, refused: str
 ) -> None:
-    with capture_logs() as lines, refusing(tmp_path / "vps" / STATE_DIR / STORE_FILE, refused):
+    with capture_logs() as lines, refusing_statements(tmp_path / "vps" / STATE_DIR / STORE_FILE, refused):
         await claw.chat("Hello")
         await until(lambda: any(line["event"] == "disk_retry" for line in lines))
     await claw.chat("Hello")
@@ -289,7 +289,7 @@ async def test_a_disk_error_while_usage_is_sent_ends_no_agent_and_loses_no_usage
 async def test_usage_is_sent_in_batches_of_at_most_a_hundred_entries(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim
 ) -> None:
-    control_plane.trouble("usage", *[503] * 3)
+    control_plane.script("usage", *[503] * 3)
 
     await asyncio.gather(*(claw.chat("Hello") for _ in range(120)))
     await control_plane.until(lambda: len(control_plane.metered()) == 120)

@@ -23,7 +23,7 @@ from hydracore.agent.runtime import RuntimeConfig
 from hydracore.clock import now_ms
 from tests.claw_fixtures import document, modelsim_fixture
 from tests.modelsim_fixtures import ModelSim
-from tests.refusing import refusing
+from tests.sqlite_faults import refusing_statements
 from tests.waiting import until
 
 __all__ = ["modelsim_fixture"]
@@ -69,7 +69,7 @@ async def chats_fixture(modelsim: ModelSim, tmp_path: Path) -> AsyncGenerator[Ch
 async def test_a_chat_whose_end_could_not_be_stored_is_metered_by_the_next_one_with_its_key(
     chats: Chats, modelsim: ModelSim
 ) -> None:
-    with refusing(chats.path, "INSERT ON entry"), pytest.raises(ModelFailed):
+    with refusing_statements(chats.path, "INSERT ON entry"), pytest.raises(ModelFailed):
         await chats.answer()
     assert chats.metered() == []
 
@@ -85,7 +85,7 @@ async def test_a_chat_whose_end_could_not_be_stored_is_metered_by_the_next_one_w
 async def test_a_chat_whose_end_could_not_be_stored_counts_against_the_budget_of_its_repeat(
     chats: Chats, modelsim: ModelSim
 ) -> None:
-    with refusing(chats.path, "INSERT ON entry"), pytest.raises(ModelFailed):
+    with refusing_statements(chats.path, "INSERT ON entry"), pytest.raises(ModelFailed):
         await chats.answer()
     poor = document(modelsim)
     poor["model_policy"]["budget_daily_usd"] = "0.00000001"
@@ -120,7 +120,10 @@ async def test_a_failed_model_call_is_metered_even_if_its_fallback_cannot_be_rec
 ) -> None:
     await modelsim.fault("empty", model="first")
 
-    with refusing(chats.path, "UPDATE OF model ON turn WHEN NEW.model = 'second'"), pytest.raises(ModelFailed):
+    with (
+        refusing_statements(chats.path, "UPDATE OF model ON turn WHEN NEW.model = 'second'"),
+        pytest.raises(ModelFailed),
+    ):
         await chats.answer()
 
     assert [request["model"] for request in await modelsim.requests()] == ["first"]
@@ -133,7 +136,11 @@ async def test_a_failed_model_call_is_metered_once_if_the_caller_leaves_before_t
     chats: Chats, modelsim: ModelSim, refused: str
 ) -> None:
     await modelsim.fault("hold", after_tokens=0, then="error", model="first")
-    with refusing(chats.path, refused), capture_logs() as lines, closing(sqlite3.connect(chats.path)) as other:
+    with (
+        refusing_statements(chats.path, refused),
+        capture_logs() as lines,
+        closing(sqlite3.connect(chats.path)) as other,
+    ):
         with chats.open().listening():
             await modelsim.until_requests(1)
             # From here on the database is locked.
@@ -157,7 +164,10 @@ async def test_words_that_cannot_be_stored_for_now_end_no_chat_and_are_stored_la
     noting = asyncio.create_task(chats.service.save_partials_periodically())
     chat = chats.open()
     with chat.listening():
-        with refusing(chats.path, "UPDATE OF partial ON turn WHEN NEW.partial <> ''"), capture_logs() as lines:
+        with (
+            refusing_statements(chats.path, "UPDATE OF partial ON turn WHEN NEW.partial <> ''"),
+            capture_logs() as lines,
+        ):
             await until(lambda: lines)
         await until(lambda: chats.rows("SELECT partial <> '' FROM turn") == [(1,)])
         await modelsim.release()
@@ -183,7 +193,7 @@ def full_log_fixture() -> Iterator[None]:
 async def test_waiting_callers_learn_that_a_chat_failed_even_if_the_log_cannot_be_written(
     chats: Chats, full_log: None
 ) -> None:
-    with refusing(chats.path, "INSERT ON turn"), chats.open().listening():
+    with refusing_statements(chats.path, "INSERT ON turn"), chats.open().listening():
         (running,) = chats.service._tasks
         chat = chats.open()
         with pytest.raises(ModelFailed):

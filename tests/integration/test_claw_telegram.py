@@ -10,13 +10,13 @@ from tests.claw_fixtures import (
     claw_fixture,
     control_plane_fixture,
     modelsim_fixture,
+    push_config,
     until_connection,
-    use,
 )
 from tests.fake_control_plane import FakeControlPlane
 from tests.fake_telegram import FakeTelegram
 from tests.modelsim_fixtures import ModelSim
-from tests.telegram_fixtures import connection, telegram_fixture, with_bot
+from tests.telegram_fixtures import telegram_connection, telegram_fixture, with_bot
 
 __all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture", "telegram_fixture"]
 
@@ -24,8 +24,8 @@ __all__ = ["agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_f
 async def test_a_telegram_message_is_answered_in_the_conversation_of_its_chat(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
-    assert await connection(claw) == "off"
-    await use(claw, control_plane, with_bot(modelsim, telegram))
+    assert await telegram_connection(claw) == "off"
+    await push_config(claw, control_plane, with_bot(modelsim, telegram))
     await until_connection(claw, "telegram", "connected")
 
     await telegram.write("Hello bot", chat=5, sender=77)
@@ -50,7 +50,7 @@ async def test_a_telegram_message_is_answered_in_the_conversation_of_its_chat(
 async def test_long_answers_are_split_and_messages_without_text_are_declined(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
-    await use(claw, control_plane, with_bot(modelsim, telegram))
+    await push_config(claw, control_plane, with_bot(modelsim, telegram))
 
     await telegram.write(None)
     await telegram.until_sent(1)
@@ -65,7 +65,7 @@ async def test_long_answers_are_split_and_messages_without_text_are_declined(
 async def test_unusual_updates_and_lower_update_numbers_do_not_block_later_messages(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
-    await use(claw, control_plane, with_bot(modelsim, telegram))
+    await push_config(claw, control_plane, with_bot(modelsim, telegram))
 
     await telegram.update({"edited_message": {"text": "later"}})
     await telegram.update({"message": {"no": "chat"}})
@@ -88,7 +88,7 @@ async def test_an_update_with_an_impossible_number_is_reported_and_stops_no_chat
 ) -> None:
     await telegram.update({"message": {"chat": {"id": 5}, "text": "Hello"}}, number=2**63)
 
-    await use(claw, control_plane, with_bot(modelsim, telegram))
+    await push_config(claw, control_plane, with_bot(modelsim, telegram))
 
     await until_connection(claw, "telegram", "error: Telegram's answer cannot be parsed")
     assert (await claw.chat("Hello"))["message"] == f"{ANSWER_PREFIX} You said: Hello"
@@ -98,7 +98,7 @@ async def test_an_update_with_an_impossible_number_is_reported_and_stops_no_chat
 async def test_a_bad_bot_token_is_reported_and_does_not_stop_the_agent(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
-    await use(claw, control_plane, with_bot(modelsim, telegram, "4711:another-token-0123456789"))
+    await push_config(claw, control_plane, with_bot(modelsim, telegram, "4711:another-token-0123456789"))
 
     await until_connection(claw, "telegram", "error: Telegram refuses the bot token (HTTP 401)")
     status = await claw.status()
@@ -106,21 +106,21 @@ async def test_a_bad_bot_token_is_reported_and_does_not_stop_the_agent(
     assert status["error"] == {"code": "telegram_failed", "message": "Telegram refuses the bot token (HTTP 401)"}
     await control_plane.until(lambda: control_plane.heartbeats[-1]["error"] == status["error"])
     await claw.chat("Hello")
-    await use(claw, control_plane, with_bot(modelsim, telegram, "no token/at all"))
+    await push_config(claw, control_plane, with_bot(modelsim, telegram, "no token/at all"))
     await until_connection(claw, "telegram", "error: The bot token does not have the form of a Telegram bot token")
-    await use(claw, control_plane, with_bot(modelsim, telegram))
+    await push_config(claw, control_plane, with_bot(modelsim, telegram))
     await until_connection(claw, "telegram", "connected")
     assert (await claw.status())["error"] is None
-    await use(claw, control_plane, with_bot(modelsim, telegram, None))
+    await push_config(claw, control_plane, with_bot(modelsim, telegram, None))
     await until_connection(claw, "telegram", "off")
 
 
 async def test_polling_errors_are_reported_until_polling_succeeds_again(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
-    telegram.trouble("getUpdates", 409, 429, 502)
+    telegram.script("getUpdates", 409, 429, 502)
 
-    await use(claw, control_plane, with_bot(modelsim, telegram))
+    await push_config(claw, control_plane, with_bot(modelsim, telegram))
 
     await until_connection(claw, "telegram", "error: Another program polls with this bot token")
     await until_connection(claw, "telegram", "error: Telegram's rate limit is reached")
@@ -132,7 +132,7 @@ async def test_a_telegram_user_is_told_when_no_model_answers(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
     await modelsim.fault("status", times=2)
-    await use(claw, control_plane, with_bot(modelsim, telegram))
+    await push_config(claw, control_plane, with_bot(modelsim, telegram))
 
     await telegram.write("Hello")
 

@@ -22,8 +22,8 @@ from tests.claw_fixtures import (
     control_plane_fixture,
     document,
     modelsim_fixture,
+    push_config,
     until_connection,
-    use,
 )
 from tests.fake_control_plane import FakeControlPlane
 from tests.fake_telegram import TOKEN, FakeTelegram
@@ -60,7 +60,7 @@ REFUSED = "error: the disk refuses writes: malformed JSON"
 async def test_a_message_that_cannot_be_stored_is_retried_and_stops_no_other_chat(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram, chats: Path
 ) -> None:
-    await use(claw, control_plane, with_bot(modelsim, telegram))
+    await push_config(claw, control_plane, with_bot(modelsim, telegram))
     await until_connection(claw, "telegram", "connected")
     await modelsim.fault("hold", after_tokens=2)
     held = asyncio.create_task(claw.chat("Count to 20", "c1"))
@@ -80,8 +80,8 @@ async def test_a_message_that_cannot_be_stored_is_retried_and_stops_no_other_cha
 async def test_an_answer_is_sent_again_only_if_it_cannot_have_arrived(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
-    telegram.trouble("sendMessage", 429, "fine", "reply_lost", "gateway_timeout", 403)
-    await use(claw, control_plane, with_bot(modelsim, telegram))
+    telegram.script("sendMessage", 429, "fine", "reply_lost", "gateway_timeout", 403)
+    await push_config(claw, control_plane, with_bot(modelsim, telegram))
 
     words = ("One", "Two", "Three", "Four, from one who has blocked the bot", "Five")
     for word in words:
@@ -97,8 +97,8 @@ async def test_an_answer_is_sent_again_only_if_it_cannot_have_arrived(
 async def test_a_rate_limited_answer_is_sent_once_even_if_others_write_meanwhile(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
-    telegram.trouble("sendMessage", 429)
-    await use(claw, control_plane, with_bot(modelsim, telegram))
+    telegram.script("sendMessage", 429)
+    await push_config(claw, control_plane, with_bot(modelsim, telegram))
     await telegram.write("Hello", chat=5)
     await telegram.until(lambda: telegram.refused == 1)
 
@@ -117,13 +117,13 @@ async def test_a_rate_limited_answer_is_sent_once_even_if_others_write_meanwhile
 async def test_a_rate_limited_answer_is_sent_even_if_the_settings_change_meanwhile(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
-    telegram.trouble("sendMessage", "fine", 429)
-    await use(claw, control_plane, with_bot(modelsim, telegram))
+    telegram.script("sendMessage", "fine", 429)
+    await push_config(claw, control_plane, with_bot(modelsim, telegram))
     await telegram.write("x" * 4096)
     await telegram.until(lambda: telegram.refused == 1)
 
     platform = document(modelsim)["platform"] | {"channels": {"telegram": {"allowed_user_ids": [77, 78]}}}
-    await use(claw, control_plane, with_bot(modelsim, telegram, platform=platform))
+    await push_config(claw, control_plane, with_bot(modelsim, telegram, platform=platform))
     await telegram.write("Next")
     sent = await telegram.until_sent(3)
 
@@ -142,10 +142,10 @@ async def test_messages_beyond_the_backlog_are_left_with_telegram_until_there_is
     monkeypatch.setattr(telegram_channel, "BACKLOG_FULL_WAIT_S", 0.01)
     monkeypatch.setattr(telegram_delivery, "RETRY_BASE_S", 0.01)
     monkeypatch.setattr(telegram_api, "RETRY_AFTER_S_MAX", 0.01)
-    await use(claw, control_plane, with_bot(modelsim, telegram))
+    await push_config(claw, control_plane, with_bot(modelsim, telegram))
     await until_connection(claw, "telegram", "connected")
     await modelsim.fault("hold", after_tokens=2)
-    telegram.trouble("sendMessage", "held")
+    telegram.script("sendMessage", "held")
 
     await telegram.write("One", chat=5)
     await modelsim.until_requests(1, ended="open")
@@ -170,7 +170,7 @@ async def test_a_message_that_arrives_during_a_restart_of_the_runtime_is_answere
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram
 ) -> None:
     runtime = with_bot(modelsim, telegram)
-    await use(claw, control_plane, runtime)
+    await push_config(claw, control_plane, runtime)
     await until_connection(claw, "telegram", "connected")
     await modelsim.fault("hold", after_tokens=2)
     held = asyncio.create_task(claw.ask("Count to 20", "c1"))
@@ -199,13 +199,13 @@ async def test_an_answer_being_sent_is_completed_when_the_settings_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("hydracore.agent.expressclaw.telegram_delivery.SEND_GRACE_S", PATIENCE_S)
-    telegram.trouble("sendMessage", "held")
-    await use(claw, control_plane, with_bot(modelsim, telegram))
+    telegram.script("sendMessage", "held")
+    await push_config(claw, control_plane, with_bot(modelsim, telegram))
     await telegram.write("Hello")
     await telegram.held.wait()
 
     platform = document(modelsim)["platform"] | {"channels": {"telegram": {"allowed_user_ids": [77, 78]}}}
-    await use(claw, control_plane, with_bot(modelsim, telegram, platform=platform))
+    await push_config(claw, control_plane, with_bot(modelsim, telegram, platform=platform))
     telegram.released.set()
 
     assert await telegram.until_sent(1) == [(5, f"{ANSWER_PREFIX} You said: Hello")]
@@ -214,7 +214,7 @@ async def test_an_answer_being_sent_is_completed_when_the_settings_change(
 async def test_an_answer_is_sent_only_after_its_message_is_deleted_from_the_inbox(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, telegram: FakeTelegram, chats: Path
 ) -> None:
-    await use(claw, control_plane, with_bot(modelsim, telegram))
+    await push_config(claw, control_plane, with_bot(modelsim, telegram))
     await until_connection(claw, "telegram", "connected")
     refuse(chats, "DELETE")
 
@@ -259,7 +259,7 @@ async def test_a_rate_limited_answer_is_sent_once_despite_kill_9(
     control_plane.runtime = with_bot(modelsim, telegram)
     agent.start()
     await control_plane.until_healthy()
-    telegram.trouble("sendMessage", 429)
+    telegram.script("sendMessage", 429)
     await telegram.write("One")
     await telegram.until(lambda: telegram.refused == 1)
     await until(lambda: unsent_on_disk(agent) == 1)

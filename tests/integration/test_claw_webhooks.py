@@ -28,12 +28,12 @@ from tests.claw_fixtures import (
     document,
     modelsim_fixture,
     platform,
+    push_config,
     until_connection,
-    use,
 )
 from tests.fake_control_plane import FakeControlPlane
 from tests.modelsim_fixtures import ModelSim
-from tests.refusing import refusing
+from tests.sqlite_faults import refusing_statements
 from tests.waiting import until
 
 __all__ = ["agent_client_fixture", "agent_fixture", "claw_fixture", "control_plane_fixture", "modelsim_fixture"]
@@ -103,7 +103,7 @@ def webhook(receiver: Receiver) -> dict[str, Any]:
 async def test_a_webhook_is_notified_of_each_chat_without_any_of_its_words(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, receiver: Receiver
 ) -> None:
-    await use(claw, control_plane, document(modelsim, platform=platform(integrations=[webhook(receiver)])))
+    await push_config(claw, control_plane, document(modelsim, platform=platform(integrations=[webhook(receiver)])))
     await until_connection(claw, "integration:crm", "ready")
 
     answer = await claw.chat("Confidential words", "c-1", end_user="mallory")
@@ -145,7 +145,7 @@ async def test_a_webhook_that_was_down_is_notified_later_in_order_even_after_kil
 async def test_no_webhook_is_notified_of_a_chat_whose_caller_left(
     control_plane: FakeControlPlane, claw: Claw, modelsim: ModelSim, receiver: Receiver
 ) -> None:
-    await use(claw, control_plane, document(modelsim, platform=platform(integrations=[webhook(receiver)])))
+    await push_config(claw, control_plane, document(modelsim, platform=platform(integrations=[webhook(receiver)])))
     await modelsim.fault("hold", after_tokens=2)
     async with aclosing(claw.stream("Hello", "c-0")) as events:
         await anext(events)
@@ -251,7 +251,7 @@ async def test_a_webhook_whose_notices_cannot_be_read_or_deleted_reports_an_erro
     webhooks.use((Webhook(id="crm", url=receiver.url),))
     await database.run(lambda db: add_notices(db, {"crm": "{}"}))
 
-    with refusing(tmp_path / "chats.sqlite", "DELETE ON notice"):
+    with refusing_statements(tmp_path / "chats.sqlite", "DELETE ON notice"):
         running = asyncio.create_task(webhooks.run())
         await until(lambda: webhooks.error is not None)
     await until(lambda: webhooks.states == {"integration:crm": "connected"})

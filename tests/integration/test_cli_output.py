@@ -42,7 +42,7 @@ SETTINGS = {
 @pytest.fixture
 async def log(sealed_logs: SealedLogs, tmp_path: Path) -> AsyncGenerator[Log]:
     async with sealed_logs.copy(tmp_path) as made:
-        await made.name(0, "Žofie")
+        await made.rename(0, "Žofie")
         yield made
 
 

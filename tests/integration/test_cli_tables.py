@@ -18,8 +18,8 @@ from hydracore.cli import main
 from projections.activity_queries import LINES_MAX
 from projections.registry import projections
 from tests.cloudsim_fixtures import REPOSITORY
-from tests.rebuilding import follow_all, rebuilt, write_lives
-from tests.requests_to_log import open_store
+from tests.rebuilding import follow_all, rebuild_here, write_instances
+from tests.store_commands import open_store
 
 #: Moves two and one days before today's, as (days ago, status, entries, exits).
 MOVES = [(2, "pending", 7, 0), (1, "pending", 0, 2), (1, "running", 2, 0)]
@@ -120,7 +120,7 @@ async def test_the_fleet_is_counted_over_time(database_url: str, midnight: datet
 
 async def test_without_an_end_the_fleet_is_counted_up_to_now(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=4)
+        await write_instances(store, count=4)
         await follow_all(pool)
     before = datetime.now(UTC)
     yesterday = before.date() - timedelta(days=1)
@@ -135,7 +135,7 @@ async def test_without_an_end_the_fleet_is_counted_up_to_now(database_url: str) 
 
 async def test_activity_shows_who_did_what(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=4)
+        await write_instances(store, count=4)
         await follow_all(pool)
     today = datetime.now(UTC).date()
 
@@ -157,7 +157,7 @@ async def test_activity_shows_who_did_what(database_url: str) -> None:
 
 async def test_activity_of_an_unknown_tenant_is_a_usage_error_and_of_an_idle_one_is_not(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=2)
+        await write_instances(store, count=2)
         await follow_all(pool)
 
     unknown = await hydracore(database_url, "activity", "acmee")
@@ -194,10 +194,10 @@ async def test_activity_beyond_the_limit_of_lines_is_cut_with_a_message(
 @pytest.mark.parametrize("columns", [80, 40])
 async def test_names_of_projections_are_not_cut_on_a_narrow_terminal(database_url: str, columns: int) -> None:
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=4)
+        await write_instances(store, count=4)
         await follow_all(pool)
     for name in ("instance", "usage_daily"):
-        await rebuilt(database_url, projections()[name])
+        await rebuild_here(database_url, projections()[name])
 
     lines = await asyncio.to_thread(on_terminal, database_url, "projections", "list", columns=columns)
 

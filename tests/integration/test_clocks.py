@@ -15,23 +15,23 @@ from events.retries import run, with_retries
 from events.sql import Statements
 from events.state import TEARDOWN_STEPS
 from hydracore.api import heartbeat_reception
-from tests import lives
+from tests import lifecycle
 from tests.due_instances import due_instances
-from tests.requests_to_log import open_store, origin, request, requested
 from tests.stack import Stack
+from tests.store_commands import create_instance, open_store, origin, request
 from tests.waiting import until
 from workers.advance import advance
 from workers.sql import OPERATIONS
 from workers.work_schedule import BACKOFF_S_MAX, WorkSchedule
 
-ADA = lives.instance_id()
+ADA = lifecycle.instance_id()
 HOUR_MS = 3_600_000
 GAP_S = 0.5
 
-FAILED_WITHOUT_A_SERVER = (lives.request(), lives.plan(), lives.failed(retryable=False))
+FAILED_WITHOUT_A_SERVER = (lifecycle.request(), lifecycle.plan(), lifecycle.failed(retryable=False))
 VERIFIED_ABSENT = (
-    *(lives.request(), lives.plan(), lives.created(), lives.delete()),
-    *map(lives.teardown, TEARDOWN_STEPS[: TEARDOWN_STEPS.index("absence_verified")]),
+    *(lifecycle.request(), lifecycle.plan(), lifecycle.created(), lifecycle.delete()),
+    *map(lifecycle.teardown, TEARDOWN_STEPS[: TEARDOWN_STEPS.index("absence_verified")]),
 )
 
 
@@ -52,13 +52,13 @@ async def test_the_recorded_time_of_a_lane_does_not_go_back_with_the_clock(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
-        await requested(store)
+        await create_instance(store)
         before = await one(
             owner_conn,
             "UPDATE command SET recorded_at = now() + interval '1 h' RETURNING recorded_at, recorded_at",
         )
 
-        await store.execute(ADA, lives.delete(), origin())
+        await store.execute(ADA, lifecycle.delete(), origin())
 
     written = "SELECT h.recorded_at, e.recorded_at FROM lane_head h JOIN event e ON e.lane = h.lane AND e.seq = h.head"
     assert await one(owner_conn, written) == before
@@ -69,7 +69,7 @@ async def test_a_pause_that_a_clock_change_made_longer_than_the_longest_is_ignor
 ) -> None:
     async with open_store(database_url) as (store, pool):
         schedule = WorkSchedule(pool)
-        await requested(store)
+        await create_instance(store)
         await schedule.postpone(ADA, version=1, delay_s=BACKOFF_S_MAX * 60)
         await schedule.record_failure(ADA, version=1, code="locked", delay_s=BACKOFF_S_MAX)
         assert await schedule.claim_due() == []

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.cloudsim_fixtures import CloudsimProcess
-from tests.cloudsim_servers import booted, create
+from tests.cloudsim_servers import booted_agent_pid, create_server
 from tests.command import run_forked
 from tests.waiting import until
 
@@ -18,8 +18,8 @@ from tests.waiting import until
 async def test_after_a_kill_of_cloudsim_its_servers_are_the_same_and_their_agents_are_adopted(
     cloudsim: CloudsimProcess,
 ) -> None:
-    ids = [create(cloudsim, f"hc-{number}", labels={"n": str(number)}) for number in range(3)]
-    pids = [await booted(cloudsim, server_id) for server_id in ids]
+    ids = [create_server(cloudsim, f"hc-{number}", labels={"n": str(number)}) for number in range(3)]
+    pids = [await booted_agent_pid(cloudsim, server_id) for server_id in ids]
     before = cloudsim.call("GET", "/v1/servers")["servers"]
 
     cloudsim.kill()
@@ -33,21 +33,21 @@ async def test_after_a_kill_of_cloudsim_its_servers_are_the_same_and_their_agent
 
 
 async def test_agents_that_died_while_cloudsim_was_down_are_booted_again(cloudsim: CloudsimProcess) -> None:
-    dead, living = create(cloudsim, "hc-1"), create(cloudsim, "hc-2")
-    dead_pid, living_pid = await booted(cloudsim, dead), await booted(cloudsim, living)
+    dead, living = create_server(cloudsim, "hc-1"), create_server(cloudsim, "hc-2")
+    dead_pid, living_pid = await booted_agent_pid(cloudsim, dead), await booted_agent_pid(cloudsim, living)
 
     cloudsim.kill()
     os.kill(dead_pid, signal.SIGKILL)
     await cloudsim.start()
 
-    assert await booted(cloudsim, dead) != dead_pid
-    assert await booted(cloudsim, living) == living_pid
+    assert await booted_agent_pid(cloudsim, dead) != dead_pid
+    assert await booted_agent_pid(cloudsim, living) == living_pid
     assert len(cloudsim.agents()) == 2
 
 
 async def test_an_agent_whose_pid_was_not_stored_is_found(cloudsim: CloudsimProcess) -> None:
-    server_id = create(cloudsim)
-    pid = await booted(cloudsim, server_id)
+    server_id = create_server(cloudsim)
+    pid = await booted_agent_pid(cloudsim, server_id)
 
     cloudsim.kill()
     forget_pids(cloudsim.home)
@@ -91,7 +91,7 @@ def create_and_delete(cloudsim: CloudsimProcess, turn: int, promised: dict[int, 
     """Create servers and delete every second one until cloudsim dies. `promised` is what it answered: which exist."""
     try:
         for number in range(100):
-            server_id = create(cloudsim, f"hc-{turn}-{number}")
+            server_id = create_server(cloudsim, f"hc-{turn}-{number}")
             promised[server_id] = True
             if number % 2:
                 while cloudsim.call("GET", f"/v1/servers/{server_id}")["server"]["locked"]:
@@ -104,8 +104,8 @@ def create_and_delete(cloudsim: CloudsimProcess, turn: int, promised: dict[int, 
 
 
 async def test_a_server_that_was_being_deleted_is_deleted_by_the_next_cloudsim(cloudsim: CloudsimProcess) -> None:
-    server_id = create(cloudsim)
-    await booted(cloudsim, server_id)
+    server_id = create_server(cloudsim)
+    await booted_agent_pid(cloudsim, server_id)
     cloudsim.terminate()
     await cloudsim.start(action_delay_ms=60_000)
     deleting = cloudsim.call("DELETE", f"/v1/servers/{server_id}")["action"]
@@ -119,7 +119,7 @@ async def test_a_server_that_was_being_deleted_is_deleted_by_the_next_cloudsim(c
 
 
 async def test_a_server_whose_deletion_fails_is_deleted_once_that_is_possible(cloudsim: CloudsimProcess) -> None:
-    server_id = create(cloudsim, user_data="")
+    server_id = create_server(cloudsim, user_data="")
     await until(lambda: cloudsim.server(server_id)["status"] == "running")
     lock = cloudsim.home / "locks" / f"{server_id}.lock"
     lock.unlink(missing_ok=True)
@@ -134,7 +134,7 @@ async def test_a_server_whose_deletion_fails_is_deleted_once_that_is_possible(cl
 
 
 async def test_a_server_is_listed_as_long_as_any_of_its_disk_remains(cloudsim: CloudsimProcess) -> None:
-    server_id = create(cloudsim, user_data="")
+    server_id = create_server(cloudsim, user_data="")
     await until(lambda: cloudsim.server(server_id)["status"] == "running")
     disk = cloudsim.home / "servers" / str(server_id)
     await until(disk.is_dir)
@@ -152,8 +152,8 @@ async def test_a_server_is_listed_as_long_as_any_of_its_disk_remains(cloudsim: C
 
 @pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGINT"])
 async def test_a_stopped_cloudsim_leaves_its_agents_running(cloudsim: CloudsimProcess, signal_name: str) -> None:
-    server_id = create(cloudsim)
-    pid = await booted(cloudsim, server_id)
+    server_id = create_server(cloudsim)
+    pid = await booted_agent_pid(cloudsim, server_id)
 
     assert cloudsim.end(signal.Signals[signal_name]) == 0
 
@@ -163,7 +163,7 @@ async def test_a_stopped_cloudsim_leaves_its_agents_running(cloudsim: CloudsimPr
 async def test_cloudsim_stops_its_agents_at_its_end_with_stop_servers_on_exit(cloudsim: CloudsimProcess) -> None:
     cloudsim.terminate()
     await cloudsim.start(stop_servers_on_exit=True)
-    await booted(cloudsim, create(cloudsim))
+    await booted_agent_pid(cloudsim, create_server(cloudsim))
 
     assert cloudsim.terminate() == 0
 
@@ -171,24 +171,24 @@ async def test_cloudsim_stops_its_agents_at_its_end_with_stop_servers_on_exit(cl
 
 
 async def test_a_shutdown_stops_the_agents_and_the_next_start_boots_them(cloudsim: CloudsimProcess) -> None:
-    ids = [create(cloudsim, f"hc-{number}") for number in range(3)]
-    pids = {await booted(cloudsim, server_id) for server_id in ids}
+    ids = [create_server(cloudsim, f"hc-{number}") for number in range(3)]
+    pids = {await booted_agent_pid(cloudsim, server_id) for server_id in ids}
 
     assert cloudsim.call("POST", "/_sim/shutdown") == {"stopped": 3}
     assert cloudsim.agents() == []
-    late = create(cloudsim, "late")
+    late = create_server(cloudsim, "late")
     await until(lambda: cloudsim.server(late)["status"] == "running")
     assert cloudsim.agents() == []
     cloudsim.terminate()
     await cloudsim.start()
 
-    assert not pids & {await booted(cloudsim, server_id) for server_id in [*ids, late]}
+    assert not pids & {await booted_agent_pid(cloudsim, server_id) for server_id in [*ids, late]}
 
 
 async def test_inline_agents_run_and_end_with_cloudsim(cloudsim: CloudsimProcess) -> None:
     cloudsim.terminate()
     await cloudsim.start(boot="inline")
-    server_id = create(cloudsim)
+    server_id = create_server(cloudsim)
     await until(lambda: cloudsim.server(server_id)["alive"])
     assert cloudsim.server(server_id)["pid"] is None
     assert cloudsim.agents() == []
@@ -204,8 +204,8 @@ async def test_inline_agents_run_and_end_with_cloudsim(cloudsim: CloudsimProcess
 
 
 async def test_an_inline_cloudsim_replaces_agent_processes_of_an_earlier_one(cloudsim: CloudsimProcess) -> None:
-    server_id = create(cloudsim)
-    await booted(cloudsim, server_id)
+    server_id = create_server(cloudsim)
+    await booted_agent_pid(cloudsim, server_id)
 
     cloudsim.kill()
     await cloudsim.start(boot="inline")
@@ -217,7 +217,7 @@ async def test_an_inline_cloudsim_replaces_agent_processes_of_an_earlier_one(clo
 
 async def test_a_request_that_is_held_does_not_keep_cloudsim_from_ending(cloudsim: CloudsimProcess) -> None:
     cloudsim.fault("create_server", "hold_before")
-    ordering = asyncio.create_task(asyncio.to_thread(create, cloudsim))
+    ordering = asyncio.create_task(asyncio.to_thread(create_server, cloudsim))
     await until(cloudsim.held)
 
     assert cloudsim.terminate() == 0

@@ -12,20 +12,20 @@ from psycopg import AsyncConnection
 from events.ids import lane_of
 from events.saga import wake_at_ms
 from events.store import EventStore
-from tests import lives
+from tests import lifecycle
 from tests.due_instances import due_instances
-from tests.requests_to_log import open_store, origin, request, requested
+from tests.store_commands import create_instance, open_store, origin, request
 from tests.waiting import until
 from workers.work_schedule import BACKOFF_S_MAX, WorkSchedule
 
-ADA = lives.instance_id()
+ADA = lifecycle.instance_id()
 
 
 @pytest.mark.parametrize("pause", ["fail", "postpone"])
 async def test_a_pause_ends_when_the_step_it_was_set_for_is_recorded(database_url: str, pause: str) -> None:
     async with open_store(database_url) as (store, pool):
         schedule = WorkSchedule(pool)
-        await requested(store)
+        await create_instance(store)
         if pause == "fail":
             await schedule.record_failure(ADA, version=1, code="no_address", delay_s=60)
         else:
@@ -33,7 +33,7 @@ async def test_a_pause_ends_when_the_step_it_was_set_for_is_recorded(database_ur
         during = await schedule.claim_due()
 
         # A worker records what it has done, for which no relay sends a hint, and dies before it does the next thing.
-        await store.execute(ADA, lives.plan(), origin("worker"))
+        await store.execute(ADA, lifecycle.plan(), origin("worker"))
 
         assert during == []
         assert await schedule.claim_due() == [ADA]
@@ -43,10 +43,10 @@ async def test_a_pause_ends_when_the_step_it_was_set_for_is_recorded(database_ur
 async def test_failures_are_counted_anew_at_another_version_of_the_instance(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
         schedule = WorkSchedule(pool)
-        await requested(store)
+        await create_instance(store)
         for _ in range(3):
             await schedule.record_failure(ADA, version=1, code="no_address", delay_s=60)
-        await store.execute(ADA, lives.plan(), origin("worker"))
+        await store.execute(ADA, lifecycle.plan(), origin("worker"))
         await schedule.claim_due()
 
         assert await schedule.record_failure(ADA, version=4, code="timeout", delay_s=0) == 1
@@ -59,7 +59,7 @@ async def test_a_failure_with_another_code_starts_with_the_first_pause(
 ) -> None:
     async with open_store(database_url) as (store, pool):
         schedule = WorkSchedule(pool)
-        await requested(store)
+        await create_instance(store)
         for _ in range(5):
             await schedule.record_failure(ADA, version=1, code="server_still_there", delay_s=0.3)
         began = await (await owner_conn.execute("SELECT failing_since FROM attention")).fetchone()
@@ -79,7 +79,7 @@ async def test_pauses_double_with_each_failure_up_to_a_maximum(database_url: str
     pauses = list[float]()
     async with open_store(database_url) as (store, pool):
         schedule = WorkSchedule(pool)
-        await requested(store)
+        await create_instance(store)
 
         for _ in range(5):
             await schedule.record_failure(ADA, version=1, code="no_address", delay_s=10)
@@ -96,13 +96,13 @@ async def test_failures_are_remembered_through_postponements_until_the_instance_
     since = "SELECT failing_since FROM attention"
     async with open_store(database_url) as (store, pool):
         schedule = WorkSchedule(pool)
-        await requested(store)
+        await create_instance(store)
         await schedule.record_failure(ADA, version=1, code="timeout", delay_s=1)
         await schedule.postpone(ADA, version=1, delay_s=1)
         assert await schedule.record_failure(ADA, version=1, code="timeout", delay_s=1) == 2
         before = await (await owner_conn.execute(since)).fetchone()
 
-        await store.execute(ADA, lives.plan(), origin("worker"))
+        await store.execute(ADA, lifecycle.plan(), origin("worker"))
         await schedule.postpone(ADA, version=4, delay_s=1)
 
         assert await schedule.record_failure(ADA, version=4, code="timeout", delay_s=1) == 1
@@ -115,13 +115,13 @@ async def test_deleting_the_working_data_of_an_instance_leaves_that_of_others(
     other = uuid4()
     async with open_store(database_url) as (store, pool):
         schedule = WorkSchedule(pool)
-        await requested(store)
+        await create_instance(store)
         await schedule.record_failure(ADA, version=1, code="timeout", delay_s=1)
         heard = (
             "INSERT INTO heartbeat (lane, instance_id, received_at, boot_id, report) VALUES (%s, %s, now(), %s, '{}')"
         )
         for instance_id in (ADA, other):
-            await owner_conn.execute(heard, (lane_of(instance_id), instance_id, lives.BOOT))
+            await owner_conn.execute(heard, (lane_of(instance_id), instance_id, lifecycle.BOOT))
 
         await schedule.delete_working_data(ADA)
 
@@ -134,8 +134,13 @@ async def test_a_late_worker_records_no_failure_for_work_that_is_over(
 ) -> None:
     async with open_store(database_url) as (store, pool):
         schedule = WorkSchedule(pool)
-        await requested(store)
-        for command in (lives.plan(), lives.failed(retryable=False), lives.discarded(), lives.gave_up()):
+        await create_instance(store)
+        for command in (
+            lifecycle.plan(),
+            lifecycle.failed(retryable=False),
+            lifecycle.discarded(),
+            lifecycle.gave_up(),
+        ):
             outcome = await store.execute(ADA, command, origin("worker"))
 
         # A worker that was frozen at an earlier version, and one that saw the last version, for which nothing is due.
@@ -150,8 +155,8 @@ async def test_a_late_worker_records_no_failure_for_work_that_is_over(
 async def test_a_late_worker_does_not_delay_an_instance_that_has_progressed(database_url: str, pause: str) -> None:
     async with open_store(database_url) as (store, pool):
         schedule = WorkSchedule(pool)
-        await requested(store)
-        await store.execute(ADA, lives.plan(), origin("worker"))
+        await create_instance(store)
+        await store.execute(ADA, lifecycle.plan(), origin("worker"))
 
         # A worker that was frozen when only the request was recorded.
         if pause == "fail":
@@ -176,12 +181,12 @@ async def test_a_relay_sends_hints_for_work_due_at_once_except_what_a_worker_con
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
     hinted, left = set[str](), set[str]()
-    stuck = (lives.request(), lives.delete(), lives.block("key_revoked"))
-    ways = {"ada": lives.DELETED, "bob": lives.ATTEMPT_DISCARDED, "cleo": stuck}
+    stuck = (lifecycle.request(), lifecycle.delete(), lifecycle.block("key_revoked"))
+    ways = {"ada": lifecycle.DELETED, "bob": lifecycle.ATTEMPT_DISCARDED, "cleo": stuck}
     async with open_store(database_url) as (store, _):
         for customer_id, commands in ways.items():
-            stream_id = lives.instance_id(customer_id)
-            for command in (lives.request(customer_id=customer_id), *commands[1:]):
+            stream_id = lifecycle.instance_id(customer_id)
+            for command in (lifecycle.request(customer_id=customer_id), *commands[1:]):
                 state = (await store.execute(stream_id, command, origin())).state
 
                 is_seen = await due_instances(owner_conn) != []
@@ -199,7 +204,7 @@ async def test_a_parked_lane_is_read_again_once_its_pause_is_over(
 ) -> None:
     park = "UPDATE checkpoint SET parked_until = now() + %s * interval '1 s', error = 'a gap'"
     async with open_store(database_url) as (store, _):
-        await requested(store)
+        await create_instance(store)
         before = await due_instances(owner_conn)
 
         await owner_conn.execute(park, (3_600,))

@@ -24,11 +24,20 @@ from hydracore.signals import run_to_completion
 from hydracore.wording import plural
 from projections.rebuild import ProgressCallbacks, rebuild, rollback
 from projections.registry import projections
-from tests import lives
-from tests.customers import EMAIL, MASTER_KEY, PROMPT, World, last_event, lived, readable, world_fixture
-from tests.rebuilding import compared, fold_here
-from tests.requests_to_log import open_store, origin, request
+from tests import lifecycle
+from tests.customers import (
+    EMAIL,
+    MASTER_KEY,
+    PROMPT,
+    World,
+    create_sealed_instance,
+    last_event,
+    readable_fields,
+    world_fixture,
+)
+from tests.rebuilding import dry_run_here, fold_here
 from tests.stack import Stack
+from tests.store_commands import open_store, origin, request
 from workers.advance import advance
 
 __all__ = ["world_fixture"]
@@ -46,7 +55,7 @@ async def test_an_erasure_covers_the_log_and_the_read_tables_of_the_customer_and
     world: World, owner_conn: psycopg.AsyncConnection
 ) -> None:
     await world.store.load(world.ada[0])
-    assert await readable(world.url, world.ada[0], "ada") == [EMAIL, PROMPT]
+    assert await readable_fields(world.url, world.ada[0], "ada") == [EMAIL, PROMPT]
 
     first, second = [await asyncio.to_thread(world.erase, "--also-live", "--yes", "--json") for _ in range(2)]
 
@@ -55,9 +64,9 @@ async def test_an_erasure_covers_the_log_and_the_read_tables_of_the_customer_and
     assert json.loads(first.stdout) == {**done, "recorded": 3, "key_destroyed": True}
     assert json.loads(second.stdout) == {**done, "recorded": 0, "key_destroyed": False}
     for stream_id in world.ada:
-        assert await readable(world.url, stream_id, "ada") == []
+        assert await readable_fields(world.url, stream_id, "ada") == []
         assert await last_event(world.url, stream_id) == "customer_erased"
-    assert await readable(world.url, world.bob, "bob") == [EMAIL, PROMPT]
+    assert await readable_fields(world.url, world.bob, "bob") == [EMAIL, PROMPT]
     rows = await owner_conn.execute("SELECT customer_id, count(customer_email) FROM instance GROUP BY 1 ORDER BY 1")
     assert await rows.fetchall() == [("ada", 0), ("bob", 1)]
     (order,) = world.file.read()
@@ -68,13 +77,13 @@ async def test_an_erasure_does_not_affect_another_tenant_s_customer_of_the_same_
     world: World, owner_conn: psycopg.AsyncConnection
 ) -> None:
     keyring = Keyring(world.pool, master_keys=MasterKeys(MASTER_KEY))
-    theirs = await lived(world.store, keyring, "ada", "key", tenant="other")
+    theirs = await create_sealed_instance(world.store, keyring, "ada", "key", tenant="other")
 
     result = await asyncio.to_thread(world.erase, "--tenant", "acme", "--also-live", "--yes", "--json")
 
     done = json.loads(result.stdout)
     assert (done["instances"], done["live"], done["recorded"]) == (3, 1, 3)
-    assert await readable(world.url, theirs, "ada", tenant="other") == [EMAIL, PROMPT]
+    assert await readable_fields(world.url, theirs, "ada", tenant="other") == [EMAIL, PROMPT]
     assert await last_event(world.url, theirs) == "config_changed"
     row = await owner_conn.execute("SELECT customer_email IS NOT NULL FROM instance WHERE tenant_id = 'other'")
     assert await row.fetchone() == (True,)
@@ -96,7 +105,7 @@ async def test_a_rebuild_includes_erasures_that_happen_during_any_of_its_phases(
 ) -> None:
     keyring, phases = Keyring(world.pool, master_keys=MasterKeys(MASTER_KEY)), list[str]()
     for customer in PHASES:
-        await lived(world.store, keyring, customer, "key")
+        await create_sealed_instance(world.store, keyring, customer, "key")
 
     def erase(customer: str) -> None:
         """Another process erases the customer that is named like the phase."""
@@ -113,7 +122,7 @@ async def test_a_rebuild_includes_erasures_that_happen_during_any_of_its_phases(
     )
     assert await rows.fetchall() == [("ada",), ("bob",)]
     await rollback(world.url, projection)
-    assert (await compared(world.url, projection)).drifted == 0
+    assert (await dry_run_here(world.url, projection)).drifted == 0
 
 
 async def test_a_customer_with_a_live_instance_is_not_erased_without_also_live(world: World) -> None:
@@ -122,7 +131,7 @@ async def test_a_customer_with_a_live_instance_is_not_erased_without_also_live(w
     assert result.exit_code == 2
     assert f"has 1 instance that is not deleted ({world.ada[2]}). Delete them first" in result.stderr
     assert not world.file.erasures()
-    assert await readable(world.url, world.ada[0], "ada") == [EMAIL, PROMPT]
+    assert await readable_fields(world.url, world.ada[0], "ada") == [EMAIL, PROMPT]
 
 
 async def test_an_erasure_asks_for_confirmation_and_is_refused_without_a_yes(world: World) -> None:
@@ -209,10 +218,10 @@ async def test_an_erasure_destroys_the_key_again_if_a_standby_without_its_destru
     erased = await erasing.Eraser(world.pool, world.store, world.file, **order).erase(customer, progress)
 
     assert erased.recorded == len(world.ada)
-    assert await readable(world.url, world.ada[0], "ada") == []
+    assert await readable_fields(world.url, world.ada[0], "ada") == []
 
 
-@pytest.mark.parametrize("meanwhile", [(), (lives.delete(),)], ids=["new", "deletion requested at once"])
+@pytest.mark.parametrize("meanwhile", [(), (lifecycle.delete(),)], ids=["new", "deletion requested at once"])
 async def test_an_instance_created_after_an_erasure_has_it_recorded_by_the_worker_that_advances_it(
     stack: Stack, world: World, owner_conn: psycopg.AsyncConnection, meanwhile: tuple[c.AnyCommand, ...]
 ) -> None:
@@ -263,7 +272,7 @@ async def test_a_broken_stream_does_not_keep_an_erasure_from_being_recorded_in_o
         )
         assert "and its events end with" in line
         assert f"; {edited} (" in line
-    assert await readable(world.url, whole, "ada") == []
+    assert await readable_fields(world.url, whole, "ada") == []
 
 
 async def recorded_by(connection: psycopg.AsyncConnection, *stream_ids: UUID) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from psycopg import AsyncConnection
 
 from events.exchange import Statement, disconnect, exchange
-from tests.exchanging import ADD, NUMBERS, WAIT, connection_fixture, noted
+from tests.exchange_fixtures import ADD, NUMBERS, WAIT, connection_fixture, noted_words
 from tests.waiting import until
 
 __all__ = ["connection_fixture"]
@@ -20,7 +20,7 @@ async def test_each_statement_gives_its_own_rows(connection: AsyncConnection) ->
         answers = await exchange(connection, [NUMBERS, Statement(ADD, (b"a",)), Statement(b"SELECT NULL", ())])
 
         assert answers == [[(b"1", b"1x"), (b"2", b"2x")], [], [(None,)]]
-    assert await noted(connection) == ["a", "a"]
+    assert await noted_words(connection) == ["a", "a"]
 
 
 async def test_one_statement_may_be_sent_twice_with_different_parameters(connection: AsyncConnection) -> None:
@@ -36,9 +36,9 @@ async def test_one_failing_statement_undoes_the_whole_exchange_and_the_next_exch
     with pytest.raises(psycopg.errors.CheckViolation):
         await exchange(connection, [Statement(ADD, (b"good",)), Statement(ADD, (b"bad",)), NUMBERS])
 
-    assert await noted(connection) == []
+    assert await noted_words(connection) == []
     assert await exchange(connection, [Statement(ADD, (b"better",)), NUMBERS]) == [[], [(b"1", b"1x"), (b"2", b"2x")]]
-    assert await noted(connection) == ["better"]
+    assert await noted_words(connection) == ["better"]
 
 
 async def test_statements_that_the_server_has_deallocated_are_prepared_again(connection: AsyncConnection) -> None:
@@ -47,7 +47,7 @@ async def test_statements_that_the_server_has_deallocated_are_prepared_again(con
 
     await exchange(connection, [Statement(ADD, (b"b",))])
 
-    assert await noted(connection) == ["a", "b"]
+    assert await noted_words(connection) == ["a", "b"]
 
 
 async def test_a_statement_that_a_failed_exchange_prepared_is_not_prepared_again(connection: AsyncConnection) -> None:
@@ -88,7 +88,7 @@ async def test_an_exchange_joins_an_open_transaction(connection: AsyncConnection
     await exchange(connection, [Statement(ADD, (b"a",))])
     await connection.execute("ROLLBACK")
 
-    assert await noted(connection) == []
+    assert await noted_words(connection) == []
 
 
 async def test_a_broken_connection_raises_an_operational_error_and_is_closed(

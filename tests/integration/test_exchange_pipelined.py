@@ -20,7 +20,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from events.exchange import Statement, exchange, hang_up
 from hydracore.db.answer_timeout import AnswerTimeoutConnection
 from tests.cloudsim_fixtures import REPOSITORY
-from tests.exchanging import ADD, NUMBERS, READY, WAIT, connection_fixture, noted
+from tests.exchange_fixtures import ADD, NUMBERS, READY, WAIT, connection_fixture, noted_words
 from tests.waiting import PATIENCE_S, until
 
 __all__ = ["connection_fixture"]
@@ -67,7 +67,7 @@ async def test_the_next_exchange_is_sent_before_the_previous_one_is_answered(
         await owner_conn.execute("SELECT pg_advisory_unlock(1)")
         assert await first == [[(b"",)], []]
         assert await second == [[], [(b"1", b"1x"), (b"2", b"2x")]]
-        assert await noted(connection) == ["first", "second"]
+        assert await noted_words(connection) == ["first", "second"]
 
 
 async def test_each_pipelined_exchange_is_a_separate_transaction(connection: AsyncConnection) -> None:
@@ -80,7 +80,7 @@ async def test_each_pipelined_exchange_is_a_separate_transaction(connection: Asy
 
     refused = psycopg.errors.CheckViolation
     assert [type(answer) for answer in answers] == [list, refused, list, refused, list]
-    assert await noted(connection) == ["best", "better", "good"]
+    assert await noted_words(connection) == ["best", "better", "good"]
 
 
 def have_come(connection: AsyncConnection, count: int) -> None:
@@ -132,7 +132,7 @@ async def test_a_command_of_psycopg_waits_for_the_exchanges_in_progress(connecti
     adding = [asyncio.create_task(exchange(connection, [Statement(ADD, (b"a",))], pipelined=True)) for _ in range(3)]
     await asyncio.sleep(0)  # All of them are sent now.
 
-    assert await noted(connection) == ["a", "a", "a"]
+    assert await noted_words(connection) == ["a", "a", "a"]
     await asyncio.gather(*adding)
 
 

@@ -8,14 +8,14 @@ from psycopg import AsyncConnection
 from events.ids import lane_of
 from projections.fact import LogEntry
 from projections.fact_pages import read_facts
-from tests import lives
-from tests.following import EVERYTHING, Following
-from tests.lives import instance_id
-from tests.requests_to_log import open_store, origin
+from tests import lifecycle
+from tests.lifecycle import instance_id
+from tests.log_follower import EVERYTHING, LogFollower
+from tests.store_commands import open_store, origin
 
 ADA = instance_id("ada")
 LANE = lane_of(ADA)
-EVENTS = lives.Life.after(*lives.RUNNING).events
+EVENTS = lifecycle.InMemoryInstance.after(*lifecycle.RUNNING).events
 HEAD = len(EVENTS)
 
 
@@ -23,7 +23,7 @@ HEAD = len(EVENTS)
 async def running(database_url: str) -> None:
     """A lane with Ada's instance in it, and nothing else."""
     async with open_store(database_url) as (store, _):
-        for command in lives.RUNNING:
+        for command in lifecycle.RUNNING:
             await store.execute(ADA, command, origin())
 
 
@@ -103,4 +103,4 @@ async def test_the_test_reader_that_checks_for_gaps_fails_at_a_missing_event_or_
     await owner_conn.execute(damage.encode())
 
     with pytest.raises(AssertionError, match=f"Lane {LANE} at "):
-        await Following().news(owner_conn)
+        await LogFollower().read_new(owner_conn)

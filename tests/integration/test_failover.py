@@ -12,9 +12,9 @@ from events.keys import Keyring
 from events.master_keys import MasterKeys
 from events.state import Instance
 from hydracore.db.pool import open_pool
-from tests import lives
-from tests.replicated import Replicated, asked, replicated_fixture
-from tests.requests_to_log import open_store, origin, requested
+from tests import lifecycle
+from tests.replicated import Replicated, query, replicated_fixture
+from tests.store_commands import create_instance, open_store, origin
 from tests.waiting import until
 
 __all__ = ["replicated_fixture"]
@@ -29,31 +29,31 @@ async def test_no_append_is_acknowledged_before_the_synchronous_standby_has_it(
     monkeypatch.setattr(shared_connection, "LATE_AFTER_S", 0.05)
     await replicated.synchronous()
     async with open_store(replicated.database_url) as (store, _):
-        await requested(store, key="before")
+        await create_instance(store, key="before")
         await replicated.cut_off()
 
-        first = asyncio.create_task(requested(store, key="first"))
+        first = asyncio.create_task(create_instance(store, key="first"))
         await until(lambda: has(replicated, COMMITTING, 1))
-        behind = [asyncio.create_task(requested(store, key=f"behind {number}")) for number in range(10)]
+        behind = [asyncio.create_task(create_instance(store, key=f"behind {number}")) for number in range(10)]
         answered, _ = await asyncio.wait([first, *behind], timeout=1)
 
         assert not answered
-        assert await asked(replicated.second, "SELECT count(*) FROM event") == [(1,)]
+        assert await query(replicated.second, "SELECT count(*) FROM event") == [(1,)]
         await replicated.reconnect()
         await asyncio.gather(first, *behind)
-    assert await asked(replicated.second, "SELECT count(*) FROM event") == [(12,)]
+    assert await query(replicated.second, "SELECT count(*) FROM event") == [(12,)]
 
 
 async def has(replicated: Replicated, statement: str, count: int) -> bool:
-    return await asked(replicated.first, statement) == [(count,)]
+    return await query(replicated.first, statement) == [(count,)]
 
 
 async def test_a_change_that_was_decided_on_a_lost_history_is_decided_again(replicated: Replicated) -> None:
     async with open_store(replicated.database_url) as (store, _):
-        ada = await requested(store)
+        ada = await create_instance(store)
         await replicated.caught_up()
         await replicated.cut_off()
-        await store.execute(ada, lives.configure(agent_name="lost"), origin())
+        await store.execute(ada, lifecycle.configure(agent_name="lost"), origin())
         seen: list[str | None] = []
 
         async def command_at(state: Instance | None) -> c.AnyCommand:
@@ -62,8 +62,8 @@ async def test_a_change_that_was_decided_on_a_lost_history_is_decided_again(repl
             if state.agent_name == "lost":
                 await replicated.fail_over()
                 async with open_store(replicated.database_url) as (other, _):
-                    await other.execute(ada, lives.configure(agent_name="of the new history"), origin())
-            return lives.configure(recipe_id="written")
+                    await other.execute(ada, lifecycle.configure(agent_name="of the new history"), origin())
+            return lifecycle.configure(recipe_id="written")
 
         state = (await store.change(ada, command_at, origin())).state
 

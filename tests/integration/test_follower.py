@@ -18,16 +18,18 @@ from projections.fleet import Fleet
 from projections.follower import Follower
 from projections.usage_daily import COST_USD_MAX, TOKENS_MAX, UsageDaily
 from projections.usage_queries import spent, usage_report
-from tests.rebuilding import compared, write_lives
-from tests.requests_to_log import open_store, requested
-from tests.usage_recorded import LAST_DAY, entry, lanes, record
+from tests.rebuilding import dry_run_here, write_instances
+from tests.store_commands import create_instance, open_store
+from tests.usage_recorded import LAST_DAY, lane_backlogs, record_usage, usage_entry
 
 
 async def test_usage_is_summed_by_day_and_days_without_usage_are_included(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
-        instance_id, ledger_id = await requested(store), uuid4()
-        await record(store, instance_id, ledger_id, 1, entry(end_user="a"), entry(end_user="b", cost_usd="0.25"))
-        await record(store, instance_id, ledger_id, 2, entry(days_ago=2, end_user="a"))
+        instance_id, ledger_id = await create_instance(store), uuid4()
+        await record_usage(
+            store, instance_id, ledger_id, 1, usage_entry(end_user="a"), usage_entry(end_user="b", cost_usd="0.25")
+        )
+        await record_usage(store, instance_id, ledger_id, 2, usage_entry(days_ago=2, end_user="a"))
         follower = Follower(pool, UsageDaily())
         await follower.create_checkpoints()
 
@@ -41,7 +43,7 @@ async def test_usage_is_summed_by_day_and_days_without_usage_are_included(databa
         assert report.unique_end_users == 2
         known = await spent(pool, instance_id, today=LAST_DAY)
         assert (known.daily_usd, known.monthly_usd) == (Decimal("0.251"), Decimal("0.252"))
-        assert (await lanes(pool, "usage_daily"))[instance_id.bytes[15] & 63] == (0, None)
+        assert (await lane_backlogs(pool, "usage_daily"))[instance_id.bytes[15] & 63] == (0, None)
 
 
 @pytest.mark.parametrize(
@@ -63,9 +65,9 @@ async def test_no_day_is_missing_in_time_zones_whose_clocks_change_at_midnight(
 
 async def test_a_batch_that_the_agent_sends_twice_counts_once(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
-        instance_id, ledger_id = await requested(store), uuid4()
-        await record(store, instance_id, ledger_id, 1, entry())
-        await record(store, instance_id, ledger_id, 1, entry())
+        instance_id, ledger_id = await create_instance(store), uuid4()
+        await record_usage(store, instance_id, ledger_id, 1, usage_entry())
+        await record_usage(store, instance_id, ledger_id, 1, usage_entry())
         follower = Follower(pool, UsageDaily())
         await follower.create_checkpoints()
 
@@ -78,24 +80,24 @@ async def test_a_batch_that_the_agent_sends_twice_counts_once(database_url: str)
 
 async def test_sums_of_usage_are_capped_at_what_their_columns_hold(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
-        instance_id, ledger_id = await requested(store), uuid4()
+        instance_id, ledger_id = await create_instance(store), uuid4()
         follower = Follower(pool, UsageDaily())
         await follower.create_checkpoints()
-        much = replace(entry(cost_usd="600000000000"), prompt_tokens=6 * 10**17, completion_tokens=6 * 10**17)
-        for seq, entries in enumerate(([much], [much], [much, much, much], [entry()]), start=1):
-            await record(store, instance_id, ledger_id, seq, *entries)
+        much = replace(usage_entry(cost_usd="600000000000"), prompt_tokens=6 * 10**17, completion_tokens=6 * 10**17)
+        for seq, entries in enumerate(([much], [much], [much, much, much], [usage_entry()]), start=1):
+            await record_usage(store, instance_id, ledger_id, seq, *entries)
             await follower.catch_up()
 
         (day,) = (await usage_report(pool, instance_id, last=LAST_DAY, days=1)).days
         assert (day.requests, day.cost_usd) == (6, COST_USD_MAX)
         assert day.prompt_tokens == day.completion_tokens == TOKENS_MAX
-        assert set((await lanes(pool, "usage_daily")).values()) == {(0, None)}
-        assert (await compared(database_url, UsageDaily())).drifted == 0
+        assert set((await lane_backlogs(pool, "usage_daily")).values()) == {(0, None)}
+        assert (await dry_run_here(database_url, UsageDaily())).drifted == 0
 
 
 async def test_several_followers_share_the_lanes_and_process_each_event_once(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
-        ids = [await requested(store, customer_id=f"customer-{n}") for n in range(30)]
+        ids = [await create_instance(store, customer_id=f"customer-{n}") for n in range(30)]
         followers = [Follower(pool, UsageDaily()) for _ in range(3)]
         for follower in followers:
             await follower.create_checkpoints()
@@ -103,7 +105,7 @@ async def test_several_followers_share_the_lanes_and_process_each_event_once(dat
         async def write() -> None:
             for seq in range(1, 4):
                 for instance_id in ids:
-                    await record(store, instance_id, instance_id, seq, entry())
+                    await record_usage(store, instance_id, instance_id, seq, usage_entry())
 
         async def follow(follower: Follower, written: asyncio.Task[None]) -> None:
             while not written.done():
@@ -120,21 +122,21 @@ async def test_several_followers_share_the_lanes_and_process_each_event_once(dat
 
 async def test_a_projection_that_is_far_behind_catches_up_beside_projections_that_are_not(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=8)
+        await write_instances(store, count=8)
         ahead = Follower(pool, Fleet(), Activity())
         await ahead.create_checkpoints()
         await ahead.catch_up()
-        usage, late = await requested(store), uuid4()
-        await record(store, usage, late, 1, entry())
+        usage, late = await create_instance(store), uuid4()
+        await record_usage(store, usage, late, 1, usage_entry())
         together = Follower(pool, UsageDaily(), Fleet(), Activity())
         await together.create_checkpoints()
 
         await together.catch_up()
 
         for name in ("usage_daily", "fleet", "activity"):
-            assert set((await lanes(pool, name)).values()) == {(0, None)}
+            assert set((await lane_backlogs(pool, name)).values()) == {(0, None)}
     for projection in (UsageDaily(), Fleet(), Activity()):
-        report = await compared(database_url, projection)
+        report = await dry_run_here(database_url, projection)
         assert (report.drifted, report.rows_compared > 0) == (0, True)
 
 
@@ -149,11 +151,11 @@ async def test_catching_up_reads_all_new_events_however_many_pages_they_fill(
     for limit, value in small.items():
         monkeypatch.setattr(limit, value)
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=2)
+        await write_instances(store, count=2)
         follower = Follower(pool, Fleet(), Activity())
         await follower.create_checkpoints()
 
         await follower.catch_up()
 
         for name in ("fleet", "activity"):
-            assert set((await lanes(pool, name)).values()) == {(0, None)}
+            assert set((await lane_backlogs(pool, name)).values()) == {(0, None)}

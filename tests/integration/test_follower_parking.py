@@ -19,9 +19,9 @@ from projections.fleet import Fleet
 from projections.follower import Follower
 from projections.usage_daily import UsageDaily
 from projections.usage_queries import usage_report
-from tests.rebuilding import compared, write_lives
-from tests.requests_to_log import open_store, requested
-from tests.usage_recorded import LAST_DAY, entry, lanes, record
+from tests.rebuilding import dry_run_here, write_instances
+from tests.store_commands import create_instance, open_store
+from tests.usage_recorded import LAST_DAY, lane_backlogs, record_usage, usage_entry
 
 
 class Broken(UsageDaily):
@@ -50,10 +50,10 @@ async def test_a_parked_projection_does_not_stop_other_projections(
 ) -> None:
     following = open_pool(database_url, role="hydracore_app", application="following", size=2)
     async with open_store(database_url) as (store, pool), following as both:
-        ids = [await requested(store, customer_id=f"customer-{n}") for n in range(10)]
+        ids = [await create_instance(store, customer_id=f"customer-{n}") for n in range(10)]
         for instance_id in ids:
-            await record(store, instance_id, instance_id, 1, entry())
-        await write_lives(store, count=4)
+            await record_usage(store, instance_id, instance_id, 1, usage_entry())
+        await write_instances(store, count=4)
         # Where psycopg has prepared a statement itself, its rollback deallocates all prepared statements. So on both connections: a
         # batch that fails is retried in parts on the other connection.
         async with both.connection() as one, both.connection() as other:
@@ -65,12 +65,14 @@ async def test_a_parked_projection_does_not_stop_other_projections(
 
         await follower.catch_up()
 
-        parked = {lane: error for lane, (_, error) in (await lanes(pool, "usage_daily")).items() if error is not None}
+        parked = {
+            lane: error for lane, (_, error) in (await lane_backlogs(pool, "usage_daily")).items() if error is not None
+        }
         assert parked == {ids[0].bytes[15] & 63: f"{error} (usage_recorded)"}
         for name in ("fleet", "activity"):
-            assert set((await lanes(pool, name)).values()) == {(0, None)}
+            assert set((await lane_backlogs(pool, name)).values()) == {(0, None)}
     for projection in (Fleet(), Activity()):
-        assert (await compared(database_url, projection)).drifted == 0
+        assert (await dry_run_here(database_url, projection)).drifted == 0
 
 
 @pytest.mark.parametrize(
@@ -88,18 +90,18 @@ async def test_an_unreadable_event_parks_only_projections_that_read_its_payload(
     database_url: str, owner_conn: psycopg.AsyncConnection, damage: str, error: str
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        instance_id = await requested(store)
-        await record(store, instance_id, uuid4(), 1, entry())
+        instance_id = await create_instance(store)
+        await record_usage(store, instance_id, uuid4(), 1, usage_entry())
         await owner_conn.execute(damage.encode())
         follower = Follower(pool, UsageDaily(), Activity())
         await follower.create_checkpoints()
 
         await follower.catch_up()
 
-        behind = {lane: one for lane, one in (await lanes(pool, "usage_daily")).items() if one != (0, None)}
+        behind = {lane: one for lane, one in (await lane_backlogs(pool, "usage_daily")).items() if one != (0, None)}
         assert behind == {instance_id.bytes[15] & 63: (1, f"{error} (usage_recorded)")}
-        assert set((await lanes(pool, "activity")).values()) == {(0, None)}
-    report = await compared(database_url, Activity())
+        assert set((await lane_backlogs(pool, "activity")).values()) == {(0, None)}
+    report = await dry_run_here(database_url, Activity())
     assert (report.drifted, report.rows_compared) == (0, 2)
 
 
@@ -120,9 +122,9 @@ class Unlucky(Broken):
 
 async def test_a_temporary_failure_parks_no_lane(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
-        refused, unlucky = [await requested(store, customer_id=f"customer-{n}") for n in range(2)]
+        refused, unlucky = [await create_instance(store, customer_id=f"customer-{n}") for n in range(2)]
         for instance_id in (refused, unlucky):
-            await record(store, instance_id, instance_id, 1, entry())
+            await record_usage(store, instance_id, instance_id, 1, usage_entry())
         projection = Unlucky(refused, unlucky)
         follower = Follower(pool, projection)
         await follower.create_checkpoints()
@@ -130,7 +132,7 @@ async def test_a_temporary_failure_parks_no_lane(database_url: str) -> None:
         await follower.catch_up()
 
         assert projection.races_lost == 2
-        parked = [lane for lane, (_, error) in (await lanes(pool, "usage_daily")).items() if error is not None]
+        parked = [lane for lane, (_, error) in (await lane_backlogs(pool, "usage_daily")).items() if error is not None]
         assert parked == [refused.bytes[15] & 63]
         report = await usage_report(pool, unlucky, last=LAST_DAY, days=1)
         assert report.days[0].requests == 1
@@ -152,9 +154,9 @@ async def test_an_event_that_a_projection_cannot_process_parks_its_lane_and_no_o
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        ids = [await requested(store, customer_id=f"customer-{n}") for n in range(10)]
+        ids = [await create_instance(store, customer_id=f"customer-{n}") for n in range(10)]
         for instance_id in ids:
-            await record(store, instance_id, instance_id, 1, entry())
+            await record_usage(store, instance_id, instance_id, 1, usage_entry())
         refused = ids[0]
         fussy = Follower(pool, Fussy(refused))
         await fussy.create_checkpoints()
@@ -162,7 +164,9 @@ async def test_an_event_that_a_projection_cannot_process_parks_its_lane_and_no_o
         with capture_logs() as lines:
             await fussy.catch_up()
 
-        parked = {lane: error for lane, (_, error) in (await lanes(pool, "usage_daily")).items() if error is not None}
+        parked = {
+            lane: error for lane, (_, error) in (await lane_backlogs(pool, "usage_daily")).items() if error is not None
+        }
         assert parked == {refused.bytes[15] & 63: "ValueError (usage_recorded)"}
         place = "SELECT lane, seq FROM event WHERE stream_id = %s AND type = 'usage_recorded'"
         ((lane, seq),) = await (await owner_conn.execute(place, (refused,))).fetchall()
@@ -187,10 +191,10 @@ async def test_a_lane_with_a_gap_is_parked_right_before_the_gap_with_one_alarm(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        holed, whole = [await requested(store, customer_id=f"customer-{n}") for n in range(2)]
+        holed, whole = [await create_instance(store, customer_id=f"customer-{n}") for n in range(2)]
         for instance_id in (holed, whole):
             for seq in range(1, 4):
-                await record(store, instance_id, instance_id, seq, entry())
+                await record_usage(store, instance_id, instance_id, seq, usage_entry())
         lane = lane_of(holed)
         assert lane != lane_of(whole)
         await owner_conn.execute("DELETE FROM event WHERE lane = %s AND seq = 3", (lane,))
@@ -205,7 +209,7 @@ async def test_a_lane_with_a_gap_is_parked_right_before_the_gap_with_one_alarm(
         alarms = [line for line in lines if line["event"] == "log_corrupted"]
         assert alarms == [{"event": "log_corrupted", "log_level": "critical", "lane": lane, "error": gap}]
         for name in ("usage_daily", "activity"):
-            behind = {lane: one for lane, one in (await lanes(pool, name)).items() if one != (0, None)}
+            behind = {lane: one for lane, one in (await lane_backlogs(pool, name)).items() if one != (0, None)}
             assert behind == {lane: (2, gap)}
         for instance_id, requests in ((holed, 1), (whole, 3)):
             report = await usage_report(pool, instance_id, last=LAST_DAY, days=1)

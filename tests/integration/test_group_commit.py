@@ -20,10 +20,10 @@ from events.record import Outcome
 from events.store import EventStore
 from hydracore.db.pool import open_pool
 from projections.inline import inline_projections
-from tests import lives
-from tests.lives import instance_id, request
+from tests import lifecycle
+from tests.lifecycle import instance_id, request
 from tests.log_check import check_log
-from tests.requests_to_log import creation_of, open_store, origin
+from tests.store_commands import creation_origin, open_store, origin
 from tests.waiting import until
 
 #: Longer than any test.
@@ -41,12 +41,12 @@ async def store(database_url: str) -> AsyncGenerator[EventStore]:
 
 async def create(store: EventStore, customer_id: str, **changes: Any) -> Outcome:
     stream_id = instance_id(customer_id)
-    return await store.create(stream_id, request(customer_id=customer_id, **changes), creation_of(stream_id))
+    return await store.create(stream_id, request(customer_id=customer_id, **changes), creation_origin(stream_id))
 
 
 async def plan(store: EventStore, customer_id: str, **addresses: str) -> Outcome:
     taken: dict[str, Any] = {"hostname": f"hc-{customer_id}", "vpn_ip": f"10.64.0.{customer_id}"} | addresses
-    return await store.execute(instance_id(customer_id), lives.plan(**taken), origin())
+    return await store.execute(instance_id(customer_id), lifecycle.plan(**taken), origin())
 
 
 async def rows_of(connection: AsyncConnection, stream_id: UUID) -> dict[str, list[dict[str, Any]]]:
@@ -107,13 +107,13 @@ async def test_a_lost_race_a_repeat_and_a_taken_address_do_not_disturb_the_other
         await create(store, one)
     past = await store.load(instance_id("2"))
     await plan(store, "1")
-    await store.execute(instance_id("2"), lives.delete(), origin())
+    await store.execute(instance_id("2"), lifecycle.delete(), origin())
     before = [await rows_of(owner_conn, instance_id(one)) for one in ("1", "2", "3")]
 
     repeat, conflict, taken = await beside_a_crowd(
         store,
-        create(store, "1", at_ms=lives.NOW_MS + 1),
-        store.execute_at(past, instance_id("2"), lives.plan(hostname="hc-2", vpn_ip="10.64.0.2"), origin()),
+        create(store, "1", at_ms=lifecycle.NOW_MS + 1),
+        store.execute_at(past, instance_id("2"), lifecycle.plan(hostname="hc-2", vpn_ip="10.64.0.2"), origin()),
         plan(store, "3", vpn_ip="10.64.0.1"),
     )
 
@@ -156,7 +156,7 @@ async def test_two_concurrent_commands_for_one_instance_are_both_applied(store: 
     await create(store, "ada")
     ada = instance_id("ada")
 
-    changes = [c.ChangeConsent(at_ms=lives.NOW_MS, granted=True), lives.configure(agent_name="Ada's")]
+    changes = [c.ChangeConsent(at_ms=lifecycle.NOW_MS, granted=True), lifecycle.configure(agent_name="Ada's")]
     await asyncio.gather(*(store.execute(ada, change, origin()) for change in changes))
 
     state = await store.load(ada)
@@ -186,7 +186,7 @@ async def test_a_released_address_can_be_reserved_by_another_instance(
 ) -> None:
     await create(store, "1")
     await plan(store, "1")
-    for command in (lives.delete(), *map(lives.teardown, lives.TEARDOWN_STEPS)):
+    for command in (lifecycle.delete(), *map(lifecycle.teardown, lifecycle.TEARDOWN_STEPS)):
         await store.execute(instance_id("1"), command, origin())
     await create(store, "2")
 

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 
 from hydracore.embedded.ports import free_port
 from hydracore.wake import CHANNEL
-from tests.requests_to_log import open_store, requested
+from tests.store_commands import create_instance, open_store
 from tests.waiting import PATIENCE_S, until
 from workers import head_watcher
 from workers.head_watcher import HeadWatcher, wait_for_events
@@ -91,7 +91,7 @@ async def test_new_events_are_noticed_without_a_message_from_redis(
         await until(first.is_set)
         moved = watcher.new_events
 
-        await requested(store)
+        await create_instance(store)
 
         await until(moved.is_set)
         running.cancel()

@@ -11,17 +11,24 @@ import pytest
 from events.ids import lane_of
 from events.retries import run
 from events.types import Health
-from tests import lives
+from tests import lifecycle
 from tests.stack import Stack
 from workers.deps import Deps
 from workers.health import check_health
 from workers.reconciler import HEALTH_MAX
 from workers.sql import OPERATIONS
 
-ADA = lives.instance_id()
+ADA = lifecycle.instance_id()
 RUNNING = (
-    *(lives.request(), lives.plan(), lives.created(), lives.enrol(), lives.issue(), lives.acknowledge()),
-    lives.mark_ready(),
+    *(
+        lifecycle.request(),
+        lifecycle.plan(),
+        lifecycle.created(),
+        lifecycle.enrol(),
+        lifecycle.issue(),
+        lifecycle.acknowledge(),
+    ),
+    lifecycle.mark_ready(),
 )
 
 
@@ -32,7 +39,7 @@ class Watched(NamedTuple):
     owner_conn: psycopg.AsyncConnection
 
     async def was_found(self, health: Health) -> None:
-        for command in (*RUNNING, lives.health(health)):
+        for command in (*RUNNING, lifecycle.health(health)):
             await self.deps.store.execute(ADA, command, self.deps.origin(ADA))
 
     async def heard(self, *, ago_s: float) -> None:
@@ -40,7 +47,7 @@ class Watched(NamedTuple):
             "INSERT INTO heartbeat (lane, instance_id, received_at, boot_id, report)"
             " VALUES (%s, %s, now() - %s * interval '1 s', %s, '{}')"
             " ON CONFLICT (lane, instance_id) DO UPDATE SET received_at = excluded.received_at",
-            (lane_of(ADA), ADA, ago_s, lives.BOOT),
+            (lane_of(ADA), ADA, ago_s, lifecycle.BOOT),
         )
 
     async def listening(self, *, since_s: float, until_s: float = 0) -> None:
@@ -135,6 +142,6 @@ async def test_the_health_of_an_instance_being_deleted_is_not_updated(watched: W
     await watched.was_found("late")
     await watched.heard(ago_s=1000)
     await watched.listening(since_s=1000)
-    await watched.deps.store.execute(ADA, lives.delete(), watched.deps.origin(ADA))
+    await watched.deps.store.execute(ADA, lifecycle.delete(), watched.deps.origin(ADA))
 
     assert await watched.checked() == "late"

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from events.ids import lane_of
 from hydracore.api import heartbeat_reception
 from hydracore.db.pool import open_pool
-from tests.lives import BOOT
+from tests.lifecycle import BOOT
 from tests.waiting import until
 
 STREAM = UUID(int=0x51)

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from tests.cloudsim_fixtures import PUBLIC_KEY, TOKEN, CloudsimProcess
-from tests.hetzner_calls import order, running
+from tests.hetzner_calls import server_order, wait_until_running
 from tests.waiting import PATIENCE_S, until
 from workers.providers.base import Provider, ProviderError, ProviderRefused, ProviderRetry
 from workers.providers.hetzner import HetznerProvider
@@ -98,7 +98,7 @@ async def find(driver: Provider) -> object:
 
 
 async def look_for_the_key(driver: Provider) -> object:
-    return await driver.create_server(order())
+    return await driver.create_server(server_order())
 
 
 READERS: Final = pytest.mark.parametrize("read", [find, look_for_the_key])
@@ -174,14 +174,14 @@ async def test_servers_that_exist_all_along_are_listed_whatever_is_added_or_remo
 async def test_a_server_removed_while_another_is_added_hides_no_other_server(
     cloudsim: CloudsimProcess, driver: Provider, page: int
 ) -> None:
-    servers = [(await driver.create_server(order(f"hc-{number:02d}"))).server for number in range(52)]
-    await running(driver, servers[-1].id)
+    servers = [(await driver.create_server(server_order(f"hc-{number:02d}"))).server for number in range(52)]
+    await wait_until_running(driver, servers[-1].id)
     cloudsim.fault("list_servers", "hold_before", skip=page - 1)
     finding = asyncio.create_task(driver.find_servers(HERE))
     await until(lambda: cloudsim.held() or finding.done())
 
     cloudsim.call("POST", f"/_sim/servers/{servers[0].id}/vanish")
-    await driver.create_server(order("hc-new"))
+    await driver.create_server(server_order("hc-new"))
     cloudsim.call("POST", "/_sim/release", {"all": True, "apply": True})
 
     assert {server.id for server in servers[1:]} <= {server.id for server in await finding}

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from tests.cloudsim_fixtures import CloudsimProcess, driver_for, user_data
-from tests.hetzner_calls import LABELS, assert_no_secret, is_gone, order, running
+from tests.hetzner_calls import LABELS, assert_no_secret, is_gone, server_order, wait_until_running
 from tests.waiting import until
 from workers.providers.base import Provider, ProviderOutcomeUnknown, ProviderRetry
 from workers.providers.hetzner import HetznerProvider
@@ -27,7 +27,7 @@ async def test_a_create_without_an_answer_has_an_unknown_outcome_and_its_server_
     cloudsim.fault("create_server", "drop_reply")
 
     with pytest.raises(ProviderOutcomeUnknown) as unknown:
-        await driver.create_server(order(user_data=user_data()))
+        await driver.create_server(server_order(user_data=user_data()))
     found = await driver.find_servers(LABELS)
 
     assert [server.name for server in found] == ["hc-1"]
@@ -41,7 +41,7 @@ async def test_a_create_that_times_out_has_an_unknown_outcome_and_may_still_happ
     cloudsim.fault("create_server", "hold_before")
 
     with pytest.raises(ProviderOutcomeUnknown):
-        await hasty.create_server(order())
+        await hasty.create_server(server_order())
     assert await driver.find_servers(LABELS) == []
     await until(lambda: [held["client_gone"] for held in cloudsim.held()] == [True])
     cloudsim.call("POST", "/_sim/release", {"id": cloudsim.held()[0]["id"], "apply": True})
@@ -53,7 +53,7 @@ async def test_a_create_whose_request_is_dropped_has_an_unknown_outcome_and_make
     cloudsim: CloudsimProcess, driver: Provider
 ) -> None:
     cloudsim.fault("create_server", "hold_before")
-    creating = asyncio.create_task(driver.create_server(order()))
+    creating = asyncio.create_task(driver.create_server(server_order()))
     await until(cloudsim.held)
 
     cloudsim.call("POST", "/_sim/release", {"all": True, "apply": False})
@@ -68,7 +68,7 @@ async def test_a_create_whose_answer_is_held_succeeds_when_the_answer_is_release
     cloudsim: CloudsimProcess, driver: Provider
 ) -> None:
     cloudsim.fault("create_server", "hold_after")
-    creating = asyncio.create_task(driver.create_server(order()))
+    creating = asyncio.create_task(driver.create_server(server_order()))
     await until(cloudsim.held)
     assert [server["name"] for server in cloudsim.servers()] == ["hc-1"]
     assert cloudsim.held()[0]["applied"]
@@ -82,8 +82,8 @@ async def test_a_create_whose_answer_is_held_succeeds_when_the_answer_is_release
 async def test_a_delete_without_an_answer_has_an_unknown_outcome_and_is_done(
     cloudsim: CloudsimProcess, driver: Provider, hasty: Provider, fault: str
 ) -> None:
-    created = await driver.create_server(order())
-    await running(driver, created.server.id)
+    created = await driver.create_server(server_order())
+    await wait_until_running(driver, created.server.id)
     cloudsim.fault("delete_server", fault)
 
     with pytest.raises(ProviderOutcomeUnknown):
@@ -96,7 +96,7 @@ async def test_a_delete_without_an_answer_has_an_unknown_outcome_and_is_done(
 async def test_a_read_without_an_answer_can_be_repeated(
     cloudsim: CloudsimProcess, driver: Provider, hasty: Provider, fault: str
 ) -> None:
-    created = await driver.create_server(order())
+    created = await driver.create_server(server_order())
     cloudsim.fault("get_server", fault)
 
     with pytest.raises(ProviderRetry):

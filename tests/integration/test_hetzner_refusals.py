@@ -9,7 +9,7 @@ import pytest
 
 from hydracore.embedded.ports import free_port
 from tests.cloudsim_fixtures import PUBLIC_KEY, TOKEN, CloudsimProcess, driver_for, stop_short, user_data
-from tests.hetzner_calls import LABELS, assert_no_secret, everything_said_about, is_gone, order, running
+from tests.hetzner_calls import LABELS, assert_no_secret, full_error_text, is_gone, server_order, wait_until_running
 from tests.waiting import PATIENCE_S, until
 from workers.providers.base import (
     Provider,
@@ -72,7 +72,7 @@ async def test_each_provider_error_has_its_class_and_creates_no_server(
     cloudsim.fault("create_server", **fault)
 
     with pytest.raises(ProviderError) as failed:
-        await driver.create_server(order(user_data=user_data()))
+        await driver.create_server(server_order(user_data=user_data()))
 
     assert (type(failed.value), failed.value.code) == expected
     assert failed.value.correlation_id is not None
@@ -83,11 +83,11 @@ async def test_each_provider_error_has_its_class_and_creates_no_server(
 async def test_refusals_that_cloudsim_makes_by_itself_have_their_classes(
     cloudsim: CloudsimProcess, driver: Provider
 ) -> None:
-    await driver.create_server(order())
+    await driver.create_server(server_order())
 
     for wrong, kind in (({}, ProviderNameTaken), ({"name": "hc-2", "server_type": "cx22"}, ProviderNoCapacity)):
         with pytest.raises(kind):
-            await driver.create_server(order(**wrong))
+            await driver.create_server(server_order(**wrong))
     with pytest.raises(ProviderRefused) as absent:
         await driver.set_labels("4000000000", LABELS)
     cloudsim.fault("update_server", "error")
@@ -107,7 +107,7 @@ async def test_a_wrong_token_is_refused_and_appears_in_no_error_or_log(
         await wrong.find_servers(LABELS)
 
     assert refused.value.code == "unauthorized"
-    assert "Wrong0" not in everything_said_about(refused.value) + repr(wrong) + caplog.text
+    assert "Wrong0" not in full_error_text(refused.value) + repr(wrong) + caplog.text
     await wrong.aclose()
 
 
@@ -126,7 +126,7 @@ async def test_a_call_that_cannot_connect_is_retryable_and_not_of_unknown_outcom
 async def test_deleting_a_server_that_is_being_deleted_is_no_error(cloudsim: CloudsimProcess, driver: Provider) -> None:
     cloudsim.terminate()
     await cloudsim.start(stop_grace_s=PATIENCE_S)
-    created = await driver.create_server(order(user_data=user_data()))
+    created = await driver.create_server(server_order(user_data=user_data()))
     await until(lambda: cloudsim.server(created.server.id)["alive"])
     # A frozen agent makes the deletion of its server last until cloudsim kills the agent.
     agent = cloudsim.server(created.server.id)["pid"]
@@ -146,8 +146,8 @@ async def test_deleting_a_server_that_is_being_deleted_is_no_error(cloudsim: Clo
 async def test_a_delete_that_is_refused_succeeds_if_the_server_has_vanished_meanwhile(
     cloudsim: CloudsimProcess, driver: Provider
 ) -> None:
-    created = await driver.create_server(order())
-    await running(driver, created.server.id)
+    created = await driver.create_server(server_order())
+    await wait_until_running(driver, created.server.id)
     cloudsim.fault("delete_server", "locked")
     cloudsim.call("POST", f"/_sim/servers/{created.server.id}/vanish")
 
@@ -157,8 +157,8 @@ async def test_a_delete_that_is_refused_succeeds_if_the_server_has_vanished_mean
 async def test_a_locked_server_that_is_not_being_deleted_can_be_deleted_later(
     cloudsim: CloudsimProcess, driver: Provider
 ) -> None:
-    created = await driver.create_server(order())
-    await running(driver, created.server.id)
+    created = await driver.create_server(server_order())
+    await wait_until_running(driver, created.server.id)
     cloudsim.fault("delete_server", "locked")
 
     with pytest.raises(ProviderLater):

@@ -15,10 +15,10 @@ from events.errors import CustomerErased, KeyUnreadable, MasterKeyWrong
 from events.keys import Keyring
 from events.master_keys import MasterKeys
 from events.types import Sealed
-from tests.keyrings import ADA, EMAIL, MASTER_KEY, OTHER_MASTER_KEY, erase, fresh, keyring, pool
+from tests.keyrings import ADA, EMAIL, MASTER_KEY, OTHER_MASTER_KEY, destroy_keys, fresh_keyring, keyring, pool
 from tests.waiting import until
 
-__all__ = ["fresh", "keyring", "pool"]
+__all__ = ["fresh_keyring", "keyring", "pool"]
 
 #: How long texts stay cached in tests of what else bounds the cache: longer than any stall of the machine.
 AN_HOUR_S = 3600
@@ -27,11 +27,11 @@ AN_HOUR_S = 3600
 @pytest.mark.parametrize(
     "text", ["", EMAIL, "Ådä \N{SNOWMAN} \0 \n", "x" * 100_000], ids=["empty", "plain", "odd", "huge"]
 )
-async def test_a_sealed_text_can_be_opened_by_any_process(keyring: Keyring, fresh: Keyring, text: str) -> None:
+async def test_a_sealed_text_can_be_opened_by_any_process(keyring: Keyring, fresh_keyring: Keyring, text: str) -> None:
     sealed = await keyring.seal(text, **ADA)
 
     assert await keyring.open(sealed, **ADA) == text
-    assert await fresh.open(sealed, **ADA) == text
+    assert await fresh_keyring.open(sealed, **ADA) == text
 
 
 async def test_short_opened_texts_are_cached_and_long_ones_are_not(
@@ -91,13 +91,13 @@ async def test_the_record_of_customers_whose_unreadable_keys_were_reported_is_bo
     for customer in customers:
         await keyring.seal(EMAIL, tenant_id="acme", customer_id=customer, field="customer_email")
     await owner_conn.execute("UPDATE customer_key SET wrapped_key = 'damaged'")
-    fresh = Keyring(pool, master_keys=MasterKeys(MASTER_KEY))
+    fresh_keyring = Keyring(pool, master_keys=MasterKeys(MASTER_KEY))
 
     for customer in customers:
         with pytest.raises(KeyUnreadable):
-            await fresh.seal(EMAIL, tenant_id="acme", customer_id=customer, field="customer_email")
+            await fresh_keyring.seal(EMAIL, tenant_id="acme", customer_id=customer, field="customer_email")
 
-    assert 0 < len(fresh._reported) <= 2
+    assert 0 < len(fresh_keyring._reported) <= 2
 
 
 async def test_sealing_a_text_twice_gives_different_results_without_its_content(keyring: Keyring) -> None:
@@ -112,14 +112,14 @@ async def test_sealing_a_text_twice_gives_different_results_without_its_content(
     "change", [{"tenant_id": "evil"}, {"customer_id": "eve"}, {"field": "user_display_name"}], ids=str
 )
 async def test_a_sealed_text_is_bound_to_its_tenant_customer_and_field(
-    keyring: Keyring, fresh: Keyring, change: dict[str, str]
+    keyring: Keyring, fresh_keyring: Keyring, change: dict[str, str]
 ) -> None:
     sealed = await keyring.seal(EMAIL, **ADA)
     await keyring.seal("their own", **ADA | change)
     assert await keyring.open(sealed, **ADA) == EMAIL
 
     # Neither a process that has just opened it for the right customer nor another may open it for a wrong one.
-    for ring in (keyring, fresh):
+    for ring in (keyring, fresh_keyring):
         assert await ring.open(sealed, **ADA | change) is None
 
 
@@ -182,23 +182,23 @@ async def test_concurrent_processes_agree_on_one_key_for_a_new_customer(
 
 
 async def test_a_text_of_an_erased_customer_cannot_be_opened(
-    keyring: Keyring, fresh: Keyring, owner_conn: AsyncConnection
+    keyring: Keyring, fresh_keyring: Keyring, owner_conn: AsyncConnection
 ) -> None:
     sealed = await keyring.seal(EMAIL, **ADA)
 
-    await erase(owner_conn)
+    await destroy_keys(owner_conn)
 
-    assert await fresh.open(sealed, **ADA) is None
+    assert await fresh_keyring.open(sealed, **ADA) is None
 
 
 async def test_nothing_can_be_sealed_for_an_erased_customer(
-    keyring: Keyring, fresh: Keyring, owner_conn: AsyncConnection
+    keyring: Keyring, fresh_keyring: Keyring, owner_conn: AsyncConnection
 ) -> None:
     await keyring.seal(EMAIL, **ADA)
-    await erase(owner_conn)
+    await destroy_keys(owner_conn)
 
     with pytest.raises(CustomerErased, match="ada was erased"):
-        await fresh.seal(EMAIL, **ADA)
+        await fresh_keyring.seal(EMAIL, **ADA)
 
 
 async def test_an_erasure_takes_effect_within_5_s_in_a_process_that_had_cached_a_text(
@@ -207,7 +207,7 @@ async def test_an_erasure_takes_effect_within_5_s_in_a_process_that_had_cached_a
     sealed = await keyring.seal(EMAIL, **ADA)
     assert await keyring.open(sealed, **ADA) == EMAIL
 
-    await erase(owner_conn)
+    await destroy_keys(owner_conn)
     in_5_s = time.monotonic() + 5
     monkeypatch.setattr(keys, "time", SimpleNamespace(monotonic=lambda: in_5_s))
 
@@ -219,13 +219,13 @@ async def test_an_erasure_takes_effect_within_5_s_in_a_process_that_had_cached_a
 
 
 async def test_the_age_of_a_cached_text_counts_from_the_query_and_not_from_its_answer(
-    keyring: Keyring, fresh: Keyring, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+    keyring: Keyring, fresh_keyring: Keyring, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keys, "CACHE_S", AN_HOUR_S)
     sealed = await keyring.seal(EMAIL, **ADA)
     async with owner_conn.transaction():
         await owner_conn.execute("LOCK TABLE customer_key IN ACCESS EXCLUSIVE MODE")
-        opening = asyncio.create_task(fresh.open(sealed, **ADA))
+        opening = asyncio.create_task(fresh_keyring.open(sealed, **ADA))
 
         async def asked() -> bool:
             waits = await owner_conn.execute("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
@@ -235,7 +235,7 @@ async def test_the_age_of_a_cached_text_counts_from_the_query_and_not_from_its_a
         asked_s = time.monotonic()
 
     assert await opening == EMAIL
-    found = fresh.cached_text(sealed, **ADA)
+    found = fresh_keyring.cached_text(sealed, **ADA)
     assert found is not None
     assert found.until_s < asked_s + AN_HOUR_S
 
@@ -256,7 +256,7 @@ async def test_a_master_key_that_opens_only_few_customer_keys_is_refused_as_wron
     await keyring.check()
     with pytest.raises(MasterKeyWrong, match="it decrypts only 1 of 4 customers' keys"):
         await wrong.check()
-    await erase(owner_conn)
+    await destroy_keys(owner_conn)
     await wrong.check()
 
 
@@ -299,11 +299,11 @@ async def test_a_master_key_that_opens_only_the_newest_customer_keys_is_refused_
 
 
 async def test_equal_requests_have_equal_fingerprints_which_depend_on_the_master_key(
-    pool: AsyncConnectionPool, keyring: Keyring, fresh: Keyring
+    pool: AsyncConnectionPool, keyring: Keyring, fresh_keyring: Keyring
 ) -> None:
     wrong = Keyring(pool, master_keys=MasterKeys(OTHER_MASTER_KEY))
 
-    assert keyring.fingerprint(b"{}") == fresh.fingerprint(b"{}")
+    assert keyring.fingerprint(b"{}") == fresh_keyring.fingerprint(b"{}")
     assert keyring.fingerprint(b"{}") != keyring.fingerprint(b"{ }")
     assert keyring.fingerprint(b"{}") != wrong.fingerprint(b"{}")
 

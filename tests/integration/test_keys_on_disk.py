@@ -12,7 +12,7 @@ from events import rewrapping
 from events.keys import Keyring
 from events.master_keys import MasterKeys
 from hydracore.db import migrate
-from tests.keyrings import MASTER_KEY, OTHER_MASTER_KEY, erase, keyring, pool
+from tests.keyrings import MASTER_KEY, OTHER_MASTER_KEY, destroy_keys, keyring, pool
 
 __all__ = ["keyring", "pool"]
 
@@ -47,7 +47,7 @@ async def test_vacuum_full_removes_destroyed_and_rewrapped_keys_from_the_file_of
     before = await _made(keyring, owner_conn)
     await rewrapping.rewrap(pool, MasterKeys(OTHER_MASTER_KEY, (MASTER_KEY,)))
     destroyed = await _read(owner_conn)
-    await erase(owner_conn)
+    await destroy_keys(owner_conn)
     await keyring.seal("x", tenant_id="acme", customer_id="new", field="customer_email")
 
     await owner_conn.execute("VACUUM customer_key")

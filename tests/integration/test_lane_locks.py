@@ -15,30 +15,30 @@ from events.record import Outcome
 from events.store import EventStore
 from hydracore.db.pool import open_pool
 from projections.inline import inline_projections
-from tests.holding import FREE, WAITING, Customers, count, lock_lanes, somebody
+from tests.locked_lanes import UNLOCKED_LANE, WAITING_SESSIONS, LaneCustomers, count_rows, has_rows, lock_lanes
 from tests.log_check import check_log
-from tests.requests_to_log import open_store
+from tests.store_commands import open_store
 from tests.waiting import POLL_S, until
 
 LANE = 1
 
-END_WAITING = WAITING.replace("SELECT pid", "SELECT pg_terminate_backend(pid)")
+END_WAITING = WAITING_SESSIONS.replace("SELECT pid", "SELECT pg_terminate_backend(pid)")
 
 
 @pytest.fixture
-def customers() -> Customers:
-    return Customers()
+def customers() -> LaneCustomers:
+    return LaneCustomers()
 
 
 async def test_an_append_does_not_wait_for_a_locked_lane_other_than_its_own(
-    database_url: str, owner_conn: AsyncConnection, customers: Customers
+    database_url: str, owner_conn: AsyncConnection, customers: LaneCustomers
 ) -> None:
     async with open_store(database_url) as (store, _), lock_lanes(database_url, [LANE]) as holder:
-        waiting = [customers.creating(store, LANE)]
-        await until(lambda: somebody(owner_conn, WAITING))
-        waiting.append(customers.creating(store, LANE))
+        waiting = [customers.start_create(store, LANE)]
+        await until(lambda: has_rows(owner_conn, WAITING_SESSIONS))
+        waiting.append(customers.start_create(store, LANE))
 
-        await customers.create(store, FREE)
+        await customers.create(store, UNLOCKED_LANE)
 
         assert not any(task.done() for task in waiting)
         await holder.rollback()
@@ -47,18 +47,18 @@ async def test_an_append_does_not_wait_for_a_locked_lane_other_than_its_own(
 
 
 async def test_two_locked_lanes_do_not_delay_appends_to_other_lanes_for_long(
-    database_url: str, customers: Customers
+    database_url: str, customers: LaneCustomers
 ) -> None:
     lanes = itertools.cycle(range(3, 32))
     async with open_store(database_url) as (store, _), AsyncExitStack() as held:
         created: list[asyncio.Task[Outcome]] = []
         for lane in (1, 2):
             await held.enter_async_context(lock_lanes(database_url, [lane]))
-            created.append(customers.creating(store, lane))
+            created.append(customers.start_create(store, lane))
             # Appends that share its flush are stuck as well, and so are their lanes.
             others: list[asyncio.Task[Outcome]] = []
             while not any(task.done() for task in others):
-                others.append(customers.creating(store, next(lanes)))
+                others.append(customers.start_create(store, next(lanes)))
                 await asyncio.wait(others, timeout=POLL_S, return_when=asyncio.FIRST_COMPLETED)
             created += others
         await asyncio.gather(*(customers.create(store, 32 + number % 32) for number in range(50)))
@@ -71,18 +71,18 @@ async def test_giving_up_a_locked_lane_causes_no_append_to_other_lanes_to_be_ref
     database_url: str, owner_conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(committer, "RETRY_S_MAX", 2.0)
-    customers = Customers(60_000)
+    customers = LaneCustomers(60_000)
     async with open_store(database_url) as (store, _), lock_lanes(database_url, [LANE]):
 
         async def write(lane: int) -> None:
             while not stuck.done():
                 await customers.create(store, lane)
 
-        stuck = customers.creating(store, LANE)
-        await until(lambda: somebody(owner_conn, WAITING))
+        stuck = customers.start_create(store, LANE)
+        await until(lambda: has_rows(owner_conn, WAITING_SESSIONS))
         writing = [asyncio.create_task(write(lane)) for lane in range(2, 64) for _ in range(4)]
         while not stuck.done():
-            await count(owner_conn, END_WAITING)
+            await count_rows(owner_conn, END_WAITING)
             await asyncio.wait([stuck], timeout=POLL_S)
 
         assert isinstance(stuck.exception(), StoreUnavailable)
@@ -91,7 +91,7 @@ async def test_giving_up_a_locked_lane_causes_no_append_to_other_lanes_to_be_ref
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
 async def test_appends_that_waited_for_one_lane_are_all_applied_at_any_default_isolation_level(
-    database_url: str, owner_conn: AsyncConnection, customers: Customers, isolation: str
+    database_url: str, owner_conn: AsyncConnection, customers: LaneCustomers, isolation: str
 ) -> None:
     await isolate(owner_conn, isolation)
     async with open_store(database_url) as (store, _), open_store(database_url) as (other_store, _):
@@ -102,7 +102,7 @@ async def test_appends_that_waited_for_one_lane_are_all_applied_at_any_default_i
 
 
 async def test_an_append_whose_snapshot_lacks_an_earlier_append_is_refused_and_may_be_retried(
-    database_url: str, owner_conn: AsyncConnection, customers: Customers
+    database_url: str, owner_conn: AsyncConnection, customers: LaneCustomers
 ) -> None:
     await isolate(owner_conn, "repeatable read")
     # With a role, sessions are set to read committed.
@@ -126,15 +126,15 @@ async def isolate(connection: AsyncConnection, isolation: str) -> None:
 
 
 async def both_waiting(
-    database_url: str, looker: AsyncConnection, customers: Customers, stores: tuple[EventStore, ...]
+    database_url: str, looker: AsyncConnection, customers: LaneCustomers, stores: tuple[EventStore, ...]
 ) -> list[Outcome | BaseException]:
     """The results of two appends that have waited for one lane at once."""
 
     async def all_wait() -> bool:
-        return await count(looker, WAITING) == len(stores)
+        return await count_rows(looker, WAITING_SESSIONS) == len(stores)
 
     async with lock_lanes(database_url, [LANE]) as holder:
-        waiting = asyncio.gather(*(customers.creating(store, LANE) for store in stores), return_exceptions=True)
+        waiting = asyncio.gather(*(customers.start_create(store, LANE) for store in stores), return_exceptions=True)
         await until(all_wait)
         await holder.rollback()
         return await waiting

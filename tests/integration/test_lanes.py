@@ -18,10 +18,10 @@ from events.ids import lane_of
 from events.record import Append, Origin
 from events.state import Instance
 from hydracore.db.pool import conninfo
-from tests import lives
-from tests.following import Following, version_of
-from tests.lives import instance_id
+from tests import lifecycle
+from tests.lifecycle import instance_id
 from tests.log_check import check_log
+from tests.log_follower import LogFollower, version_of
 
 WRITERS = 16
 ROUNDS = 25
@@ -71,7 +71,7 @@ class Writer:
 
     def _next(self, stream_id: UUID) -> Append:
         before = self._states[stream_id]
-        command = lives.request() if before is None else lives.usage(before.version)
+        command = lifecycle.request() if before is None else lifecycle.usage(before.version)
         events = decide(before, command, stream_id=stream_id)
         after = before
         for event in events:
@@ -106,10 +106,10 @@ class Reader:
 
     async def follow(self, stop: asyncio.Event) -> None:
         async with await AsyncConnection.connect(self._url, autocommit=True) as connection:
-            following, last = Following(), False
+            following, last = LogFollower(), False
             while not last:
                 last = stop.is_set()  # One more round after the last commit.
-                while facts := await following.news(connection):
+                while facts := await following.read_new(connection):
                     self.rounds_with_news += 1
                     for fact in facts:
                         self.seen[fact.lane].append((fact.seq, fact.stream_id, version_of(fact)))

@@ -24,9 +24,9 @@ from hydracore.audit.verifying import Progress, Request, verify
 from projections import spilling, stream_assembly
 from projections.instance import InstanceProjection
 from projections.rebuild import rollback
-from tests.memory import holding_less_than
-from tests.rebuilding import compared, follow_all, rebuilt
-from tests.requests_to_log import NOW_MS, open_store, origin, requested
+from tests.memory import allocating_less_than
+from tests.rebuilding import dry_run_here, follow_all, rebuild_here
+from tests.store_commands import NOW_MS, create_instance, open_store, origin
 
 EXPORTED_AT = datetime(2026, 11, 26, tzinfo=UTC)
 
@@ -58,12 +58,12 @@ def instance_id(request: pytest.FixtureRequest, database_url: str, monkeypatch: 
 
 async def test_a_history_of_large_events_is_read_a_page_at_a_time(database_url: str, instance_id: UUID) -> None:
     async with open_store(database_url) as (store, pool):
-        with holding_less_than(PEAK_BYTES_MAX):
+        with allocating_less_than(PEAK_BYTES_MAX):
             loaded = await store.load(instance_id)
             past = await state_at(pool, instance_id)
-        with holding_less_than(PEAK_BYTES_MAX):
+        with allocating_less_than(PEAK_BYTES_MAX):
             shown = [entry.record.version async for entry in instance_entries(pool, instance_id, EventFilter())]
-        with holding_less_than(PEAK_BYTES_MAX):
+        with allocating_less_than(PEAK_BYTES_MAX):
             tenant = [entry.record.version async for entry in tenant_entries(pool, past.state.tenant_id, EventFilter())]
 
     assert loaded == past.state
@@ -75,13 +75,13 @@ async def test_followers_rebuilds_verifications_and_exports_hold_one_page_of_lar
 ) -> None:
     lane, file = lane_of(instance_id), tmp_path / "file"
     async with open_store(database_url) as (_, pool):
-        with holding_less_than(PEAK_BYTES_MAX):
+        with allocating_less_than(PEAK_BYTES_MAX):
             await follow_all(pool)
-    with holding_less_than(PEAK_BYTES_MAX):
-        await rebuilt(database_url, InstanceProjection(), accept_drift=True)
-    with holding_less_than(PEAK_BYTES_MAX):
+    with allocating_less_than(PEAK_BYTES_MAX):
+        await rebuild_here(database_url, InstanceProjection(), accept_drift=True)
+    with allocating_less_than(PEAK_BYTES_MAX):
         report = verify(Request(conninfo=database_url, lanes=(lane,)), Progress())
-    with holding_less_than(PEAK_BYTES_MAX):
+    with allocating_less_than(PEAK_BYTES_MAX):
         wanted = Export(conninfo=database_url, output=file, exported_at=EXPORTED_AT, instance_id=instance_id)
         exported = export(wanted, Progress())
 
@@ -94,15 +94,15 @@ async def test_a_rollback_catches_up_with_large_events_a_page_at_a_time(
 ) -> None:
     monkeypatch.setattr(pages, "PAGE_BYTES", PAGE_BYTES)
     async with open_store(database_url) as (store, _):
-        instance_id = await requested(store)
+        instance_id = await create_instance(store)
         for _ in range(2):
-            await rebuilt(database_url, InstanceProjection(), accept_drift=True)
+            await rebuild_here(database_url, InstanceProjection(), accept_drift=True)
         for number in range(EVENTS):
             text = Sealed(f"v1.{number:06}{RANDOM}")
             await store.execute(instance_id, c.PatchPlatformConfig(at_ms=NOW_MS, advanced=text), origin())
 
-    with holding_less_than(PEAK_BYTES_MAX):
+    with allocating_less_than(PEAK_BYTES_MAX):
         report = await rollback(database_url, InstanceProjection())
 
     assert report.events == EVENTS
-    assert (await compared(database_url, InstanceProjection())).drifted == 0
+    assert (await dry_run_here(database_url, InstanceProjection())).drifted == 0

@@ -19,8 +19,8 @@ from hydracore.audit.difference import difference
 from hydracore.audit.historical_state import state_at
 from hydracore.audit.history import EventFilter, tenant_entries
 from hydracore.audit.verifying import Progress, Request, verify
-from tests.memory import holding_less_than
-from tests.requests_to_log import NOW_MS, open_store
+from tests.memory import allocating_less_than
+from tests.store_commands import NOW_MS, open_store
 
 COUNT = 20
 STATE_BYTES = 128 * 1024
@@ -52,10 +52,10 @@ async def test_the_bytes_of_states_that_stores_and_histories_keep_are_bounded(da
     write_lives(database_url, [lives])
 
     async with open_store(database_url) as (store, pool):
-        with holding_less_than(PEAK_BYTES_MAX):
+        with allocating_less_than(PEAK_BYTES_MAX):
             for instance_id in lives:
                 await store.load(instance_id)
-        with holding_less_than(PEAK_BYTES_MAX):
+        with allocating_less_than(PEAK_BYTES_MAX):
             walked = [
                 entry.event async for entry in tenant_entries(pool, "acme", EventFilter(types=("consent_changed",)))
             ]
@@ -75,9 +75,9 @@ async def test_the_bytes_of_changes_that_differences_and_verifications_keep_are_
 
     async with open_store(database_url) as (_, pool):
         end = await state_at(pool, instance_id)
-        with holding_less_than(PEAK_BYTES_MAX):
+        with allocating_less_than(PEAK_BYTES_MAX):
             found = await difference(pool, instance_id, start=None, end=end)
-    with holding_less_than(PEAK_BYTES_MAX):
+    with allocating_less_than(PEAK_BYTES_MAX):
         report = verify(Request(conninfo=database_url, lanes=(lane_of(instance_id),)), Progress())
 
     (changed,) = [steps for change, steps in found.changes if change.field == "config.advanced"]

@@ -17,8 +17,8 @@ from hydracore.signals import run_to_completion
 from projections.activity import Activity
 from projections.fact import Fact, Read
 from projections.follower import Follower
-from tests.rebuilding import compared, write_lives
-from tests.requests_to_log import open_store
+from tests.rebuilding import dry_run_here, write_instances
+from tests.store_commands import open_store
 from tests.waiting import PATIENCE_S, until
 from workers.broker import HintSender
 from workers.head_watcher import HeadWatcher
@@ -80,7 +80,7 @@ async def test_a_frozen_follower_loses_its_lanes_and_processes_no_event_twice(
             return await Follower(pool, FreezingActivity(freeze)).catch_up()
 
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=4)
+        await write_instances(store, count=4)
         follower = Follower(pool, Activity())
         await follower.create_checkpoints()
         freezing = asyncio.create_task(asyncio.to_thread(run_to_completion, follow_frozen()))
@@ -92,7 +92,7 @@ async def test_a_frozen_follower_loses_its_lanes_and_processes_no_event_twice(
     assert (await owner_conn.execute(BEHIND, ("activity",))).rowcount == 0
     freeze.thawed.set()
     assert await freezing == 0
-    assert (await compared(database_url, Activity())).drifted == 0
+    assert (await dry_run_here(database_url, Activity())).drifted == 0
 
 
 async def test_a_frozen_relay_loses_its_lanes_and_continues_when_it_wakes_up(
@@ -106,7 +106,7 @@ async def test_a_frozen_relay_loses_its_lanes_and_continues_when_it_wakes_up(
     async with open_store(database_url) as (store, pool), Redis.from_url(redis_url) as redis:
         frozen_hints, hints = FreezingHintSender(redis_url, freeze), HintSender(redis_url)
         frozen = asyncio.create_task(Relay(pool, frozen_hints, HeadWatcher(pool, redis)).run())
-        await write_lives(store, count=4)
+        await write_instances(store, count=4)
         await asyncio.to_thread(freeze.frozen.wait, PATIENCE_S)
         assert not await caught_up()
 
@@ -114,7 +114,7 @@ async def test_a_frozen_relay_loses_its_lanes_and_continues_when_it_wakes_up(
         await until(caught_up)
         other.cancel()
         freeze.thawed.set()
-        await write_lives(store, count=4, start=4)
+        await write_instances(store, count=4, start=4)
         await until(caught_up)
 
         assert not frozen.done()

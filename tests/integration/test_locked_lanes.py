@@ -20,16 +20,26 @@ from events.store import EventStore
 from hydracore.db.answer_timeout import AnswerTimeoutConnection
 from hydracore.db.pool import open_pool
 from projections.inline import inline_projections
-from tests.holding import FREE, SESSIONS, WAITING, Customers, count, counts_as_locked, lock_lanes, nobody, somebody
-from tests.lives import instance_id
+from tests.lifecycle import instance_id
+from tests.locked_lanes import (
+    TEST_SESSIONS,
+    UNLOCKED_LANE,
+    WAITING_SESSIONS,
+    LaneCustomers,
+    count_rows,
+    has_no_rows,
+    has_rows,
+    is_treated_as_locked,
+    lock_lanes,
+)
 from tests.log_check import check_log
-from tests.requests_to_log import open_store
+from tests.store_commands import open_store
 from tests.waiting import until
 
 
 @pytest.fixture
-def customers() -> Customers:
-    return Customers()
+def customers() -> LaneCustomers:
+    return LaneCustomers()
 
 
 @asynccontextmanager
@@ -44,10 +54,10 @@ async def store_with_answer_timeout(database_url: str, *, size: int) -> AsyncGen
 
 
 async def test_appends_that_share_a_flush_with_a_locked_lane_are_applied_without_it(
-    database_url: str, customers: Customers
+    database_url: str, customers: LaneCustomers
 ) -> None:
     async with open_store(database_url) as (store, _), lock_lanes(database_url, [1]) as holder:
-        stuck, *others = (customers.creating(store, lane) for lane in (1, 40, 0, 41))
+        stuck, *others = (customers.start_create(store, lane) for lane in (1, 40, 0, 41))
 
         await asyncio.gather(*others)
 
@@ -63,7 +73,7 @@ async def test_appends_to_other_lanes_are_applied_however_many_lanes_are_locked(
     *,
     database_url: str,
     owner_conn: AsyncConnection,
-    customers: Customers,
+    customers: LaneCustomers,
     monkeypatch: pytest.MonkeyPatch,
     locked_count: int,
     together: bool,
@@ -72,10 +82,10 @@ async def test_appends_to_other_lanes_are_applied_however_many_lanes_are_locked(
     async with open_store(database_url) as (store, pool), lock_lanes(database_url, range(locked_count)) as holder:
         stuck: list[asyncio.Task[Outcome]] = []
         for lane in range(locked_count):
-            stuck.append(customers.creating(store, lane))
+            stuck.append(customers.start_create(store, lane))
             if not together:
-                await customers.create(store, FREE)
-        await customers.create(store, FREE)
+                await customers.create(store, UNLOCKED_LANE)
+        await customers.create(store, UNLOCKED_LANE)
 
         # A read gets a connection, too.
         assert await store.load(instance_id("nobody")) is None
@@ -87,7 +97,7 @@ async def test_appends_to_other_lanes_are_applied_however_many_lanes_are_locked(
 
 
 async def test_a_locked_lane_accumulates_no_sessions_and_refused_appends_are_not_applied_later(
-    database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
+    database_url: str, owner_conn: AsyncConnection, customers: LaneCustomers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(committer, "RETRY_S_MAX", 1.0)
     monkeypatch.setattr(committer, "LOCK_S_MAX", 0.2)
@@ -100,15 +110,15 @@ async def test_a_locked_lane_accumulates_no_sessions_and_refused_appends_are_not
                     await customers.create(store, 1)
                 refused += 1
 
-            assert await count(owner_conn, SESSIONS) <= size
-            await until(lambda: nobody(owner_conn, WAITING))
+            assert await count_rows(owner_conn, TEST_SESSIONS) <= size
+            await until(lambda: has_no_rows(owner_conn, WAITING_SESSIONS))
 
         await customers.create(store, 1)
     assert len((await check_log(owner_conn)).versions) == 1
 
 
 async def test_all_appends_that_wait_for_a_locked_lane_are_refused_with_the_reason(
-    database_url: str, customers: Customers, monkeypatch: pytest.MonkeyPatch
+    database_url: str, customers: LaneCustomers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Long enough for the append to a free lane on a busy machine.
     monkeypatch.setattr(committer, "RETRY_S_MAX", 4.0)
@@ -116,25 +126,25 @@ async def test_all_appends_that_wait_for_a_locked_lane_are_refused_with_the_reas
     async with open_store(database_url) as (store, _), lock_lanes(database_url, [1]):
         stuck = [customers.create(store, 1) for _ in range(3)]
 
-        answers = await asyncio.gather(*stuck, customers.create(store, FREE), return_exceptions=True)
+        answers = await asyncio.gather(*stuck, customers.create(store, UNLOCKED_LANE), return_exceptions=True)
 
         assert [type(answer) for answer in answers] == [StoreUnavailable] * 3 + [Outcome]
         assert {str(answer) for answer in answers[:3]} == {locked_lanes.LANE_LOCKED}
 
 
 async def test_the_number_of_appends_that_wait_for_a_locked_lane_is_bounded(
-    database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
+    database_url: str, owner_conn: AsyncConnection, customers: LaneCustomers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So long that an append is refused only for being one too many.
     monkeypatch.setattr(committer, "RETRY_S_MAX", 600.0)
     monkeypatch.setattr(locked_lanes, "WAITING_PER_LANE_MAX", 3)
     async with open_store(database_url) as (store, _), lock_lanes(database_url, [1]) as holder:
-        waiting = [customers.creating(store, 1)]
-        await until(lambda: counts_as_locked(store, 1))
-        waiting += [customers.creating(store, 1) for _ in range(4)]
+        waiting = [customers.start_create(store, 1)]
+        await until(lambda: is_treated_as_locked(store, 1))
+        waiting += [customers.start_create(store, 1) for _ in range(4)]
         done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
 
-        await customers.create(store, FREE)
+        await customers.create(store, UNLOCKED_LANE)
 
         assert {type(task.exception()) for task in done} == {StoreUnavailable}
         await holder.rollback()
@@ -145,29 +155,29 @@ async def test_the_number_of_appends_that_wait_for_a_locked_lane_is_bounded(
 
 
 async def test_a_lane_no_longer_counts_as_locked_once_an_append_to_it_has_been_applied(
-    database_url: str, customers: Customers
+    database_url: str, customers: LaneCustomers
 ) -> None:
     async with open_store(database_url) as (store, _):
         async with lock_lanes(database_url, [1]) as holder:
-            waiting = [customers.creating(store, 1) for _ in range(8)]
-            await until(lambda: counts_as_locked(store, 1))
+            waiting = [customers.start_create(store, 1) for _ in range(8)]
+            await until(lambda: is_treated_as_locked(store, 1))
             await holder.rollback()
             await asyncio.gather(*waiting)
 
-        assert not counts_as_locked(store, 1)
+        assert not is_treated_as_locked(store, 1)
         await customers.create(store, 1)
 
 
 async def test_closing_a_store_waits_for_the_appends_that_wait_for_a_lane(
-    database_url: str, customers: Customers
+    database_url: str, customers: LaneCustomers
 ) -> None:
     async with open_store(database_url) as (store, _), lock_lanes(database_url, [1]) as holder:
-        waiting = customers.creating(store, 1)
+        waiting = customers.start_create(store, 1)
         # Nothing else is in progress for which closing would wait.
-        await until(lambda: counts_as_locked(store, 1) and not store._committer._flushers)
+        await until(lambda: is_treated_as_locked(store, 1) and not store._committer._flushers)
         closing = asyncio.create_task(store.close())
         await asyncio.sleep(0)
-        await customers.create(store, FREE)
+        await customers.create(store, UNLOCKED_LANE)
         assert not closing.done()
 
         await holder.rollback()
@@ -186,12 +196,12 @@ async def test_a_session_whose_client_is_gone_ends_even_while_it_waits_for_a_loc
         await holder.execute("LOCK TABLE instance IN ACCESS EXCLUSIVE MODE")
         async with pool.connection() as connection:
             reading = asyncio.create_task(read(connection))
-            await until(lambda: somebody(owner_conn, WAITING))
+            await until(lambda: has_rows(owner_conn, WAITING_SESSIONS))
 
             hang_up(connection)
             await reading
 
-        await until(lambda: nobody(owner_conn, WAITING))
+        await until(lambda: has_no_rows(owner_conn, WAITING_SESSIONS))
 
 
 async def test_settings_to_detect_lost_clients_are_sent_except_without_a_role_as_behind_a_pooler(
@@ -258,7 +268,7 @@ class FailingNetwork:
 
 
 async def test_a_partly_received_append_holds_its_lane_no_longer_than_a_flush_may_take(
-    database_url: str, owner_conn: AsyncConnection, customers: Customers, monkeypatch: pytest.MonkeyPatch
+    database_url: str, owner_conn: AsyncConnection, customers: LaneCustomers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if owner_conn.info.server_version < 17_00_00:
         pytest.skip("this server cannot limit a transaction")
@@ -270,7 +280,7 @@ async def test_a_partly_received_append_holds_its_lane_no_longer_than_a_flush_ma
             make_conninfo(database_url, port=port), role="hydracore_app", application="gone", size=1
         ) as pool:
             away = EventStore(pool, inline=inline_projections())
-            lost = customers.creating(away, 1)
+            lost = customers.start_create(away, 1)
             await network.is_silent.wait()
 
             await customers.create(store, 1)

@@ -11,12 +11,12 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from hydracore.signals import run_to_completion
-from tests import lives
+from tests import lifecycle
 from tests.cloudsim_fixtures import REPOSITORY
 from tests.waiting import PATIENCE_S, until
 from workers.locks import InstanceLocks
 
-ADA = lives.instance_id()
+ADA = lifecycle.instance_id()
 
 #: As short as a busy machine allows.
 SILENCE_S_MAX = 3.0
@@ -138,7 +138,7 @@ async def cancel_one_request_as_another_begins_to_wait(database_url: str) -> Non
 
     await connection.lock.acquire()
     listening = asyncio.create_task(is_free(locks))
-    stopped = asyncio.create_task(is_free(locks, lives.instance_id("eve")))
+    stopped = asyncio.create_task(is_free(locks, lifecycle.instance_id("eve")))
     await asyncio.sleep(0)
     connection.lock.release()
     stopped.cancel()

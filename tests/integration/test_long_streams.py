@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from events import loading
-from tests import lives
-from tests.requests_to_log import open_store, origin
+from tests import lifecycle
+from tests.store_commands import open_store, origin
 
-ADA = lives.instance_id()
-WHOLE = lives.Life.after(*lives.DELETED).state
+ADA = lifecycle.instance_id()
+WHOLE = lifecycle.InMemoryInstance.after(*lifecycle.DELETED).state
 
 
 @pytest.mark.parametrize("page", [1, 3, WHOLE.version, WHOLE.version + 1])
@@ -18,7 +18,7 @@ async def test_the_loaded_state_of_a_stream_does_not_depend_on_the_page_size(
 ) -> None:
     monkeypatch.setattr(loading, "STREAM_PAGE", page)
     async with open_store(database_url) as (writer, _), open_store(database_url) as (reader, _):
-        asked, *rest = lives.DELETED
+        asked, *rest = lifecycle.DELETED
         await writer.execute(ADA, asked, origin())
         begun = await reader.load(ADA)
         for command in rest:

@@ -18,11 +18,11 @@ from events.state import TEARDOWN_STEPS
 from events.store import EventStore
 from hydracore.db.pool import open_pool
 from projections.inline import inline_projections
-from tests import lives
-from tests.lives import instance_id
+from tests import lifecycle
+from tests.lifecycle import instance_id
 from tests.log_check import check_log
-from tests.requests_to_log import open_store, origin
 from tests.stack import Stack
+from tests.store_commands import open_store, origin
 from workers.advance import advance
 
 ADA = instance_id("ada")
@@ -84,11 +84,11 @@ async def test_an_append_whose_answer_was_lost_is_made_once_returns_its_events_a
         through = make_conninfo(database_url, port=port)
         async with open_pool(through, role="hydracore_app", application="test", size=1) as pool:
             store = EventStore(pool, inline=inline_projections(), on_commit=notified.append)
-            await live(store, *lives.RUNNING)
+            await live(store, *lifecycle.RUNNING)
             notified.clear()
 
             proxy.losing = True
-            outcome = await store.execute(ADA, lives.rotate_key(), origin())
+            outcome = await store.execute(ADA, lifecycle.rotate_key(), origin())
 
     assert proxy.lost == 1
     assert [type(event).__name__ for event in outcome.events] == ["AgentKeyRevoked"]
@@ -102,12 +102,12 @@ async def test_a_repeated_append_returns_its_events_with_the_state_after_later_e
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _), open_store(database_url) as (other, _):
-        await live(store, *lives.RUNNING)
+        await live(store, *lifecycle.RUNNING)
         before, rotation = await store.load(ADA), origin()
-        await store.execute_at(before, ADA, lives.rotate_key(), rotation)
-        await live(other, lives.delete())
+        await store.execute_at(before, ADA, lifecycle.rotate_key(), rotation)
+        await live(other, lifecycle.delete())
 
-        again = await store.execute_at(before, ADA, lives.rotate_key(), rotation)
+        again = await store.execute_at(before, ADA, lifecycle.rotate_key(), rotation)
 
     assert [type(event).__name__ for event in again.events] == ["AgentKeyRevoked"]
     assert again.state.status == "deleting"
@@ -118,12 +118,12 @@ async def test_a_repeated_append_does_not_reserve_again_what_was_released_since(
     database_url: str, owner_conn: AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _), open_store(database_url) as (other, _):
-        await live(store, lives.request())
+        await live(store, lifecycle.request())
         before, planning = await store.load(ADA), origin()
-        await store.execute_at(before, ADA, lives.plan(), planning)
-        await live(other, lives.delete(), *map(lives.teardown, TEARDOWN_STEPS), lives.finish())
+        await store.execute_at(before, ADA, lifecycle.plan(), planning)
+        await live(other, lifecycle.delete(), *map(lifecycle.teardown, TEARDOWN_STEPS), lifecycle.finish())
 
-        again = await store.execute_at(before, ADA, lives.plan(), planning)
+        again = await store.execute_at(before, ADA, lifecycle.plan(), planning)
 
     assert again.state.status == "deleted"
     held = await owner_conn.execute("SELECT kind FROM reservation WHERE released_at IS NULL")
@@ -139,7 +139,7 @@ async def test_after_a_lost_answer_to_a_plan_a_refused_create_does_not_prove_tha
         there = urlsplit(database_url)
         through = there._replace(netloc=there.netloc.replace(f":{there.port}", f":{port}")).geturl()
         async with stack.deps(database_url=through) as deps:
-            await deps.store.execute(ADA, replace(lives.request(), at_ms=deps.now_ms()), deps.origin(ADA))
+            await deps.store.execute(ADA, replace(lifecycle.request(), at_ms=deps.now_ms()), deps.origin(ADA))
             proxy.losing = True
             await advance(deps, ADA)
             state = await deps.store.load(ADA)

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from hydracore.cli import main
 from tests.modelsim_fixtures import running_modelsim
-from tests.stack import BRISK, MASTER_KEY, Stack
+from tests.stack import FAST_HEARTBEATS, MASTER_KEY, Stack
 
 OLD, NEW = (urlsafe_b64encode(key).decode() for key in (MASTER_KEY, b"the-master-key-that-comes-after-"))
 BOTH = {"master_key": NEW, "master_keys_former": OLD}
@@ -72,7 +72,7 @@ async def rotated(tmp_path: Path, database_url: str, redis_url: str) -> AsyncGen
             redis_url=redis_url,
             model_base_url=models.base_url,
             model_api_key="sk-test",
-            **BRISK,
+            **FAST_HEARTBEATS,
         )
         try:
             await stack.start(boot="inline")

@@ -18,7 +18,7 @@ from hydracore.agent.expressclaw.telegram_api import TelegramApi, TelegramBusy, 
 from hydracore.agent_client import AgentAddress, AgentBadAnswer, AgentClient
 from tests.fake_telegram import TOKEN
 from tests.modelsim_fixtures import ModelSim, modelsim_fixture
-from tests.raw_endpoint import heard, raw_endpoint
+from tests.raw_endpoint import ask_endpoint, raw_endpoint
 from tests.waiting import PATIENCE_S
 from workers.providers.base import ProviderOutcomeUnknown, ProviderRetry
 from workers.providers.hetzner_http import HetznerHttp
@@ -56,7 +56,7 @@ async def control_plane(url: str) -> None:
 
 
 async def model(url: str) -> None:
-    await heard(url, [])
+    await ask_endpoint(url, [])
 
 
 async def embedding(url: str) -> None:
@@ -114,7 +114,7 @@ async def test_a_deeply_nested_json_answer_raises_the_client_s_own_error(
 ) -> None:
     head = f"HTTP/1.1 {http_status} x\r\nContent-Length: {len(NESTED)}\r\nConnection: close\r\n\r\n".encode()
 
-    async with raw_endpoint(head, NESTED, stays=True) as endpoint:
+    async with raw_endpoint(head, NESTED, stays_open=True) as endpoint:
         with pytest.raises(error):
             await ask(endpoint.base_url)
 

@@ -14,8 +14,8 @@ from events import keys
 from hydracore.audit.erasure_file import Erasure
 from hydracore.audit.errors import ErasuresUnknown
 from tests.api_server import running_api
-from tests.customers import EMAIL, KEY, PROMPT, World, last_event, readable, world_fixture
-from tests.disk import room_in_files
+from tests.customers import ADA_KEY, EMAIL, PROMPT, World, last_event, readable_fields, world_fixture
+from tests.disk import limited_file_size
 
 __all__ = ["world_fixture"]
 
@@ -29,12 +29,12 @@ RESTORED = "UPDATE customer_key SET wrapped_key = %s, destroyed_at = NULL WHERE 
 @pytest.fixture
 async def outdated(world: World, owner_conn: psycopg.AsyncConnection) -> World:
     """Ada was erased, and her key is back; the file is a copy of before that, and lists Eve alone."""
-    wrapped = await (await owner_conn.execute(KEY)).fetchone()
+    wrapped = await (await owner_conn.execute(ADA_KEY)).fetchone()
     await asyncio.to_thread(world.erase, "--also-live", "--yes")
     await owner_conn.execute(RESTORED.encode(), wrapped)
     world.file.path.unlink()
     world.file.append([EVE])
-    assert await readable(world.url, world.ada[0], "ada") == [EMAIL, PROMPT], "the key is back"
+    assert await readable_fields(world.url, world.ada[0], "ada") == [EMAIL, PROMPT], "the key is back"
     return world
 
 
@@ -43,10 +43,10 @@ async def test_a_starting_api_destroys_keys_of_customers_that_only_the_log_lists
 ) -> None:
     with capture_logs() as logs:
         async with running_api(outdated.url, redis_url, erasure_file=outdated.file.path):
-            assert await readable(outdated.url, outdated.ada[0], "ada") == []
+            assert await readable_fields(outdated.url, outdated.ada[0], "ada") == []
 
     assert [each["count"] for each in logs if each["event"] == "erasures_not_listed"] == [1]
-    assert await readable(outdated.url, outdated.bob, "bob") == [EMAIL, PROMPT]
+    assert await readable_fields(outdated.url, outdated.bob, "bob") == [EMAIL, PROMPT]
 
 
 async def test_a_migration_erases_and_lists_customers_that_the_file_lacks_and_reports_it_as_outdated(
@@ -56,7 +56,7 @@ async def test_a_migration_erases_and_lists_customers_that_the_file_lacks_and_re
 
     assert migrated.exit_code == 1
     assert f"{outdated.file.path} lacked 1 erasure that the database has" in migrated.stderr
-    assert await readable(outdated.url, outdated.ada[0], "ada") == []
+    assert await readable_fields(outdated.url, outdated.ada[0], "ada") == []
     assert set(outdated.file.erasures()) == {("acme", "ada"), ("acme", "eve")}
     again = await asyncio.to_thread(outdated.run, "db", "migrate")
     assert (again.exit_code, again.output) == (0, "nothing to apply\n")
@@ -72,9 +72,9 @@ async def test_an_erased_customer_without_read_table_rows_stays_erased(
         async with running_api(outdated.url, redis_url):
             pass
     async with running_api(outdated.url, redis_url, erasure_file=outdated.file.path):
-        assert await readable(outdated.url, outdated.ada[0], "ada") == []
+        assert await readable_fields(outdated.url, outdated.ada[0], "ada") == []
 
-    assert await readable(outdated.url, outdated.bob, "bob") == [EMAIL, PROMPT]
+    assert await readable_fields(outdated.url, outdated.bob, "bob") == [EMAIL, PROMPT]
 
 
 async def test_a_forged_stream_that_names_no_customer_does_not_stop_the_erasure_of_customers(
@@ -87,14 +87,14 @@ async def test_a_forged_stream_that_names_no_customer_does_not_stop_the_erasure_
 
     assert migrated.exit_code == 1
     assert set(outdated.file.erasures()) == {("acme", "ada"), ("acme", "eve")}
-    assert await readable(outdated.url, outdated.ada[0], "ada") == []
+    assert await readable_fields(outdated.url, outdated.ada[0], "ada") == []
 
 
 async def test_keys_are_destroyed_even_if_the_erasure_file_cannot_be_written(outdated: World) -> None:
     """It may be mounted read-only. Bob is in it, and his key is back as well."""
     outdated.file.append([structs.replace(EVE, customer_id="bob")])
 
-    with room_in_files(outdated.file.path.stat().st_size):
+    with limited_file_size(outdated.file.path.stat().st_size):
         refused = await asyncio.to_thread(outdated.run, "db", "migrate")
 
     assert refused.exit_code == 3
@@ -102,8 +102,8 @@ async def test_keys_are_destroyed_even_if_the_erasure_file_cannot_be_written(out
         f"File too large: '{outdated.file.path}' (the keys of all erased customers are destroyed; see to"
         in refused.stderr
     )
-    assert await readable(outdated.url, outdated.ada[0], "ada") == []
-    assert await readable(outdated.url, outdated.bob, "bob") == []
+    assert await readable_fields(outdated.url, outdated.ada[0], "ada") == []
+    assert await readable_fields(outdated.url, outdated.bob, "bob") == []
     # Once it can be written, the rest is done, and the file is reported as outdated.
     migrated = await asyncio.to_thread(outdated.run, "db", "migrate")
     assert (migrated.exit_code, "lacked 1 erasure" in migrated.stderr) == (1, True)

@@ -25,8 +25,8 @@ from projections.instance import InstanceProjection
 from projections.rebuild import rebuild
 from projections.swap_preparation import catch_up
 from tests.rebuilding import QUIET, fold_here
-from tests.requests_to_log import requested
 from tests.sealed_log import Log, sealed_log
+from tests.store_commands import create_instance
 from tests.waiting import BETWEEN_WRITES_S
 
 
@@ -50,7 +50,7 @@ async def write_until(stop: asyncio.Event, log: Log) -> None:
     number = 0
     while not stop.is_set():
         number += 1
-        await requested(log.store, key=f"{number}")
+        await create_instance(log.store, key=f"{number}")
         await asyncio.sleep(BETWEEN_WRITES_S)
 
 
@@ -63,7 +63,7 @@ async def test_pauses_grow_with_the_number_of_events_written(log: Log) -> None:
         for written in (0, 0, 1, 5):
             time.advance(0.1)
             for number in range(written):
-                await log.name(number % 3, f"name {written} {number}")
+                await log.rename(number % 3, f"name {written} {number}")
             before_s = time.now_s
             pace.rest(connection)
             rested.append(time.now_s - before_s)
@@ -85,7 +85,7 @@ async def test_pauses_are_limited_and_full_speed_makes_none(log: Log) -> None:
             time.advance(0.1)
             one.rest(connection)
         for number in range(200):
-            await log.name(number % 3, f"name {number}")
+            await log.rename(number % 3, f"name {number}")
         for one in paces:
             time.advance(60)
             one.rest(connection)
@@ -108,7 +108,7 @@ async def test_a_rebuild_that_catches_up_pauses_no_longer_than_it_works(
         await pace.rest_async(connection)
         rested = [pace.rested_s]
         for number in range(3):
-            await log.name(number, f"name {number}")
+            await log.rename(number, f"name {number}")
         took = await catch_up(connection, candidate)
         rested.append(pace.rested_s)
 
@@ -214,7 +214,7 @@ async def test_seal_checks_pause_between_pages_without_an_open_transaction(
     resting = asyncio.create_task(asyncio.to_thread(until_it_rests))
     names = map(str, count())
     while not resting.done():
-        await log.name(0, next(names))
+        await log.rename(0, next(names))
         await asyncio.sleep(BETWEEN_WRITES_S)
     await resting
 

@@ -12,7 +12,7 @@ from psycopg import sql
 from hydracore.cli import main
 from tests.customers import World, world_fixture
 from tests.pooler import needs_pooler, pooled
-from tests.rebuilding import follow_all, write_lives
+from tests.rebuilding import follow_all, write_instances
 from tests.waiting import NICE_PATIENCE_S
 
 __all__ = ["world_fixture"]
@@ -37,7 +37,7 @@ REFUSED = (
 async def test_commands_work_behind_a_transaction_pooler_or_are_refused_with_the_reason(
     world: World, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    await write_lives(world.store, count=8)
+    await write_instances(world.store, count=8)
     await follow_all(world.pool)
     folder = world.file.path.parent
     # The pooler does not pass on session options either.

@@ -22,9 +22,9 @@ from projections.fleet import Fleet
 from projections.follower import Follower
 from projections.rebuild import rebuild, rollback
 from projections.usage_daily import UsageDaily
-from tests.parking import Fussy, interventions, parked, seq_of
-from tests.rebuilding import QUIET, compared, rebuilt, write_lives
-from tests.requests_to_log import open_store
+from tests.parked_lanes import RejectingProjection, interventions, log_with_parked_lane, usage_seq
+from tests.rebuilding import QUIET, dry_run_here, rebuild_here, write_instances
+from tests.store_commands import open_store
 from tests.waiting import until
 
 
@@ -63,7 +63,9 @@ EVE = operations.Author("operator:eve", "ticket 7")
 
 async def skipped(connection: psycopg.AsyncConnection, refused: UUID) -> operations.Intervention:
     """Skip the second batch of the instance, at which its lane is parked."""
-    return await operations.skip(connection, "usage_daily", lane_of(refused), await seq_of(connection, refused, 2), EVE)
+    return await operations.skip(
+        connection, "usage_daily", lane_of(refused), await usage_seq(connection, refused, 2), EVE
+    )
 
 
 async def requests_counted(connection: psycopg.AsyncConnection, instance_id: UUID) -> int:
@@ -76,7 +78,7 @@ async def requests_counted(connection: psycopg.AsyncConnection, instance_id: UUI
 async def test_a_lane_is_parked_before_a_bad_event_and_other_lanes_continue(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    async with parked(database_url) as (_, _, refused):
+    async with log_with_parked_lane(database_url) as (_, _, refused):
         found = {one.name: one for one in await operations.status(owner_conn, sample_s=0)}["usage_daily"]
 
         (lane,) = found.parked
@@ -93,16 +95,16 @@ async def test_a_lane_is_parked_before_a_bad_event_and_other_lanes_continue(
 
         # A build stops there as well, so the rows before the event can be compared.
         await owner_conn.execute("UPDATE usage_daily SET requests = 99 WHERE instance_id = %s", (refused,))
-        report = await compared(database_url, UsageDaily())
+        report = await dry_run_here(database_url, UsageDaily())
         assert (report.rows_compared, report.drifted) == (10, 1)
 
 
 async def test_a_skip_is_recorded_and_holds_in_a_rebuild_and_a_verification(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    async with parked(database_url) as (_, pool, refused):
+    async with log_with_parked_lane(database_url) as (_, pool, refused):
         done = await skipped(owner_conn, refused)
-        await Follower(pool, Fussy(refused)).catch_up()
+        await Follower(pool, RejectingProjection(refused)).catch_up()
 
         assert await requests_counted(owner_conn, refused) == 3
         assert (done.action, done.error, done.actor, done.reason) == (
@@ -112,7 +114,7 @@ async def test_a_skip_is_recorded_and_holds_in_a_rebuild_and_a_verification(
             "ticket 7",
         )
         assert await interventions(owner_conn, "usage_daily") == [done]
-        report = await compared(database_url, UsageDaily())
+        report = await dry_run_here(database_url, UsageDaily())
         assert (report.drifted, report.rows_compared) == (0, 10)
         verification = Request(conninfo=database_url, lanes=(lane_of(refused),), full_speed=True)
         verified = await asyncio.to_thread(verify, verification, Progress())
@@ -123,7 +125,7 @@ async def test_an_instance_whose_first_event_is_skipped_is_left_out_and_parks_no
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        (refused, *_) = await write_lives(store, count=4, start=3)
+        (refused, *_) = await write_instances(store, count=4, start=3)
         follower = Follower(pool, FussyFleet(refused))
         await follower.create_checkpoints()
         await follower.catch_up()
@@ -139,7 +141,7 @@ async def test_an_instance_whose_first_event_is_skipped_is_left_out_and_parks_no
         assert (one.behind, one.parked) == (0, [])
         members = await (await owner_conn.execute("SELECT instance_id FROM fleet_member")).fetchall()
         assert (len(members), (refused,) in members) == (3, False)
-        assert (await compared(database_url, Fleet())).drifted == 0
+        assert (await dry_run_here(database_url, Fleet())).drifted == 0
         verification = Request(conninfo=database_url, lanes=(lane,), full_speed=True)
         assert (await asyncio.to_thread(verify, verification, Progress())).findings == []
 
@@ -176,9 +178,9 @@ async def test_a_swap_changes_the_swap_time_of_its_own_projection_only(
     async def swapped_at() -> dict[str, tuple[int | None, datetime | None]]:
         return {one.name: (one.generation, one.swapped_at) for one in await operations.status(owner_conn, sample_s=0)}
 
-    await rebuilt(database_url, UsageDaily())
+    await rebuild_here(database_url, UsageDaily())
     before = await swapped_at()
-    await rebuilt(database_url, Fleet())
+    await rebuild_here(database_url, Fleet())
     after = await swapped_at()
 
     assert before["usage_daily"][0] == after["fleet"][0] == 2
@@ -188,15 +190,15 @@ async def test_a_swap_changes_the_swap_time_of_its_own_projection_only(
 async def test_an_event_skipped_in_one_version_is_applied_by_the_next(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    async with parked(database_url) as (_, pool, refused):
+    async with log_with_parked_lane(database_url) as (_, pool, refused):
         await skipped(owner_conn, refused)
-        await Follower(pool, Fussy(refused)).catch_up()
+        await Follower(pool, RejectingProjection(refused)).catch_up()
 
-        report = await compared(database_url, FixedUsageDaily())
+        report = await dry_run_here(database_url, FixedUsageDaily())
         (drift,) = report.drift
         assert drift.key["instance_id"] == str(refused)
         assert ((drift.live or {})["requests"], (drift.fresh or {})["requests"]) == (3, 4)
-        place, seq = (lane_of(refused), 0), await seq_of(owner_conn, refused, 2)
+        place, seq = (lane_of(refused), 0), await usage_seq(owner_conn, refused, 2)
         found = [
             await read_facts(owner_conn, [place], [Reader.of(one)], heads={place[0]: seq}, limit=seq)
             for one in (UsageDaily(), FixedUsageDaily())
@@ -207,10 +209,10 @@ async def test_an_event_skipped_in_one_version_is_applied_by_the_next(
 async def test_a_skip_of_any_event_but_the_parked_one_is_refused(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    async with parked(database_url) as (_, _, refused):
-        lane, seq = lane_of(refused), await seq_of(owner_conn, refused, 2)
+    async with log_with_parked_lane(database_url) as (_, _, refused):
+        lane, seq = lane_of(refused), await usage_seq(owner_conn, refused, 2)
         # Another operator saw the lane parked at an earlier event.
-        earlier = await seq_of(owner_conn, refused, 1)
+        earlier = await usage_seq(owner_conn, refused, 1)
 
         with pytest.raises(ParkedElsewhere, match=f"is parked at event {seq}, not at event {earlier}"):
             await operations.skip(owner_conn, "usage_daily", lane, earlier, EVE)
@@ -223,25 +225,25 @@ async def test_a_skip_of_any_event_but_the_parked_one_is_refused(
 async def test_an_event_whose_skip_was_revoked_is_applied_by_the_next_rebuild(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    async with parked(database_url) as (_, pool, refused):
-        lane, seq = lane_of(refused), await seq_of(owner_conn, refused, 2)
+    async with log_with_parked_lane(database_url) as (_, pool, refused):
+        lane, seq = lane_of(refused), await usage_seq(owner_conn, refused, 2)
         with pytest.raises(NotSkipped):
             await operations.unskip(owner_conn, "usage_daily", lane, seq, EVE)
         await skipped(owner_conn, refused)
         await owner_conn.execute(_SKIPPED_ELSEWHERE, {"lane": lane, "seq": seq})
         await Follower(pool, UsageDaily()).catch_up()
         await owner_conn.execute("UPDATE usage_daily SET requests = 99 WHERE instance_id <> %s", (refused,))
-        assert (await rebuilt(database_url, UsageDaily())).drifted == 9, "a build is kept that lacks the event"
+        assert (await rebuild_here(database_url, UsageDaily())).drifted == 9, "a build is kept that lacks the event"
 
         done = await operations.unskip(owner_conn, "usage_daily", lane, seq, EVE)
-        report = await rebuilt(database_url, UsageDaily(), accept_drift=True)
+        report = await rebuild_here(database_url, UsageDaily(), accept_drift=True)
 
         assert (done.action, done.seq, done.error) == ("unskip", seq, "ValueError (usage_recorded)")
         assert (report.resumed, report.drifted) == (False, 10)
         assert await requests_counted(owner_conn, refused) == 4
         with pytest.raises(NotSkipped):
             await operations.unskip(owner_conn, "usage_daily", lane, seq, EVE)
-        assert (await compared(database_url, UsageDaily())).drifted == 0
+        assert (await dry_run_here(database_url, UsageDaily())).drifted == 0
 
 
 async def test_revoking_a_skip_keeps_the_unfinished_build_of_another_version(
@@ -250,12 +252,14 @@ async def test_revoking_a_skip_keeps_the_unfinished_build_of_another_version(
     async def broken_off(*_: object) -> None:
         raise InterruptedError
 
-    async with parked(database_url) as (_, _, refused):
+    async with log_with_parked_lane(database_url) as (_, _, refused):
         await skipped(owner_conn, refused)
         with pytest.raises(InterruptedError):
             await rebuild(database_url, FixedUsageDaily(), folding=broken_off, callbacks=QUIET)
 
-        await operations.unskip(owner_conn, "usage_daily", lane_of(refused), await seq_of(owner_conn, refused, 2), EVE)
+        await operations.unskip(
+            owner_conn, "usage_daily", lane_of(refused), await usage_seq(owner_conn, refused, 2), EVE
+        )
 
         assert [build.version for build in await generations.unfinished(owner_conn, "usage_daily")] == [2]
 
@@ -264,10 +268,10 @@ async def test_an_event_that_a_follower_just_applied_cannot_be_skipped(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with (
-        parked(database_url) as (_, _, refused),
+        log_with_parked_lane(database_url) as (_, _, refused),
         await psycopg.AsyncConnection.connect(database_url) as follower,
     ):
-        lane, seq = lane_of(refused), await seq_of(owner_conn, refused, 2)
+        lane, seq = lane_of(refused), await usage_seq(owner_conn, refused, 2)
         # The follower holds the lane, and applies the event.
         await follower.execute(
             "UPDATE checkpoint SET seq = seq + 1, error = NULL, parked_until = NULL"
@@ -293,11 +297,11 @@ async def test_skips_cannot_be_added_to_a_build_or_revoked_during_a_rebuild(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with (
-        parked(database_url) as (_, _, refused),
+        log_with_parked_lane(database_url) as (_, _, refused),
         await psycopg.AsyncConnection.connect(database_url) as builder,
     ):
         await skipped(owner_conn, refused)
-        lane, seq = lane_of(refused), await seq_of(owner_conn, refused, 2)
+        lane, seq = lane_of(refused), await usage_seq(owner_conn, refused, 2)
         turn = "SELECT pg_advisory_lock(hashtextextended('hydracore projection usage_daily', 0))"
         await builder.execute(turn)
 
@@ -312,8 +316,8 @@ async def test_skips_cannot_be_added_to_a_build_or_revoked_during_a_rebuild(
 async def test_the_lag_of_a_lane_is_the_age_of_its_first_unapplied_event(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    async with parked(database_url) as (_, _, refused):
-        lane, seq = lane_of(refused), await seq_of(owner_conn, refused, 2)
+    async with log_with_parked_lane(database_url) as (_, _, refused):
+        lane, seq = lane_of(refused), await usage_seq(owner_conn, refused, 2)
         aged = "UPDATE event SET recorded_at = now() - (%s - seq) * interval '1 hour' WHERE lane = %s"
         await owner_conn.execute(aged, (seq + 1, lane))
 
@@ -327,12 +331,12 @@ async def test_the_lag_of_a_lane_is_the_age_of_its_first_unapplied_event(
 async def test_a_retried_event_is_applied_at_once_by_fixed_code(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    async with parked(database_url) as (_, pool, refused):
+    async with log_with_parked_lane(database_url) as (_, pool, refused):
         fixed = Follower(pool, UsageDaily())
         await fixed.catch_up()
         assert await requests_counted(owner_conn, refused) == 1
 
-        seq = await seq_of(owner_conn, refused, 2)
+        seq = await usage_seq(owner_conn, refused, 2)
         with pytest.raises(ParkedElsewhere, match=f"is parked at event {seq}, not at event {seq + 1}"):
             await operations.retry(owner_conn, "usage_daily", lane_of(refused), EVE, seq=seq + 1)
         await operations.retry(owner_conn, "usage_daily", lane_of(refused), EVE, seq=seq)
@@ -346,8 +350,8 @@ async def test_a_retried_event_is_applied_at_once_by_fixed_code(
 async def test_a_rollback_does_not_park_the_lane_that_was_parked_in_the_earlier_generation(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    async with parked(database_url) as (_, pool, refused):
-        await rebuilt(database_url, UsageDaily())
+    async with log_with_parked_lane(database_url) as (_, pool, refused):
+        await rebuild_here(database_url, UsageDaily())
         await Follower(pool, UsageDaily()).catch_up()
         await rollback(database_url, UsageDaily())
 

@@ -18,15 +18,15 @@ from projections.errors import FoldFailed
 from projections.fleet_queries import fleet_counts
 from projections.instance import InstanceProjection
 from projections.rebuild import rebuild
-from tests.parking import parked, seq_of
-from tests.rebuilding import QUIET, fold_here, follow_all, hydracore, write_lives
-from tests.requests_to_log import open_store, requested
+from tests.parked_lanes import log_with_parked_lane, usage_seq
+from tests.rebuilding import QUIET, fold_here, follow_all, run_projections_command, write_instances
+from tests.store_commands import create_instance, open_store
 from tests.waiting import until
 
 
 async def test_fleet_counts_instances_and_activity_counts_commands_by_actor(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=8)
+        await write_instances(store, count=8)
         await follow_all(pool)
         now = datetime.now(UTC)
 
@@ -49,13 +49,13 @@ async def test_status_shows_unfollowed_projections_as_behind_and_unbuilt_ones_as
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
-        await requested(store)
+        await create_instance(store)
     for name in ("fleet", "reservation"):
         await owner_conn.execute("DELETE FROM projection WHERE name = %s", (name,))
         await owner_conn.execute("DELETE FROM projection_generation WHERE name = %s", (name,))
 
     found = {one.name: one for one in await operations.status(owner_conn, sample_s=0)}
-    told = (await hydracore(database_url, "status")).stdout.splitlines()
+    told = (await run_projections_command(database_url, "status")).stdout.splitlines()
 
     assert {name: one.behind for name, one in found.items() if one.behind} == {
         "usage_daily": 1,
@@ -77,7 +77,7 @@ async def test_only_inline_projections_show_a_speed_while_no_follower_runs(
             for number in itertools.count():
                 if stop.is_set():
                     return
-                await requested(store, customer_id=f"customer-{number}")
+                await create_instance(store, customer_id=f"customer-{number}")
 
     async def are_fast() -> set[str]:
         found.update(one.name for one in await operations.status(owner_conn, sample_s=0.1) if one.events_per_s > 0)
@@ -96,18 +96,22 @@ async def test_only_inline_projections_show_a_speed_while_no_follower_runs(
 async def test_projection_commands_report_their_results_in_output_and_exit_status(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    async with parked(database_url) as (_, _, refused):
-        listed = await hydracore(database_url, "list", "--json")
-        stuck = await hydracore(database_url, "status", "usage_daily")
-        (told,) = json.loads((await hydracore(database_url, "status", "usage_daily", "--json")).stdout)[0]["parked"]
+    async with log_with_parked_lane(database_url) as (_, _, refused):
+        listed = await run_projections_command(database_url, "list", "--json")
+        stuck = await run_projections_command(database_url, "status", "usage_daily")
+        (told,) = json.loads((await run_projections_command(database_url, "status", "usage_daily", "--json")).stdout)[
+            0
+        ]["parked"]
         lane = str(lane_of(refused))
-        seq = str(await seq_of(owner_conn, refused, 2))
-        blank = await hydracore(database_url, "skip", "usage_daily", "--lane", lane, "--event", seq, "--reason", " ")
+        seq = str(await usage_seq(owner_conn, refused, 2))
+        blank = await run_projections_command(
+            database_url, "skip", "usage_daily", "--lane", lane, "--event", seq, "--reason", " "
+        )
         words = ("skip", "usage_daily", "--lane", lane, "--event", seq, "--reason", "ticket 7")
-        done = await hydracore(database_url, *words, "--json")
-        again = await hydracore(database_url, *words)
-        elsewhere = await hydracore(database_url, *words, "--version", "2")
-        back = await hydracore(database_url, "unskip", *words[1:])
+        done = await run_projections_command(database_url, *words, "--json")
+        again = await run_projections_command(database_url, *words)
+        elsewhere = await run_projections_command(database_url, *words, "--version", "2")
+        back = await run_projections_command(database_url, "unskip", *words[1:])
 
         names = {one["name"]: (one["version"], one["generation"], one["kind"]) for one in json.loads(listed.stdout)}
         assert names["fleet"] == (1, 1, "followed")
@@ -123,32 +127,36 @@ async def test_projection_commands_report_their_results_in_output_and_exit_statu
         assert (elsewhere.exit_code, "it has no unfinished build" in elsewhere.stderr) == (3, True)
 
         await owner_conn.execute("UPDATE instance SET agent_name = 'Eve' WHERE id = %s", (refused,))
-        dry = await hydracore(database_url, "rebuild", "instance", "--dry-run", "--workers", "1", "--json")
+        dry = await run_projections_command(
+            database_url, "rebuild", "instance", "--dry-run", "--workers", "1", "--json"
+        )
         report: dict[str, Any] = json.loads(dry.stdout)[0]
         assert (dry.exit_code, report["drifted"], report["drift"][0]["live"]) == (1, 1, {"agent_name": "Eve"})
-        accepted = await hydracore(database_url, "rebuild", "instance", "--accept-drift", "--workers", "1", "--json")
+        accepted = await run_projections_command(
+            database_url, "rebuild", "instance", "--accept-drift", "--workers", "1", "--json"
+        )
         (put,) = json.loads(accepted.stdout)
         assert (accepted.exit_code, put["generation"], put["swapped"], report["swapped"]) == (0, 2, True, False), (
             accepted
         )
-        assert (await hydracore(database_url, "rebuild", "--outdated")).stdout == "nothing is outdated\n"
-        assert (await hydracore(database_url, "rebuild", "nothing")).exit_code == 2
-        assert "generation 1" in (await hydracore(database_url, "rollback", "instance")).stdout
-        assert "dropped generation 2" in (await hydracore(database_url, "prune", "--all")).stdout
+        assert (await run_projections_command(database_url, "rebuild", "--outdated")).stdout == "nothing is outdated\n"
+        assert (await run_projections_command(database_url, "rebuild", "nothing")).exit_code == 2
+        assert "generation 1" in (await run_projections_command(database_url, "rollback", "instance")).stdout
+        assert "dropped generation 2" in (await run_projections_command(database_url, "prune", "--all")).stdout
 
 
 async def test_a_failure_of_one_projection_does_not_hide_the_reports_of_the_others(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=1)
+        await write_instances(store, count=1)
         await follow_all(pool)
     busy = b"SELECT pg_advisory_lock(hashtextextended('hydracore projection reservation', 0))"
     await owner_conn.execute(busy)
     await owner_conn.execute("UPDATE fleet SET entries = 7")
 
-    done = await hydracore(database_url, "rebuild", "--all", "--workers", "1")
-    pruned = await hydracore(database_url, "prune", "--all", "--json")
+    done = await run_projections_command(database_url, "rebuild", "--all", "--workers", "1")
+    pruned = await run_projections_command(database_url, "prune", "--all", "--json")
 
     assert done.exit_code == pruned.exit_code == 4
     assert done.stderr == "hydracore: Another rebuild of reservation is running\n"
@@ -172,9 +180,10 @@ async def test_commands_know_the_projections_of_this_release_and_of_the_database
 
     skip_usage = ("skip", "usage", "--lane", "1", "--event", "1", "--reason", "none")
     unknown = [
-        await hydracore(database_url, *words) for words in (("prune", "usage"), ("rebuild", "usage"), skip_usage)
+        await run_projections_command(database_url, *words)
+        for words in (("prune", "usage"), ("rebuild", "usage"), skip_usage)
     ]
-    pruned = await hydracore(database_url, "prune", "--all")
+    pruned = await run_projections_command(database_url, "prune", "--all")
 
     for one in unknown:
         assert (one.exit_code, "There is no projection 'usage'" in one.stderr) == (2, True)
@@ -187,7 +196,7 @@ async def test_a_lane_of_a_projection_that_is_not_live_is_reported_as_neither_pa
     await owner_conn.execute("DELETE FROM projection WHERE name = 'fleet'")
 
     told = [
-        await hydracore(database_url, word, "fleet", "--lane", "1", "--event", "1", "--reason", "none")
+        await run_projections_command(database_url, word, "fleet", "--lane", "1", "--event", "1", "--reason", "none")
         for word in ("skip", "retry", "unskip")
     ]
 
@@ -201,7 +210,7 @@ async def test_a_lane_of_a_projection_that_is_not_live_is_reported_as_neither_pa
 
 async def test_a_dry_run_keeps_an_interrupted_build(database_url: str) -> None:
     async with open_store(database_url) as (store, _):
-        await write_lives(store, count=2)
+        await write_instances(store, count=2)
 
     async def fail(projection, build, progress) -> None:  # noqa: ANN001 - as Folding has it
         raise FoldFailed(build.name, "it was killed")
@@ -210,14 +219,14 @@ async def test_a_dry_run_keeps_an_interrupted_build(database_url: str) -> None:
         await rebuild(database_url, InstanceProjection(), folding=fail, callbacks=QUIET)
 
     for _ in range(2):
-        dry = await hydracore(database_url, "rebuild", "instance", "--dry-run", "--workers", "1")
+        dry = await run_projections_command(database_url, "rebuild", "instance", "--dry-run", "--workers", "1")
         assert dry.stdout.endswith("the interrupted build of generation 2 is kept\n")
-    done = await hydracore(database_url, "rebuild", "instance", "--workers", "1")
+    done = await run_projections_command(database_url, "rebuild", "instance", "--workers", "1")
     assert "generation 2 is live" in done.stdout
-    clean = await hydracore(database_url, "rebuild", "instance", "--dry-run", "--workers", "1")
+    clean = await run_projections_command(database_url, "rebuild", "instance", "--dry-run", "--workers", "1")
     assert clean.stdout.endswith("no live table was changed\n")
     assert (
-        await hydracore(database_url, "prune", "instance")
+        await run_projections_command(database_url, "prune", "instance")
     ).stdout == "dropped generation 1 of instance (previous)\n"
 
 
@@ -225,7 +234,7 @@ async def test_a_resumed_rebuild_reports_no_speed_for_events_that_an_earlier_run
     database_url: str,
 ) -> None:
     async with open_store(database_url) as (store, _):
-        await write_lives(store, count=2)
+        await write_instances(store, count=2)
 
     async def fail_after_the_fold(projection, build, progress) -> None:  # noqa: ANN001 - as Folding has it
         await fold_here(database_url)(projection, build, progress)
@@ -234,7 +243,7 @@ async def test_a_resumed_rebuild_reports_no_speed_for_events_that_an_earlier_run
     with pytest.raises(FoldFailed):
         await rebuild(database_url, InstanceProjection(), folding=fail_after_the_fold, callbacks=QUIET)
 
-    done = await hydracore(database_url, "rebuild", "instance", "--workers", "1")
+    done = await run_projections_command(database_url, "rebuild", "instance", "--workers", "1")
 
     assert "generation 2 is live; " in done.stdout
     assert "events/s" not in done.stdout

@@ -16,9 +16,9 @@ from projections.rebuild import ProgressCallbacks, dry_run, rollback
 from projections.reservation import ReservationProjection
 from projections.usage_daily import UsageDaily
 from tests.next_release import ActivityV2
-from tests.parking import parked, seq_of
-from tests.rebuilding import compared, fold_here, follow_all, rebuilt, write_lives
-from tests.requests_to_log import open_store
+from tests.parked_lanes import log_with_parked_lane, usage_seq
+from tests.rebuilding import dry_run_here, fold_here, follow_all, rebuild_here, write_instances
+from tests.store_commands import open_store
 
 EVE = operations.Author("operator:eve", "ticket 7")
 
@@ -37,7 +37,7 @@ async def test_a_follower_creates_checkpoints_for_its_own_projections_alone(
 
 async def test_a_follower_moves_its_own_checkpoints_alone(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=4)
+        await write_instances(store, count=4)
         projections = (UsageDaily(), Fleet(), Activity())
         await Follower(pool, *projections).create_checkpoints()
 
@@ -45,14 +45,14 @@ async def test_a_follower_moves_its_own_checkpoints_alone(database_url: str) -> 
             assert await Follower(pool, projection).catch_up() > 0
 
     for projection in projections:
-        report = await compared(database_url, projection)
+        report = await dry_run_here(database_url, projection)
         assert (report.drifted, report.rows_compared > 0) == (0, True)
 
 
 async def test_a_retry_concerns_one_lane_of_one_projection(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    async with parked(database_url) as (_, _, refused):
+    async with log_with_parked_lane(database_url) as (_, _, refused):
         await owner_conn.execute("UPDATE checkpoint SET parked_until = 'infinity', error = 'no'")
         elsewhere = "INSERT INTO checkpoint (follower, lane, parked_until, error) SELECT 'fleet', lane, 'infinity', 'no' FROM lane"
         await owner_conn.execute(elsewhere)
@@ -66,14 +66,14 @@ async def test_a_retry_concerns_one_lane_of_one_projection(
 async def test_a_build_applies_events_that_another_projection_skips(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    async with parked(database_url) as (_, pool, refused):
-        place = lane_of(refused), await seq_of(owner_conn, refused, 2)
+    async with log_with_parked_lane(database_url) as (_, pool, refused):
+        place = lane_of(refused), await usage_seq(owner_conn, refused, 2)
         await operations.skip(owner_conn, "usage_daily", *place, EVE)
         await follow_all(pool)
 
     for projection in (Activity(), Fleet()):
         assert projection.version == UsageDaily.version
-        report = await compared(database_url, projection)
+        report = await dry_run_here(database_url, projection)
         assert (report.drifted, report.rows_compared > 0) == (0, True)
 
 
@@ -81,9 +81,9 @@ async def test_a_rollback_goes_back_to_a_generation_of_the_same_projection(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
-        await write_lives(store, count=1)
+        await write_instances(store, count=1)
     for projection in (ProvisionLogProjection(), ReservationProjection()):
-        await rebuilt(database_url, projection)
+        await rebuild_here(database_url, projection)
 
     report = await rollback(database_url, ProvisionLogProjection())
 
@@ -99,7 +99,7 @@ async def test_a_build_is_folded_beside_an_unfinished_one(
     database_url: str, owner_conn: psycopg.AsyncConnection, other: Projection, generation: int
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=8)
+        await write_instances(store, count=8)
         await follow_all(pool)
     begun = await generations.begin(owner_conn, other)
     shown: list[generations.Progress] = []
@@ -117,7 +117,7 @@ async def test_a_build_is_ahead_by_its_own_lanes_and_live_tables_alone(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        (first, *_) = await write_lives(store, count=8)
+        (first, *_) = await write_instances(store, count=8)
         await follow_all(pool)
         await Follower(pool, UsageDaily()).create_checkpoints()
     build, *others = [await generations.begin(owner_conn, one) for one in (Fleet(), Fleet(), UsageDaily(), Fleet())]

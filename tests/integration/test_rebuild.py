@@ -30,27 +30,27 @@ from projections.registry import projections
 from projections.reservation import ReservationProjection
 from projections.tables import Table
 from projections.usage_daily import UsageDaily
-from tests import lives
-from tests.rebuilding import QUIET, compared, fold_here, follow_all, rebuilt, write_lives
-from tests.requests_to_log import open_store, origin, requested
+from tests import lifecycle
+from tests.rebuilding import QUIET, dry_run_here, fold_here, follow_all, rebuild_here, write_instances
+from tests.store_commands import create_instance, open_store, origin
 from tests.waiting import BETWEEN_WRITES_S
 
 
 async def test_a_rebuild_includes_events_that_are_appended_during_its_fold(database_url: str) -> None:
     async with open_store(database_url) as (store, _):
-        ids = await write_lives(store, count=12)
+        ids = await write_instances(store, count=12)
 
         async def fold_and_write(projection, build, progress) -> None:  # noqa: ANN001 - as Folding has it
             await fold_here(database_url)(projection, build, progress)
-            await write_lives(store, count=6, start=12)
+            await write_instances(store, count=6, start=12)
             for instance_id in ids[:3]:
-                await store.execute(instance_id, lives.delete(), origin())
+                await store.execute(instance_id, lifecycle.delete(), origin())
             # A value that one instance releases and another reserves, in whatever lanes they are.
-            await store.execute(ids[1], lives.delete(), origin())
-            for step in lives.TEARDOWN_STEPS:
-                await store.execute(ids[1], lives.teardown(step), origin())
-            heir = await requested(store, customer_id="heir")
-            await store.execute(heir, lives.plan(hostname="host-1-1", vpn_ip="10.64.0.1"), origin())
+            await store.execute(ids[1], lifecycle.delete(), origin())
+            for step in lifecycle.TEARDOWN_STEPS:
+                await store.execute(ids[1], lifecycle.teardown(step), origin())
+            heir = await create_instance(store, customer_id="heir")
+            await store.execute(heir, lifecycle.plan(hostname="host-1-1", vpn_ip="10.64.0.1"), origin())
 
         for projection in (InstanceProjection(), ReservationProjection(), ProvisionLogProjection()):
             folding = fold_and_write if projection.name == "instance" else fold_here(database_url)
@@ -62,12 +62,12 @@ async def test_edited_rows_are_reported_and_replaced_only_if_drift_is_accepted(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
-        ids = await write_lives(store, count=8)
+        ids = await write_instances(store, count=8)
     await owner_conn.execute("UPDATE instance SET status = 'running' WHERE id = %s", (ids[0],))
     await owner_conn.execute("DELETE FROM instance WHERE id = %s", (ids[1],))
 
-    told = await compared(database_url, InstanceProjection())
-    refused = await rebuilt(database_url, InstanceProjection())
+    told = await dry_run_here(database_url, InstanceProjection())
+    refused = await rebuild_here(database_url, InstanceProjection())
 
     assert told.stopped_s is refused.stopped_s is None
     drift = {UUID(one.key["id"]): one for one in told.drift}
@@ -78,10 +78,10 @@ async def test_edited_rows_are_reported_and_replaced_only_if_drift_is_accepted(
     status = await (await owner_conn.execute("SELECT status FROM instance WHERE id = %s", (ids[0],))).fetchone()
     assert status == ("running",)
 
-    accepted = await rebuilt(database_url, InstanceProjection(), accept_drift=True)
+    accepted = await rebuild_here(database_url, InstanceProjection(), accept_drift=True)
 
     assert (accepted.resumed, accepted.drifted) == (True, 2)
-    assert (await compared(database_url, InstanceProjection())).drifted == 0
+    assert (await dry_run_here(database_url, InstanceProjection())).drifted == 0
 
 
 @pytest.mark.parametrize("name", ["instance", "activity"])
@@ -89,7 +89,7 @@ async def test_a_lane_that_lost_an_event_stops_the_build(
     name: str, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=2)
+        await write_instances(store, count=2)
         await follow_all(pool)
     await owner_conn.execute("DELETE FROM event WHERE ctid = (SELECT min(ctid) FROM event)")
 
@@ -103,7 +103,7 @@ async def test_a_row_that_its_table_cannot_store_fails_the_build_which_can_be_re
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
-        await write_lives(store, count=2)
+        await write_instances(store, count=2)
     projection = InstanceProjection()
     build = await generations.begin(owner_conn, projection)
     await owner_conn.execute("ALTER TABLE instance_g2.instance ALTER version TYPE uuid USING NULL")
@@ -112,7 +112,7 @@ async def test_a_row_that_its_table_cannot_store_fails_the_build_which_can_be_re
         await asyncio.to_thread(fold_lanes, database_url, projection, build)
 
     await owner_conn.execute("ALTER TABLE instance_g2.instance ALTER version TYPE integer USING 0")
-    assert (await rebuilt(database_url, projection)).resumed
+    assert (await rebuild_here(database_url, projection)).resumed
 
 
 async def test_only_one_rebuild_of_a_projection_runs_at_a_time(database_url: str) -> None:
@@ -127,9 +127,9 @@ async def test_only_one_rebuild_of_a_projection_runs_at_a_time(database_url: str
     await folding.wait()
 
     with pytest.raises(RebuildBusy):
-        await rebuilt(database_url, Fleet())
+        await rebuild_here(database_url, Fleet())
 
-    assert (await rebuilt(database_url, UsageDaily())).stopped_s is not None
+    assert (await rebuild_here(database_url, UsageDaily())).stopped_s is not None
     go_on.set()
     await first
 
@@ -139,17 +139,17 @@ async def test_a_swap_gives_up_on_a_locked_lane_without_blocking_writers_of_othe
 ) -> None:
     monkeypatch.setattr("projections.swap.TRIES_MAX", 2)
     async with open_store(database_url) as (store, _):
-        await write_lives(store, count=4)
+        await write_instances(store, count=4)
         async with await psycopg.AsyncConnection.connect(database_url) as blocker:
             await blocker.execute("SELECT FROM lane WHERE lane = 63 FOR UPDATE")
 
             with pytest.raises(WritersNotStopped):
-                await rebuilt(database_url, InstanceProjection())
+                await rebuild_here(database_url, InstanceProjection())
 
             # The other lanes take appends at once, and the read table is the old one.
             await owner_conn.execute("SET statement_timeout = '2s'")
             await owner_conn.execute("SELECT FROM lane WHERE lane < 63 FOR UPDATE")
-        assert (await rebuilt(database_url, InstanceProjection())).resumed
+        assert (await rebuild_here(database_url, InstanceProjection())).resumed
 
 
 async def test_a_swap_that_is_aborted_during_a_copy_releases_its_locks_and_can_be_repeated(
@@ -160,7 +160,7 @@ async def test_a_swap_that_is_aborted_during_a_copy_releases_its_locks_and_can_b
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$"
     )
     async with open_store(database_url) as (store, _):
-        (instance_id,) = await write_lives(store, count=1)
+        (instance_id,) = await write_instances(store, count=1)
 
         async def fold_and_slow_down(projection, build, progress) -> None:  # noqa: ANN001 - as Folding has it
             await fold_here(database_url)(projection, build, progress)
@@ -170,7 +170,7 @@ async def test_a_swap_that_is_aborted_during_a_copy_releases_its_locks_and_can_b
 
         async def write_on() -> None:
             for number in itertools.count(await used(owner_conn) + 1):
-                await store.execute(instance_id, lives.usage(number), origin("agent:x"))
+                await store.execute(instance_id, lifecycle.usage(number), origin("agent:x"))
                 await asyncio.sleep(BETWEEN_WRITES_S)
 
         writing = asyncio.create_task(write_on())
@@ -180,7 +180,7 @@ async def test_a_swap_that_is_aborted_during_a_copy_releases_its_locks_and_can_b
         await asyncio.wait((writing,))
 
         await owner_conn.execute("DROP TRIGGER slow ON instance_g2.instance")
-        report = await rebuilt(database_url, InstanceProjection())
+        report = await rebuild_here(database_url, InstanceProjection())
         assert (report.resumed, report.drifted, report.stopped_s is not None) == (True, 0, True)
 
 
@@ -188,7 +188,7 @@ async def test_timeouts_and_isolation_set_on_the_database_do_not_apply_to_a_rebu
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
-        await write_lives(store, count=1)
+        await write_instances(store, count=1)
     await owner_conn.execute(
         """CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
              PERFORM pg_sleep(0.5);
@@ -229,7 +229,7 @@ async def test_concurrent_folds_fold_each_lane_once_even_if_one_claim_is_lost(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
-        await write_lives(store, count=8)
+        await write_instances(store, count=8)
     projection = InstanceProjection()
     build = await generations.begin(owner_conn, projection)
     left = "SELECT count(*), min(lane) FROM projection_lane WHERE folded_at IS NULL"
@@ -245,7 +245,7 @@ async def test_concurrent_folds_fold_each_lane_once_even_if_one_claim_is_lost(
 
     assert sum(await folded) == lanes
     assert isinstance(projection, Inline)
-    assert (await rebuilt(database_url, projection)).resumed
+    assert (await rebuild_here(database_url, projection)).resumed
 
 
 async def test_rows_with_any_text_are_copied_unchanged(owner_conn: psycopg.AsyncConnection) -> None:
@@ -297,19 +297,21 @@ async def test_rebuilds_and_followers_upcast_old_versions_of_events(
     database_url: str, owner_conn: psycopg.AsyncConnection, request: pytest.FixtureRequest
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        old = await write_lives(store, count=2)
+        old = await write_instances(store, count=2)
         request.getfixturevalue("upper_case_providers")
 
         async def fold_and_write(projection, build, progress) -> None:  # noqa: ANN001 - as Folding has it
             await fold_here(database_url)(projection, build, progress)
             # The build catches up with events of both versions.
-            await store.execute(old[1], lives.created(server_id="server"), origin("worker"))
-            new = await requested(store, customer_id="new")
-            await store.execute(new, lives.plan(provider="Hetzner", hostname="n", vpn_ip="10.64.0.9"), origin("worker"))
+            await store.execute(old[1], lifecycle.created(server_id="server"), origin("worker"))
+            new = await create_instance(store, customer_id="new")
+            await store.execute(
+                new, lifecycle.plan(provider="Hetzner", hostname="n", vpn_ip="10.64.0.9"), origin("worker")
+            )
 
         await rebuild(database_url, InstanceProjection(), folding=fold_and_write, callbacks=QUIET, accept_drift=True)
         await follow_all(pool)
-        await rebuilt(database_url, Fleet())
+        await rebuild_here(database_url, Fleet())
 
     rebuilt_rows = await owner_conn.execute("SELECT DISTINCT provider FROM instance WHERE provider <> '' ORDER BY 1")
     assert await rebuilt_rows.fetchall() == [("CLOUDSIM",), ("Hetzner",)]
@@ -324,11 +326,11 @@ async def test_an_event_version_of_a_later_release_stops_a_build_and_parks_a_lan
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=2)
+        await write_instances(store, count=2)
         await owner_conn.execute("UPDATE event SET schema_version = 2 WHERE type = 'placement_chosen'")
 
         with pytest.raises(EventRefused, match="EventUnreadable: Version 2 of event placement_chosen"):
-            await rebuilt(database_url, InstanceProjection())
+            await rebuild_here(database_url, InstanceProjection())
         await follow_all(pool)
 
     found = await owner_conn.execute("SELECT follower, error FROM checkpoint WHERE error IS NOT NULL")
@@ -341,11 +343,11 @@ async def test_large_events_beyond_the_target_of_a_fold_are_left_to_the_catch_up
 ) -> None:
     monkeypatch.setattr("projections.folding.SHARED_ROW_BYTES_MAX", 0)
     async with open_store(database_url) as (store, _):
-        ids = await write_lives(store, count=3)
+        ids = await write_instances(store, count=3)
 
         async def write_and_fold(projection, build, progress) -> None:  # noqa: ANN001 - as Folding has it
             for instance_id in ids:
-                await store.execute(instance_id, lives.configure(agent_name="Eve"), origin())
+                await store.execute(instance_id, lifecycle.configure(agent_name="Eve"), origin())
             await fold_here(database_url)(projection, build, progress)
 
         report = await rebuild(database_url, InstanceProjection(), folding=write_and_fold, callbacks=QUIET)

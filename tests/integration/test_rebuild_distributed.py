@@ -29,8 +29,8 @@ from projections.rebuild import rebuild
 from projections.report import Report
 from tests.command import Command, Ended, run_forked
 from tests.next_release import InstanceV2
-from tests.rebuilding import QUIET, rebuilt, write_lives
-from tests.requests_to_log import open_store
+from tests.rebuilding import QUIET, rebuild_here, write_instances
+from tests.store_commands import open_store
 from tests.waiting import NICE_PATIENCE_S, until
 from workers.actors import DepsMiddleware, declare_actors
 from workers.broker import redis_broker
@@ -52,7 +52,7 @@ def environ(database_url: str, redis_url: str) -> dict[str, str]:
 async def settings(database_url: str, redis_url: str) -> Settings:
     """The settings of an installation with some instances."""
     async with open_store(database_url) as (store, _):
-        await write_lives(store, count=8)
+        await write_instances(store, count=8)
     return configuration.load(environ(database_url, redis_url))
 
 
@@ -147,7 +147,7 @@ async def test_a_rebuild_without_workers_fails_and_can_be_resumed(
     with pytest.raises(FoldFailed, match="is a worker running"):
         await distributed(settings, InstanceProjection(), [])
 
-    assert (await rebuilt(settings.database_url, InstanceProjection())).resumed
+    assert (await rebuild_here(settings.database_url, InstanceProjection())).resumed
 
 
 async def test_claims_without_progress_are_reported_and_fail_the_rebuild_after_a_limit(

@@ -21,9 +21,9 @@ from projections.instance import InstanceProjection
 from projections.provision_log import ProvisionLogProjection
 from projections.rebuild import rollback
 from projections.reservation import ReservationProjection
-from tests import lives
-from tests.rebuilding import compared, rebuilt, write_lives
-from tests.requests_to_log import NOW_MS, open_store, origin
+from tests import lifecycle
+from tests.rebuilding import dry_run_here, rebuild_here, write_instances
+from tests.store_commands import NOW_MS, open_store, origin
 from tests.waiting import BETWEEN_WRITES_S, POLL_S_MAX, until
 
 #: Far more events than are written during a test, and read in several pieces.
@@ -47,7 +47,7 @@ async def written_to(database_url: str, instance_id: UUID) -> AsyncGenerator[Non
 
         async def write_on() -> None:
             for number in itertools.count():
-                await store.execute(instance_id, lives.health(("late", "healthy")[number % 2]), origin("worker"))
+                await store.execute(instance_id, lifecycle.health(("late", "healthy")[number % 2]), origin("worker"))
                 await asyncio.sleep(BETWEEN_WRITES_S)
 
         await store.load(instance_id)
@@ -68,14 +68,14 @@ async def test_a_long_stream_is_swapped_and_rolled_back_while_it_is_written_to(
     monkeypatch.setattr("projections.swap.READ_MAX", LENGTH // 4)
     projection = kind()
     instance_id = write_long_stream(database_url)
-    await rebuilt(database_url, projection, accept_drift=True)
+    await rebuild_here(database_url, projection, accept_drift=True)
 
     async with written_to(database_url, instance_id):
-        report = await rebuilt(database_url, projection)
+        report = await rebuild_here(database_url, projection)
         back = await rollback(database_url, projection)
 
     assert (report.drifted, report.stopped_s is not None, back.stopped_s is not None) == (0, True, True)
-    assert (await compared(database_url, projection)).drifted == 0
+    assert (await dry_run_here(database_url, projection)).drifted == 0
 
 
 #: When the attempts began that are waiting for the tables.
@@ -102,11 +102,11 @@ async def test_events_folded_by_a_swap_attempt_that_was_rolled_back_are_folded_a
         return len(tries) > 1
 
     async with open_store(database_url) as (store, _):
-        await write_lives(store, count=2)
+        await write_instances(store, count=2)
 
         async with await psycopg.AsyncConnection.connect(database_url) as reader:
             await reader.execute(f"SELECT FROM {projection.name} LIMIT 1".encode())
-            rebuilding = asyncio.create_task(rebuilt(database_url, projection))
+            rebuilding = asyncio.create_task(rebuild_here(database_url, projection))
             writing = asyncio.create_task(write_on(store))
             await until(tried_twice, poll_s=BETWEEN_WRITES_S)
             await reader.rollback()
@@ -116,10 +116,10 @@ async def test_events_folded_by_a_swap_attempt_that_was_rolled_back_are_folded_a
 
     assert report.drifted == 0
     assert report.tries > 1
-    assert (await compared(database_url, projection)).drifted == 0
+    assert (await dry_run_here(database_url, projection)).drifted == 0
 
 
 async def write_on(store: EventStore) -> None:
     for start in itertools.count(2):
-        await write_lives(store, count=1, start=start)
+        await write_instances(store, count=1, start=start)
         await asyncio.sleep(BETWEEN_WRITES_S)

@@ -29,10 +29,10 @@ from projections.rebuild_lock import connect
 from projections.report import Report
 from projections.swap_preparation import compare_with_live
 from projections.usage_daily import UsageDaily
-from tests import lives
+from tests import lifecycle
 from tests.next_release import ActivityV2
-from tests.rebuilding import compared, fold_here, follow_all, rebuilt, write_lives
-from tests.requests_to_log import open_store, origin
+from tests.rebuilding import dry_run_here, fold_here, follow_all, rebuild_here, write_instances
+from tests.store_commands import open_store, origin
 from tests.waiting import until
 
 
@@ -64,7 +64,7 @@ async def write_and_edit(database_url: str, ids: list[UUID]) -> None:
     """Change three instances by commands, and edit a row of one of them."""
     async with open_store(database_url) as (store, pool):
         for instance_id in ids[:3]:
-            await store.execute(instance_id, lives.configure(agent_name="Eve"), origin())
+            await store.execute(instance_id, lifecycle.configure(agent_name="Eve"), origin())
         async with pool.connection() as connection:
             await connection.execute("UPDATE instance SET hostname = 'edited' WHERE id = %s", (ids[1],))
 
@@ -76,13 +76,13 @@ async def test_drift_after_the_comparison_aborts_the_swap_unless_it_is_accepted(
 ) -> None:
     monkeypatch.setattr("projections.swap_preparation.UNVERIFIED_MAX", unverified_max)
     async with open_store(database_url) as (store, _):
-        ids = await write_lives(store, count=4)
+        ids = await write_instances(store, count=4)
 
     edit = partial(write_and_edit, database_url, ids)
     report = await rebuilt_while(database_url, InstanceProjection(), edit, accept_drift=accept_drift)
 
     assert (report.swapped, report.drifted) == (accept_drift, 1)
-    assert (await compared(database_url, InstanceProjection())).drifted == (0 if accept_drift else 1)
+    assert (await dry_run_here(database_url, InstanceProjection())).drifted == (0 if accept_drift else 1)
     assert (report.drift[0].key["id"], report.drift[0].live) == (str(ids[1]), {"hostname": "edited"})
 
 
@@ -94,7 +94,7 @@ async def test_many_changed_streams_are_compared_before_writers_are_blocked(
         open_store(database_url) as (store, _),
         await psycopg.AsyncConnection.connect(database_url) as blocker,
     ):
-        ids = await write_lives(store, count=4)
+        ids = await write_instances(store, count=4)
         await blocker.execute("SELECT FROM lane WHERE lane = %s FOR UPDATE", (free_lane(ids),))
         report = await rebuilt_while(database_url, InstanceProjection(), partial(write_and_edit, database_url, ids))
 
@@ -109,11 +109,11 @@ async def test_the_swap_of_a_followed_projection_waits_for_its_follower(
         return (await owner_conn.execute(f"{query} AND datname = current_database()")).rowcount > 0
 
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=4)
+        await write_instances(store, count=4)
         await follow_all(pool)
     async with await psycopg.AsyncConnection.connect(database_url) as follower:
         await follower.execute("SELECT FROM checkpoint WHERE follower = 'usage_daily' AND lane = 63 FOR UPDATE")
-        rebuilding = asyncio.create_task(rebuilt(database_url, UsageDaily()))
+        rebuilding = asyncio.create_task(rebuild_here(database_url, UsageDaily()))
         await until(waits)
         await follower.rollback()
 
@@ -144,9 +144,9 @@ async def test_a_lane_that_the_live_follower_advances_after_the_comparison_is_co
     database_url: str, projection: Projection, edit: LiteralString, live: dict[str, int]
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        ids = await write_lives(store, count=4)
+        ids = await write_instances(store, count=4)
         await follow_all(pool)
-        await store.execute(ids[2], lives.usage(2), origin("agent:x"))
+        await store.execute(ids[2], lifecycle.usage(2), origin("agent:x"))
 
     async def follow_and_edit() -> None:
         async with open_store(database_url) as (_, pool):
@@ -158,17 +158,17 @@ async def test_a_lane_that_the_live_follower_advances_after_the_comparison_is_co
 
     assert (report.stopped_s, report.drifted) == (None, 1)
     assert report.drift[0].live == live
-    assert (await rebuilt(database_url, projection)).stopped_s is None
+    assert (await rebuild_here(database_url, projection)).stopped_s is None
 
 
 async def test_drift_names_a_json_column_that_differs_only_in_its_text(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
-        await write_lives(store, count=1)
+        await write_instances(store, count=1)
     await owner_conn.execute("UPDATE instance SET capabilities = capabilities::jsonb::text::json")
 
-    report = await compared(database_url, InstanceProjection())
+    report = await dry_run_here(database_url, InstanceProjection())
 
     (drift,) = report.drift
     assert drift.live == drift.fresh
@@ -184,10 +184,10 @@ async def test_a_live_document_that_only_postgresql_can_read_is_shown_as_text_an
     database_url: str, owner_conn: psycopg.AsyncConnection, document: str
 ) -> None:
     async with open_store(database_url) as (store, _):
-        await write_lives(store, count=1)
+        await write_instances(store, count=1)
     await owner_conn.execute("UPDATE instance SET capabilities = %s", (document,))
 
-    report = await rebuilt(database_url, InstanceProjection(), accept_drift=True)
+    report = await rebuild_here(database_url, InstanceProjection(), accept_drift=True)
 
     (drift,) = report.drift
     assert (drift.live, drift.fresh) == ({"capabilities": document}, {"capabilities": {"chat": True}})
@@ -198,22 +198,22 @@ async def test_all_rows_of_a_projection_without_a_follower_are_compared(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=6)
+        await write_instances(store, count=6)
         await follow_all(pool)
         rows = (await owner_conn.execute("UPDATE activity SET commands = 777")).rowcount
         # Every process runs the next release, whose followers wait for its table.
-        await write_lives(store, count=12, start=6)
+        await write_instances(store, count=12, start=6)
 
-        dry = await compared(database_url, ActivityV2())
-        refused = await rebuilt(database_url, ActivityV2())
+        dry = await dry_run_here(database_url, ActivityV2())
+        refused = await rebuild_here(database_url, ActivityV2())
 
         assert (dry.rows_compared, dry.drifted) == (refused.rows_compared, refused.drifted) == (rows, rows)
         assert refused.stopped_s is None
-        accepted = await rebuilt(database_url, ActivityV2(), accept_drift=True)
+        accepted = await rebuild_here(database_url, ActivityV2(), accept_drift=True)
         assert (accepted.resumed, accepted.stopped_s is not None) == (True, True)
         # The events that had no follower are applied by the code that was waiting.
         assert await Follower(pool, ActivityV2()).catch_up() > 0
-        again = await compared(database_url, ActivityV2())
+        again = await dry_run_here(database_url, ActivityV2())
         assert again.rows_compared > rows
         assert again.drifted == 0
 
@@ -222,16 +222,16 @@ async def test_a_build_that_is_ahead_of_the_live_tables_is_restarted(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=6)
+        await write_instances(store, count=6)
         await follow_all(pool)
         await owner_conn.execute("UPDATE activity SET commands = 777")
-        await write_lives(store, count=6, start=6)
+        await write_instances(store, count=6, start=6)
     build = await generations.begin(owner_conn, ActivityV2())
     # As an earlier release began it.
     heads = "UPDATE projection_lane l SET target = h.head FROM lane_head h WHERE h.lane = l.lane AND h.head > 0"
     await owner_conn.execute(heads)
 
-    report = await rebuilt(database_url, ActivityV2())
+    report = await rebuild_here(database_url, ActivityV2())
 
     assert (report.resumed, report.generation, report.stopped_s) == (False, build.number, None)
     assert report.drifted == report.rows_compared > 0
@@ -245,7 +245,7 @@ async def test_a_row_that_changes_during_the_comparison_is_no_drift(
         return (await owner_conn.execute(query)).rowcount > 0
 
     async with open_store(database_url) as (store, _):
-        await write_lives(store, count=4)
+        await write_instances(store, count=4)
     build = await generations.begin(owner_conn, InstanceProjection())
     await asyncio.to_thread(fold_lanes, database_url, InstanceProjection(), build)
     build = await generations.index(owner_conn, InstanceProjection(), build)

@@ -22,10 +22,10 @@ from projections.follower import Follower
 from projections.instance import InstanceFold, InstanceProjection
 from projections.rebuild import rollback
 from projections.usage_daily import UsageDaily, UsageFold
-from tests import lives
-from tests.parking import interventions
-from tests.rebuilding import compared, follow_all, rebuilt, write_lives
-from tests.requests_to_log import open_store, origin, requested
+from tests import lifecycle
+from tests.parked_lanes import interventions
+from tests.rebuilding import dry_run_here, follow_all, rebuild_here, write_instances
+from tests.store_commands import create_instance, open_store, origin
 
 #: Damage to a lane, and what is then reported about its third event.
 DAMAGE = {
@@ -40,10 +40,10 @@ async def test_only_the_lane_with_a_missing_event_or_command_is_parked_right_bef
     database_url: str, owner_conn: psycopg.AsyncConnection, damage: str
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        ids = [await requested(store, customer_id=f"customer-{number}") for number in range(4)]
+        ids = [await create_instance(store, customer_id=f"customer-{number}") for number in range(4)]
         for instance_id in ids:
             for name in ("Ada", "Bob", "Eve"):
-                await store.execute(instance_id, lives.configure(agent_name=name), origin())
+                await store.execute(instance_id, lifecycle.configure(agent_name=name), origin())
         lanes = {lane_of(instance_id) for instance_id in ids}
         assert len(lanes) == len(ids), "each has a lane of its own"
         damaged = lane_of(ids[0])
@@ -66,13 +66,13 @@ async def test_a_build_fails_at_an_event_whose_command_is_missing(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        ids = await write_lives(store, count=4)
+        ids = await write_instances(store, count=4)
         await follow_all(pool)
     lane = lane_of(ids[2])
     await owner_conn.execute("DELETE FROM command WHERE lane = %s AND first_seq = 2", (lane,))
 
     with pytest.raises(LogCorrupted, match=f"Lane {lane} at 2: its command is missing"):
-        await rebuilt(database_url, Activity())
+        await rebuild_here(database_url, Activity())
 
 
 @pytest.mark.parametrize("damage", ["DELETE FROM event WHERE version = 1", "DELETE FROM event WHERE version = 2"])
@@ -80,11 +80,11 @@ async def test_a_rollback_that_catches_up_fails_at_a_missing_event(
     database_url: str, owner_conn: psycopg.AsyncConnection, damage: str
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        instance_id = await requested(store)
+        instance_id = await create_instance(store)
         await follow_all(pool)
         for projection in (InstanceProjection(), Fleet()):
-            await rebuilt(database_url, projection)
-        await store.execute(instance_id, lives.configure(agent_name="Eve"), origin())
+            await rebuild_here(database_url, projection)
+        await store.execute(instance_id, lifecycle.configure(agent_name="Eve"), origin())
         await follow_all(pool)
     await owner_conn.execute(damage.encode())
 
@@ -125,15 +125,15 @@ async def test_a_rollback_names_the_place_of_an_event_it_cannot_apply_but_not_it
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        ids = await write_lives(store, count=8)
+        ids = await write_instances(store, count=8)
         await follow_all(pool)
         refused = ids[2]
         for projection in (InstanceProjection(), UsageDaily()):
-            await rebuilt(database_url, projection)
-        await store.execute(refused, lives.configure(agent_name="Eve"), origin())
-        await write_lives(store, count=8, start=8)
+            await rebuild_here(database_url, projection)
+        await store.execute(refused, lifecycle.configure(agent_name="Eve"), origin())
+        await write_instances(store, count=8, start=8)
         for instance_id in (ids[2], ids[6]):
-            await store.execute(instance_id, lives.usage(2), origin("agent:x"))
+            await store.execute(instance_id, lifecycle.usage(2), origin("agent:x"))
         await Follower(pool, UsageDaily()).catch_up()
 
     for projection in (Fussy(), FussyUsage(refused)):
@@ -170,10 +170,10 @@ class FussyUsageV2(UsageDailyV2):
 async def used_twice(database_url: str) -> UUID:
     """One of several instances, with two batches of usage, which are followed: events 2 and 4 of its lane."""
     async with open_store(database_url) as (store, pool):
-        instance_id, *_ = [await requested(store, customer_id=f"customer-{number}") for number in range(3)]
-        await store.execute(instance_id, lives.usage(1), origin("agent:x"))
-        await store.execute(instance_id, lives.configure(agent_name="Eve"), origin())
-        await store.execute(instance_id, lives.usage(2), origin("agent:x"))
+        instance_id, *_ = [await create_instance(store, customer_id=f"customer-{number}") for number in range(3)]
+        await store.execute(instance_id, lifecycle.usage(1), origin("agent:x"))
+        await store.execute(instance_id, lifecycle.configure(agent_name="Eve"), origin())
+        await store.execute(instance_id, lifecycle.usage(2), origin("agent:x"))
         await follow_all(pool)
     return instance_id
 
@@ -185,7 +185,7 @@ async def test_a_rebuild_names_the_place_of_an_event_it_cannot_apply_but_not_its
     refused = await used_twice(database_url)
 
     with pytest.raises(EventRefused) as caught:
-        await rebuilt(database_url, projection)
+        await rebuild_here(database_url, projection)
 
     what = {
         "instance": f"an event of {refused} in lane {lane_of(refused)}",
@@ -206,19 +206,19 @@ async def test_an_operator_can_skip_an_event_that_the_build_of_a_new_version_can
     with pytest.raises(NotToBeSkipped, match="it has no unfinished build"):
         await skip(4)
     with pytest.raises(EventRefused):
-        await rebuilt(database_url, FussyUsageV2())
+        await rebuild_here(database_url, FussyUsageV2())
     with pytest.raises(NotToBeSkipped, match="it has no unfinished build"):
         await skip(4, version=1)
     with pytest.raises(NotToBeSkipped, match=f"lane {lane} ends with event 4"):
         await skip(5)
     done = await skip(4)
-    report = await rebuilt(database_url, FussyUsageV2(), accept_drift=True)
+    report = await rebuild_here(database_url, FussyUsageV2(), accept_drift=True)
 
     assert (done.version, done.lane, done.seq, done.action, done.error) == (2, lane, 4, "skip", "")
     # The live version had applied it.
     assert (report.resumed, report.version, report.drifted) == (True, 2, 1)
     assert (report.drift[0].live or {})["requests"] == 2
-    assert (await compared(database_url, FussyUsageV2())).drifted == 0
+    assert (await dry_run_here(database_url, FussyUsageV2())).drifted == 0
     assert await interventions(owner_conn, "usage_daily") == [done]
 
 
@@ -228,16 +228,16 @@ async def test_a_skip_that_was_revoked_can_be_made_again_in_the_next_build(
     refused = await used_twice(database_url)
     lane, by = lane_of(refused), operations.Author("operator:eve", "ticket 7")
     with pytest.raises(EventRefused):
-        await rebuilt(database_url, FussyUsageV2())
+        await rebuild_here(database_url, FussyUsageV2())
     await operations.skip_in_build(owner_conn, "usage_daily", lane, 4, by, version=2)
-    await rebuilt(database_url, FussyUsageV2(), accept_drift=True)
+    await rebuild_here(database_url, FussyUsageV2(), accept_drift=True)
     await operations.unskip(owner_conn, "usage_daily", lane, 4, by)
     with pytest.raises(EventRefused):
-        await rebuilt(database_url, FussyUsageV2())
+        await rebuild_here(database_url, FussyUsageV2())
 
     await operations.skip_in_build(owner_conn, "usage_daily", lane, 4, by, version=2)
 
-    assert (await rebuilt(database_url, FussyUsageV2())).drifted == 0
+    assert (await rebuild_here(database_url, FussyUsageV2())).drifted == 0
 
 
 async def test_an_event_that_a_build_has_already_applied_cannot_be_skipped_in_it(
@@ -246,7 +246,7 @@ async def test_an_event_that_a_build_has_already_applied_cannot_be_skipped_in_it
     refused = await used_twice(database_url)
     by = operations.Author("operator:eve", "ticket 7")
     await owner_conn.execute("UPDATE usage_daily SET requests = 99")
-    assert (await rebuilt(database_url, UsageDailyV2())).stopped_s is None
+    assert (await rebuild_here(database_url, UsageDailyV2())).stopped_s is None
 
     with pytest.raises(NotToBeSkipped, match=f"the build has already applied event 4 of lane {lane_of(refused)}"):
         await operations.skip_in_build(owner_conn, "usage_daily", lane_of(refused), 4, by, version=2)
@@ -256,11 +256,11 @@ async def test_a_rollback_that_folds_a_stream_anew_fails_at_a_hole_in_its_middle
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
-        instance_id = await requested(store)
+        instance_id = await create_instance(store)
         for name in ("Ada", "Eve"):
-            await store.execute(instance_id, lives.configure(agent_name=name), origin())
-        await rebuilt(database_url, InstanceProjection())
-        await store.execute(instance_id, lives.configure(agent_name="Joe"), origin())
+            await store.execute(instance_id, lifecycle.configure(agent_name=name), origin())
+        await rebuild_here(database_url, InstanceProjection())
+        await store.execute(instance_id, lifecycle.configure(agent_name="Joe"), origin())
     await owner_conn.execute("DELETE FROM event WHERE version = 2")
 
     with pytest.raises(LogCorrupted, match=f"2 events of {instance_id} after its version 0 where 3 must be"):

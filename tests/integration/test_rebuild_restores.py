@@ -14,8 +14,8 @@ from projections.errors import NamesTaken, NothingToRollBackTo
 from projections.folding import fold_lanes
 from projections.rebuild import rollback
 from projections.registry import projections
-from tests.rebuilding import compared, follow_all, hydracore, rebuilt, write_lives
-from tests.requests_to_log import open_store
+from tests.rebuilding import dry_run_here, follow_all, rebuild_here, run_projections_command, write_instances
+from tests.store_commands import open_store
 
 #: The damage, the projection that it concerns, and what is reported as missing.
 LOSSES: dict[LiteralString, tuple[str, list[str]]] = {
@@ -35,17 +35,18 @@ async def test_a_missing_table_or_row_is_reported_and_restored_by_a_rebuild_that
 ) -> None:
     name, missing = LOSSES[loss]
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=4)
+        await write_instances(store, count=4)
         await follow_all(pool)
         await owner_conn.execute(loss)
 
-        told = await hydracore(database_url, "status", name, "--json")
-        seen = await hydracore(database_url, "status", name)
-        listed = await hydracore(database_url, "list")
+        told = await run_projections_command(database_url, "status", name, "--json")
+        seen = await run_projections_command(database_url, "status", name)
+        listed = await run_projections_command(database_url, "list")
         refused = [
-            await hydracore(database_url, "rebuild", name, "--workers", "1", *words) for words in ([], ["--dry-run"])
+            await run_projections_command(database_url, "rebuild", name, "--workers", "1", *words)
+            for words in ([], ["--dry-run"])
         ]
-        repaired = await hydracore(database_url, "rebuild", name, "--workers", "1", "--accept-drift")
+        repaired = await run_projections_command(database_url, "rebuild", name, "--workers", "1", "--accept-drift")
 
         assert json.loads(told.stdout)[0]["missing"] == missing
         assert f"{' and '.join(missing)} is missing: `rebuild {name} --accept-drift`" in seen.stdout
@@ -56,24 +57,27 @@ async def test_a_missing_table_or_row_is_reported_and_restored_by_a_rebuild_that
         assert (repaired.exit_code, repaired.stderr) == (0, "")
         assert f"{' and '.join(missing)} was missing" in repaired.stdout
         # Writers and followers continue as if nothing had happened.
-        await write_lives(store, count=4, start=4)
+        await write_instances(store, count=4, start=4)
         await follow_all(pool)
-        assert (await compared(database_url, projections()[name])).drifted == 0
-        assert json.loads((await hydracore(database_url, "status", name, "--json")).stdout)[0]["missing"] == []
+        assert (await dry_run_here(database_url, projections()[name])).drifted == 0
+        assert (
+            json.loads((await run_projections_command(database_url, "status", name, "--json")).stdout)[0]["missing"]
+            == []
+        )
 
 
 async def test_a_rollback_leaves_a_generation_that_lacks_a_table_and_does_not_return_to_it(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
-        await write_lives(store, count=2)
+        await write_instances(store, count=2)
     projection = projections()["provision_log"]
-    await rebuilt(database_url, projection)
+    await rebuild_here(database_url, projection)
     await owner_conn.execute("DROP TABLE provision_log")
 
     assert (await rollback(database_url, projection)).missing == ["the table provision_log"]
 
-    assert (await compared(database_url, projection)).drifted == 0
+    assert (await dry_run_here(database_url, projection)).drifted == 0
     with pytest.raises(NothingToRollBackTo, match="the earlier generation is incomplete: provision_log is missing"):
         await rollback(database_url, projection)
 
@@ -86,16 +90,16 @@ async def test_a_build_whose_tables_are_missing_is_restarted_and_not_continued(
 ) -> None:
     fleet = projections()["fleet"]
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=4)
+        await write_instances(store, count=4)
         await follow_all(pool)
         build = await generations.begin(owner_conn, fleet)
         await asyncio.to_thread(fold_lanes, database_url, fleet, build)
         await generations.index(owner_conn, fleet, build)
-        await write_lives(store, count=4, start=4)
+        await write_instances(store, count=4, start=4)
         await follow_all(pool)
     await owner_conn.execute(loss)
 
-    report = await rebuilt(database_url, fleet)
+    report = await rebuild_here(database_url, fleet)
 
     assert (report.resumed, report.swapped, report.drifted) == (False, True, 0)
     assert [one.number for one in await generations.all_in_states(owner_conn, "previous")] == [1]
@@ -106,11 +110,11 @@ async def test_a_rebuild_names_a_renamed_table_that_is_in_its_way_before_it_fold
 ) -> None:
     repair = ("rebuild", "fleet", "--workers", "1", "--accept-drift")
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=4)
+        await write_instances(store, count=4)
         await follow_all(pool)
         await owner_conn.execute("ALTER TABLE fleet RENAME TO fleet_old")
 
-        refused = await hydracore(database_url, *repair)
+        refused = await run_projections_command(database_url, *repair)
 
         assert (refused.exit_code, refused.stdout) == (3, "")
         assert (
@@ -120,9 +124,9 @@ async def test_a_rebuild_names_a_renamed_table_that_is_in_its_way_before_it_fold
         assert "fleet_old. Rename or drop them, then run this again" in refused.stderr
         assert await generations.newest_in_states(owner_conn, "fleet", *generations.UNFINISHED) is None
         await owner_conn.execute("ALTER INDEX fleet_pkey RENAME TO fleet_old_pkey")
-        assert (await hydracore(database_url, *repair)).exit_code == 0
+        assert (await run_projections_command(database_url, *repair)).exit_code == 0
         await follow_all(pool)
-        assert (await compared(database_url, projections()["fleet"])).drifted == 0
+        assert (await dry_run_here(database_url, projections()["fleet"])).drifted == 0
 
 
 @pytest.mark.parametrize(
@@ -140,10 +144,10 @@ async def test_a_rollback_names_what_is_in_its_way_and_succeeds_once_that_is_rem
     database_url: str, owner_conn: psycopg.AsyncConnection, obstacle: LiteralString, told: str
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=4)
+        await write_instances(store, count=4)
         await follow_all(pool)
     projection = projections()["fleet"]
-    await rebuilt(database_url, projection)
+    await rebuild_here(database_url, projection)
     await owner_conn.execute(obstacle)
 
     with pytest.raises(NamesTaken, match=told):

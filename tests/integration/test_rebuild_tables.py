@@ -9,8 +9,8 @@ from projections import generations
 from projections.instance import InstanceProjection
 from projections.rebuild import rebuild, rollback
 from projections.registry import projections
-from tests.rebuilding import QUIET, compared, fold_here, follow_all, rebuilt, write_lives
-from tests.requests_to_log import open_store
+from tests.rebuilding import QUIET, dry_run_here, fold_here, follow_all, rebuild_here, write_instances
+from tests.store_commands import open_store
 
 SHAPE = """
 SELECT c.relname, coalesce(array_to_string(c.reloptions, ','), ''), pg_get_userbyid(c.relowner),
@@ -36,28 +36,28 @@ async def test_a_rebuilt_projection_equals_the_live_one_in_shape_grants_and_rows
     projection = projections()[name]
     tables = [table.name for table in projection.tables]
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=16)
+        await write_instances(store, count=16)
         await follow_all(pool)
         await owner_conn.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO pg_monitor")
         before = await (await owner_conn.execute(SHAPE, (tables,))).fetchall()
 
-        report = await rebuilt(database_url, projection)
+        report = await rebuild_here(database_url, projection)
 
         assert (report.drifted, report.generation) == (0, 2)
         assert report.rows_compared > 0
         assert report.stopped_s is not None
         assert await (await owner_conn.execute(SHAPE, (tables,))).fetchall() == before
         # Writers, followers and a second rebuild continue as if nothing had happened.
-        await write_lives(store, count=8, start=16)
+        await write_instances(store, count=8, start=16)
         await follow_all(pool)
-        assert (await compared(database_url, projection)).drifted == 0
+        assert (await dry_run_here(database_url, projection)).drifted == 0
 
 
 async def test_the_swap_of_an_inline_projection_changes_no_follower_and_no_other_projection(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=4)
+        await write_instances(store, count=4)
         await follow_all(pool)
     places = "SELECT follower, lane, seq FROM checkpoint ORDER BY follower, lane"
     states = (
@@ -65,7 +65,7 @@ async def test_the_swap_of_an_inline_projection_changes_no_follower_and_no_other
     )
     before, others = [await (await owner_conn.execute(look)).fetchall() for look in (places, states)]
 
-    await rebuilt(database_url, InstanceProjection())
+    await rebuild_here(database_url, InstanceProjection())
 
     assert any(seq > 0 for *_, seq in before)
     assert set(before) <= set(await (await owner_conn.execute(places)).fetchall())
@@ -74,10 +74,10 @@ async def test_the_swap_of_an_inline_projection_changes_no_follower_and_no_other
 
 async def test_a_rebuild_keeps_the_owner_of_a_table(database_url: str, owner_conn: psycopg.AsyncConnection) -> None:
     async with open_store(database_url) as (store, _):
-        await write_lives(store, count=1)
+        await write_instances(store, count=1)
     await owner_conn.execute("ALTER TABLE provision_log OWNER TO pg_database_owner")
 
-    await rebuilt(database_url, projections()["provision_log"])
+    await rebuild_here(database_url, projections()["provision_log"])
 
     owner = "SELECT tableowner FROM pg_tables WHERE schemaname = 'public' AND tablename = 'provision_log'"
     assert await (await owner_conn.execute(owner)).fetchone() == ("pg_database_owner",)
@@ -114,7 +114,7 @@ async def test_autovacuum_is_off_for_a_build_until_it_is_live(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
-        await write_lives(store, count=4)
+        await write_instances(store, count=4)
     options = "SELECT reloptions FROM pg_class WHERE relkind = 'r' AND relname = 'instance' ORDER BY relnamespace::regnamespace::text"
     build = await generations.begin(owner_conn, InstanceProjection())
 
@@ -122,7 +122,7 @@ async def test_autovacuum_is_off_for_a_build_until_it_is_live(
     during = await (await owner_conn.execute(options)).fetchall()
     assert during == [(["fillfactor=70", "autovacuum_enabled=off"],), (["fillfactor=70"],)], build.schema
 
-    await rebuilt(database_url, InstanceProjection())
+    await rebuild_here(database_url, InstanceProjection())
     after = await (await owner_conn.execute(options)).fetchall()
     assert after == [(["fillfactor=70"],), (["fillfactor=70"],)]
 
@@ -131,8 +131,8 @@ async def test_a_rebuild_analyzes_the_columns_that_queries_search_by(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
-        await write_lives(store, count=4)
-    await rebuilt(database_url, InstanceProjection())
+        await write_instances(store, count=4)
+    await rebuild_here(database_url, InstanceProjection())
 
     query = "SELECT attname FROM pg_stats WHERE schemaname = 'public' AND tablename = 'instance'"
     analyzed = {name for (name,) in await (await owner_conn.execute(query)).fetchall()}

@@ -14,9 +14,9 @@ from click.testing import CliRunner, Result
 
 from hydracore import reissuing, tokens
 from hydracore.cli import main
-from tests import lives
+from tests import lifecycle
 from tests.api_server import MASTER_KEY, Api, running_api
-from tests.use_fixtures import events_of, give, in_use
+from tests.instance_fixtures import events_of, execute_commands, running_instance
 
 NEW = bytes(range(1, 33))
 COUNTS = {"present": 0, "former": 0, "unknown": 0, "awaited": 0, "passing": 0, "unreadable": 0}
@@ -51,16 +51,20 @@ async def test_agent_keys_made_with_another_master_key_are_revoked_once_and_no_o
     monkeypatch.setattr(reissuing, "EVENTS_PAGE_SIZE", 2)
     async with (
         running_api(database_url, redis_url) as api,
-        in_use(api, reachable=False) as old,
-        in_use(api, reachable=False) as new,
-        in_use(api, reachable=False) as broken,
-        in_use(api, reachable=False) as forged,
+        running_instance(api, reachable=False) as old,
+        running_instance(api, reachable=False) as new,
+        running_instance(api, reachable=False) as broken,
+        running_instance(api, reachable=False) as forged,
     ):
         # Between and after the events that matter are ordinary ones.
-        for used in (old, new, broken):
-            await give(api, used.instance_id, lives.health("late"), lives.configure(agent_name="Eva"))
-        by_new = lives.issue(lives.SECOND_KEY, key_hash=key_hash(NEW, new.instance_id, lives.SECOND_KEY))
-        await give(api, new.instance_id, lives.rotate_key(), by_new, lives.acknowledge(lives.SECOND_KEY))
+        for instance in (old, new, broken):
+            await execute_commands(
+                api, instance.instance_id, lifecycle.health("late"), lifecycle.configure(agent_name="Eva")
+            )
+        by_new = lifecycle.issue(lifecycle.SECOND_KEY, key_hash=key_hash(NEW, new.instance_id, lifecycle.SECOND_KEY))
+        await execute_commands(
+            api, new.instance_id, lifecycle.rotate_key(), by_new, lifecycle.acknowledge(lifecycle.SECOND_KEY)
+        )
         await owner_conn.execute("DELETE FROM event WHERE stream_id = %s AND version = 3", (broken.instance_id,))
         await owner_conn.execute(
             "UPDATE event SET payload = regexp_replace(payload::text, '[0-9]{13}', repeat('9', 20))::json"
@@ -82,13 +86,15 @@ async def test_reissue_all_revokes_the_key_of_each_agent_in_use_once(
 ) -> None:
     async with (
         running_api(database_url, redis_url) as api,
-        in_use(api, reachable=False) as old,
-        in_use(api, reachable=False) as new,
-        in_use(api, reachable=False) as leaving,
+        running_instance(api, reachable=False) as old,
+        running_instance(api, reachable=False) as new,
+        running_instance(api, reachable=False) as leaving,
     ):
-        by_new = lives.issue(lives.SECOND_KEY, key_hash=key_hash(NEW, new.instance_id, lives.SECOND_KEY))
-        await give(api, new.instance_id, lives.rotate_key(), by_new, lives.acknowledge(lives.SECOND_KEY))
-        await give(api, leaving.instance_id, lives.delete())
+        by_new = lifecycle.issue(lifecycle.SECOND_KEY, key_hash=key_hash(NEW, new.instance_id, lifecycle.SECOND_KEY))
+        await execute_commands(
+            api, new.instance_id, lifecycle.rotate_key(), by_new, lifecycle.acknowledge(lifecycle.SECOND_KEY)
+        )
+        await execute_commands(api, leaving.instance_id, lifecycle.delete())
 
         first, again = [await run(api, "reissue", "--all", former=MASTER_KEY) for _ in range(2)]
 
@@ -104,14 +110,14 @@ async def test_reissue_all_revokes_the_key_of_each_agent_in_use_once(
 async def test_rewrap_and_reissue_refuse_the_master_key_of_another_installation(
     database_url: str, redis_url: str, owner_conn: psycopg.AsyncConnection, command: str
 ) -> None:
-    async with running_api(database_url, redis_url) as api, in_use(api, reachable=False) as used:
+    async with running_api(database_url, redis_url) as api, running_instance(api, reachable=False) as instance:
         await api.parts.keyring.seal("text", tenant_id="acme", customer_id="ann", field="a_field")
 
         result = await run(api, command, former=None)
 
         assert (result.exit_code, result.stdout) == (2, "")
         assert "HYDRACORE_MASTER_KEY does not fit this database" in result.stderr
-        assert not await events_of(owner_conn, used.instance_id, "agent_key_revoked")
+        assert not await events_of(owner_conn, instance.instance_id, "agent_key_revoked")
 
 
 async def test_an_unreadable_customer_key_does_not_make_a_former_master_key_needed(
@@ -132,7 +138,7 @@ async def test_an_unreadable_history_is_reported_by_status_and_reissue(
 ) -> None:
     async with (
         running_api(database_url, redis_url, master_key=NEW) as api,
-        in_use(api, reachable=False) as broken,
+        running_instance(api, reachable=False) as broken,
     ):
         await owner_conn.execute("DELETE FROM event WHERE stream_id = %s AND version = 3", (broken.instance_id,))
 

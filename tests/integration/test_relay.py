@@ -14,10 +14,10 @@ from structlog.testing import capture_logs
 from events.ids import lane_of
 from hydracore.db.pool import open_pool
 from hydracore.embedded.ports import free_port
-from tests import lives
-from tests.holding import Customers
-from tests.requests_to_log import open_store
+from tests import lifecycle
+from tests.locked_lanes import LaneCustomers
 from tests.stack import Stack
+from tests.store_commands import open_store
 from tests.waiting import until
 from workers import head_watcher, relay
 from workers.broker import QUEUE, HintSender
@@ -76,7 +76,7 @@ async def test_failures_recorded_for_instances_that_need_no_more_work_are_remove
         for instance_id in (settled, due):
             await deps.schedule.record_failure(instance_id, version=1, code="no_placement", delay_s=60)
         # The worker that took this step was killed before it removed its record of the failure.
-        await deps.store.execute(settled, lives.gave_up(), deps.origin(settled))
+        await deps.store.execute(settled, lifecycle.gave_up(), deps.origin(settled))
 
     quiet.relay.start()
 
@@ -91,7 +91,7 @@ async def test_a_lane_with_a_gap_is_parked_with_an_alarm_and_other_lanes_continu
 
     quiet.relay.start()
 
-    await until(lambda: quiet.relay.has_said("log_corrupted"))
+    await until(lambda: quiet.relay.has_logged("log_corrupted"))
     await until(lambda: (whole,) not in quiet.rows(BEHIND, FOLLOWER))
     parked = quiet.rows(
         "SELECT lane, seq, error FROM checkpoint WHERE parked_until > now() AND follower = %s", FOLLOWER
@@ -130,7 +130,7 @@ async def test_a_lane_that_is_far_behind_is_followed_page_by_page(
         return (await owner_conn.execute(BEHIND, (FOLLOWER,))).rowcount == 0
 
     async with open_store(database_url) as (store, pool), Redis.from_url(redis_url) as listening:
-        customers = Customers()
+        customers = LaneCustomers()
         asked = [await customers.create(store, 1) for _ in range(5)]
         await owner_conn.execute("INSERT INTO checkpoint (follower, lane) SELECT %s, lane FROM lane_head", (FOLLOWER,))
         assert not await caught_up()
@@ -154,7 +154,7 @@ async def test_a_query_that_the_database_refuses_ends_no_part_of_a_relay(
 
     quiet.relay.start()
     for part in ("relay", "head_watcher", "reconciler", "lane_times"):
-        await until(lambda part=part: quiet.relay.has_said(f"{part}_failed"))
+        await until(lambda part=part: quiet.relay.has_logged(f"{part}_failed"))
     assert "UndefinedTable" in quiet.relay.output()
     await owner_conn.execute("ALTER TABLE heads_away RENAME TO lane_head; ALTER TABLE duty_away RENAME TO duty")
     await quiet.create()
@@ -174,7 +174,7 @@ async def test_a_lane_whose_time_is_ahead_of_the_clock_is_an_alarm(quiet: Stack)
 
     quiet.relay.start()
 
-    await until(lambda: quiet.relay.has_said("lane_of_the_future"))
+    await until(lambda: quiet.relay.has_logged("lane_of_the_future"))
     (alarm,) = [json.loads(line) for line in quiet.relay.output().splitlines() if "lane_of_the_future" in line]
     assert (alarm["level"], alarm["lane"], alarm["lanes"]) == ("error", far, 2)
     assert 86_000 < alarm["ahead_s"] <= 86_400
@@ -184,7 +184,7 @@ async def test_a_lane_whose_time_is_infinity_is_an_alarm(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
-        await Customers().create(store, 6)
+        await LaneCustomers().create(store, 6)
     await owner_conn.execute("UPDATE command SET recorded_at = 'infinity'")
 
     async with open_pool(database_url, role="hydracore_app", application="test", size=1) as pool:

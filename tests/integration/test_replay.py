@@ -26,11 +26,11 @@ from events.store import EventStore
 from hydracore.audit import erasing
 from hydracore.audit.verifying import Progress, Request, verify
 from hydracore.cli import main
-from tests import lives
+from tests import lifecycle
 from tests.log_check import Row, check_log
-from tests.random_lives import FORWARD, Move, Who, command_of, moves
+from tests.random_lifecycles import FORWARD, InstanceIdentity, Move, command_of, moves
 from tests.replaying import Replay, event_of
-from tests.requests_to_log import open_store, origin
+from tests.store_commands import open_store, origin
 
 STEPS = {(source, destination) for _, source, destination in TRANSITIONS}
 CUSTOMERS = ("ada", "bob", "eve")
@@ -70,11 +70,11 @@ async def other_store(database_url: str) -> AsyncGenerator[EventStore]:
         yield opened
 
 
-async def live(store: EventStore, who: Who, move: Move) -> None:
+async def live(store: EventStore, identity: InstanceIdentity, move: Move) -> None:
     """Give one command and accept a refusal: what must hold is checked on the tables."""
-    command = command_of(move, who, await store.load(who.id))
+    command = command_of(move, identity, await store.load(identity.id))
     try:
-        await store.execute(who.id, command, origin())
+        await store.execute(identity.id, command, origin())
     except (Rejected, ReservationTaken):
         return
 
@@ -128,7 +128,7 @@ async def test_after_random_lives_and_an_erasure_the_read_tables_equal_a_replay(
     erased_before: int,
 ) -> None:
     tenant_id = f"world-{next(_worlds)}"
-    people = {name: Who(tenant_id, name) for name in CUSTOMERS}
+    people = {name: InstanceIdentity(tenant_id, name) for name in CUSTOMERS}
 
     for number, together in enumerate(rounds):
         # Every other round goes through another store, which has other states in memory.
@@ -141,7 +141,7 @@ async def test_after_random_lives_and_an_erasure_the_read_tables_equal_a_replay(
     for row in await rows(owner_conn, _INSTANCES, tenant_id):
         assert await store.load(row["id"]) == await other_store.load(row["id"])
         check_life(await states_of(owner_conn, tenant_id, row["id"]), row)
-    lanes = {lane_of(who.id) for who in people.values()}
+    lanes = {lane_of(identity.id) for identity in people.values()}
     report = await asyncio.to_thread(verify, Request(conninfo=database_url, lanes=tuple(sorted(lanes))), Progress())
     assert report.findings == []
 
@@ -159,11 +159,11 @@ async def erase(database_url: str, folder: Path, tenant_id: str) -> None:
 
 
 async def states_of(connection: AsyncConnection, tenant_id: str, stream_id: UUID) -> list[Instance]:
-    life = lives.Life(stream_id)
+    life = lifecycle.InMemoryInstance(stream_id)
     states: list[Instance] = []
     for row in await rows(connection, _EVENTS, tenant_id):
         if row["stream_id"] == stream_id:
-            life.now = evolve(life.now, event_of(row), stream_id=stream_id)
+            life.current = evolve(life.current, event_of(row), stream_id=stream_id)
             states.append(life.state)
     return states
 
@@ -171,14 +171,14 @@ async def states_of(connection: AsyncConnection, tenant_id: str, stream_id: UUID
 async def test_every_instance_can_be_deleted_and_keeps_only_its_idempotency_key_reserved(
     store: EventStore, owner_conn: AsyncConnection
 ) -> None:
-    people = [Who("acme", f"c{number}") for number in range(20)]
+    people = [InstanceIdentity("acme", f"c{number}") for number in range(20)]
 
-    for number, who in enumerate(people):
+    for number, identity in enumerate(people):
         for _ in range(number):
-            await live(store, who, FORWARD)
-        await live(store, who, lambda one, _: one.request())
-        await live(store, who, lambda _, __: lives.delete())
-    await asyncio.gather(*(finish(store, who) for who in people))
+            await live(store, identity, FORWARD)
+        await live(store, identity, lambda one, _: one.request())
+        await live(store, identity, lambda _, __: lifecycle.delete())
+    await asyncio.gather(*(finish(store, identity) for identity in people))
 
     await check_parity(owner_conn, "acme")
     statuses = await owner_conn.execute("SELECT DISTINCT status FROM instance")
@@ -189,6 +189,6 @@ async def test_every_instance_can_be_deleted_and_keeps_only_its_idempotency_key_
     assert len(log.versions) == len(people)
 
 
-async def finish(store: EventStore, who: Who) -> None:
+async def finish(store: EventStore, identity: InstanceIdentity) -> None:
     for _ in range(10):
-        await live(store, who, FORWARD)
+        await live(store, identity, FORWARD)

@@ -21,7 +21,7 @@ from hydracore.audit.errors import ErasuresUnknown
 from hydracore.db.clients import postgres_client
 from hydracore.db.restore import copy_script
 from tests.api_server import running_api
-from tests.customers import EMAIL, KEY, PROMPT, World, last_event, readable, world_fixture
+from tests.customers import ADA_KEY, EMAIL, PROMPT, World, last_event, readable_fields, world_fixture
 from tests.services import Services, empty_database
 
 __all__ = ["world_fixture"]
@@ -71,7 +71,7 @@ async def test_a_restored_backup_of_the_log_alone_cannot_be_decrypted(
     await asyncio.to_thread(restore, world, backup, elsewhere)
 
     # Even before a migration has erased her again.
-    assert await readable(elsewhere, world.ada[0], "ada") == []
+    assert await readable_fields(elsewhere, world.ada[0], "ada") == []
     migrated = await asyncio.to_thread(world.run, "db", "migrate", HYDRACORE_DATABASE_URL=elsewhere)
     assert "erased again: 1 customer's key destroyed, recorded in 3 instances" in migrated.stdout
     await is_whole_and_erased(world, elsewhere)
@@ -91,13 +91,13 @@ async def test_a_migration_after_a_restore_with_keys_erases_the_erased_customers
     await asyncio.to_thread(world.erase, "--also-live", "--yes")
     for backup in backups:
         await asyncio.to_thread(restore, world, backup, elsewhere)
-    assert await readable(elsewhere, world.ada[0], "ada") == [EMAIL, PROMPT], "the key is back"
+    assert await readable_fields(elsewhere, world.ada[0], "ada") == [EMAIL, PROMPT], "the key is back"
 
     migrated = await asyncio.to_thread(world.run, "db", "migrate", HYDRACORE_DATABASE_URL=elsewhere)
 
     assert "erased again" in migrated.stdout
     await is_whole_and_erased(world, elsewhere)
-    assert await readable(elsewhere, world.bob, "bob") == [EMAIL, PROMPT]
+    assert await readable_fields(elsewhere, world.bob, "bob") == [EMAIL, PROMPT]
 
 
 async def test_keys_restored_after_a_migration_do_not_include_those_that_it_destroyed(
@@ -119,7 +119,7 @@ async def test_keys_restored_after_a_migration_do_not_include_those_that_it_dest
         left = connection.execute("SELECT customer_id, wrapped_key IS NULL FROM customer_key ORDER BY 1").fetchall()
     assert left == [("ada", True), ("bob", False), ("eve", True)]
     await is_whole_and_erased(world, elsewhere)
-    assert await readable(elsewhere, world.bob, "bob") == [EMAIL, PROMPT]
+    assert await readable_fields(elsewhere, world.bob, "bob") == [EMAIL, PROMPT]
 
 
 @contextmanager
@@ -145,7 +145,7 @@ def keeper_of_the_keys(url: str) -> Generator[str]:
 
 async def is_whole_and_erased(world: World, url: str) -> None:
     for stream_id in world.ada:
-        assert await readable(url, stream_id, "ada") == []
+        assert await readable_fields(url, stream_id, "ada") == []
         assert await last_event(url, stream_id) == "customer_erased"
     verified = await asyncio.to_thread(world.run, "audit", "verify", "--json", HYDRACORE_DATABASE_URL=url)
     assert (verified.exit_code, json.loads(verified.stdout)["findings"]) == (0, [])
@@ -156,13 +156,13 @@ async def is_whole_and_erased(world: World, url: str) -> None:
 async def test_a_starting_api_destroys_the_restored_key_of_an_erased_customer_before_it_serves(
     world: World, owner_conn: psycopg.AsyncConnection, redis_url: str
 ) -> None:
-    wrapped = await (await owner_conn.execute(KEY)).fetchone()
+    wrapped = await (await owner_conn.execute(ADA_KEY)).fetchone()
     await asyncio.to_thread(world.erase, "--also-live", "--yes")
     await owner_conn.execute(RESTORED.encode(), wrapped)
 
     async with running_api(world.url, redis_url, erasure_file=world.file.path):
-        assert await readable(world.url, world.ada[0], "ada") == []
-    assert await readable(world.url, world.bob, "bob") == [EMAIL, PROMPT]
+        assert await readable_fields(world.url, world.ada[0], "ada") == []
+    assert await readable_fields(world.url, world.bob, "bob") == [EMAIL, PROMPT]
 
 
 # --- refused restores ------------------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ async def test_an_unreadable_erasure_file_stops_the_api_and_migrations(
 async def test_after_an_erasure_a_missing_erasure_file_stops_the_api_migrations_and_erasures(
     world: World, owner_conn: psycopg.AsyncConnection, tmp_path: Path, redis_url: str, known_from: str
 ) -> None:
-    wrapped = await (await owner_conn.execute(KEY)).fetchone()
+    wrapped = await (await owner_conn.execute(ADA_KEY)).fetchone()
     if known_from == "the keys":
         await keys.destroy(world.pool, [("acme", "ada")])
     else:
@@ -302,7 +302,7 @@ async def test_after_an_erasure_an_unset_erasure_file_stops_the_api_and_migratio
 
 async def test_no_erasure_file_is_needed_before_the_first_erasure(world: World, redis_url: str) -> None:
     async with running_api(world.url, redis_url, erasure_file=world.file.path):
-        assert await readable(world.url, world.ada[0], "ada") == [EMAIL, PROMPT]
+        assert await readable_fields(world.url, world.ada[0], "ada") == [EMAIL, PROMPT]
     for told_where in (str(world.file.path), ""):
         migrated = await asyncio.to_thread(world.run, "db", "migrate", HYDRACORE_ERASURE_FILE=told_where)
 

@@ -13,9 +13,9 @@ from projections.provision_log import ProvisionLogProjection
 from projections.rebuild import prune, rollback
 from projections.reservation import ReservationProjection
 from projections.usage_daily import UsageDaily
-from tests import lives
-from tests.rebuilding import compared, follow_all, hydracore, rebuilt, write_lives
-from tests.requests_to_log import open_store, origin, requested
+from tests import lifecycle
+from tests.rebuilding import dry_run_here, follow_all, rebuild_here, run_projections_command, write_instances
+from tests.store_commands import create_instance, open_store, origin
 
 TURNS = b"""
 SELECT count(*)
@@ -30,11 +30,11 @@ async def test_a_rollback_returns_to_the_earlier_generation_with_all_events_sinc
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=8)
+        await write_instances(store, count=8)
         await follow_all(pool)
         for start, projection in ((8, ReservationProjection()), (12, UsageDaily())):
-            await rebuilt(database_url, projection)
-            await write_lives(store, count=4, start=start)
+            await rebuild_here(database_url, projection)
+            await write_instances(store, count=4, start=start)
             await follow_all(pool)
 
             report = await rollback(database_url, projection)
@@ -42,7 +42,7 @@ async def test_a_rollback_returns_to_the_earlier_generation_with_all_events_sinc
             live = await generations.live_generation(owner_conn, projection.name)
             assert live is not None
             assert (report.generation, live.number) == (1, 1)
-            assert (await compared(database_url, projection)).drifted == 0
+            assert (await dry_run_here(database_url, projection)).drifted == 0
             assert [one.number for one in await prune(database_url, projection.name)] == [2]
             assert await (await owner_conn.execute(SCHEMAS)).fetchall() == []
             # The next command is not refused because a session has not ended yet.
@@ -57,16 +57,16 @@ async def test_a_rollback_catches_up_over_any_number_of_pages(
     monkeypatch.setattr(catching_up, "FACTS_MAX", 2)
     monkeypatch.setattr(catching_up, "LANE_FACTS_MIN", 2)
     async with open_store(database_url) as (store, pool):
-        instance_id = await requested(store)
+        instance_id = await create_instance(store)
         await follow_all(pool)
-        await rebuilt(database_url, UsageDaily())
+        await rebuild_here(database_url, UsageDaily())
         for seq in range(1, 6):
-            await store.execute(instance_id, lives.usage(seq), origin("agent:x"))
+            await store.execute(instance_id, lifecycle.usage(seq), origin("agent:x"))
         await follow_all(pool)
 
         await rollback(database_url, UsageDaily())
 
-        report = await compared(database_url, UsageDaily())
+        report = await dry_run_here(database_url, UsageDaily())
         assert (report.drifted, report.rows_compared > 0) == (0, True)
 
 
@@ -74,20 +74,20 @@ async def test_a_rollback_can_return_to_a_generation_that_was_replaced_before_it
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=4)
+        await write_instances(store, count=4)
         # Before any relay has run.
-        await rebuilt(database_url, UsageDaily())
+        await rebuild_here(database_url, UsageDaily())
         await follow_all(pool)
         follower = Follower(pool, UsageDaily())
         await follower.create_checkpoints()
 
         assert (await rollback(database_url, UsageDaily())).generation == 1
 
-        assert (await compared(database_url, UsageDaily())).drifted == 0
+        assert (await dry_run_here(database_url, UsageDaily())).drifted == 0
         # A follower that runs all the while continues, also in lanes that were empty.
-        await write_lives(store, count=32, start=4)
+        await write_instances(store, count=32, start=4)
         assert await follower.catch_up() > 0
-        assert (await compared(database_url, UsageDaily())).drifted == 0
+        assert (await dry_run_here(database_url, UsageDaily())).drifted == 0
         (usage,) = [one for one in await status(owner_conn, sample_s=0) if one.name == "usage_daily"]
         assert usage.behind == 0
 
@@ -95,7 +95,7 @@ async def test_a_rollback_can_return_to_a_generation_that_was_replaced_before_it
 async def test_another_table_in_the_schema_of_the_live_generation_is_not_dropped(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    assert (await rebuilt(database_url, ProvisionLogProjection())).generation == 2
+    assert (await rebuild_here(database_url, ProvisionLogProjection())).generation == 2
     await owner_conn.execute("CREATE TABLE provision_log_g2.notes ()")
 
     assert [one.number for one in await prune(database_url, "provision_log")] == [1]
@@ -107,21 +107,21 @@ async def test_a_rollback_returns_to_the_generation_that_was_live_before_and_not
     database_url: str,
 ) -> None:
     async with open_store(database_url) as (store, _):
-        await write_lives(store, count=1)
+        await write_instances(store, count=1)
     projection = ProvisionLogProjection()
-    assert [(await rebuilt(database_url, projection)).generation for _ in range(2)] == [2, 3]
+    assert [(await rebuild_here(database_url, projection)).generation for _ in range(2)] == [2, 3]
     # Generation 3 is bad, and so is the one that is built after it.
     assert (await rollback(database_url, projection)).generation == 2
-    assert (await rebuilt(database_url, projection)).generation == 4
+    assert (await rebuild_here(database_url, projection)).generation == 4
 
     assert [(await rollback(database_url, projection)).generation for _ in range(3)] == [2, 4, 2]
 
 
 async def test_a_rollback_says_what_a_second_rollback_would_do(database_url: str) -> None:
     for _ in range(2):
-        await rebuilt(database_url, ProvisionLogProjection())
+        await rebuild_here(database_url, ProvisionLogProjection())
 
-    back, forth = [await hydracore(database_url, "rollback", "provision_log") for _ in range(2)]
+    back, forth = [await run_projections_command(database_url, "rollback", "provision_log") for _ in range(2)]
 
     assert back.stdout.startswith("provision_log: generation 2 is live again in place of 3; ")
     assert "another rollback would return to generation 3, never to one before 2" in back.stdout
@@ -131,9 +131,9 @@ async def test_a_rollback_says_what_a_second_rollback_would_do(database_url: str
 async def test_a_generation_with_a_missing_table_is_not_offered_for_a_second_rollback(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    await rebuilt(database_url, ProvisionLogProjection())
+    await rebuild_here(database_url, ProvisionLogProjection())
     await owner_conn.execute("DROP TABLE provision_log")
 
-    done = await hydracore(database_url, "rollback", "provision_log")
+    done = await run_projections_command(database_url, "rollback", "provision_log")
 
     assert (len(done.stdout.splitlines()), "the table provision_log was missing" in done.stdout) == (1, True)

@@ -24,55 +24,55 @@ from projections.rebuild import dry_run, prune, rebuild, rollback
 from projections.reservation import ReservationProjection
 from projections.tables import Rows
 from projections.versions import Versions
-from tests import lives
+from tests import lifecycle
 from tests.next_release import ActivityV2, Edited, InstanceV2
-from tests.rebuilding import QUIET, compared, fold_here, follow_all, rebuilt, write_lives
-from tests.requests_to_log import open_store, origin, requested
+from tests.rebuilding import QUIET, dry_run_here, fold_here, follow_all, rebuild_here, write_instances
+from tests.store_commands import create_instance, open_store, origin
 from tests.waiting import until
 
 
 async def test_only_the_release_whose_version_is_live_follows_a_projection(database_url: str) -> None:
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=6)
+        await write_instances(store, count=6)
         await follow_all(pool)
         old, new = Follower(pool, Activity()), Follower(pool, ActivityV2())
-        await write_lives(store, count=2, start=6)
+        await write_instances(store, count=2, start=6)
 
         assert await new.catch_up() == 0
         assert await old.catch_up() > 0
-        report = await rebuilt(database_url, ActivityV2())
-        await write_lives(store, count=2, start=8)
+        report = await rebuild_here(database_url, ActivityV2())
+        await write_instances(store, count=2, start=8)
 
         assert (report.version_before, report.version, report.drifted) == (1, 2, 0)
         assert await old.catch_up() == 0
         assert await new.catch_up() > 0
-        assert (await compared(database_url, ActivityV2())).drifted == 0
+        assert (await dry_run_here(database_url, ActivityV2())).drifted == 0
 
         # Back to the old release: its code brings its table up to the end of the log.
-        for attempt in (rebuilt, compared):
+        for attempt in (rebuild_here, dry_run_here):
             with pytest.raises(
                 Outdated, match="activity is live in version 2, which is newer than this release's version 1"
             ):
                 await attempt(database_url, Activity())
         await rollback(database_url, Activity())
-        await write_lives(store, count=2, start=10)
+        await write_instances(store, count=2, start=10)
         assert await new.catch_up() == 0
         assert await old.catch_up() > 0
-        assert (await compared(database_url, Activity())).drifted == 0
+        assert (await dry_run_here(database_url, Activity())).drifted == 0
 
 
 async def test_a_changed_column_is_compared_again_once_its_version_is_live(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=4)
+        await write_instances(store, count=4)
         await follow_all(pool)
-    assert (await rebuilt(database_url, ActivityV2())).drifted == 0
+    assert (await rebuild_here(database_url, ActivityV2())).drifted == 0
 
     edited = await owner_conn.execute("UPDATE activity SET events = events + 1 WHERE command = 'RequestInstance'")
 
     assert edited.rowcount > 0
-    assert (await compared(database_url, ActivityV2())).drifted == edited.rowcount
+    assert (await dry_run_here(database_url, ActivityV2())).drifted == edited.rowcount
 
 
 async def test_an_unfinished_build_of_another_release_is_replaced(
@@ -83,14 +83,14 @@ async def test_an_unfinished_build_of_another_release_is_replaced(
             raise FoldFailed("activity", "it was killed")
 
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=2)
+        await write_instances(store, count=2)
         await follow_all(pool)
     with pytest.raises(FoldFailed):
         await rebuild(
             database_url, Activity(), folding=fold_here(database_url), callbacks=QUIET._replace(phase=break_off)
         )
 
-    report = await rebuilt(database_url, ActivityV2())
+    report = await rebuild_here(database_url, ActivityV2())
 
     live = await generations.live_generation(owner_conn, "activity")
     assert live is not None
@@ -101,7 +101,7 @@ async def test_a_release_folds_only_lanes_of_a_build_of_its_own_version(
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, _):
-        await write_lives(store, count=2)
+        await write_instances(store, count=2)
     # Builds of another version, of another projection, and of another projection under the same number.
     others = [await generations.begin(owner_conn, one()) for one in (InstanceProjection, *[ReservationProjection] * 2)]
     before = [await generations.progress(owner_conn, one) for one in others]
@@ -129,12 +129,12 @@ async def test_a_dry_run_of_one_release_keeps_the_unfinished_build_of_another(
         raise FoldFailed(build.name, "it was killed")
 
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=2)
+        await write_instances(store, count=2)
         await follow_all(pool)
     with pytest.raises(FoldFailed):
         await rebuild(database_url, ActivityV2(), folding=break_off, callbacks=QUIET)
 
-    dry = await compared(database_url, Activity())
+    dry = await dry_run_here(database_url, Activity())
     with pytest.raises(FoldFailed):
         await dry_run(database_url, Activity(), folding=break_off, callbacks=QUIET)
     place = await (await owner_conn.execute("SELECT lane, seq FROM event ORDER BY lane, seq LIMIT 1")).fetchone()
@@ -143,7 +143,7 @@ async def test_a_dry_run_of_one_release_keeps_the_unfinished_build_of_another(
     await operations.skip_in_build(
         owner_conn, "activity", lane, seq, operations.Author("operator:eve", "ticket 7"), version=2
     )
-    report = await rebuilt(database_url, ActivityV2(), accept_drift=True)
+    report = await rebuild_here(database_url, ActivityV2(), accept_drift=True)
 
     assert (dry.resumed, dry.drifted) == (False, 0)
     assert (report.resumed, report.generation, report.swapped) == (True, 2, True)
@@ -160,8 +160,8 @@ async def test_writers_of_both_releases_continue_through_the_swap_to_a_new_inlin
         versions = Versions(InstanceV2(), InstanceProjection())
         newer = EventStore(pool, inline=(*rest, versions))
         older = EventStore(pool, inline=(*rest, InstanceProjection()))
-        await write_lives(older, count=4)
-        await requested(newer, customer_id="served by the new release before there is a table of its version")
+        await write_instances(older, count=4)
+        await create_instance(newer, customer_id="served by the new release before there is a table of its version")
         assert versions.version == 1
         written = 0
         stop = asyncio.Event()
@@ -169,13 +169,13 @@ async def test_writers_of_both_releases_continue_through_the_swap_to_a_new_inlin
         async def write() -> None:
             nonlocal written
             while not stop.is_set():
-                instance_id = await requested(newer, customer_id=f"new-{written}")
-                await newer.execute(instance_id, lives.delete(), origin())
+                instance_id = await create_instance(newer, customer_id=f"new-{written}")
+                await newer.execute(instance_id, lifecycle.delete(), origin())
                 written += 1
 
         writing = asyncio.create_task(write())
-        await requested(older, customer_id="still served by the old release")
-        report = await rebuilt(database_url, InstanceV2())
+        await create_instance(older, customer_id="still served by the old release")
+        report = await rebuild_here(database_url, InstanceV2())
         at_swap = written
         await until(lambda: written >= at_swap + 3)
         stop.set()
@@ -186,7 +186,7 @@ async def test_writers_of_both_releases_continue_through_the_swap_to_a_new_inlin
         assert await (await owner_conn.execute(wrong)).fetchone() == (0,)
         count = await (await owner_conn.execute("SELECT count(*) FROM instance")).fetchone()
         assert count == (4 + 1 + written + 1,)
-        assert (await compared(database_url, InstanceV2())).drifted == 0
+        assert (await dry_run_here(database_url, InstanceV2())).drifted == 0
         assert versions.version == 2
         await newer.close()
         await older.close()
@@ -196,9 +196,9 @@ async def test_an_event_type_that_only_a_newer_release_knows_parks_no_followed_p
     database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        ids = await write_lives(store, count=2)
+        ids = await write_instances(store, count=2)
         for instance_id in ids:
-            await store.execute(instance_id, lives.configure(agent_name="Bo"), origin())
+            await store.execute(instance_id, lifecycle.configure(agent_name="Bo"), origin())
         renamed = await owner_conn.execute(
             "UPDATE event SET type = 'name_chosen', payload = replace(payload::text, type, 'name_chosen')::json"
             " WHERE type = 'config_changed'"
@@ -249,10 +249,10 @@ async def test_a_version_with_another_key_is_swapped_and_reported_as_not_compare
     database_url: str, capsys: pytest.CaptureFixture[str], projection: Followed
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        await write_lives(store, count=4)
+        await write_instances(store, count=4)
         await follow_all(pool)
 
-    report = await rebuilt(database_url, projection)
+    report = await rebuild_here(database_url, projection)
 
     assert (report.version_before, report.version, report.stopped_s is not None) == (1, 2, True)
     assert (report.rows_compared, report.drifted, report.left_out) == (0, 0, ["activity"])

@@ -18,11 +18,11 @@ from events import committer
 from events.errors import StoreUnavailable
 from events.state import TEARDOWN_STEPS, Instance
 from hydracore.agent.messages import AgentStatus
-from tests import lives
+from tests import lifecycle
+from tests.instance_fixtures import free_host
+from tests.orphan_servers import create_orphan
 from tests.stack import Stack
-from tests.strays import stray
 from tests.tiny_agent import TinyAgent, serving
-from tests.use_fixtures import free_host
 from tests.waiting import until
 from workers.advance import advance
 from workers.deps import Deps
@@ -31,7 +31,7 @@ from workers.placement import free_address
 from workers.providers.hetzner import HetznerProvider
 from workers.teardown import DRAIN_S_MAX
 
-ADA = lives.instance_id()
+ADA = lifecycle.instance_id()
 PROVIDER_TIMEOUT_S, QUARANTINE_S, BOOT_TIMEOUT_S = 30, 3600, 900
 
 PAUSE = "SELECT code, extract(epoch FROM not_before - now())::float8 FROM attention WHERE instance_id = %s"
@@ -57,7 +57,10 @@ async def give(deps: Deps, *commands: c.AnyCommand, ago_s: float = 0) -> Instanc
     for command in commands:
         changed: dict[str, Any] = {"at_ms": at_ms}
         if isinstance(command, c.PlanServer):
-            changed |= {"enrol_expires_ms": at_ms + lives.ENROL_TTL_MS, "deadline_ms": at_ms + BOOT_TIMEOUT_S * 1000}
+            changed |= {
+                "enrol_expires_ms": at_ms + lifecycle.ENROL_TTL_MS,
+                "deadline_ms": at_ms + BOOT_TIMEOUT_S * 1000,
+            }
         await deps.store.execute(ADA, replace(command, **changed), deps.origin(ADA))
     return await current(deps)
 
@@ -89,7 +92,9 @@ def with_agent_at(host: str, *commands: c.AnyCommand) -> list[c.AnyCommand]:
 async def test_a_step_that_raises_is_delayed_and_reported_as_an_internal_error(
     deps: Deps, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    await give(deps, lives.request(), lives.plan(), lives.created(server_id="no number"), lives.delete())
+    await give(
+        deps, lifecycle.request(), lifecycle.plan(), lifecycle.created(server_id="no number"), lifecycle.delete()
+    )
 
     with capture_logs() as said:
         state = await advanced(deps)
@@ -103,8 +108,8 @@ async def test_a_step_that_raises_is_delayed_and_reported_as_an_internal_error(
 async def test_a_teardown_alarm_neither_retries_at_once_nor_restarts_the_count_of_failures(
     deps: Deps, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    going = (lives.delete(), *map(lives.teardown, ("key_revoked", "drained")))
-    await give(deps, lives.request(), lives.plan(), lives.created(server_id="no number"), *going, ago_s=100)
+    going = (lifecycle.delete(), *map(lifecycle.teardown, ("key_revoked", "drained")))
+    await give(deps, lifecycle.request(), lifecycle.plan(), lifecycle.created(server_id="no number"), *going, ago_s=100)
     for failures in (1, 2):
         state = await advanced(deps)
 
@@ -116,7 +121,7 @@ async def test_a_teardown_alarm_neither_retries_at_once_nor_restarts_the_count_o
 async def test_an_unavailable_store_is_not_recorded_as_a_failure_of_the_step(
     deps: Deps, owner_conn: psycopg.AsyncConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await give(deps, lives.request())
+    await give(deps, lifecycle.request())
     monkeypatch.setattr(committer, "QUEUE_MAX", 0)
 
     with capture_logs() as said, pytest.raises(StoreUnavailable):
@@ -129,11 +134,11 @@ async def test_an_unavailable_store_is_not_recorded_as_a_failure_of_the_step(
 # --- servers ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end", [lives.failed(), lives.delete()], ids=["a failed attempt", "a deletion"])
+@pytest.mark.parametrize("end", [lifecycle.failed(), lifecycle.delete()], ids=["a failed attempt", "a deletion"])
 async def test_a_create_that_may_still_be_in_transit_is_waited_for(
     deps: Deps, owner_conn: psycopg.AsyncConnection, end: c.AnyCommand
 ) -> None:
-    await give(deps, lives.request(), lives.plan(), end)
+    await give(deps, lifecycle.request(), lifecycle.plan(), end)
 
     state = await advanced(deps)
 
@@ -147,7 +152,7 @@ async def test_the_enrol_token_and_the_boot_deadline_of_a_server_last_as_long_as
     stack: Stack, deps: Deps
 ) -> None:
     stack.cloudsim.fault("create_server", "rate_limit", name=f"hc-{ADA}", retry_after_s=3600)
-    await give(deps, lives.request())
+    await give(deps, lifecycle.request())
 
     state = await advanced(deps)
 
@@ -163,7 +168,7 @@ async def test_a_server_that_cannot_be_created_within_the_boot_timeout_is_given_
 ) -> None:
     stack.cloudsim.fault("create_server", "no_capacity", name=f"hc-{ADA}")
     await owner_conn.execute(ALWAYS_HEARD)
-    await give(deps, lives.request(), lives.plan(), ago_s=BOOT_TIMEOUT_S + 1)
+    await give(deps, lifecycle.request(), lifecycle.plan(), ago_s=BOOT_TIMEOUT_S + 1)
 
     state = await advanced(deps)
 
@@ -176,13 +181,13 @@ async def test_a_refused_create_is_settled_once_the_provider_can_list_servers(
     stack: Stack, deps: Deps, owner_conn: psycopg.AsyncConnection
 ) -> None:
     stack.cloudsim.fault("list_servers", "server_error")
-    await give(deps, lives.request(), lives.plan(), lives.failed(nothing_made=True, retryable=False))
+    await give(deps, lifecycle.request(), lifecycle.plan(), lifecycle.failed(nothing_made=True, retryable=False))
 
     unseen = await advanced(deps)
     why, _ = await pause(owner_conn)
     seen = await advanced(deps)
     stack.cloudsim.fault("list_servers", "server_error")
-    await give(deps, lives.delete())
+    await give(deps, lifecycle.delete())
     leaving = await advanced(deps)
 
     assert unseen.attempt is not None
@@ -198,8 +203,8 @@ async def test_a_deletion_with_nothing_created_does_not_wait_for_an_unusable_pro
     stack: Stack, deps: Deps, at: str
 ) -> None:
     stack.cloudsim.fault("list_servers", "error", status=401, code="unauthorized", times=None)
-    refused = (lives.failed(nothing_made=True, retryable=False), lives.discarded(), lives.gave_up())
-    await give(deps, lives.request(), lives.plan(provider=at), *refused, lives.delete())
+    refused = (lifecycle.failed(nothing_made=True, retryable=False), lifecycle.discarded(), lifecycle.gave_up())
+    await give(deps, lifecycle.request(), lifecycle.plan(provider=at), *refused, lifecycle.delete())
 
     state = await advanced(deps)
 
@@ -209,8 +214,8 @@ async def test_a_deletion_with_nothing_created_does_not_wait_for_an_unusable_pro
 async def test_a_server_with_the_recorded_id_but_another_name_is_not_deleted(
     deps: Deps, provider: HetznerProvider
 ) -> None:
-    theirs = await stray(provider)
-    await give(deps, lives.request(), lives.plan(), lives.created(server_id=theirs), lives.delete())
+    theirs = await create_orphan(provider)
+    await give(deps, lifecycle.request(), lifecycle.plan(), lifecycle.created(server_id=theirs), lifecycle.delete())
 
     state = await advanced(deps)
 
@@ -225,7 +230,7 @@ async def test_a_long_retry_after_of_a_provider_delays_an_instance_by_about_a_mi
     stack: Stack, deps: Deps, owner_conn: psycopg.AsyncConnection
 ) -> None:
     stack.cloudsim.fault("create_server", "rate_limit", name=f"hc-{ADA}", retry_after_s=3600)
-    await give(deps, lives.request())
+    await give(deps, lifecycle.request())
 
     await advanced(deps)
 
@@ -238,7 +243,7 @@ async def test_a_long_retry_after_of_a_provider_delays_an_instance_by_about_a_mi
 async def test_a_released_address_is_not_assigned_again_during_its_quarantine(
     deps: Deps, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    state = await give(deps, lives.request())
+    state = await give(deps, lifecycle.request())
     address = await free_address(deps, state)
 
     await owner_conn.execute(FREED, (address,))
@@ -261,7 +266,7 @@ async def test_only_a_healthy_agent_of_the_same_instance_and_attempt_makes_it_re
 ) -> None:
     host, agent = free_host(), TinyAgent(ADA)
     agent.script("/api/status", 200, agent._status() | changed)
-    await give(deps, *with_agent_at(host, *lives.HEALTHY))
+    await give(deps, *with_agent_at(host, *lifecycle.HEALTHY))
 
     async with serving(agent, host):
         unready = await advanced(deps)
@@ -275,13 +280,13 @@ async def test_only_a_healthy_agent_of_the_same_instance_and_attempt_makes_it_re
 async def test_an_agent_that_answers_after_a_deletion_was_requested_is_not_logged_as_ready(deps: Deps) -> None:
     host, agent = free_host(), TinyAgent(ADA)
     agent.may_answer.clear()
-    await give(deps, *with_agent_at(host, *lives.HEALTHY))
+    await give(deps, *with_agent_at(host, *lifecycle.HEALTHY))
 
     async with serving(agent, host):
         with capture_logs() as said:
             advancing = asyncio.create_task(advance(deps, ADA))
             await until(lambda: agent.calls_of("/api/status"))
-            await give(deps, lives.delete())
+            await give(deps, lifecycle.delete())
             agent.may_answer.set()
             await advancing
 
@@ -305,8 +310,8 @@ async def test_a_deletion_waits_for_chats_and_unsent_usage_up_to_a_limit(
     host, agent = free_host(), TinyAgent(ADA)
     for _ in range(1 + is_cut):
         agent.script("/api/drain", 200, told)
-    await give(deps, *with_agent_at(host, *lives.RUNNING))
-    await give(deps, lives.delete(), lives.teardown("key_revoked"), ago_s=ago_s)
+    await give(deps, *with_agent_at(host, *lifecycle.RUNNING))
+    await give(deps, lifecycle.delete(), lifecycle.teardown("key_revoked"), ago_s=ago_s)
 
     async with serving(agent, host):
         state = await advanced(deps)
@@ -316,8 +321,8 @@ async def test_a_deletion_waits_for_chats_and_unsent_usage_up_to_a_limit(
 
 
 async def test_a_deletion_does_not_wait_for_an_unreachable_agent(deps: Deps) -> None:
-    await give(deps, *with_agent_at(free_host(), *lives.RUNNING), lives.health("unreachable"))
-    await give(deps, lives.delete(), lives.teardown("key_revoked"))
+    await give(deps, *with_agent_at(free_host(), *lifecycle.RUNNING), lifecycle.health("unreachable"))
+    await give(deps, lifecycle.delete(), lifecycle.teardown("key_revoked"))
 
     state = await advanced(deps)
 
@@ -328,7 +333,9 @@ async def test_a_late_worker_records_no_heartbeat_of_a_deleted_instance(
     deps: Deps, owner_conn: psycopg.AsyncConnection
 ) -> None:
     status = msgspec.convert(TinyAgent(ADA)._status(), AgentStatus)
-    await give(deps, lives.request(), lives.delete(), *map(lives.teardown, TEARDOWN_STEPS), lives.finish())
+    await give(
+        deps, lifecycle.request(), lifecycle.delete(), *map(lifecycle.teardown, TEARDOWN_STEPS), lifecycle.finish()
+    )
 
     await record_first_heartbeat(deps, ADA, status)
 
@@ -341,9 +348,9 @@ async def test_chats_get_their_time_to_end_even_if_the_deletion_began_on_a_clock
     host, agent = free_host(), TinyAgent(ADA)
     for _ in range(2):
         agent.script("/api/drain", 200, {"active_connections": 1})
-    await give(deps, *with_agent_at(host, *lives.RUNNING))
+    await give(deps, *with_agent_at(host, *lifecycle.RUNNING))
     # Given by a worker whose clock is an hour ahead.
-    await give(deps, lives.delete(), lives.teardown("key_revoked"), ago_s=-3600)
+    await give(deps, lifecycle.delete(), lifecycle.teardown("key_revoked"), ago_s=-3600)
 
     async with serving(agent, host):
         await advance(deps, ADA, limit_s=DRAIN_S_MAX / 10)

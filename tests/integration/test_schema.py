@@ -22,11 +22,11 @@ from hydracore.db import MigrationError, migrate, migrations, readiness
 from hydracore.db.pool import conninfo
 from projections.instance import InstanceProjection
 from projections.registry import projections
-from tests.holding import WAITING, Customers, somebody
+from tests.locked_lanes import WAITING_SESSIONS, LaneCustomers, has_rows
 from tests.log_check import check_log
-from tests.rebuilding import rebuilt
-from tests.requests_to_log import open_store
+from tests.rebuilding import rebuild_here
 from tests.services import Services, empty_database
+from tests.store_commands import open_store
 from tests.waiting import until
 
 #: The whole database as one file.
@@ -242,7 +242,7 @@ async def test_a_table_rebuilt_since_new_indexes_were_built_keeps_the_indexes_of
     monkeypatch.setattr(db, "migrations", lambda: tuple(step for step in everything if step != in_place))
     migrate(empty_url)
     monkeypatch.setattr(db, "migrations", lambda: everything)
-    assert (await rebuilt(empty_url, InstanceProjection())).stopped_s is not None
+    assert (await rebuild_here(empty_url, InstanceProjection())).stopped_s is not None
 
     assert migrate(empty_url) == [in_place[0]]
 
@@ -266,7 +266,7 @@ async def test_appends_continue_while_a_migration_computes_heads_from_commands(
         await psycopg.AsyncConnection.connect(empty_url) as backup,
         await psycopg.AsyncConnection.connect(empty_url, autocommit=True) as looker,
     ):
-        customers, lanes = Customers(), itertools.cycle(range(LANES))
+        customers, lanes = LaneCustomers(), itertools.cycle(range(LANES))
 
         async def append() -> int:
             appended = 0
@@ -281,7 +281,7 @@ async def test_appends_continue_while_a_migration_computes_heads_from_commands(
         migrating = asyncio.create_task(asyncio.to_thread(migrate, empty_url))
         # One at a time: each of several that fail together would be tried again.
         appending = asyncio.create_task(append())
-        await until(lambda: somebody(looker, WAITING))
+        await until(lambda: has_rows(looker, WAITING_SESSIONS))
         await backup.rollback()
 
         assert await migrating == [name for name, _ in everything[MIGRATIONS_BEFORE_HEADS:]]

@@ -16,12 +16,12 @@ from events.errors import VersionConflict
 from events.ids import lane_of
 from events.state import Instance
 from events.stream_state import FOLD_VERSION, encode
-from tests import lives
-from tests.requests_to_log import open_store, origin
+from tests import lifecycle
 from tests.rewinding import rewind
+from tests.store_commands import open_store, origin
 
-ADA = lives.instance_id()
-WHOLE = lives.Life.after(*lives.DELETED).state
+ADA = lifecycle.instance_id()
+WHOLE = lifecycle.InMemoryInstance.after(*lifecycle.DELETED).state
 PAGE, EVERY = 2, 5
 
 
@@ -36,7 +36,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 async def lived(database_url: str) -> str:
     """A database with Ada's whole life, written by one process."""
     async with open_store(database_url) as (store, _):
-        for command in lives.DELETED:
+        for command in lifecycle.DELETED:
             await store.execute(ADA, command, origin())
     return database_url
 
@@ -77,13 +77,13 @@ async def test_events_between_the_first_page_and_a_snapshot_are_not_read(lived: 
 
 async def test_a_process_that_starts_from_a_snapshot_writes_the_next_ones(lived: str) -> None:
     async with open_store(lived) as (store, _):
-        bob = lives.instance_id("bob")
-        await store.execute(bob, lives.request(customer_id="bob"), origin())
+        bob = lifecycle.instance_id("bob")
+        await store.execute(bob, lifecycle.request(customer_id="bob"), origin())
         for number in range(EVERY):
-            await store.execute(bob, lives.configure(agent_name=f"Bob {number}"), origin())
+            await store.execute(bob, lifecycle.configure(agent_name=f"Bob {number}"), origin())
     async with open_store(lived) as (store, _):
         for number in range(EVERY, 2 * EVERY):
-            await store.execute(bob, lives.configure(agent_name=f"Bob {number}"), origin())
+            await store.execute(bob, lifecycle.configure(agent_name=f"Bob {number}"), origin())
         state = await store.load(bob)
 
     assert kept(lived, bob) == [(2 * EVERY, FOLD_VERSION)]
@@ -116,11 +116,11 @@ async def test_a_snapshot_of_another_history_or_fold_version_is_replaced_and_not
 
 
 async def test_the_snapshot_of_another_instance_is_not_used(lived: str) -> None:
-    bob = lives.instance_id("bob")
+    bob = lifecycle.instance_id("bob")
     async with open_store(lived) as (store, _):
-        await store.execute(bob, lives.request(customer_id="bob"), origin())
+        await store.execute(bob, lifecycle.request(customer_id="bob"), origin())
         for number in range(EVERY):
-            await store.execute(bob, lives.configure(agent_name=f"Bob {number}"), origin())
+            await store.execute(bob, lifecycle.configure(agent_name=f"Bob {number}"), origin())
     do(
         lived,
         "UPDATE snapshot SET (version, digest, state) = (SELECT version, digest, state FROM snapshot WHERE stream_id = %s)"
@@ -142,8 +142,8 @@ async def test_a_valid_snapshot_is_not_written_again(lived: str) -> None:
 async def test_a_snapshot_of_a_lost_history_beyond_the_end_of_the_log_is_not_used(database_url: str) -> None:
     """The log ends with its first page, so no later event contradicts the snapshot."""
     async with open_store(database_url) as (store, _):
-        await store.execute(ADA, lives.request(), origin())
-        await store.execute(ADA, lives.configure(agent_name="Ada"), origin())
+        await store.execute(ADA, lifecycle.request(), origin())
+        await store.execute(ADA, lifecycle.configure(agent_name="Ada"), origin())
         state = await store.load(ADA)
     assert state is not None
     assert state.version == PAGE
@@ -153,7 +153,7 @@ async def test_a_snapshot_of_a_lost_history_beyond_the_end_of_the_log_is_not_use
 
     async with open_store(database_url) as (store, _):
         assert await store.load(ADA) == state
-        outcome = await store.execute(ADA, lives.configure(agent_name="lost"), origin())
+        outcome = await store.execute(ADA, lifecycle.configure(agent_name="lost"), origin())
 
     assert (outcome.state.version, len(outcome.events)) == (PAGE + 1, 1)
 
@@ -161,27 +161,27 @@ async def test_a_snapshot_of_a_lost_history_beyond_the_end_of_the_log_is_not_use
 async def test_no_snapshot_is_written_of_a_state_of_a_lost_history(database_url: str) -> None:
     """A standby without the last event takes over, and another process writes another event in its place."""
     async with open_store(database_url) as (store, _):
-        await store.execute(ADA, lives.request(), origin())
+        await store.execute(ADA, lifecycle.request(), origin())
         for number in range(EVERY - 2):
-            await store.execute(ADA, lives.configure(agent_name=f"Ada {number}"), origin())
+            await store.execute(ADA, lifecycle.configure(agent_name=f"Ada {number}"), origin())
         before = await store.load(ADA)
         rewind(database_url, ADA)
         async with open_store(database_url) as (other, _):
-            await other.execute(ADA, lives.configure(agent_name="of the new history"), origin())
+            await other.execute(ADA, lifecycle.configure(agent_name="of the new history"), origin())
         await store.load(ADA)
         with pytest.raises(VersionConflict):
-            await store.execute_at(before, ADA, lives.configure(recipe_id="written"), origin())
+            await store.execute_at(before, ADA, lifecycle.configure(recipe_id="written"), origin())
 
-        state = (await store.execute(ADA, lives.configure(recipe_id="written"), origin())).state
+        state = (await store.execute(ADA, lifecycle.configure(recipe_id="written"), origin())).state
 
     assert (state.version, state.agent_name, state.recipe_id) == (EVERY, "of the new history", "written")
     assert await loaded(database_url) == state
 
 
 async def test_a_stream_that_fits_a_page_is_read_without_a_snapshot(lived: str) -> None:
-    eve = lives.instance_id("eve")
+    eve = lifecycle.instance_id("eve")
     async with open_store(lived) as (store, _):
-        await store.execute(eve, lives.request(customer_id="eve"), origin())
+        await store.execute(eve, lifecycle.request(customer_id="eve"), origin())
     do(lived, "DROP TABLE snapshot")
 
     async with open_store(lived) as (store, _):
@@ -195,7 +195,7 @@ async def test_the_store_works_even_if_snapshots_can_be_neither_written_nor_read
     do(database_url, "REVOKE ALL ON snapshot FROM hydracore_app")
     with capture_logs() as logs:
         async with open_store(database_url) as (store, _):
-            for command in lives.DELETED:
+            for command in lifecycle.DELETED:
                 await store.execute(ADA, command, origin())
             assert await store.load(ADA) == WHOLE
         assert await loaded(database_url) == WHOLE
@@ -214,10 +214,10 @@ async def test_the_store_does_not_wait_for_a_locked_snapshot_table(lived: str, m
 
         async with open_store(lived) as (store, _):
             assert await store.load(ADA) == WHOLE
-            bob = lives.instance_id("bob")
-            await store.execute(bob, lives.request(customer_id="bob"), origin())
+            bob = lifecycle.instance_id("bob")
+            await store.execute(bob, lifecycle.request(customer_id="bob"), origin())
             for number in range(EVERY):
-                await store.execute(bob, lives.configure(agent_name=f"Bob {number}"), origin())
+                await store.execute(bob, lifecycle.configure(agent_name=f"Bob {number}"), origin())
             state = await store.load(bob)
         owner.rollback()
 

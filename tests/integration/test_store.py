@@ -15,11 +15,11 @@ from events.errors import LogCorrupted, NotFound, RequestMismatch, TransitionRef
 from events.heads import read_heads
 from events.ids import command_id_for, lane_of
 from events.store import EventStore
-from tests import lives
-from tests.lives import NOW_MS, request
+from tests import lifecycle
+from tests.lifecycle import NOW_MS, request
 from tests.log_check import check_log
-from tests.requests_to_log import open_store, origin
-from tests.store_fixtures import ADA, first, live, other_store_fixture, store_fixture
+from tests.store_commands import open_store, origin
+from tests.store_fixtures import ADA, execute_all, other_store_fixture, request_origin, store_fixture
 
 __all__ = ["other_store_fixture", "store_fixture"]
 
@@ -30,7 +30,7 @@ __all__ = ["other_store_fixture", "store_fixture"]
 async def test_every_store_loads_a_created_instance_in_the_same_state(
     store: EventStore, other_store: EventStore
 ) -> None:
-    outcome = await store.create(ADA, request(agent_name="Ada's"), first())
+    outcome = await store.create(ADA, request(agent_name="Ada's"), request_origin())
 
     assert isinstance(outcome.events[0], e.InstanceRequested)
     assert (outcome.duplicate, outcome.state.version, outcome.state.agent_name) == (False, 1, "Ada's")
@@ -40,22 +40,22 @@ async def test_every_store_loads_a_created_instance_in_the_same_state(
 async def test_an_instance_that_was_never_requested_is_not_found(store: EventStore) -> None:
     assert await store.load(ADA) is None
     with pytest.raises(NotFound):
-        await store.execute(ADA, lives.delete(), origin())
+        await store.execute(ADA, lifecycle.delete(), origin())
 
 
 async def test_the_state_after_a_whole_life_is_the_same_in_memory_and_from_the_log(
     store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
 ) -> None:
-    await live(store, *lives.DELETED)
+    await execute_all(store, *lifecycle.DELETED)
 
-    imagined = lives.Life.after(*lives.DELETED).state
+    imagined = lifecycle.InMemoryInstance.after(*lifecycle.DELETED).state
     assert await store.load(ADA) == await other_store.load(ADA) == imagined
     assert (await check_log(owner_conn)).versions == {ADA: imagined.version}
 
 
 async def test_the_log_keeps_actor_cause_and_the_exact_bytes(store: EventStore, owner_conn: AsyncConnection) -> None:
     result = b'{"instance_id": 1,   "a":\t2}'
-    await store.create(ADA, request(agent_name="literally \\u0000 and \N{SNOWMAN}"), first(b"hash", result))
+    await store.create(ADA, request(agent_name="literally \\u0000 and \N{SNOWMAN}"), request_origin(b"hash", result))
 
     log = await check_log(owner_conn)
 
@@ -70,31 +70,31 @@ async def test_the_log_keeps_actor_cause_and_the_exact_bytes(store: EventStore, 
 
 
 async def test_a_command_can_follow_the_state_that_several_events_of_one_append_have_made(store: EventStore) -> None:
-    await live(store, request())
-    planned = await store.execute(ADA, lives.plan(), origin())
+    await execute_all(store, request())
+    planned = await store.execute(ADA, lifecycle.plan(), origin())
     assert len(planned.events) > 1
 
-    outcome = await store.execute_at(planned.state, ADA, lives.created(), origin())
+    outcome = await store.execute_at(planned.state, ADA, lifecycle.created(), origin())
 
     assert (outcome.duplicate, outcome.state.version) == (False, planned.state.version + 1)
 
 
 async def test_a_command_that_changes_nothing_appends_nothing(store: EventStore, owner_conn: AsyncConnection) -> None:
-    await live(store, request(), lives.delete())
+    await execute_all(store, request(), lifecycle.delete())
     before = await check_log(owner_conn)
 
-    outcome = await store.execute(ADA, lives.delete(), origin())
+    outcome = await store.execute(ADA, lifecycle.delete(), origin())
 
     assert (outcome.events, outcome.state.status) == ((), "deleting")
     assert await check_log(owner_conn) == before
 
 
 async def test_a_refused_command_appends_nothing(store: EventStore, owner_conn: AsyncConnection) -> None:
-    await live(store, request(), lives.delete())
+    await execute_all(store, request(), lifecycle.delete())
     before = await check_log(owner_conn)
 
     with pytest.raises(TransitionRefused):
-        await store.execute(ADA, lives.plan(), origin())
+        await store.execute(ADA, lifecycle.plan(), origin())
 
     assert await check_log(owner_conn) == before
 
@@ -104,9 +104,9 @@ async def test_after_a_commit_the_store_reports_the_new_head_of_each_lane(databa
     async with open_store(database_url) as (_, pool):
         store = EventStore(pool, inline=(), on_commit=told.append)
 
-        await store.create(ADA, request(), first())
-        await store.create(ADA, request(), first())
-        await store.execute(ADA, lives.plan(), origin())
+        await store.create(ADA, request(), request_origin())
+        await store.create(ADA, request(), request_origin())
+        await store.execute(ADA, lifecycle.plan(), origin())
 
         async with pool.connection() as connection:
             heads = await read_heads(connection)
@@ -120,14 +120,14 @@ async def test_after_a_commit_the_store_reports_the_new_head_of_each_lane(databa
 async def test_a_repeated_request_gets_the_stored_answer(
     store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
 ) -> None:
-    await store.create(ADA, request(), first(b"same", b'{"answer": 1}'))
+    await store.create(ADA, request(), request_origin(b"same", b'{"answer": 1}'))
     before = await check_log(owner_conn)
 
-    repeat = await other_store.create(ADA, request(at_ms=NOW_MS + 5), first(b"same", b'{"answer": 2}'))
+    repeat = await other_store.create(ADA, request(at_ms=NOW_MS + 5), request_origin(b"same", b'{"answer": 2}'))
 
     assert (repeat.duplicate, repeat.events, repeat.result) == (True, (), b'{"answer": 1}')
     assert repeat.state.created_ms == NOW_MS
-    assert await other_store.earlier_outcome(ADA, first(b"same", b'{"answer": 2}')) == repeat, (
+    assert await other_store.earlier_outcome(ADA, request_origin(b"same", b'{"answer": 2}')) == repeat, (
         "also for a request that could no longer be made"
     )
     assert await check_log(owner_conn) == before
@@ -136,10 +136,10 @@ async def test_a_repeated_request_gets_the_stored_answer(
 async def test_the_outcome_of_a_repeated_request_has_the_current_state(
     store: EventStore, other_store: EventStore
 ) -> None:
-    await store.create(ADA, request(), first(b"same"))
-    await live(store, lives.plan(), lives.delete())
+    await store.create(ADA, request(), request_origin(b"same"))
+    await execute_all(store, lifecycle.plan(), lifecycle.delete())
 
-    repeat = await other_store.create(ADA, request(), first(b"same"))
+    repeat = await other_store.create(ADA, request(), request_origin(b"same"))
 
     assert (repeat.duplicate, repeat.state.status) == (True, "deleting")
 
@@ -148,11 +148,11 @@ async def test_the_outcome_of_a_repeated_request_has_the_current_state(
 async def test_the_same_command_with_another_request_is_refused(
     store: EventStore, owner_conn: AsyncConnection, other_hash: bytes | None
 ) -> None:
-    await store.create(ADA, request(), first(b"same"))
+    await store.create(ADA, request(), request_origin(b"same"))
     before = await check_log(owner_conn)
 
     with pytest.raises(RequestMismatch):
-        await store.create(ADA, request(agent_name="Eve's"), first(other_hash))
+        await store.create(ADA, request(agent_name="Eve's"), request_origin(other_hash))
 
     assert await check_log(owner_conn) == before
 
@@ -161,7 +161,10 @@ async def test_ten_concurrent_identical_requests_create_one_instance(
     store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
 ) -> None:
     outcomes = await asyncio.gather(
-        *(each.create(ADA, request(), first(b"same", b"%d" % n)) for n, each in enumerate([store, other_store] * 5))
+        *(
+            each.create(ADA, request(), request_origin(b"same", b"%d" % n))
+            for n, each in enumerate([store, other_store] * 5)
+        )
     )
 
     assert sorted(outcome.duplicate for outcome in outcomes) == [False] + [True] * 9
@@ -172,12 +175,12 @@ async def test_ten_concurrent_identical_requests_create_one_instance(
 async def test_a_command_id_that_was_appended_is_not_appended_again(
     store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
 ) -> None:
-    await live(store, *lives.RUNNING)
+    await execute_all(store, *lifecycle.RUNNING)
     at = await other_store.load(ADA)
     late = origin()
 
-    landed = await store.execute_at(await store.load(ADA), ADA, lives.health("late"), late)
-    again = await other_store.execute_at(at, ADA, lives.health("unreachable"), late)
+    landed = await store.execute_at(await store.load(ADA), ADA, lifecycle.health("late"), late)
+    again = await other_store.execute_at(at, ADA, lifecycle.health("unreachable"), late)
 
     assert (landed.duplicate, again.duplicate, again.events) == (False, True, ())
     assert landed.state == again.state
@@ -190,7 +193,7 @@ async def test_a_command_id_that_was_appended_is_not_appended_again(
 async def test_a_gap_in_the_log_raises_and_is_not_skipped(
     store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
 ) -> None:
-    await live(store, *lives.RUNNING)
+    await execute_all(store, *lifecycle.RUNNING)
     await owner_conn.execute("DELETE FROM event WHERE version = 2")
 
     with pytest.raises(LogCorrupted):
@@ -200,7 +203,7 @@ async def test_a_gap_in_the_log_raises_and_is_not_skipped(
 async def test_an_inconsistent_event_is_reported_with_its_place(
     store: EventStore, other_store: EventStore, owner_conn: AsyncConnection
 ) -> None:
-    await live(store, *lives.RUNNING)
+    await execute_all(store, *lifecycle.RUNNING)
     await owner_conn.execute(
         "UPDATE event SET payload = regexp_replace(payload::text, '[0-9]{13}', '\"soon\"')::json WHERE seq = 3"
     )
@@ -213,7 +216,7 @@ async def test_an_inconsistent_event_is_reported_with_its_place(
 async def test_an_append_after_a_time_out_of_range_is_refused(
     store: EventStore, owner_conn: AsyncConnection, time: str
 ) -> None:
-    await store.create(ADA, request(), first())
+    await store.create(ADA, request(), request_origin())
     await owner_conn.execute("UPDATE command SET recorded_at = %s", (time,))
 
     with pytest.raises(LogCorrupted, match=f"Lane {lane_of(ADA)} at 1: it was recorded at a time that is out of range"):
@@ -223,7 +226,7 @@ async def test_an_append_after_a_time_out_of_range_is_refused(
 async def test_an_append_after_events_whose_command_is_missing_is_refused(
     store: EventStore, owner_conn: AsyncConnection
 ) -> None:
-    await store.create(ADA, request(), first())
+    await store.create(ADA, request(), request_origin())
     for name in ("second", "third"):
         await store.execute(ADA, c.ChangeConfig(at_ms=NOW_MS, agent_name=name), origin())
     await owner_conn.execute("DELETE FROM command WHERE first_seq >= 2")
@@ -253,7 +256,7 @@ async def test_the_rights_of_the_app_s_role_are_enough_for_the_store_but_not_to_
     database_url: str,
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        await live(store, *lives.DELETED)
+        await execute_all(store, *lifecycle.DELETED)
 
         async with pool.connection() as connection:
             role = await (await connection.execute("SELECT current_user")).fetchone()

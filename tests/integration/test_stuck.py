@@ -14,18 +14,18 @@ from click.testing import CliRunner, Result
 
 from events.ids import lane_of
 from hydracore.cli import main
-from tests import lives
-from tests.parking import parked
-from tests.requests_to_log import open_store, origin, requested
+from tests import lifecycle
+from tests.orphan_servers import create_orphan
+from tests.parked_lanes import log_with_parked_lane
 from tests.stack import Stack
-from tests.strays import stray
-from tests.sweeping import found as found_by_sweep
+from tests.store_commands import create_instance, open_store, origin
+from tests.sweeping import sweep_findings as found_by_sweep
 from workers.orphans import UNACCOUNTED_MAX
 from workers.providers.hetzner import HetznerProvider
 from workers.sweep_findings import Finding, SweepReport, SweepResult
 from workers.work_schedule import WorkSchedule
 
-ADA = lives.instance_id()
+ADA = lifecycle.instance_id()
 
 SWEPT = """INSERT INTO last_sweep (ended_at, result) VALUES (now(), '{"servers": [], "servers_count": 0, "providers": []}')"""
 
@@ -72,7 +72,7 @@ async def test_stuck_reports_a_missing_relay_and_a_missing_sweep(
 
 async def test_stuck_reports_an_instance_that_no_worker_advances(database_url: str, parts: None) -> None:
     async with open_store(database_url) as (store, _):
-        await requested(store)
+        await create_instance(store)
 
     done = await stuck(database_url)
 
@@ -88,8 +88,8 @@ async def test_stuck_reports_an_instance_whose_step_fails(
 ) -> None:
     async with open_store(database_url) as (store, pool):
         schedule = WorkSchedule(pool)
-        await requested(store)
-        await store.execute(ADA, lives.plan(), origin("worker"))
+        await create_instance(store)
+        await store.execute(ADA, lifecycle.plan(), origin("worker"))
         for _ in range(2):
             await schedule.record_failure(ADA, version=4, code="no_address", delay_s=60)
 
@@ -116,8 +116,8 @@ async def test_stuck_reports_only_instances_that_have_been_due_or_failing_for_lo
     database_url: str, owner_conn: psycopg.AsyncConnection, parts: None
 ) -> None:
     async with open_store(database_url) as (store, pool):
-        await requested(store)
-        await requested(store, key="later")
+        await create_instance(store)
+        await create_instance(store, key="later")
         await WorkSchedule(pool).record_failure(ADA, version=1, code="no_address", delay_s=60)
     due = "UPDATE instance SET wake_at = now() + %s * interval '1 s' WHERE id = %s"
 
@@ -146,7 +146,7 @@ async def test_stuck_says_so_if_more_instances_are_stuck_than_it_lists(
     monkeypatch.setattr("workers.stuck.INSTANCES_MAX", 1)
     async with open_store(database_url) as (store, _):
         for key in ("first", "second"):
-            await requested(store, key=key)
+            await create_instance(store, key=key)
 
     done = await stuck(database_url)
     found = await listed(database_url)
@@ -171,7 +171,7 @@ async def test_stuck_says_so_if_a_sweep_left_more_servers_than_are_stored(
 
 
 async def test_stuck_reports_parked_lanes(database_url: str, owner_conn: psycopg.AsyncConnection, parts: None) -> None:
-    async with parked(database_url) as (_, _, instance_id):
+    async with log_with_parked_lane(database_url) as (_, _, instance_id):
         await owner_conn.execute("UPDATE instance SET wake_at = NULL")
 
         done = await stuck(database_url)
@@ -185,11 +185,11 @@ async def test_stuck_reports_parked_lanes(database_url: str, owner_conn: psycopg
 async def test_stuck_reports_servers_and_providers_that_the_sweep_leaves_to_an_operator(
     stack: Stack, provider: HetznerProvider
 ) -> None:
-    watched = await stray(provider)
+    watched = await create_orphan(provider)
     database_url = stack.environ()["HYDRACORE_DATABASE_URL"]
     await found_by_sweep(stack, watched)
     few = await listed(database_url)
-    unknown = [await stray(provider) for _ in range(UNACCOUNTED_MAX)]
+    unknown = [await create_orphan(provider) for _ in range(UNACCOUNTED_MAX)]
     await found_by_sweep(stack, watched)
 
     many, shown = await listed(database_url), await stuck(database_url)

@@ -9,10 +9,10 @@ from structlog.testing import capture_logs
 
 from events import commands as c
 from events.sql import Statements
-from tests import lives
+from tests import lifecycle
+from tests.orphan_servers import create_orphan
 from tests.stack import Stack
-from tests.strays import stray
-from tests.sweeping import SHORT, found, give_up
+from tests.sweeping import SHORT_GRACE_S, sweep_findings, sweep_until_vanished
 from workers.deps import Deps
 from workers.providers.hetzner import HetznerProvider
 from workers.sweep import MISSING_MAX, SETTLED_S, sweep
@@ -43,15 +43,15 @@ async def hide(stack: Stack, provider: HetznerProvider, server_id: str, *, times
 
 async def test_a_server_that_vanished_is_reported_and_its_instance_can_be_deleted(stack: Stack) -> None:
     instance_id = await stack.running()
-    server_id = stack.known_server(instance_id)
+    server_id = stack.logged_server_id(instance_id)
     stack.cloudsim.call("POST", f"/_sim/servers/{server_id}/vanish")
 
-    await give_up(stack, server_id)
+    await sweep_until_vanished(stack, server_id)
 
     detail = await stack.detail(instance_id)
     assert (detail["status"], detail["error_message"]) == ("error", "The server no longer exists at the provider")
     assert stack.has_happened(instance_id, "server_vanished", server_id=server_id)
-    assert not await found(stack, server_id)
+    assert not await sweep_findings(stack, server_id)
     await stack.delete(instance_id)
     await stack.until_status(instance_id, "deleted")
     stack.assert_no_server(instance_id)
@@ -59,12 +59,12 @@ async def test_a_server_that_vanished_is_reported_and_its_instance_can_be_delete
 
 async def test_a_server_that_was_missed_for_a_moment_is_not_given_up(stack: Stack, provider: HetznerProvider) -> None:
     instance_id = await stack.running()
-    server_id = stack.known_server(instance_id)
+    server_id = stack.logged_server_id(instance_id)
 
     for _ in range(2):
         await hide(stack, provider, server_id, times=1)
-        assert await found(stack, server_id) == [("vanished", "watched")]
-        assert await found(stack, server_id) == [("wrong_labels", "labelled again")]
+        assert await sweep_findings(stack, server_id) == [("vanished", "watched")]
+        assert await sweep_findings(stack, server_id) == [("wrong_labels", "labelled again")]
         assert not stack.rows("SELECT 1 FROM missing_server WHERE server_id = %s", server_id)
 
     assert (await stack.detail(instance_id))["status"] == "running"
@@ -90,7 +90,7 @@ async def test_a_server_that_was_just_created_is_not_reported_as_missing_yet(
 ) -> None:
     # In a database that no worker uses, and with a server that the provider does not have.
     async with stack.deps(database_url=database_url) as deps:
-        instance_id = await recorded(deps, *lives.INTENDED, lives.created(server_id="9999999999"))
+        instance_id = await recorded(deps, *lifecycle.INTENDED, lifecycle.created(server_id="9999999999"))
 
         seen = list[list[str]]()
         for ago_s in (0, SETTLED_S + 1):
@@ -103,11 +103,14 @@ async def test_a_server_that_was_just_created_is_not_reported_as_missing_yet(
 async def test_a_server_with_the_recorded_id_but_another_name_counts_as_missing(
     stack: Stack, provider: HetznerProvider, database_url: str
 ) -> None:
-    theirs = await stray(provider)
+    theirs = await create_orphan(provider)
     await provider.set_labels(theirs, {})
 
     async with stack.deps(database_url=database_url) as deps:
-        running = (lives.created(server_id=theirs) if each in lives.CREATED[-1:] else each for each in lives.RUNNING)
+        running = (
+            lifecycle.created(server_id=theirs) if each in lifecycle.CREATED[-1:] else each
+            for each in lifecycle.RUNNING
+        )
         instance_id = await recorded(deps, *running)
         found_of_it = await kinds(deps, instance_id)
 
@@ -119,14 +122,14 @@ async def test_a_server_that_was_given_up_by_mistake_is_left_alone_until_its_ins
     stack: Stack, provider: HetznerProvider
 ) -> None:
     instance_id = await stack.running()
-    server_id = stack.known_server(instance_id)
+    server_id = stack.logged_server_id(instance_id)
     await hide(stack, provider, server_id, times=None)
-    await give_up(stack, server_id)
+    await sweep_until_vanished(stack, server_id)
     stack.cloudsim.call("DELETE", "/_sim/faults")
     await provider.set_labels(server_id, {"hc-installation": "hydracore"})
 
     for _ in range(3):
-        seen = await found(stack, server_id, grace_s=SHORT)
+        seen = await sweep_findings(stack, server_id, grace_s=SHORT_GRACE_S)
         assert seen == [("reappeared", "left alone: it is removed when its instance is deleted")]
 
     assert (await stack.detail(instance_id))["status"] == "error"
@@ -141,7 +144,7 @@ async def test_a_server_that_was_given_up_by_mistake_is_left_alone_until_its_ins
 async def test_if_most_servers_are_missing_a_few_are_given_up_after_the_grace_and_many_never(
     stack: Stack, database_url: str, count: int, believed: str | None
 ) -> None:
-    ids = [lives.instance_id(f"customer-{number}") for number in range(count)]
+    ids = [lifecycle.instance_id(f"customer-{number}") for number in range(count)]
     async with another_project(stack, database_url) as deps:
         for number, instance_id in enumerate(ids):
             await run_on_a_server_of_another_project(deps, instance_id, number)
@@ -151,7 +154,7 @@ async def test_if_most_servers_are_missing_a_few_are_given_up_after_the_grace_an
             async with deps.pool.connection() as connection:
                 await connection.execute("UPDATE missing_server SET first_missed_at = now() - interval '10 s'")
 
-    async with another_project(stack, database_url, orphan_grace_s=SHORT) as deps:
+    async with another_project(stack, database_url, orphan_grace_s=SHORT_GRACE_S) as deps:
         assert await missing_and_alarmed(deps, count) == ([] if believed is None else [believed] * count)
         states = [await deps.store.load(instance_id) for instance_id in ids]
 
@@ -162,17 +165,20 @@ async def test_if_most_servers_are_missing_a_few_are_given_up_after_the_grace_an
 async def test_a_server_that_reappears_while_too_many_are_missing_is_watched_again_from_the_start(
     stack: Stack, provider: HetznerProvider, database_url: str, owner_conn: psycopg.AsyncConnection
 ) -> None:
-    server_id = await stray(provider)
+    server_id = await create_orphan(provider)
     await provider.set_labels(server_id, {})
     async with another_project(stack, database_url) as deps:
-        running = (lives.created(server_id=server_id) if each in lives.CREATED[-1:] else each for each in lives.RUNNING)
+        running = (
+            lifecycle.created(server_id=server_id) if each in lifecycle.CREATED[-1:] else each
+            for each in lifecycle.RUNNING
+        )
         instance_id = await recorded(deps, *running)
         first = [finding.action for finding in (await sweep(deps, dry_run=False)).findings]
         await owner_conn.execute("UPDATE missing_server SET first_missed_at = now() - interval '1 day'")
 
         await provider.set_labels(server_id, {"hc-installation": "another"})
         for number in range(100, 101 + MISSING_MAX):
-            await run_on_a_server_of_another_project(deps, lives.instance_id(f"customer-{number}"), number)
+            await run_on_a_server_of_another_project(deps, lifecycle.instance_id(f"customer-{number}"), number)
         too_many = await sweep(deps, dry_run=False)
         await owner_conn.execute("UPDATE instance SET status = 'deleting' WHERE id <> %s", (instance_id,))
         await provider.set_labels(server_id, {})
@@ -201,10 +207,10 @@ async def missing_and_alarmed(deps: Deps, count: int) -> list[str]:
 
 async def run_on_a_server_of_another_project(deps: Deps, instance_id: UUID, number: int) -> None:
     way = (
-        lives.request(customer_id=f"customer-{number}"),
-        lives.plan(hostname=f"hc-{number}", vpn_ip=f"10.64.0.{16 + number}"),
-        lives.created(server_id=f"{10**9 + number}"),
-        *lives.RUNNING[len(lives.CREATED) :],
+        lifecycle.request(customer_id=f"customer-{number}"),
+        lifecycle.plan(hostname=f"hc-{number}", vpn_ip=f"10.64.0.{16 + number}"),
+        lifecycle.created(server_id=f"{10**9 + number}"),
+        *lifecycle.RUNNING[len(lifecycle.CREATED) :],
     )
     for command in way:
         await deps.store.execute(instance_id, command, deps.origin(instance_id))

@@ -5,18 +5,18 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from tests import lives
+from tests import lifecycle
+from tests.orphan_servers import create_orphan, create_orphan_of, other_installation
 from tests.stack import Stack
-from tests.strays import installation, stray, stray_of
-from tests.sweeping import SHORT, run_command
+from tests.sweeping import SHORT_GRACE_S, run_sweep_command
 from workers.deps import Deps
 from workers.orphans import UNACCOUNTED_MAX
 from workers.providers.hetzner import HetznerProvider
 from workers.sweep import sweep
 
 #: The log as it was restored: it has one instance, which is about to get its second server.
-KNOWN = lives.instance_id()
-LIFE = (lives.request(), lives.plan(), lives.failed(), lives.discarded(), lives.plan(2))
+KNOWN = lifecycle.instance_id()
+LIFE = (lifecycle.request(), lifecycle.plan(), lifecycle.failed(), lifecycle.discarded(), lifecycle.plan(2))
 
 
 @pytest.mark.parametrize(
@@ -29,13 +29,17 @@ async def test_if_the_log_knows_too_few_servers_only_an_operator_removes_the_unk
 ) -> None:
     ours = {"hc-installation": f"restored-{known}"}
     # The first is labelled as this release does, the others as an earlier release did, without intents.
-    over = [await stray_of(provider, KNOWN, **ours, **{"hc-intent": lives.token_hash()[:16]})]
-    over += [await stray_of(provider, KNOWN, **ours) for _ in range(known - 1)]
+    over = [await create_orphan_of(provider, KNOWN, **ours, **{"hc-intent": lifecycle.token_hash()[:16]})]
+    over += [await create_orphan_of(provider, KNOWN, **ours) for _ in range(known - 1)]
     # Servers from the lost history: of a later attempt, and of one whose intent the restored log has made again.
-    later = [await stray_of(provider, KNOWN, **ours, **{"hc-attempt": "3"})]
-    later += [await stray_of(provider, KNOWN, **ours, **{"hc-attempt": "2", "hc-intent": lives.token_hash(7)[:16]})]
-    later += [await stray(provider, **ours) for _ in range(unknown - 2)]
-    settings = {"database_url": database_url, "installation": ours["hc-installation"], "orphan_grace_s": SHORT}
+    later = [await create_orphan_of(provider, KNOWN, **ours, **{"hc-attempt": "3"})]
+    later += [
+        await create_orphan_of(
+            provider, KNOWN, **ours, **{"hc-attempt": "2", "hc-intent": lifecycle.token_hash(7)[:16]}
+        )
+    ]
+    later += [await create_orphan(provider, **ours) for _ in range(unknown - 2)]
+    settings = {"database_url": database_url, "installation": ours["hc-installation"], "orphan_grace_s": SHORT_GRACE_S}
 
     async with stack.deps(**settings) as deps:
         for command in LIFE:
@@ -46,8 +50,8 @@ async def test_if_the_log_knows_too_few_servers_only_an_operator_removes_the_unk
         await stack.until(lambda: are_left(provider, ours, later))
         assert await swept_and_alarmed(deps, unknown, unknown) == left_alone
 
-    seen = await asyncio.to_thread(run_command, stack.environ(**settings), "--dry-run")
-    told = await asyncio.to_thread(run_command, stack.environ(**settings), "--remove-unaccounted")
+    seen = await asyncio.to_thread(run_sweep_command, stack.environ(**settings), "--dry-run")
+    told = await asyncio.to_thread(run_sweep_command, stack.environ(**settings), "--remove-unaccounted")
 
     assert (seen.status, told.status) == (1, 0), told.stderr
     assert seen.stdout.count("left alone: unknown to the log") == unknown
@@ -59,10 +63,10 @@ async def test_if_the_log_knows_too_few_servers_only_an_operator_removes_the_unk
 async def test_unknown_servers_that_are_few_enough_are_removed_after_the_grace_period(
     stack: Stack, provider: HetznerProvider, database_url: str
 ) -> None:
-    ours = installation()
-    settings = {"database_url": database_url, "installation": ours["hc-installation"], "orphan_grace_s": SHORT}
-    known = [await stray_of(provider, KNOWN, **ours) for _ in range(2)]
-    unknown = [await stray(provider, **ours) for _ in range(2)]
+    ours = other_installation()
+    settings = {"database_url": database_url, "installation": ours["hc-installation"], "orphan_grace_s": SHORT_GRACE_S}
+    known = [await create_orphan_of(provider, KNOWN, **ours) for _ in range(2)]
+    unknown = [await create_orphan(provider, **ours) for _ in range(2)]
 
     async with stack.deps(**settings) as deps:
         for command in LIFE:
@@ -75,13 +79,13 @@ async def test_unknown_servers_that_are_few_enough_are_removed_after_the_grace_p
 async def test_the_grace_period_of_unknown_servers_begins_once_they_are_few(
     stack: Stack, provider: HetznerProvider, database_url: str
 ) -> None:
-    ours = installation()
-    settings = {"database_url": database_url, "installation": ours["hc-installation"], "orphan_grace_s": SHORT}
+    ours = other_installation()
+    settings = {"database_url": database_url, "installation": ours["hc-installation"], "orphan_grace_s": SHORT_GRACE_S}
 
     async with stack.deps(**settings) as deps:
-        first = await stray(provider, **ours)
+        first = await create_orphan(provider, **ours)
         assert await actions(deps) == {first: "watched"}
-        second = await stray(provider, **ours)
+        second = await create_orphan(provider, **ours)
         assert await swept_and_alarmed(deps, 2, 2) == dict.fromkeys((first, second), "left alone: unknown to the log")
         await provider.delete_server(second)
         await stack.until(lambda: are_left(provider, ours, [first]))
@@ -94,8 +98,8 @@ async def test_the_grace_period_of_unknown_servers_begins_once_they_are_few(
 async def test_remove_unaccounted_does_not_shorten_the_grace_period_of_servers_known_to_the_log(
     stack: Stack, provider: HetznerProvider, database_url: str
 ) -> None:
-    ours = installation()
-    known, unknown = await stray_of(provider, KNOWN, **ours), await stray(provider, **ours)
+    ours = other_installation()
+    known, unknown = await create_orphan_of(provider, KNOWN, **ours), await create_orphan(provider, **ours)
     settings = {"database_url": database_url, "installation": ours["hc-installation"]}
 
     async with stack.deps(**settings) as deps:

@@ -23,9 +23,9 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict
 
 from events.exchange import Statement, exchange
-from tests import lives
+from tests import lifecycle
 from tests.log_check import check_log
-from tests.requests_to_log import open_store, origin, requested
+from tests.store_commands import create_instance, open_store, origin
 from tests.waiting import until
 
 ADDRESS = "127.0.0.1"
@@ -117,8 +117,10 @@ async def test_sessions_over_tls_that_are_killed_under_load_lose_and_double_no_a
 
         async def write(customer_id: str) -> None:
             for number in range(10):
-                stream_id = await requested(store, customer_id, f"k{number}")
-                await store.execute(stream_id, lives.plan(hostname=f"{customer_id}-{number}", vpn_ip=None), origin())
+                stream_id = await create_instance(store, customer_id, f"k{number}")
+                await store.execute(
+                    stream_id, lifecycle.plan(hostname=f"{customer_id}-{number}", vpn_ip=None), origin()
+                )
 
         async def has_grown_to(count: int) -> bool:
             return await recorded(owner_conn) >= count

@@ -13,7 +13,7 @@ from tests.waiting import PATIENCE_S
 async def test_a_missing_answer_raises_a_timeout_error_whichever_time_limit_ends_the_wait(
     client_s: float, whole_s: float
 ) -> None:
-    async with new_client(tls=False, timeout_s=client_s) as client, raw_endpoint(stays=True) as endpoint:
+    async with new_client(tls=False, timeout_s=client_s) as client, raw_endpoint(stays_open=True) as endpoint:
         request = client.build_request("GET", endpoint.base_url)
 
         with pytest.raises(TimeoutError):

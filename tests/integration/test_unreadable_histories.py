@@ -8,10 +8,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from events.ids import lane_of
-from tests import lives
+from tests import lifecycle
+from tests.orphan_servers import create_orphan, create_orphan_of, other_installation, record_instance
 from tests.stack import Stack
-from tests.strays import installation, recorded, stray, stray_of
-from tests.sweeping import SHORT
+from tests.sweeping import SHORT_GRACE_S
 from workers.action_polling import poll_actions
 from workers.advance import advance
 from workers.health import check_health
@@ -38,12 +38,12 @@ async def break_histories(
 async def test_a_server_is_observed_even_if_another_instance_s_history_is_unreadable(
     stack: Stack, provider: HetznerProvider, database_url: str, owner_conn: psycopg.AsyncConnection, broken: str
 ) -> None:
-    ours = installation()
-    servers = [await stray(provider, **ours) for _ in range(2)]
+    ours = other_installation()
+    servers = [await create_orphan(provider, **ours) for _ in range(2)]
     # The provider has forgotten these actions, so the servers themselves are looked up.
-    made = [lives.created(server_id=server_id, action_id=f"99999{server_id}") for server_id in servers]
+    made = [lifecycle.created(server_id=server_id, action_id=f"99999{server_id}") for server_id in servers]
     async with stack.deps(database_url=database_url) as deps:
-        first, second = [await recorded(deps, number, one) for number, one in enumerate(made)]
+        first, second = [await record_instance(deps, number, one) for number, one in enumerate(made)]
     await break_histories(owner_conn, broken, first)
 
     # In a process that does not remember their histories.
@@ -64,7 +64,7 @@ async def test_a_step_on_an_unreadable_history_is_logged_and_retried_after_a_del
     stack: Stack, database_url: str, owner_conn: psycopg.AsyncConnection, broken: str
 ) -> None:
     async with stack.deps(database_url=database_url) as deps:
-        instance_id = await recorded(deps, 0)
+        instance_id = await record_instance(deps, 0)
     await break_histories(owner_conn, broken, instance_id)
 
     async with stack.deps(database_url=database_url) as deps:
@@ -84,12 +84,12 @@ async def test_a_history_that_becomes_unreadable_during_a_step_is_not_a_failure_
     stack: Stack, database_url: str, owner_conn: psycopg.AsyncConnection, broken: str
 ) -> None:
     async with stack.deps(database_url=database_url) as deps, stack.deps(database_url=database_url) as others:
-        instance_id = await recorded(deps, 0)
+        instance_id = await record_instance(deps, 0)
         stack.cloudsim.fault("list_servers", "hold_before")
         with capture_logs() as logs:
             looking = asyncio.create_task(advance(deps, instance_id))
             await stack.until(stack.cloudsim.held)
-            outcome = await others.store.execute(instance_id, lives.delete(), others.origin(instance_id))
+            outcome = await others.store.execute(instance_id, lifecycle.delete(), others.origin(instance_id))
             await break_histories(owner_conn, broken, instance_id, version=outcome.state.version)
             stack.cloudsim.call("POST", "/_sim/release", {"all": True})
             await looking
@@ -106,7 +106,7 @@ async def test_a_health_check_of_an_unreadable_history_logs_it_and_does_not_rais
     stack: Stack, database_url: str, owner_conn: psycopg.AsyncConnection, broken: str
 ) -> None:
     async with stack.deps(database_url=database_url) as deps:
-        instance_id = await recorded(deps, 0, lives.created(), *lives.RUNNING[len(lives.CREATED) :])
+        instance_id = await record_instance(deps, 0, lifecycle.created(), *lifecycle.RUNNING[len(lifecycle.CREATED) :])
     beat = "INSERT INTO heartbeat (lane, instance_id, received_at, boot_id, report) VALUES (%s, %s, now() - interval '1 h', %s, '{}')"
     await owner_conn.execute(beat, (lane_of(instance_id), instance_id, uuid4()))
     await break_histories(owner_conn, broken, instance_id)
@@ -123,21 +123,21 @@ async def test_a_health_check_of_an_unreadable_history_logs_it_and_does_not_rais
 async def test_a_sweep_leaves_servers_of_unreadable_histories_alone_and_handles_all_others(
     stack: Stack, provider: HetznerProvider, database_url: str, owner_conn: psycopg.AsyncConnection, broken: str
 ) -> None:
-    ours = installation()
-    settings = {"database_url": database_url, "installation": ours["hc-installation"], "orphan_grace_s": SHORT}
-    relabelled = await stray(provider, **ours)
-    rest = lives.RUNNING[len(lives.CREATED) :]
+    ours = other_installation()
+    settings = {"database_url": database_url, "installation": ours["hc-installation"], "orphan_grace_s": SHORT_GRACE_S}
+    relabelled = await create_orphan(provider, **ours)
+    rest = lifecycle.RUNNING[len(lifecycle.CREATED) :]
     async with stack.deps(**settings) as deps:
         unreadable = [
-            await recorded(deps, 0),
-            await recorded(deps, 1, lives.created(server_id=relabelled), *rest),
-            await recorded(deps, 2, lives.created(server_id="9999999998"), *rest),
+            await record_instance(deps, 0),
+            await record_instance(deps, 1, lifecycle.created(server_id=relabelled), *rest),
+            await record_instance(deps, 2, lifecycle.created(server_id="9999999998"), *rest),
         ]
-        lost = await recorded(deps, 3, lives.created(server_id="9999999999"), *rest)
-        finished = await recorded(deps, 4, lives.failed(), lives.discarded(), lives.plan(2))
+        lost = await record_instance(deps, 3, lifecycle.created(server_id="9999999999"), *rest)
+        finished = await record_instance(deps, 4, lifecycle.failed(), lifecycle.discarded(), lifecycle.plan(2))
     await break_histories(owner_conn, broken, *unreadable)
-    doubted = await stray_of(provider, unreadable[0], **ours, **{"hc-attempt": "7"})
-    orphan = await stray_of(provider, finished, **ours)
+    doubted = await create_orphan_of(provider, unreadable[0], **ours, **{"hc-attempt": "7"})
+    orphan = await create_orphan_of(provider, finished, **ours)
 
     seen = list[dict[str, tuple[str, str, str | None]]]()
     async with stack.deps(**settings) as deps:

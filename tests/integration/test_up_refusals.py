@@ -15,13 +15,13 @@ from hydracore.embedded.home import Home
 from hydracore.embedded.ports import free_port
 from hydracore.embedded.postgres import Postgres
 from hydracore.embedded.temporary_home import temporary_home
-from tests.up_program import home_fixture, processes_of, refused  # noqa: F401 - a fixture
+from tests.up_program import home_fixture, processes_of, run_refused_up  # noqa: F401 - a fixture
 
 
 async def test_a_taken_port_is_refused(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        status, complaint = await refused(home, port)
+        status, complaint = await run_refused_up(home, port)
 
     assert status == 2
     assert complaint.startswith(f"hydracore: port {port} on 127.0.0.1 is already in use")
@@ -35,7 +35,7 @@ async def test_a_start_is_refused_if_another_program_has_the_port_that_agents_us
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         write_json(ports, {"agents": port})
-        status, complaint = await refused(home, free_port())
+        status, complaint = await run_refused_up(home, free_port())
 
     assert status == 2
     assert complaint.startswith(f"hydracore: port {port} on 127.0.0.1 is already in use")
@@ -55,7 +55,7 @@ async def test_a_copy_of_a_home_with_data_outside_it_does_not_start_beside_the_o
     )
     try:
         with theirs.lock():
-            status, complaint = await refused(home, free_port())
+            status, complaint = await run_refused_up(home, free_port())
     finally:
         shutil.rmtree(theirs.base, ignore_errors=True)
 
@@ -82,7 +82,7 @@ def test_data_outside_a_home_that_is_in_use_is_not_deleted_with_a_copy_of_the_ho
 async def test_an_external_redis_that_does_not_answer_is_named(home: Path, database_url: str) -> None:
     nowhere = f"127.0.0.1:{free_port()}/0"
     stores = {"HYDRACORE_DATABASE_URL": database_url, "HYDRACORE_REDIS_URL": f"redis://:secret@{nowhere}"}
-    status, complaint = await refused(home, free_port(), **stores)
+    status, complaint = await run_refused_up(home, free_port(), **stores)
 
     assert status == 3
     assert complaint.startswith("hydracore: no Valkey or Redis answers at HYDRACORE_REDIS_URL")
@@ -96,7 +96,7 @@ async def test_external_stores_that_do_not_answer_are_named_together(home: Path)
         "HYDRACORE_DATABASE_URL": f"postgresql://owner:secret@{nowhere}",
         "HYDRACORE_REDIS_URL": f"redis://:secret@{nowhere}",
     }
-    status, complaint = await refused(home, free_port(), **stores)
+    status, complaint = await run_refused_up(home, free_port(), **stores)
 
     first, second = complaint.splitlines()
     assert status == 3
@@ -110,7 +110,7 @@ async def test_a_start_that_fails_does_not_change_the_database(home: Path, empty
         "HYDRACORE_DATABASE_URL": empty_url,
         "HYDRACORE_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0",
     }
-    _, complaint = await refused(home, free_port(), **stores)
+    _, complaint = await run_refused_up(home, free_port(), **stores)
 
     assert [line.partition(" at ")[0] for line in complaint.splitlines()] == ["hydracore: no Valkey or Redis answers"]
     with psycopg.connect(empty_url) as connection:
@@ -119,7 +119,7 @@ async def test_a_start_that_fails_does_not_change_the_database(home: Path, empty
 
 async def test_a_role_that_the_database_does_not_have_is_named(home: Path, database_url: str, redis_url: str) -> None:
     stores = {"HYDRACORE_DATABASE_URL": database_url, "HYDRACORE_REDIS_URL": redis_url}
-    status, complaint = await refused(home, free_port(), HYDRACORE_DATABASE_ROLE="nobody_knows", **stores)
+    status, complaint = await run_refused_up(home, free_port(), HYDRACORE_DATABASE_ROLE="nobody_knows", **stores)
 
     assert status == 3
     assert complaint.startswith("hydracore: the database cannot be used: ")
@@ -128,7 +128,7 @@ async def test_a_role_that_the_database_does_not_have_is_named(home: Path, datab
 
 async def test_an_invalid_catalogue_is_refused_before_anything_is_started(home: Path, tmp_path: Path) -> None:
     (tmp_path / "catalogue.toml").write_text("regions")
-    status, complaint = await refused(home, free_port(), HYDRACORE_CATALOGUE=str(tmp_path / "catalogue.toml"))
+    status, complaint = await run_refused_up(home, free_port(), HYDRACORE_CATALOGUE=str(tmp_path / "catalogue.toml"))
 
     assert status == 2
     assert complaint.startswith(f"hydracore: {tmp_path / 'catalogue.toml'}: ")

@@ -10,9 +10,9 @@ from events.bounded_cache import BoundedCache
 from events.types import PlatformConfigPatched, Sealed
 from projections import refolding
 from projections.instance import InstanceProjection
-from tests import lives
+from tests import lifecycle
 
-BEGUN = lives.Life.after(*lives.RUNNING).events[0]
+BEGUN = lifecycle.InMemoryInstance.after(*lifecycle.RUNNING).events[0]
 
 
 def filled(*weights: int) -> BoundedCache[int, str]:

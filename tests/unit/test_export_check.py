@@ -18,12 +18,12 @@ from hydracore.audit import export_records as r
 from hydracore.audit.errors import NotAnExport
 from hydracore.audit.export_files import open_writer, read_records
 from hydracore.cli import main
-from tests.exports import INSTANCE, TENANT, TENANT_PARQUET, Forger, found, verified
+from tests.exports import INSTANCE, TENANT, TENANT_PARQUET, Forger, export_findings, verify_file
 
 
 @pytest.mark.parametrize("path", [TENANT, TENANT_PARQUET], ids=lambda path: path.suffix)
 def test_an_export_of_the_first_format_version_is_read_and_verified(path: Path) -> None:
-    report = verified(path)
+    report = verify_file(path)
 
     assert (report.findings, report.notes, report.signed) == ([], [], True)
     assert (report.tenant_id, report.instance_id) == ("acme", None)
@@ -31,7 +31,7 @@ def test_an_export_of_the_first_format_version_is_read_and_verified(path: Path) 
 
 
 def test_an_export_of_one_instance_is_verified_with_only_chain_steps_of_the_others() -> None:
-    report = verified(INSTANCE)
+    report = verify_file(INSTANCE)
 
     assert (report.findings, report.signed) == ([], False)
     assert report.instance_id == UUID("bd7c9d8d-101f-5494-b440-91d05382de06")
@@ -41,7 +41,7 @@ def test_an_export_of_one_instance_is_verified_with_only_chain_steps_of_the_othe
 
 
 def test_without_a_public_key_an_unsigned_export_is_a_note_and_no_finding() -> None:
-    report = verified(INSTANCE, public_key=None, allow_unsigned=False)
+    report = verify_file(INSTANCE, public_key=None, allow_unsigned=False)
 
     assert report.findings == []
     assert any("not signed" in note for note in report.notes)
@@ -75,7 +75,7 @@ def test_records_that_are_read_and_written_again_make_a_valid_export(form: Any, 
         for _, record in read_records(TENANT):
             write(record, fingerprint.add(record))
 
-    assert (verified(tmp_path / "again").findings, verified(tmp_path / "again").signed) == ([], True)
+    assert (verify_file(tmp_path / "again").findings, verify_file(tmp_path / "again").signed) == ([], True)
 
 
 @pytest.mark.parametrize("path", [TENANT, TENANT_PARQUET], ids=lambda path: path.suffix)
@@ -84,7 +84,7 @@ def test_a_truncated_export_is_a_finding(path: Path, tmp_path: Path) -> None:
     for size in (len(whole) - 2, len(whole) - 100, len(whole) // 2, 2_000):
         cut.write_bytes(whole[:size])
 
-        (finding, *_) = verified(cut).findings
+        (finding, *_) = verify_file(cut).findings
 
         assert finding.kind in {"record_unreadable", "file_truncated"}
 
@@ -93,7 +93,7 @@ def test_an_export_without_its_final_line_break_is_complete(tmp_path: Path) -> N
     path = tmp_path / "export.jsonl"
     path.write_bytes(TENANT.read_bytes().removesuffix(b"\n"))
 
-    report = verified(path)
+    report = verify_file(path)
 
     assert (report.findings, report.signed) == ([], True)
 
@@ -102,7 +102,7 @@ def test_an_export_without_its_header_is_reported_as_edited(tmp_path: Path) -> N
     forger = Forger(TENANT)
     del forger.records[0]
 
-    assert found(forger.saved(tmp_path, fit=False)) == ["file_edited -"]
+    assert export_findings(forger.saved(tmp_path, fit=False)) == ["file_edited -"]
 
 
 def test_a_file_that_is_no_export_or_of_a_later_format_version_is_refused(tmp_path: Path) -> None:
@@ -110,11 +110,11 @@ def test_a_file_that_is_no_export_or_of_a_later_format_version_is_refused(tmp_pa
     for content in (b"", b"\n", b"{}\n", b"\0" * 1000, INSTANCE.read_bytes().replace(b"hydracore-export", b"x")):
         path.write_bytes(content)
         with pytest.raises(NotAnExport, match="is not a HydraCore export"):
-            verified(path)
+            verify_file(path)
     path.write_bytes(INSTANCE.read_bytes().replace(b'"format_version":1,', b'"format_version":2,"new":1,'))
 
     with pytest.raises(NotAnExport, match=r"exported by HydraCore 0\.1\.0: verify it with that release or a later one"):
-        verified(path)
+        verify_file(path)
 
 
 def test_an_export_is_verified_from_a_pipe_unless_it_is_parquet() -> None:
@@ -131,7 +131,7 @@ def test_an_export_is_verified_from_a_pipe_unless_it_is_parquet() -> None:
 
 
 def test_without_a_public_key_a_note_says_that_signatures_by_any_key_were_accepted() -> None:
-    report = verified(INSTANCE, public_key=None)
+    report = verify_file(INSTANCE, public_key=None)
 
     assert report.findings == []
     assert any("Signatures by any key were accepted" in note for note in report.notes)

@@ -19,7 +19,7 @@ from events.ids import SEQ_MAX
 from hydracore.audit import export_records as r
 from hydracore.audit.errors import NotAnExport
 from hydracore.cli import main
-from tests.exports import INSTANCE, TENANT, TENANT_PARQUET, Forger, found, verified
+from tests.exports import INSTANCE, TENANT, TENANT_PARQUET, Forger, export_findings, verify_file
 
 #: A time without a time zone.
 SOME_NOON = datetime(2026, 11, 23, 12)  # noqa: DTZ001
@@ -54,7 +54,7 @@ def test_a_record_with_a_value_that_the_log_never_writes_is_unreadable(
     forger = Forger(INSTANCE)
     forger.change(first(forger, kind), **fields)
 
-    assert found(forger.saved(tmp_path))[-1] == "record_unreadable -"
+    assert export_findings(forger.saved(tmp_path))[-1] == "record_unreadable -"
 
 
 def test_a_record_with_a_duplicate_field_is_unreadable(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_record_with_a_duplicate_field_is_unreadable(tmp_path: Path) -> None:
     path = tmp_path / "forged.jsonl"
     path.write_bytes(TENANT.read_bytes().replace(b'"payload":', b'"payload":"{}","payload":', 1))
 
-    (finding,) = verified(path).findings
+    (finding,) = verify_file(path).findings
 
     assert (finding.kind, "not encoded as an export encodes it" in finding.what) == ("record_unreadable", True)
 
@@ -72,7 +72,7 @@ def test_a_parquet_file_with_a_duplicate_column_is_unreadable(tmp_path: Path) ->
     payloads = pa.array(["{}"] * table.num_rows)
     pq.write_table(table.add_column(1, "payload", payloads), path)
 
-    (finding,) = verified(path).findings
+    (finding,) = verify_file(path).findings
 
     assert (finding.kind, "payload appears more than once" in finding.what) == ("record_unreadable", True)
 
@@ -115,7 +115,7 @@ def test_a_parquet_value_that_is_not_encoded_as_an_export_encodes_it_is_unreadab
     at, values = table.schema.names.index(name), edit(table.column(name).to_pylist())
     pq.write_table(table.set_column(at, name, pa.array(values)), path)
 
-    (finding,) = verified(path).findings
+    (finding,) = verify_file(path).findings
 
     assert (finding.kind, "not encoded as an export encodes it" in finding.what) == ("record_unreadable", True)
 
@@ -124,7 +124,7 @@ def test_a_parquet_file_rewritten_with_other_storage_options_is_the_same_export(
     table, path = pq.read_table(TENANT_PARQUET), tmp_path / "again.parquet"
     pq.write_table(table, path, compression="gzip", row_group_size=7, use_dictionary=False, data_page_version="2.0")
 
-    assert (verified(path).findings, verified(path).signed) == ([], True)
+    assert (verify_file(path).findings, verify_file(path).signed) == ([], True)
 
 
 @pytest.mark.parametrize("fields", [{"first_seq": SEQ_MAX}, {"event_count": SEQ_MAX}])
@@ -134,7 +134,9 @@ def test_the_largest_possible_sequence_number_or_event_count_is_a_finding(
     forger = Forger(INSTANCE)
     forger.change(first(forger, r.CommandRecord), **fields)
 
-    assert "chain_broken" in str(found(forger.saved(tmp_path))) or "event_missing" in str(found(forger.saved(tmp_path)))
+    assert "chain_broken" in str(export_findings(forger.saved(tmp_path))) or "event_missing" in str(
+        export_findings(forger.saved(tmp_path))
+    )
 
 
 def test_deeply_nested_json_is_refused_as_a_header_and_unreadable_as_a_record(tmp_path: Path) -> None:
@@ -144,9 +146,9 @@ def test_deeply_nested_json_is_refused_as_a_header_and_unreadable_as_a_record(tm
 
     path.write_bytes(brackets + b"".join(others))
     with pytest.raises(NotAnExport):
-        verified(path)
+        verify_file(path)
     path.write_bytes(header + brackets + b"".join(others))
-    assert found(path) == ["record_unreadable -"]
+    assert export_findings(path) == ["record_unreadable -"]
 
 
 def test_a_claim_of_millions_of_missing_events_costs_little_memory(tmp_path: Path) -> None:
@@ -157,7 +159,7 @@ def test_a_claim_of_millions_of_missing_events_costs_little_memory(tmp_path: Pat
     path = forger.saved(tmp_path)
 
     tracemalloc.start()
-    findings = verified(path).findings
+    findings = verify_file(path).findings
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
@@ -184,7 +186,7 @@ def test_a_parquet_file_with_invalid_utf_8_or_an_out_of_range_time_is_unreadable
     forged = table.set_column(table.schema.get_field_index(name), name, edit(column))
     pq.write_table(forged, path)
 
-    assert found(path)[-1] == "record_unreadable -"
+    assert export_findings(path)[-1] == "record_unreadable -"
 
 
 LIE = "x\x1b[2J\x1b[H0 findings in 41 events of tenant acme, 63 steps of others in 12 lanes\r\n$ \x1b]0;"

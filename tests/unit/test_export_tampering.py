@@ -19,7 +19,7 @@ from hydracore.audit.errors import NotAnExport
 from hydracore.audit.export_check import Request, verify_export
 from hydracore.audit.seal_file import SealFile
 from hydracore.audit.verifying import Progress
-from tests.exports import INSTANCE, KEY, PUBLIC_KEY, TENANT, Forger, found, verified
+from tests.exports import INSTANCE, KEY, PUBLIC_KEY, TENANT, Forger, export_findings, verify_file
 from tests.sealed_log import LANE
 
 OTHER_KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
@@ -176,7 +176,7 @@ def test_two_contradicting_seals_over_one_head_report_all_events_since_the_seal_
     other = make_seal(heads, previous=last, sealed_at=last.sealed_at, key=KEY)
     forger.records.insert(at + 1, r.SealRecord.of(other))
 
-    places = [each.place for each in verified(forger.saved(tmp_path)).findings if each.kind == "rewritten"]
+    places = [each.place for each in verify_file(forger.saved(tmp_path)).findings if each.kind == "rewritten"]
 
     assert places == ["lane 6, 13 to 19"]
 
@@ -189,7 +189,7 @@ def test_a_seal_from_before_the_exported_part_of_a_lane_is_no_finding(tmp_path: 
     earlier = make_seal(heads, previous=None, sealed_at=forger.records[at].seal.sealed_at, key=KEY)
     forger.records.insert(at, r.SealRecord.of(earlier))
 
-    assert found(forger.saved(tmp_path)) == []
+    assert export_findings(forger.saved(tmp_path)) == []
 
 
 @pytest.mark.parametrize("tamper", CASES, ids=lambda tamper: tamper.__name__)
@@ -198,7 +198,7 @@ def test_each_kind_of_tampering_is_found_where_it_was_done(tamper: Callable[[For
 
     tamper(forger)
 
-    assert found(forger.saved(tmp_path)) == CASES[tamper]
+    assert export_findings(forger.saved(tmp_path)) == CASES[tamper]
 
 
 def test_a_duplicate_lane_is_reported_as_out_of_order(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_duplicate_lane_is_reported_as_out_of_order(tmp_path: Path) -> None:
     begin, end = (at for at, each in enumerate(forger.records) if isinstance(each, (r.LaneRecord, r.LaneEndRecord)))
     forger.records[end + 1 : end + 1] = forger.records[begin : end + 1]
 
-    first, *_ = verified(forger.saved(tmp_path)).findings
+    first, *_ = verify_file(forger.saved(tmp_path)).findings
 
     assert (first.kind, first.what.partition(" (")[0], first.lane) == ("file_edited", "The lane is out of order", LANE)
 
@@ -270,7 +270,7 @@ def refused(records: list[Any], folder: Path, *, fit: bool) -> bool:
     forger = Forger(INSTANCE)
     forger.records = records
     try:
-        report = verified(forger.saved(folder, fit=fit), allow_unsigned=fit)
+        report = verify_file(forger.saved(folder, fit=fit), allow_unsigned=fit)
     except NotAnExport:
         return True
     return bool(report.findings)
@@ -279,27 +279,27 @@ def refused(records: list[Any], folder: Path, *, fit: bool) -> bool:
 def test_hiding_the_end_of_a_stream_is_found_in_a_signed_export_and_not_in_an_unsigned_one(tmp_path: Path) -> None:
     forger = Forger(INSTANCE)
     forger.hide(19)
-    assert found(forger.saved(tmp_path)) == []
+    assert export_findings(forger.saved(tmp_path)) == []
 
     # The signature guards against that, so an export without one is reported unless that is allowed.
     forger = Forger(TENANT)
     forger.hide(19)
-    (unsigned,) = verified(forger.saved(tmp_path), allow_unsigned=False).findings
+    (unsigned,) = verify_file(forger.saved(tmp_path), allow_unsigned=False).findings
     assert (unsigned.kind, unsigned.what.partition(":")[0]) == ("not_signed", "The export is not signed as a whole")
     forger = Forger(TENANT)
     forger.hide(19)
-    edited = verified(forger.saved(tmp_path, fit=False), allow_unsigned=False)
+    edited = verify_file(forger.saved(tmp_path, fit=False), allow_unsigned=False)
     assert ([each.kind for each in edited.findings], edited.notes) == (["file_edited"], [])
-    assert found(forger.saved(tmp_path, key=OTHER_KEY)) == ["signature_wrong -"]
-    assert found(forger.saved(tmp_path, key=KEY)) == []
+    assert export_findings(forger.saved(tmp_path, key=OTHER_KEY)) == ["signature_wrong -"]
+    assert export_findings(forger.saved(tmp_path, key=KEY)) == []
 
 
 def test_an_export_that_is_signed_as_a_whole_is_verified_even_without_seals(tmp_path: Path) -> None:
     forger = Forger(TENANT)
     forger.records = [each for each in forger.records if not isinstance(each, r.SealRecord)]
 
-    assert found(forger.saved(tmp_path, key=KEY)) == []
-    assert found(forger.saved(tmp_path)) == ["not_sealed 1"]
+    assert export_findings(forger.saved(tmp_path, key=KEY)) == []
+    assert export_findings(forger.saved(tmp_path)) == ["not_sealed 1"]
 
 
 def test_seals_of_an_export_are_compared_with_the_copy_outside_the_database(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_seals_of_an_export_are_compared_with_the_copy_outside_the_database(tmp_
     recomputed_chain(forger)
     forger.seal_anew(KEY)  # As a forger who has the key, too.
     path = forger.saved(tmp_path)
-    assert found(path) == []
+    assert export_findings(path) == []
 
     copy.append(seals)
 

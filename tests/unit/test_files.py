@@ -10,7 +10,7 @@ import pytest
 
 from hydracore.embedded.files import lock_directory, write_json
 from hydracore.files import write_atomic
-from tests.disk import room_in_files, steps_fixture
+from tests.disk import limited_file_size, steps_fixture
 
 __all__ = ["steps_fixture"]
 
@@ -44,7 +44,7 @@ def test_a_replaced_file_is_accessible_only_to_its_owner_and_no_draft_is_left(tm
 def test_a_write_that_finds_no_room_keeps_the_old_content_and_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
 
-    with room_in_files(3), pytest.raises(OSError, match=rf"File too large: '{tmp_path / 'a'}'"):
+    with limited_file_size(3), pytest.raises(OSError, match=rf"File too large: '{tmp_path / 'a'}'"):
         write_atomic(tmp_path / "a", b"newer")
 
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old"}
@@ -53,7 +53,7 @@ def test_a_write_that_finds_no_room_keeps_the_old_content_and_names_the_file(tmp
 def test_a_lock_file_that_finds_no_room_is_named_in_the_error(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
 
-    with room_in_files(0), pytest.raises(OSError, match=f"File too large: '{lock}'"), lock_directory(lock):
+    with limited_file_size(0), pytest.raises(OSError, match=f"File too large: '{lock}'"), lock_directory(lock):
         pass
     with lock_directory(lock):
         assert lock.read_text() == f"{os.getpid()}\n"

@@ -19,9 +19,9 @@ from projections.followed import followed_projections
 from projections.inline import inline_projections
 from projections.provision_log_1 import TEXTS as TEXTS_1
 from projections.versions import Versions
-from tests import frozen, lives
+from tests import frozen_corpus, lifecycle
 
-ADA = lives.instance_id()
+ADA = lifecycle.instance_id()
 START = datetime(2026, 9, 21, 22, tzinfo=UTC)
 
 #: By name and version: the digest of all rows of the frozen histories. Where one differs, a replay no longer gives
@@ -54,9 +54,9 @@ def projections() -> list[Inline | Followed]:
 
 def rows(projection: Inline | Followed) -> Iterator[bytes]:
     """The rows of each history, and of each with one more event of each type; where that raises an error, its name."""
-    for history in frozen.histories():
+    for history in frozen_corpus.histories():
         yield rows_of(projection, history)
-        for event in frozen.events():
+        for event in frozen_corpus.events():
             try:
                 yield rows_of(projection, [*history, event])
             except Exception as error:  # noqa: BLE001 - an event that makes no sense there raises one, and that is a result too

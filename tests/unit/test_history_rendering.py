@@ -28,8 +28,8 @@ from hydracore.audit.history_rendering import (
     render_state,
 )
 from hydracore.audit.timestamps import parse_end_time, parse_time, time_text
-from tests import lives
-from tests.lives import NOW_MS, Life
+from tests import lifecycle
+from tests.lifecycle import NOW_MS, InMemoryInstance
 from tests.unit.test_erasure import FULL
 
 CIPHERTEXT = "v1." + "QUJD" * 12
@@ -41,7 +41,7 @@ SECRETIVE = (
 )
 
 
-def entries(life: Life) -> list[Entry]:
+def entries(life: InMemoryInstance) -> list[Entry]:
     states: list[Instance | None] = [None]
     for event in life.events:
         states.append(evolve(states[-1], event, stream_id=life.id))
@@ -63,7 +63,7 @@ def test_the_audit_knows_every_sealed_field() -> None:
 
 
 async def test_hashes_of_credentials_are_masked_in_every_rendered_event() -> None:
-    life = Life.after(*lives.RUNNING, lives.delete(), lives.teardown("key_revoked"))
+    life = InMemoryInstance.after(*lifecycle.RUNNING, lifecycle.delete(), lifecycle.teardown("key_revoked"))
     rendered = [await render_event(entry, hide_sealed) for entry in entries(life)]
     text = msgspec.json.encode(rendered).decode()
 
@@ -82,7 +82,7 @@ async def test_secrets_that_were_stored_unsealed_are_masked() -> None:
         "endpoint": "https://ann:hunter2@crm.test",
         "token": CIPHERTEXT,
     }
-    life = Life.after(*lives.RUNNING, c.PatchPlatformConfig(at_ms=NOW_MS, integrations=(old,)))
+    life = InMemoryInstance.after(*lifecycle.RUNNING, c.PatchPlatformConfig(at_ms=NOW_MS, integrations=(old,)))
 
     event = await render_event(entries(life)[-1], hide_sealed)
 
@@ -93,7 +93,7 @@ async def test_secrets_that_were_stored_unsealed_are_masked() -> None:
 
 
 async def test_no_ciphertext_is_shown_in_any_event_or_state() -> None:
-    life = Life.after(*SECRETIVE)
+    life = InMemoryInstance.after(*SECRETIVE)
 
     shown = [msgspec.json.encode(await render_event(entry, hide_sealed)) for entry in entries(life)]
     states = [
@@ -106,12 +106,14 @@ async def test_no_ciphertext_is_shown_in_any_event_or_state() -> None:
     assert b'["v1.2 of it","(sealed)"]' in shown[-2]
     assert not [text for text in shown + states if b"v1.c2" in text or CIPHERTEXT.encode() in text]
     # Nor is the whole hash of a token.
-    assert not [text for text in shown + states if lives.token_hash().encode() in text]
+    assert not [text for text in shown + states if lifecycle.token_hash().encode() in text]
 
 
-@pytest.mark.parametrize("way", [*lives.WAYS.values(), SECRETIVE], ids=[*lives.WAYS, "erased"])
+@pytest.mark.parametrize(
+    "way", [*lifecycle.COMMANDS_TO_STATUS.values(), SECRETIVE], ids=[*lifecycle.COMMANDS_TO_STATUS, "erased"]
+)
 def test_the_changes_of_all_events_add_up_to_the_state(way: tuple[c.AnyCommand, ...]) -> None:
-    life = Life.after(*way)
+    life = InMemoryInstance.after(*way)
     fields: dict[str, Any] = {}
 
     for entry in entries(life):

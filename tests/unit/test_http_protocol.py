@@ -13,7 +13,7 @@ from uvicorn.server import ServerState
 
 from hydracore.http_protocol import HEAD_BYTES_MAX, BoundedProtocol
 from hydracore.http_server import uvicorn_config
-from tests.memory import holding_less_than
+from tests.memory import allocating_less_than
 from tests.waiting import PATIENCE_S
 
 #: A body that looks like a head.
@@ -118,7 +118,7 @@ async def test_a_request_is_answered_even_if_an_upgrade_or_an_invalid_request_fo
 
 async def test_refused_bytes_that_follow_a_request_are_not_kept_in_memory() -> None:
     async with connected() as (protocol, reader):
-        with holding_less_than(8 * HEAD_BYTES_MAX):
+        with allocating_less_than(8 * HEAD_BYTES_MAX):
             protocol.data_received(NEXT + b"GET /first HTTP/1.1\r\nA: x")
             for _ in range(100):
                 protocol.data_received(b"x" * HEAD_BYTES_MAX)

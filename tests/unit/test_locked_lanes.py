@@ -7,8 +7,8 @@ from uuid import UUID
 
 from events.locked_lanes import LockedLanes
 from events.record import Append
-from tests.lives import Life, request
-from tests.requests_to_log import origin
+from tests.lifecycle import InMemoryInstance, request
+from tests.store_commands import origin
 
 
 class One(NamedTuple):
@@ -18,8 +18,8 @@ class One(NamedTuple):
 
 
 def one(lane: int, *, stream: int = 0) -> One:
-    life = Life(UUID(int=64 * stream + lane))
-    events = life.give(request())
+    life = InMemoryInstance(UUID(int=64 * stream + lane))
+    events = life.execute(request())
     return One(
         Append(
             stream_id=life.id,

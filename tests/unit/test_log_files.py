@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hydracore.log_files import LOG_BYTES_MAX, rotate, rotate_periodically
-from tests.disk import room_in_files
+from tests.disk import limited_file_size
 from tests.waiting import until
 
 
@@ -49,7 +49,7 @@ def test_a_large_log_is_copied_to_an_old_file_and_emptied_while_its_writer_goes_
 def test_a_log_that_cannot_be_copied_for_lack_of_room_stays_and_leaves_no_copy(log: Path) -> None:
     log.write_text("a line\n")
 
-    with room_in_files(3), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+    with limited_file_size(3), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
         rotate(log, bytes_max=3)
 
     assert {path.name: path.read_text() for path in log.parent.iterdir()} == {"part.log": "a line\n"}

@@ -13,9 +13,9 @@ from events.evolve import evolve
 from events.memory_estimates import state_bytes
 from events.state import Instance
 from events.types import ConsentChanged, PlatformConfigPatched, Sealed
-from tests import lives
+from tests import lifecycle
 
-RUNNING = lives.Life.after(*lives.RUNNING).state
+RUNNING = lifecycle.InMemoryInstance.after(*lifecycle.RUNNING).state
 
 
 def test_the_memory_estimate_of_a_state_grows_with_its_configuration() -> None:

@@ -59,9 +59,9 @@ objects = st.fixed_dictionaries({}, optional=fields)
 
 @pytest.fixture(scope="module", name="judged")
 def judged_fixture() -> Callable[..., Any]:
-    from tests.pydantic_reference import judged  # noqa: PLC0415 - costly
+    from tests.pydantic_reference import pydantic_verdict  # noqa: PLC0415 - costly
 
-    return judged
+    return pydantic_verdict
 
 
 @given(objects)

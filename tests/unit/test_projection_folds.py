@@ -28,8 +28,8 @@ from projections.provision_log import ProvisionLogProjection
 from projections.reservation import ReservationProjection
 from projections.tables import Row, Table
 from projections.usage_daily import UsageFold
-from tests.random_lives import Move, Who, command_of, erasure, moves
-from tests.requests_to_log import origin
+from tests.random_lifecycles import InstanceIdentity, Move, command_of, erasure, moves
+from tests.store_commands import origin
 
 START = datetime(2026, 9, 21, 22, tzinfo=UTC)
 CUSTOMERS = ("ada", "bob")
@@ -50,24 +50,24 @@ def lived(history: Sequence[tuple[str, Move]]) -> list[Append]:
     states: dict[UUID, Instance] = {}
     appends = list[Append]()
     for name, move in history:
-        who = Who("acme", name)
-        before = states.get(who.id)
-        command = command_of(move, who, before)
+        identity = InstanceIdentity("acme", name)
+        before = states.get(identity.id)
+        command = command_of(move, identity, before)
         try:
-            events = decide(before, command, stream_id=who.id)
+            events = decide(before, command, stream_id=identity.id)
         except Rejected:
             continue
         if not events:
             continue
         after = before
         for event in events:
-            after = evolve(after, event, stream_id=who.id)
+            after = evolve(after, event, stream_id=identity.id)
         assert after is not None
-        states[who.id] = after
+        states[identity.id] = after
         appends.append(
             Append(
-                stream_id=who.id,
-                lane=lane_of(who.id),
+                stream_id=identity.id,
+                lane=lane_of(identity.id),
                 name=type(command).__name__,
                 before=before,
                 after=after,
@@ -81,7 +81,11 @@ def lived(history: Sequence[tuple[str, Move]]) -> list[Append]:
 @settings(max_examples=60)
 @given(histories)
 def test_inline_tables_equal_the_fold_of_their_streams_after_every_append(history: list[tuple[str, Move]]) -> None:
-    folds = {(kind, who.id): kind().begin(who.id, lane=lane_of(who.id)) for kind in INLINE for who in PEOPLE}
+    folds = {
+        (kind, identity.id): kind().begin(identity.id, lane=lane_of(identity.id))
+        for kind in INLINE
+        for identity in PEOPLE
+    }
     written: dict[Any, dict[Any, Row]] = {kind: {} for kind in INLINE}
     given_by: dict[Any, dict[Any, Row]] = {whose: {} for whose in folds}
 
@@ -99,7 +103,7 @@ def test_inline_tables_equal_the_fold_of_their_streams_after_every_append(histor
 
 
 INLINE = (InstanceProjection, ProvisionLogProjection, ReservationProjection)
-PEOPLE = tuple(Who("acme", name) for name in CUSTOMERS)
+PEOPLE = tuple(InstanceIdentity("acme", name) for name in CUSTOMERS)
 
 #: What a row of an inline statement calls the columns of its table.
 _NAMES = {"instance_id": "id", "seq": "version"}

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from events.state import Instance
-from tests import lives
-from tests.lives import Life
+from tests import lifecycle
+from tests.lifecycle import InMemoryInstance
 from workers.labels import is_accounted_for, is_made_for
 from workers.providers.base import Server
 
@@ -15,7 +15,11 @@ from workers.providers.base import Server
 @pytest.fixture(scope="module")
 def second_attempt() -> Instance:
     """An instance whose first server failed, and whose second one is intended."""
-    return Life().after(lives.request(), lives.plan(), lives.failed(), lives.discarded(), lives.plan(2)).state
+    return (
+        InMemoryInstance()
+        .after(lifecycle.request(), lifecycle.plan(), lifecycle.failed(), lifecycle.discarded(), lifecycle.plan(2))
+        .state
+    )
 
 
 def server(**labels: str) -> Server:
@@ -33,7 +37,7 @@ def server(**labels: str) -> Server:
 
 
 def intent(attempt: int) -> str:
-    return lives.token_hash(attempt)[:16]
+    return lifecycle.token_hash(attempt)[:16]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +67,7 @@ def test_a_server_is_matched_by_its_intent_label_or_without_one_by_its_attempt_n
 
 
 def test_a_server_whose_id_is_in_the_log_is_accounted_for_whatever_its_labels_say() -> None:
-    state = Life().after(lives.request(), lives.plan(), lives.created(server_id="1")).state
+    state = InMemoryInstance().after(lifecycle.request(), lifecycle.plan(), lifecycle.created(server_id="1")).state
 
     assert is_accounted_for(state, server(attempt="3", intent=intent(7)))
 

@@ -12,7 +12,7 @@ from events.evolve import evolve
 from events.state import Instance
 from events.stream_state import FOLD_VERSION
 from events.types import AnyEvent
-from tests import frozen, lives
+from tests import frozen_corpus, lifecycle
 
 #: By the version of the fold rules: the digest of all states that they give for the corpus. Lines are added, and only the last one is ever
 #: edited, before it is released.
@@ -21,11 +21,11 @@ FROZEN = {1: "286c352245cf13c6dc91ab632e0c680651c23b1bd68f7cc20bbd168b4b5144dd"}
 
 def results() -> Iterator[bytes]:
     """The states that today's rules give for every prefix of the frozen histories, and for each with one more event of each type."""
-    others = frozen.events()
-    for history in frozen.histories():
+    others = frozen_corpus.events()
+    for history in frozen_corpus.histories():
         state = None
         for event in history:
-            state = evolve(state, event, stream_id=lives.instance_id())
+            state = evolve(state, event, stream_id=lifecycle.instance_id())
             yield stream_state.encode(state)
             yield from (result(state, other) for other in others)
 
@@ -48,9 +48,9 @@ def test_the_fold_version_changes_whenever_a_history_gives_another_state() -> No
     assert max(FROZEN) == FOLD_VERSION
 
 
-@pytest.mark.parametrize("way", lives.WAYS)
+@pytest.mark.parametrize("way", lifecycle.COMMANDS_TO_STATUS)
 def test_a_snapshot_decodes_to_the_state_that_it_was_made_of(way: str) -> None:
-    state = lives.Life.after(*lives.WAYS[way]).state
+    state = lifecycle.InMemoryInstance.after(*lifecycle.COMMANDS_TO_STATUS[way]).state
 
     text = stream_state.encode(state)
 
