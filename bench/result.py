@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
+
+#: The width of the table in a file or a pipe: each row is one line.
+WIDTH_WITHOUT_TERMINAL: Final = 240
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,4 +61,4 @@ def show(results: Sequence[Comparison | Limit]) -> None:
             table.add_row(
                 result.name, f"{result.value:.2f} {result.unit}", "", "", f"<= {result.target:g} {result.unit}", met
             )
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL).print(table)
