@@ -61,11 +61,12 @@ settings.load_profile("ci")
 freeze_and_collect_less_often()
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Each worker draws ports from a range of its own: between the draw and the server that listens there, another one
-    # could draw the same port, and the second server would not start.
+    # Each worker draws ports from a range of its own: between the draw and the server that listens there, another one could draw the
+    # same port, and the second server would not start. All of these are below the product's range, from which programs that tests
+    # start, like `hydracore up`, draw theirs.
     _number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
     _size = (ports.PORT_LAST - ports.PORT_FIRST + 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    _first = ports.PORT_FIRST + _number * _size
+    _first = 10_000 + _number * _size
     setattr(ports, "PORT_FIRST", _first)  # noqa: B010 - final for the product
     setattr(ports, "PORT_LAST", _first + _size - 1)  # noqa: B010
 
