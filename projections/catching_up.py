@@ -15,7 +15,7 @@ from psycopg import AsyncConnection
 from events.exchange import exchange
 from events.sql import Statements
 from projections.definition import Followed, Inline, Projection
-from projections.errors import EventRefused, RebuildBusy
+from projections.errors import EventRefused, RebuildLockLost
 from projections.fact import LogEntry, Place, Reader, Skipped, stream_of, table_reader
 from projections.fact_pages import read_facts
 from projections.generations import Generation, use_schema
@@ -67,13 +67,13 @@ async def catch_up(
 
     `kept`: the folds that earlier steps of this build have kept; this step adds its own. Raises `ReadLimitExceeded`
     where more than `read_max` events would have to be read, `EventRefused`, `LogCorrupted` where an event is missing,
-    and `RebuildBusy` where the build was dropped or swapped by others.
+    and `RebuildLockLost` where the build was dropped or swapped by others, who have the rebuild lock then.
     """
     # Locked, because the session with the rebuild lock may have been lost since it was last checked. Of two who step at
     # the same time, the second then waits, and continues from where the first has come to.
     at = dict(await (await connection.execute(_LOCK_POSITIONS, (build.follower,))).fetchall())
     if not at:
-        raise RebuildBusy(projection.name)
+        raise RebuildLockLost(projection.name)
     ahead = {lane: seq for lane, seq in upto.items() if seq > at[lane]}
     if not ahead:
         return CatchUpStep(0, 0, set(), {})

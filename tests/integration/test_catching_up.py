@@ -15,7 +15,7 @@ from projections.activity import Activity
 from projections.candidate import Candidate
 from projections.catching_up import CatchUpStep
 from projections.definition import Projection
-from projections.errors import RebuildBusy
+from projections.errors import RebuildLockLost
 from projections.folding import fold_lanes
 from projections.generations import Generation, Progress
 from projections.instance import InstanceProjection
@@ -97,7 +97,7 @@ async def test_concurrent_rebuilds_of_one_build_count_no_event_twice(
         assert (report.resumed, report.drifted) == (True, 0)
 
         await generations.drop(owner_conn, build)
-        with pytest.raises(RebuildBusy):
+        with pytest.raises(RebuildLockLost):
             await step(second)
 
 
