@@ -147,11 +147,9 @@ async def rollback(database_url: str, projection: Projection) -> Report:
             missing=missing,
         )
         candidate = Candidate.of(projection, earlier, live, Pace(full_speed=True))._replace(unverified=None)
-
-        async def prepare(swapping: AsyncConnection) -> None:
-            report.events += await _prepare(swapping, candidate, locked=connection)
-
-        _finish(report, await swap(partial(connect, database_url), candidate, prepare=prepare), began_s)
+        swapped = await _swap(database_url, connection, candidate)
+        report.events = swapped.prepared
+        _finish(report, swapped, began_s)
         return report
 
 

@@ -86,25 +86,30 @@ _Session = tuple[int, datetime]
 
 
 class SwapResult(NamedTuple):
-    """How long writers (or followers) were stopped, by the server's clock, and how many tries it took."""
+    """How long writers (or followers) were stopped, by the server's clock, and how many tries it took.
+
+    `prepared`: how many events were applied to the build before the tries.
+    """
 
     stopped_s: float
     tries: int
+    prepared: int
 
 
 async def swap(
     connect: Callable[[], Awaitable[AsyncConnection]],
     candidate: Candidate,
     *,
-    prepare: Callable[[AsyncConnection], Awaitable[object]],
+    prepare: Callable[[AsyncConnection], Awaitable[int]],
 ) -> SwapResult:
     """Make the candidate's build the live generation, and the live one the previous. Each try has its own connection.
 
-    `prepare` is awaited right before each try, on its connection. Raises `ParityMismatch`, `NamesTaken` and
+    `prepare` is awaited right before each try, on its connection, and returns how many events it has applied. Raises `ParityMismatch`, `NamesTaken` and
     `WritersNotStopped`; then nothing has changed. Raises `SwapUnknown` where the database does not say whether the swap
     was made.
     """
     lost_session: _Session | None = None
+    prepared = 0
     for tries in range(1, TRIES_MAX + 1):
         try:
             connection = await connect()
@@ -118,20 +123,20 @@ async def swap(
             try:
                 if lost_session is not None and await _was_committed(connection, candidate, session=lost_session):
                     # How long it took is not known, but it was within the limit.
-                    return SwapResult(_limit_s(candidate), tries - 1)
+                    return SwapResult(_limit_s(candidate), tries - 1, prepared)
             except psycopg.OperationalError:
                 await asyncio.sleep(PAUSE_S_MAX)
                 continue
-            await prepare(connection)
+            prepared += await prepare(connection)
             await generations.copy_privileges(connection, candidate.build)
             lost_session = await (await connection.execute(_SESSION)).fetchone()
             stopped = await _try(connection, candidate)
             if stopped is not None:
-                return SwapResult(stopped.total_seconds(), tries)
+                return SwapResult(stopped.total_seconds(), tries, prepared)
         await asyncio.sleep(min(PAUSE_S * tries, PAUSE_S_MAX))
     assert lost_session is not None, "it was tried"
     if await _was_last_try_committed(connect, candidate, session=lost_session):
-        return SwapResult(_limit_s(candidate), TRIES_MAX)
+        return SwapResult(_limit_s(candidate), TRIES_MAX, prepared)
     raise WritersNotStopped(candidate.build.name, TRIES_MAX)
 
 

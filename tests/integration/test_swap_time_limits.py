@@ -325,5 +325,5 @@ async def test_a_swap_that_gets_no_connection_for_its_first_try_ends(
         await swap.swap(partial(psycopg.AsyncConnection.connect, nowhere), candidate, prepare=prepare_nothing)
 
 
-async def prepare_nothing(_: psycopg.AsyncConnection) -> None:
+async def prepare_nothing(_: psycopg.AsyncConnection) -> int:
     raise AssertionError("there is no connection")
