@@ -35,12 +35,10 @@ def clone(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make(clone: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def make(clone: Path, *words: str, target: str = ".venv/.runtime") -> subprocess.CompletedProcess[str]:
     # Without the variables that an outer make sets for its commands.
     environ = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    return subprocess.run(
-        ["make", ".venv/.runtime", *words], cwd=clone, env=environ, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(["make", target, *words], cwd=clone, env=environ, capture_output=True, text=True, check=False)
 
 
 def python_of(version: tuple[int, ...], path: Path, *, with_pip: bool = True) -> Path:
@@ -62,6 +60,18 @@ def test_an_environment_without_pip_or_of_an_old_python_is_made_anew(
     make(clone, f"PYTHON={named}")
 
     assert left.read_text() == named.read_text()
+
+
+def test_up_is_given_the_port_and_the_directory_that_make_was_given(clone: Path) -> None:
+    hydracore = clone / ".venv/bin/hydracore"
+    hydracore.parent.mkdir(parents=True)
+    hydracore.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    hydracore.chmod(0o755)
+    (clone / ".venv/.runtime").touch()
+
+    done = make(clone, "--silent", "PORT=8099", "DIR=another place", target="up")
+
+    assert (done.returncode, done.stdout.splitlines()) == (0, ["up", "--home", "another place", "--port", "8099"])
 
 
 def test_a_complete_environment_is_kept(clone: Path) -> None:
