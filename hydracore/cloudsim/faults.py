@@ -81,7 +81,7 @@ class FaultOrder(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     #: For a refusal: the status and code, if not the usual ones.
     status: Annotated[int, Meta(ge=400, le=599)] | None = None
     code: str | None = None
-    #: For a 429 or 503: the value of `Retry-After`, which the real API does not send: it has the headers of `quota` only.
+    #: For a 429 or 503: the value of `Retry-After`. The real API documents only the headers of `quota`.
     retry_after_s: Annotated[int, Meta(ge=0)] | None = None
     #: For slow_boot.
     delay_s: Annotated[float, Meta(ge=0)] = 1.0
